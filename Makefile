@@ -1,0 +1,64 @@
+# Everything runs in .venv, made on first use; touching pyproject.toml or constraints.txt renews it.
+PYTHON ?= python3
+VENV := .venv
+WORKERS ?= 2
+PYTEST := $(VENV)/bin/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check format clean
+
+help:  ## show this list
+	@echo "make TARGET [PYTHON=python3.11]"
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(VENV)/.package  ## align the embedded model and write a report
+	$(VENV)/bin/nablaflow demo
+
+test: $(VENV)/.test  ## all tests but the slow ones, on WORKERS=2 processes
+	$(PYTEST) -n $(WORKERS) --dist worksteal
+
+test-slow: $(VENV)/.test  ## the tests that take minutes each
+	$(PYTEST) -m slow --timeout 3600
+
+check: $(VENV)/.dev  ## style, types, and which room imports which
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.dev  ## put the code into the project's style
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+clean:  ## remove the virtual environment and the tools' caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# A set of extras contains the ones before it, so its installation renews their stamps as well.
+INPUTS := pyproject.toml constraints.txt
+install = $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
+
+$(VENV)/.package: $(INPUTS) | $(VENV)/bin/pip
+	$(install) -e .
+	@touch $@
+
+$(VENV)/.test: $(INPUTS) | $(VENV)/bin/pip
+	$(install) -e '.[test]'
+	@touch $(VENV)/.package $@
+
+$(VENV)/.dev: $(INPUTS) | $(VENV)/bin/pip
+	$(install) -e '.[dev]'
+	@touch $(VENV)/.package $(VENV)/.test $@
+
+# What is wrong with PYTHON, in one line; nothing if it will do. Any Python can run these lines.
+complaint = $(shell $(PYTHON) -c 'import sys; \
+v = sys.version_info; \
+print("" if (3, 10) <= v[:2] <= (3, 13) else "is Python %d.%d" % v[:2])' 2>/dev/null \
+|| echo "does not run")
+no_venv = $(shell $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || echo no)
+
+$(VENV)/bin/pip:
+	$(if $(complaint),$(error nablaflow needs Python 3.10 to 3.13, and $(PYTHON) $(complaint): \
+choose another, such as make PYTHON=python3.11))
+	$(if $(no_venv),$(error $(PYTHON) cannot make a virtual environment: on Debian, \
+apt install python3-venv))
+	$(PYTHON) -m venv $(VENV)

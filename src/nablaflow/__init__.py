@@ -1,0 +1,92 @@
+"""Align diffusion image models with a reward; keep their diversity and their prior.
+
+import nablaflow as nf
+
+run = nf.align(
+    model="path/or/hub-id",
+    reward="brightness",
+    prompts=["a photo of a cat"],
+    method=nf.ResidualNablaDB(beta=100.0),
+    steps=200,
+    output_dir="runs/x",
+)
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nablaflow import nano
+    from nablaflow.methods import Method, NablaDB, ResidualNablaDB
+    from nablaflow.runs import Run
+    from nablaflow.typing import Reward
+
+__version__ = "0.1.0"
+__all__ = ["NablaDB", "ResidualNablaDB", "align", "nano"]
+
+# Loaded on first use, so that the command line answers --help at once.
+_LAZY = {
+    "NablaDB": ("nablaflow.methods", "NablaDB"),
+    "ResidualNablaDB": ("nablaflow.methods", "ResidualNablaDB"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "nano":
+        return importlib.import_module("nablaflow.nano")
+    if name in _LAZY:
+        module, attribute = _LAZY[name]
+        return getattr(importlib.import_module(module), attribute)
+    raise AttributeError(f"module 'nablaflow' has no attribute {name!r}")
+
+
+def align(
+    *,
+    model: str = "nano",
+    reward: str | dict[str, float] | Reward,
+    prompts: Sequence[str] | str,
+    method: Method | str | dict[str, Any],
+    output_dir: str | Path,
+    steps: int = 200,
+    overwrite: bool = False,
+    resume: bool = False,
+    **settings: Any,
+) -> Run:
+    """Align a model with a reward and write a run folder.
+
+    Args:
+        model: ``nano``, a diffusers folder, or a hub id.
+        reward: name, ``file.py:function``, sum of those, or a callable ``(images, prompts)``.
+        prompts: a list, or a text file with one prompt per line.
+        method: an object such as ``ResidualNablaDB(beta=100.0)``, a name, or a mapping.
+        steps: optimizer updates.
+        settings: groups as in a recipe, such as ``sampler={"steps": 50}``; what is left out has
+            the defaults of `nablaflow.training.defaults`.
+
+    Raises:
+        UserError: a mistake in any of these.
+    """
+    from nablaflow.rewards import load
+    from nablaflow.runs import run
+    from nablaflow.training.config import parse_config
+    from nablaflow.training.defaults import DEFAULTS
+    from nablaflow.training.overrides import merge
+
+    given = load(reward)
+    values = {
+        "model": model,
+        "reward": reward if isinstance(reward, str | dict) else given.name,
+        "prompts": prompts if isinstance(prompts, str) else list(prompts),
+        "method": method,
+        "output_dir": str(output_dir),
+    }
+    config = parse_config(merge(merge(merge(DEFAULTS, values), settings), _updates(steps)))
+    return run(config, resume=resume, overwrite=overwrite, reward=given)
+
+
+def _updates(steps: int) -> dict[str, Any]:
+    return {"training": {"updates": steps}}

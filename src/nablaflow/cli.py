@@ -1,0 +1,192 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nablaflow.errors import TrainingStopped, UserError
+
+app = typer.Typer(
+    name="nablaflow",
+    help="Align diffusion models with rewards; keep their diversity and their prior.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Settings = Annotated[
+    list[str] | None, typer.Argument(metavar="[key.sub=value …]", help="settings to change")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, nothing else")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the run in output_dir")]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of a mistake")]
+
+
+def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **flags: Any) -> None:
+    """Load a configuration, carry it out, print the table or the JSON."""
+    from rich.console import Console
+
+    from nablaflow.report import rich_table
+    from nablaflow.runs import run
+    from nablaflow.training.overrides import load_config
+
+    as_json = flags.pop("as_json")
+    console = Console(stderr=as_json)
+    config = load_config(recipe, overrides, defaults)
+    result = run(config, **flags, console=Console(stderr=True))
+    if not result.summary:
+        return
+    if as_json:
+        print(json.dumps({"output_dir": str(result.folder), **result.summary}))
+        return
+    console.print(rich_table(result.summary))
+    minutes = result.summary["seconds"] / 60
+    console.print(f"{result.folder}/report.html · LoRA in {result.lora} · {minutes:.1f} minutes")
+
+
+@app.command()
+def demo(
+    settings: Settings = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Align the embedded model with warm colours and write a run folder."""
+    from nablaflow.training.demo import demo_settings
+
+    _guarded(
+        lambda: _run(
+            None,
+            demo_settings(),
+            settings or [],
+            resume=resume,
+            overwrite=overwrite,
+            as_json=as_json,
+        ),
+        debug,
+    )
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="a YAML file, see recipes/")],
+    settings: Settings = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Carry out a recipe."""
+    _guarded(
+        lambda: _run(
+            recipe, {}, settings or [], resume=resume, overwrite=overwrite, as_json=as_json
+        ),
+        debug,
+    )
+
+
+@app.command()
+def sample(
+    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="run folder, or a model")],
+    prompt: Annotated[list[str] | None, typer.Option(help="again for more prompts")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="images in all")] = 8,
+    out: Annotated[Path, typer.Option(help="folder for the images")] = Path("samples"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace images there")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Sample images from a run's policy, or from a model as it is."""
+
+    def work() -> None:
+        from nablaflow.sampling import sample_to_folder
+
+        paths = sample_to_folder(source, prompt or [], n, out, seed, overwrite=overwrite)
+        if as_json:
+            print(json.dumps({"images": [str(path) for path in paths]}))
+        else:
+            print(f"{len(paths)} images in {out}")
+
+    _guarded(work, debug)
+
+
+@app.command("eval")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    n: Annotated[int | None, typer.Option("--n", min=2, help="images in all")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a run again: reward, diversity, prior, distance to the tilt."""
+
+    def work() -> None:
+        from rich.console import Console
+
+        from nablaflow.report import rich_table
+        from nablaflow.runs import evaluate_run
+
+        summary = evaluate_run(folder, n)
+        if as_json:
+            print(json.dumps(summary))
+        else:
+            Console().print(rich_table(summary))
+
+    _guarded(work, debug)
+
+
+@app.command()
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+    """Show what this machine has and what will fit on it."""
+
+    def work() -> None:
+        from rich.console import Console
+
+        from nablaflow.doctor import examine, table
+
+        found = examine()
+        print(json.dumps(found)) if as_json else Console().print(table(found))
+
+    _guarded(work, debug)
+
+
+def _guarded(work: Callable[[], None], debug: bool) -> None:
+    """A mistake becomes one line and status 2; what only the program can be blamed for, a trace."""
+    from nablaflow.runs import Interrupted
+
+    try:
+        work()
+    except (UserError, TrainingStopped, Interrupted) as error:
+        if debug:
+            raise
+        print(f"nablaflow: {' '.join(str(error).split())}", file=sys.stderr)
+        status = {UserError: 2, Interrupted: 130}.get(type(error), 1)
+        raise typer.Exit(status) from None
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' notes on their own optional parts off the user's screen."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """Entry point of the command ``nablaflow``."""
+    _quiet_libraries()
+    app()
+
+
+if __name__ == "__main__":
+    main()

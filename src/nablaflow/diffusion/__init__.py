@@ -1,0 +1,36 @@
+"""Schedules, reverse kernels and trajectories: pure functions on tensors, no networks."""
+
+from nablaflow.diffusion.kernels import (
+    kernel_mean,
+    noising_scores,
+    score_of_next,
+    score_of_state,
+)
+from nablaflow.diffusion.prediction import Prediction, predict_from, score
+from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.diffusion.samplers import SAMPLERS, build_process
+from nablaflow.diffusion.trajectory import (
+    Trajectories,
+    Transitions,
+    sample_trajectories,
+    trajectory_noise,
+)
+from nablaflow.diffusion.transitions import draw_transitions
+
+__all__ = [
+    "SAMPLERS",
+    "Prediction",
+    "ReverseProcess",
+    "Trajectories",
+    "Transitions",
+    "build_process",
+    "draw_transitions",
+    "kernel_mean",
+    "noising_scores",
+    "predict_from",
+    "sample_trajectories",
+    "score",
+    "score_of_next",
+    "score_of_state",
+    "trajectory_noise",
+]

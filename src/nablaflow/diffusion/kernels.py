@@ -1,0 +1,58 @@
+"""The Gaussian kernels of a reverse process and their scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nablaflow.diffusion.prediction import Prediction
+from nablaflow.diffusion.process import ReverseProcess, at
+from nablaflow.typing import Latents, Steps
+
+
+def clip_x0(process: ReverseProcess, prediction: Prediction) -> Prediction:
+    """The prediction with x0_hat clamped, if the process asks for it."""
+    if process.clip is None:
+        return prediction
+    clipped = prediction.x0_hat.clamp(-process.clip, process.clip)
+    return Prediction(x0_hat=clipped, epsilon=prediction.epsilon)
+
+
+def kernel_mean(process: ReverseProcess, x: Latents, prediction: Prediction, k: Steps) -> Latents:
+    """Mean of p(x_{k-1} | x_k), in float32 or better."""
+    return (
+        at(process.from_x, k, x) * x
+        + at(process.from_x0, k, x) * prediction.x0_hat
+        + at(process.from_epsilon, k, x) * prediction.epsilon
+    )
+
+
+def score_of_next(x_next: Latents, mean: Latents, sigma: Tensor) -> Latents:
+    """d/dx_{k-1} log N(x_{k-1}; mean, sigma^2 I)."""
+    return (mean - x_next) / sigma.square()
+
+
+def score_of_state(
+    x_next: Latents, mean: Latents, sigma: Tensor, x: Latents, *, create_graph: bool
+) -> Latents:
+    """d/dx_k log N(x_{k-1}; mean(x_k), sigma^2 I), through the graph from ``x`` to ``mean``.
+
+    The graph of ``mean`` is kept. With ``create_graph`` the result can be differentiated again,
+    by the network's parameters; without it, it is a constant.
+    """
+    log_density = -0.5 * ((x_next - mean) / sigma).square().sum()
+    (gradient,) = torch.autograd.grad(log_density, x, retain_graph=True, create_graph=create_graph)
+    return gradient
+
+
+def noising_scores(
+    process: ReverseProcess, x: Latents, x_next: Latents, k: Steps
+) -> tuple[Latents, Latents]:
+    """Scores of the noising kernel q(x_k | x_{k-1}) = N(sqrt(a) x_{k-1}, (1 - a) I).
+
+    Returns:
+        d/dx_{k-1} log q and d/dx_k log q, with a = alpha_bar_k / alpha_bar_{k-1}.
+    """
+    ratio = at(process.alpha_bar, k, x) / at(process.alpha_bar, k - 1, x)
+    pull = (x - ratio.sqrt() * x_next) / (1.0 - ratio)
+    return ratio.sqrt() * pull, -pull

@@ -1,0 +1,57 @@
+"""What a network predicts, in every parameterization: noise, clean state, v, score.
+
+All of them say the same thing about x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) epsilon.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from nablaflow.typing import Latents
+
+Parameterization = Literal["epsilon", "v_prediction", "sample"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One network output, as both quantities that the kernels need.
+
+    Attributes:
+        x0_hat: the one-step (Tweedie) prediction of the clean state.
+        epsilon: the prediction of the noise.
+    """
+
+    x0_hat: Latents
+    epsilon: Latents
+
+
+def predict_from(
+    output: Latents, x: Latents, alpha_bar: Tensor, parameterization: str
+) -> Prediction:
+    """Read a network's raw output.
+
+    Args:
+        output: what the network returned at ``x``.
+        alpha_bar: broadcasts against ``x``.
+        parameterization: what the output means: ``epsilon``, ``v_prediction`` (arXiv 2202.00512,
+            v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x0) or ``sample`` (x0 itself).
+
+    Raises:
+        ValueError: for any other parameterization.
+    """
+    signal, noise = alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()
+    if parameterization == "epsilon":
+        return Prediction(x0_hat=(x - noise * output) / signal, epsilon=output)
+    if parameterization == "v_prediction":
+        return Prediction(x0_hat=signal * x - noise * output, epsilon=noise * x + signal * output)
+    if parameterization == "sample":
+        return Prediction(x0_hat=output, epsilon=(x - signal * output) / noise)
+    raise ValueError(f"parameterization {parameterization!r}")
+
+
+def score(prediction: Prediction, alpha_bar: Tensor) -> Latents:
+    """Grad log p(x_k) = -epsilon / sqrt(1 - alpha_bar)."""
+    return -prediction.epsilon / (1.0 - alpha_bar).sqrt()

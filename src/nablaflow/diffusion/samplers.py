@@ -1,0 +1,176 @@
+"""Samplers: each turns a noise schedule and a number of steps into a `ReverseProcess`.
+
+The last step. DDPM's own variance is 0 (or tiny) at k = 1, where scores are divided by it. The
+rule here: ``sigma[1]`` is at least ``sigma_floor``; the mean is left as it is. Stable Diffusion's
+schedule ends at sigma = 0.0207 with 50 steps and is not touched by the default floor of 0.01.
+SDE-DPM-Solver++ ends at the schedule's own least noise, as published (final sigma = sigma_min).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+
+from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The noise levels that a sampler visits, k = 0 first: float64, shape (K + 1,)."""
+
+    timestep: Tensor
+    alpha_bar: Tensor
+
+
+def _with_start(timesteps: Tensor) -> Tensor:
+    return torch.cat([timesteps.new_zeros(1), timesteps.flip(0)]).long()
+
+
+def _evenly_spaced(scheduler: DDIMScheduler | DDPMScheduler, final_alpha_bar: Tensor) -> Levels:
+    """Levels of a scheduler whose timesteps are equally far apart."""
+    if scheduler.config["timestep_spacing"] == "linspace":
+        raise UserError(
+            "sampler.name: the model's scheduler spaces its timesteps 'linspace', for which the "
+            "levels of DDIM and DDPM do not meet; set timestep_spacing to leading or trailing in "
+            "its scheduler_config.json, or use sampler.name=sde-dpmsolver++"
+        )
+    timestep = _with_start(scheduler.timesteps)
+    alpha_bar = torch.cat(
+        [final_alpha_bar.reshape(1), scheduler.alphas_cumprod[timestep[1:]]]
+    ).double()
+    return Levels(timestep, alpha_bar)
+
+
+def _pairs(levels: Levels) -> tuple[Tensor, Tensor]:
+    """alpha_bar of x_k and of x_{k-1}; at the unused k = 0 both are harmless."""
+    alpha_bar = levels.alpha_bar
+    following = torch.cat([alpha_bar[:1], alpha_bar[:-1]])
+    return alpha_bar, following
+
+
+def _ddpm_variance(levels: Levels) -> Tensor:
+    """Variance of q(x_{k-1} | x_k, x_0) (arXiv 2006.11239, equation 7)."""
+    here, following = _pairs(levels)
+    variance = (1.0 - following) / (1.0 - here).clamp_min(1e-12) * (1.0 - here / following)
+    return torch.where(torch.arange(len(here)) == 0, 0.0, variance).clamp_min(0.0)
+
+
+def _process(levels: Levels, config: Mapping[str, Any], **tables: Tensor) -> ReverseProcess:
+    zero = torch.zeros_like(levels.alpha_bar)
+    parts = {"from_x": zero, "from_x0": zero, "from_epsilon": zero} | tables
+    clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
+    return ReverseProcess(
+        timestep=levels.timestep,
+        alpha_bar=levels.alpha_bar.float(),
+        clip=clip,
+        **{name: part.float() for name, part in parts.items()},
+    )
+
+
+def ddim(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
+    """DDIM (arXiv 2010.02502, equations 12 and 16); eta 1 has DDPM's variance."""
+    scheduler: Any = DDIMScheduler.from_config(dict(config))
+    scheduler.set_timesteps(steps)
+    levels = _evenly_spaced(scheduler, scheduler.final_alpha_cumprod)
+    _, following = _pairs(levels)
+    variance = eta**2 * _ddpm_variance(levels)
+    return _process(
+        levels,
+        scheduler.config,
+        from_x0=following.sqrt(),
+        from_epsilon=(1.0 - following - variance).clamp_min(0.0).sqrt(),
+        sigma=variance.sqrt(),
+    )
+
+
+def ddpm(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
+    """DDPM (arXiv 2006.11239) with the variance that the model's scheduler names."""
+    if eta != 1.0:
+        raise UserError("sampler.eta: DDPM has no eta; use sampler.name=ddim or sampler.eta=1")
+    scheduler: Any = DDPMScheduler.from_config(dict(config))
+    scheduler.set_timesteps(steps)
+    levels = _evenly_spaced(scheduler, torch.ones(()))
+    here, following = _pairs(levels)
+    kind = scheduler.config["variance_type"]
+    if kind.startswith("fixed_small"):
+        variance = _ddpm_variance(levels)
+    elif kind.startswith("fixed_large"):
+        variance = torch.where(levels.timestep > 0, 1.0 - here / following, 0.0)
+    else:
+        raise UserError(f"sampler.name: a {kind} variance is not supported; use sampler.name=ddim")
+    left = (1.0 - here).clamp_min(1e-12)
+    return _process(
+        levels,
+        scheduler.config,
+        from_x=(here / following).sqrt() * (1.0 - following) / left,
+        from_x0=following.sqrt() * (1.0 - here / following) / left,
+        sigma=variance.sqrt(),
+    )
+
+
+def sde_dpmsolver(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
+    """First-order SDE-DPM-Solver++ (arXiv 2211.01095, equation 18), the paper's fast sampler."""
+    if eta != 1.0:
+        raise UserError("sampler.eta: SDE-DPM-Solver++ has no eta; leave sampler.eta at 1")
+    scheduler: Any = DPMSolverMultistepScheduler.from_config(
+        dict(config),
+        algorithm_type="sde-dpmsolver++",
+        solver_order=1,
+        final_sigmas_type="sigma_min",
+        lower_order_final=False,
+        euler_at_final=False,
+    )
+    scheduler.set_timesteps(steps)
+    ratio = scheduler.sigmas.double().flip(0)  # noise over signal
+    levels = Levels(_with_start(scheduler.timesteps), 1.0 / (1.0 + ratio.square()))
+    here, following = _pairs(levels)
+    noise, noise_next = (1.0 - here).sqrt(), (1.0 - following).sqrt()
+    half_logsnr, half_logsnr_next = (
+        (here.sqrt() / noise).log(),
+        (following.sqrt() / noise_next).log(),
+    )
+    h = half_logsnr_next - half_logsnr
+    return _process(
+        levels,
+        {},  # the solver does not clip x0_hat, whatever the model's own scheduler does
+        from_x=noise_next / noise * (-h).exp(),
+        from_x0=following.sqrt() * (1.0 - (-2.0 * h).exp()),
+        sigma=noise_next * (1.0 - (-2.0 * h).exp()).clamp_min(0.0).sqrt(),
+    )
+
+
+SAMPLERS: dict[str, Callable[[Mapping[str, Any], int, float], ReverseProcess]] = {
+    "ddim": ddim,
+    "ddpm": ddpm,
+    "sde-dpmsolver++": sde_dpmsolver,
+}
+
+
+def build_process(
+    config: Mapping[str, Any], name: str, steps: int, eta: float, sigma_floor: float
+) -> ReverseProcess:
+    """The sampler called ``name`` on a diffusers scheduler's configuration.
+
+    Args:
+        config: of any diffusers scheduler: betas, timestep spacing, clipping.
+        steps: K, at least 2.
+        eta: in (0, 1], DDIM's share of DDPM's noise. At 0 there is no kernel to align.
+        sigma_floor: least standard deviation of the last kernel, see the module.
+
+    Raises:
+        UserError: for an unknown sampler, or one that the configuration does not allow.
+    """
+    if name not in SAMPLERS:
+        raise UserError(f"sampler.name: unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
+    if config.get("thresholding"):
+        raise UserError("model: dynamic thresholding has no Gaussian kernel; turn it off")
+    process = SAMPLERS[name](config, steps, eta)
+    last = torch.arange(steps + 1) == 1
+    sigma = torch.where(last, process.sigma.clamp_min(sigma_floor), process.sigma)
+    return replace(process, sigma=sigma)

@@ -1,0 +1,112 @@
+"""Trajectories of a reverse process, and the record of the transitions kept from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Int
+from torch import Tensor
+
+from nablaflow.diffusion.kernels import kernel_mean
+from nablaflow.diffusion.prediction import Prediction
+from nablaflow.diffusion.process import ReverseProcess, at
+from nablaflow.typing import Latents, Steps
+
+Predict = Callable[[Tensor, Tensor], Prediction]
+"""``(x, k) -> Prediction`` for a whole batch, guidance included."""
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """A flat batch of transitions.
+
+    Attributes:
+        x: states x_k.
+        x_next: states x_{k-1}, one step less noisy.
+        k: step indices.
+        epsilon: the noise prediction at ``x`` when the transition was sampled.
+        trajectory: the row of the rollout that each transition comes from.
+    """
+
+    x: Latents
+    x_next: Latents
+    k: Steps
+    epsilon: Latents
+    trajectory: Steps
+
+    def __len__(self) -> int:
+        return len(self.k)
+
+    def __getitem__(self, index: slice | Tensor) -> Transitions:
+        return Transitions(
+            self.x[index],
+            self.x_next[index],
+            self.k[index],
+            self.epsilon[index],
+            self.trajectory[index],
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[Transitions]) -> Transitions:
+        return Transitions(
+            torch.cat([part.x for part in parts]),
+            torch.cat([part.x_next for part in parts]),
+            torch.cat([part.k for part in parts]),
+            torch.cat([part.epsilon for part in parts]),
+            torch.cat([part.trajectory for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """The clean states of a batch of trajectories and the transitions kept."""
+
+    x0: Latents
+    transitions: Transitions
+
+
+def trajectory_noise(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator for each trajectory: its noise does not depend on how a batch is split."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@torch.no_grad()
+def sample_trajectories(
+    predict: Predict,
+    process: ReverseProcess,
+    shape: tuple[int, ...],
+    generators: list[torch.Generator],
+    device: torch.device,
+    keep: Int[Tensor, "trajectory transition"] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> Trajectories:
+    """Sample x_K, ..., x_0 for each generator; keep the transitions named in ``keep``.
+
+    Args:
+        shape: of one state.
+        keep: step indices to keep for each trajectory; a step named twice is kept twice.
+        on_step: called with k after each step, for progress.
+    """
+    n = len(generators)
+    x = randn_tensor((n, *shape), generator=generators, device=device, dtype=torch.float32)
+    kept: list[Transitions] = []
+    for step in range(process.steps, 0, -1):
+        k = torch.full((n,), step, device=device)
+        prediction = predict(x, k)
+        noise = randn_tensor((n, *shape), generator=generators, device=device, dtype=torch.float32)
+        mean = kernel_mean(process, x, prediction, k)
+        x_next = mean + at(process.sigma, k, x) * noise
+        if keep is not None:
+            rows = (keep == step).nonzero()[:, 0].to(device)
+            kept.append(
+                Transitions(x[rows], x_next[rows], k[rows], prediction.epsilon[rows].float(), rows)
+            )
+        x = x_next
+        if on_step is not None:
+            on_step(step)
+    empty = torch.zeros(0, dtype=torch.long, device=device)
+    none = Transitions(x[:0], x[:0], empty, x[:0], empty)
+    return Trajectories(x0=x, transitions=Transitions.concatenate([none, *kept]))

@@ -1,0 +1,25 @@
+"""What is raised when the user can mend it; everything else is a fault and keeps its traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in the user's input: one line that names the field or file and the remedy."""
+
+
+class TrainingStopped(Exception):
+    """Training cannot go on: a figure is not finite, no memory is left. What was saved is whole."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The closest of ``choices`` as a hint, or the list of them.
+
+    >>> nearest("warmt", ["warmth", "contrast"])
+    'did you mean warmth?'
+    """
+    known = sorted(choices)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}"

@@ -1,0 +1,140 @@
+"""The contract of a method: a frozen record of settings whose `losses` is the whole objective."""
+
+from __future__ import annotations
+
+import abc
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from nablaflow.diffusion import Prediction, Transitions
+from nablaflow.diffusion.process import ReverseProcess, at
+from nablaflow.models import Condition, DiffusionModel, FlowScore, Settings
+from nablaflow.rewards import NamedReward
+from nablaflow.typing import Latents, Steps
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """A flat batch of transitions with what each one is conditioned on.
+
+    Attributes:
+        prompts: the prompt of each transition's own trajectory.
+    """
+
+    transitions: Transitions
+    condition: Condition
+    prompts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.transitions)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a method works with.
+
+    Attributes:
+        flow: the flow-score network, or None where it is off.
+        flow_target: its average, read where a target must not follow the network.
+    """
+
+    model: DiffusionModel
+    reward: NamedReward
+    flow: FlowScore | None = None
+    flow_target: FlowScore | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The objective on a batch.
+
+    Attributes:
+        terms: each part of the loss for each transition, weight included; the loss is their sum.
+        metrics: further figures for each transition, for the log.
+    """
+
+    terms: dict[str, Float[Tensor, "batch"]]
+    metrics: dict[str, Float[Tensor, "batch"]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Float[Tensor, "batch"]:
+        return torch.stack(list(self.terms.values())).sum(0)
+
+
+class Method(Settings, abc.ABC):
+    """Settings of one objective. Subclasses are final and fit on a page."""
+
+    name: ClassVar[str]
+    needs_reward_gradient: ClassVar[bool]
+    uses_flow: ClassVar[bool]
+
+    beta: float = Field(ge=0, description="the tilt: p* is p_ref exp(beta r)")
+    always_last: bool = Field(
+        default=False,
+        description="train the last transition of each trajectory besides the drawn ones",
+    )
+
+    @abc.abstractmethod
+    def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
+        """The objective on a batch, differentiable by the policy's and the flow's parameters."""
+
+    def check(self, process: ReverseProcess) -> None:
+        """Raise `UserError` where the settings do not fit the sampler."""
+
+    def model_dump_named(self) -> dict[str, Any]:
+        """The settings with the method's name, as a recipe has them."""
+        return {"name": self.name, **self.model_dump(mode="json")}
+
+
+Weighting = Literal["constant", "sigma2"]
+"""Weight of a step's squared residual: 1, or sigma_k^2, in which the kernels' KL is measured."""
+
+
+def step_weight(weighting: Weighting, process: ReverseProcess, k: Steps) -> Float[Tensor, "batch"]:
+    sigma = process.sigma.to(k.device)[k]
+    return torch.ones_like(sigma) if weighting == "constant" else sigma.square()
+
+
+def mean_square(residual: Latents) -> Float[Tensor, "batch"]:
+    """Mean over a state's values, for each row."""
+    return residual.square().flatten(1).mean(1)
+
+
+def norm(values: Latents) -> Float[Tensor, "batch"]:
+    return values.detach().flatten(1).norm(dim=1)
+
+
+def noise_prediction_change(prediction: Prediction, transitions: Transitions) -> Tensor:
+    """Output regularisation: squared change of the noise prediction since the rollout."""
+    return mean_square(prediction.epsilon - transitions.epsilon)
+
+
+def flow_scores(
+    flow: FlowScore, process: ReverseProcess, batch: TrainingBatch
+) -> tuple[Latents, Latents]:
+    """g_phi at x_k and at x_{k-1} in one forward pass; at x_0 what the network says, not 0."""
+    transitions, prompt = batch.transitions, batch.condition.prompt
+    timestep = process.timestep.to(transitions.k.device)
+    both = flow(
+        torch.cat([transitions.x, transitions.x_next]),
+        timestep[torch.cat([transitions.k, transitions.k - 1])],
+        None if prompt is None else torch.cat([prompt, prompt]),
+    )
+    here, following = both.chunk(2)
+    return here, following
+
+
+def attention_for(twice_differentiable: bool) -> AbstractContextManager[Any]:
+    """Attention kernels to build a graph with: the fused ones cannot be differentiated twice."""
+    return sdpa_kernel(SDPBackend.MATH) if twice_differentiable else nullcontext()
+
+
+def sigma_at(process: ReverseProcess, transitions: Transitions) -> Tensor:
+    return at(process.sigma, transitions.k, transitions.x)

@@ -1,0 +1,220 @@
+"""Residual ∇-DB: residual detailed balance, differentiated by both ends of a transition.
+
+arXiv 2412.07775, section 3.2. With V_k the log of the residual flow and s the prior's strength,
+
+    forward   d/dx_{k-1} [log p_theta - s log p_ref](x_{k-1} | x_k)  =   grad V_{k-1}(x_{k-1})
+    reverse   d/dx_k     [log p_theta - s log p_ref](x_{k-1} | x_k)  =  -grad V_k(x_k)
+    terminal  V_0 = beta r
+
+and grad V_k = beta gamma_k grad r(x0_hat(x_k)) + g_phi(x_k, k), where g_phi(x_0, 0) = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from nablaflow.diffusion import kernel_mean, score_of_next, score_of_state
+from nablaflow.diffusion.prediction import Prediction
+from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.guidance import Gamma, forward_looking, gamma_table
+from nablaflow.methods.contract import (
+    Losses,
+    Method,
+    Networks,
+    TrainingBatch,
+    Weighting,
+    attention_for,
+    flow_scores,
+    mean_square,
+    noise_prediction_change,
+    norm,
+    sigma_at,
+    step_weight,
+)
+from nablaflow.typing import Latents
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """Both kernels at the batch's states; ``x`` is a leaf that they are functions of."""
+
+    x: Latents
+    policy: Prediction
+    policy_mean: Latents
+    reference_mean: Latents
+
+
+@final
+class ResidualNablaDB(Method):
+    """The published objective, its options by name. `published` has the paper's choices."""
+
+    name: ClassVar[str] = "residual-nabla-db"
+    needs_reward_gradient: ClassVar[bool] = True
+    uses_flow: ClassVar[bool] = True
+
+    gamma: Gamma = Field(
+        default="alpha_bar", description="gamma_k, trust in the forward-looking reward"
+    )
+    forward_weight: float = Field(default=1.0, ge=0, description="of the forward residual")
+    reverse_weight: float = Field(
+        default=1.0, ge=0, description="of the reverse residual; 0: not computed"
+    )
+    terminal_weight: float = Field(default=1.0, ge=0, description="of g_phi(x_0, 0) = 0")
+    reverse_policy_graph: bool = Field(
+        default=False,
+        description="train the policy by the reverse residual too; off, it trains only the flow",
+    )
+    reverse_last: bool = Field(
+        default=True, description="use the reverse residual at k = 1 too (published: no)"
+    )
+    forward_flow: Literal["attached", "detached-ema"] = Field(
+        default="detached-ema",
+        description="flow score in the forward target: trained by it (published), or a constant",
+    )
+    output_regularization: float = Field(
+        default=0.0, ge=0, description="weight of the squared change of the noise since the rollout"
+    )
+    prior_strength: float = Field(
+        default=1.0, ge=0, le=1, description="s, multiplies the reference score"
+    )
+    weighting: Weighting = Field(default="sigma2", description="of a step's squared residuals")
+    forward_looking_predictor: Literal["policy", "reference"] = Field(
+        default="policy",
+        description="whose x0_hat the forward-looking reward sees (published: policy)",
+    )
+
+    @staticmethod
+    def published(beta: float, output_regularization: float) -> ResidualNablaDB:
+        """The form of the authors' code (see docs/methods/residual_nabla_db.md for deviations)."""
+        return ResidualNablaDB(
+            beta=beta,
+            output_regularization=output_regularization,
+            always_last=True,
+            reverse_last=False,
+            forward_flow="attached",
+            weighting="constant",
+        )
+
+    def check(self, process: ReverseProcess) -> None:
+        gamma_table(self.gamma, process)
+
+    def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
+        process, transitions = networks.model.process, batch.transitions
+        kernels = self._kernels(batch, networks)
+        weight = step_weight(self.weighting, process, transitions.k)
+        flow_here, flow_next, flow_target = self._flows(batch, networks)
+
+        value_gradient = self._forward_looking_next(batch, networks)
+        target = value_gradient + flow_target
+        forward = self._forward_left(kernels, batch, process) - target
+        terms = {"forward": self.forward_weight * weight * mean_square(forward)}
+        if self.reverse_weight > 0:
+            reverse = self._reverse_residual(kernels, flow_here, batch, networks)
+            used = torch.ones_like(weight) if self.reverse_last else (transitions.k > 1).float()
+            terms["reverse"] = self.reverse_weight * used * weight * mean_square(reverse)
+        if networks.flow is not None:
+            last = (transitions.k == 1).float()
+            terms["terminal"] = self.terminal_weight * last * weight * mean_square(flow_next)
+        if self.output_regularization > 0:
+            change = noise_prediction_change(kernels.policy, transitions)
+            terms["output_regularization"] = self.output_regularization * change
+        metrics = {
+            "value_gradient_norm": norm(value_gradient),
+            "flow_score_norm": norm(flow_target),
+            "mean_shift": norm(kernels.policy_mean - kernels.reference_mean),
+            "kl": 0.5
+            * norm(
+                (kernels.policy_mean - kernels.reference_mean) / sigma_at(process, transitions)
+            ).square(),
+        }
+        return Losses(terms, metrics)
+
+    def _kernels(self, batch: TrainingBatch, networks: Networks) -> _Kernels:
+        """Both kernels, with graphs from ``x`` where the reverse residual needs them."""
+        model, transitions = networks.model, batch.transitions
+        backward = self.reverse_weight > 0
+        x = transitions.x.detach().requires_grad_(backward)
+        with model.reference(), torch.set_grad_enabled(backward):
+            reference = model.predict(x, transitions.k, batch.condition)
+            reference_mean = kernel_mean(model.process, x, reference, transitions.k)
+        with attention_for(backward and self.reverse_policy_graph):
+            policy = model.predict(x, transitions.k, batch.condition)
+        policy_mean = kernel_mean(model.process, x, policy, transitions.k)
+        return _Kernels(x, policy, policy_mean, reference_mean)
+
+    def _flows(self, batch: TrainingBatch, networks: Networks) -> tuple[Latents, Latents, Latents]:
+        """g_phi at x_k, at x_{k-1}, and as the forward target uses it: 0 at the end."""
+        transitions, process = batch.transitions, networks.model.process
+        if networks.flow is None:
+            nothing = torch.zeros_like(transitions.x)
+            return nothing, nothing, nothing
+        here, following = flow_scores(networks.flow, process, batch)
+        used = following
+        if self.forward_flow == "detached-ema":
+            assert networks.flow_target is not None
+            with torch.no_grad():
+                used = flow_scores(networks.flow_target, process, batch)[1]
+        ended = (transitions.k == 1).reshape(-1, *[1] * (used.ndim - 1))
+        return here, following, torch.where(ended, 0.0, used)
+
+    def _forward_left(
+        self, kernels: _Kernels, batch: TrainingBatch, process: ReverseProcess
+    ) -> Latents:
+        """d/dx_{k-1} [log p_theta - s log p_ref]; with s = 1 it is the shift over the variance."""
+        x_next, sigma = batch.transitions.x_next, sigma_at(process, batch.transitions)
+        reference = score_of_next(x_next, kernels.reference_mean.detach(), sigma)
+        return score_of_next(x_next, kernels.policy_mean, sigma) - self.prior_strength * reference
+
+    def _strength(self, process: ReverseProcess) -> Tensor:
+        return self.beta * gamma_table(self.gamma, process)
+
+    def _forward_looking_next(self, batch: TrainingBatch, networks: Networks) -> Latents:
+        """Beta gamma grad r(x0_hat) at x_{k-1}; exact at x_0, where x0_hat is the state itself."""
+        model, k = networks.model, batch.transitions.k - 1
+        x = batch.transitions.x_next.detach().requires_grad_()
+        if self.forward_looking_predictor == "reference":
+            with model.reference():
+                x0_hat = model.predict(x, k, batch.condition).x0_hat
+        else:
+            x0_hat = model.predict(x, k, batch.condition).x0_hat
+        ended = (k == 0).reshape(-1, *[1] * (x.ndim - 1))
+        x0_hat = torch.where(ended, x, x0_hat)
+        strength = self._strength(model.process)
+        return forward_looking(model, networks.reward, x0_hat, x, k, batch.prompts, strength)
+
+    def _reverse_residual(
+        self, kernels: _Kernels, flow: Latents, batch: TrainingBatch, networks: Networks
+    ) -> Latents:
+        """d/dx_k [log p_theta - s log p_ref] + grad V_k."""
+        model, transitions = networks.model, batch.transitions
+        x0_hat = kernels.policy.x0_hat
+        if self.forward_looking_predictor == "reference":
+            with model.reference():
+                x0_hat = model.predict(kernels.x, transitions.k, batch.condition).x0_hat
+        value_gradient = forward_looking(
+            model,
+            networks.reward,
+            x0_hat,
+            kernels.x,
+            transitions.k,
+            batch.prompts,
+            self._strength(model.process),
+            retain_graph=True,
+        )
+        sigma = sigma_at(model.process, transitions)
+        policy = score_of_state(
+            transitions.x_next,
+            kernels.policy_mean,
+            sigma,
+            kernels.x,
+            create_graph=self.reverse_policy_graph,
+        )
+        reference = score_of_state(
+            transitions.x_next, kernels.reference_mean, sigma, kernels.x, create_graph=False
+        )
+        return policy - self.prior_strength * reference + value_gradient + flow

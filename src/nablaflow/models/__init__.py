@@ -1,0 +1,19 @@
+"""The contract of a model to align, and one file per family that meets it."""
+
+from nablaflow.models.contract import Condition, DiffusionModel
+from nablaflow.models.flow_score import FlowScore
+from nablaflow.models.load import FAMILIES, load_model, load_pipeline
+from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings, Settings
+
+__all__ = [
+    "FAMILIES",
+    "AdapterSettings",
+    "Condition",
+    "DiffusionModel",
+    "FlowScore",
+    "FlowSettings",
+    "SamplerSettings",
+    "Settings",
+    "load_model",
+    "load_pipeline",
+]

@@ -1,0 +1,134 @@
+"""The policy beside the reference: a LoRA on the network, or a second, fully trained network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from nablaflow.errors import UserError
+
+ADAPTER = "default"
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """How the policy differs from the reference.
+
+    Attributes:
+        network: the policy.
+    """
+
+    network: nn.Module
+
+    def active(self) -> nn.Module:
+        """The network that predicts now: the policy, or the reference inside `reference`."""
+        ...
+
+    @contextmanager
+    def reference(self) -> Iterator[None]: ...
+
+
+class LoraAdapter:
+    """Low-rank updates of some linear or convolution layers (arXiv 2106.09685), float32 weights.
+
+    Args:
+        targets: names of the layers, matched from the end of their path, as peft does.
+
+    Raises:
+        UserError: no layer of the network has such a name.
+    """
+
+    def __init__(self, network: nn.Module, rank: int, alpha: float, targets: list[str]) -> None:
+        scale: Any = alpha  # peft's annotation is narrower than what it takes
+        self.config = LoraConfig(
+            r=rank, lora_alpha=scale, init_lora_weights="gaussian", target_modules=targets
+        )
+        network.requires_grad_(False)
+        try:
+            inject_adapter_in_model(self.config, network, ADAPTER)
+        except ValueError as error:
+            raise UserError(f"adapter.targets: no layer is called so ({targets})") from error
+        self.network = network
+        self._layers = [part for part in network.modules() if isinstance(part, BaseTunerLayer)]
+        for parameter in trainable_parameters(network):
+            parameter.data = parameter.data.float()
+
+    def active(self) -> nn.Module:
+        return self.network
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        self._enable(False)
+        try:
+            yield
+        finally:
+            self._enable(True)
+
+    def _enable(self, enabled: bool) -> None:
+        for layer in self._layers:
+            layer.enable_adapters(enabled)
+
+
+class FullAdapter:
+    """Every weight of the network trains; a frozen copy stays as the reference."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._frozen = copy.deepcopy(network).requires_grad_(False).eval()
+        self.network = network.float().requires_grad_(True)
+        self._policy_active = True
+
+    def active(self) -> nn.Module:
+        return self.network if self._policy_active else self._frozen
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        self._policy_active = False
+        try:
+            yield
+        finally:
+            self._policy_active = True
+
+
+def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def trainable_state(network: nn.Module) -> dict[str, Tensor]:
+    """Name to a detached copy of each parameter that trains."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@torch.no_grad()
+def load_trainable_state(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put `trainable_state` back.
+
+    Raises:
+        ValueError: the names or shapes are another network's.
+    """
+    own = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    if {n: p.shape for n, p in own.items()} != {n: value.shape for n, value in state.items()}:
+        raise ValueError("the saved parameters are another network's")
+    for name, parameter in own.items():
+        parameter.copy_(state[name])
+
+
+@contextmanager
+def swapped(network: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
+    """Within this context the trainable parameters are ``state``: an average, say."""
+    before = trainable_state(network)
+    load_trainable_state(network, state)
+    try:
+        yield
+    finally:
+        load_trainable_state(network, before)

@@ -1,0 +1,98 @@
+"""The contract of a model to align; everything above this folder knows only this."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nablaflow.diffusion.kernels import clip_x0
+from nablaflow.diffusion.prediction import Prediction, predict_from
+from nablaflow.diffusion.process import ReverseProcess, at
+from nablaflow.typing import Images, Latents, Steps
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a batch is conditioned on: one row for each state; empty for unconditional models.
+
+    Attributes:
+        prompt: (batch, token, width) embeddings, or None.
+        negative: the same for classifier-free guidance, or None where there is no guidance.
+    """
+
+    prompt: Tensor | None = None
+    negative: Tensor | None = None
+
+    def __getitem__(self, index: slice | Tensor) -> Condition:
+        def rows(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[index]
+
+        return Condition(rows(self.prompt), rows(self.negative))
+
+
+class DiffusionModel(abc.ABC):
+    """A pretrained model with a policy beside it: the reference, and the same network adapted.
+
+    A family implements the abstract parts; guidance, kernels and clipping are the same for all.
+
+    Attributes:
+        process: the reverse process that both the reference and the policy sample with.
+        network: the denoiser; its parameters that require a gradient are the policy's.
+        state_shape: (channel, height, width) of a state.
+        image_size: (height, width) of an image, pixels.
+        parameterization: what the network predicts.
+        guidance_scale: of classifier-free guidance (arXiv 2207.12598); 1 is none.
+    """
+
+    process: ReverseProcess
+    network: nn.Module
+    state_shape: tuple[int, int, int]
+    image_size: tuple[int, int]
+    parameterization: str
+    guidance_scale: float
+    device: torch.device
+
+    @abc.abstractmethod
+    def condition(self, prompts: list[str]) -> Condition:
+        """Embed prompts; the result is detached and may be cached."""
+
+    @abc.abstractmethod
+    def decode(self, x0: Latents) -> Images:
+        """Generated states to images in [0, 1], differentiable."""
+
+    @abc.abstractmethod
+    def forward(self, x: Latents, timestep: Tensor, prompt: Tensor | None) -> Latents:
+        """The network's raw output for one half of the guidance."""
+
+    @abc.abstractmethod
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within this context `predict` is the pretrained model's."""
+
+    def predict(self, x: Latents, k: Steps, condition: Condition) -> Prediction:
+        """Guided prediction at x_k, in float32 or better; at k = 0 callers use ``x`` itself.
+
+        The guided prediction is the only one there is: kernel, x0_hat and reference all use it.
+        """
+        output = self._guided_output(x, self.process.timestep.to(x.device)[k], condition)
+        alpha_bar = at(self.process.alpha_bar, k, x)
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        prediction = predict_from(output, x, alpha_bar, self.parameterization)
+        return clip_x0(self.process, prediction)
+
+    def _guided_output(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
+        if self.guidance_scale == 1.0 or condition.negative is None:
+            return self.forward(x, timestep, condition.prompt)
+        assert condition.prompt is not None
+        both = self.forward(
+            torch.cat([x, x]),
+            torch.cat([timestep, timestep]),
+            torch.cat([condition.negative, condition.prompt]),
+        )
+        negative, positive = both.chunk(2)
+        return negative + self.guidance_scale * (positive - negative)

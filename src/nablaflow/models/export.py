@@ -1,0 +1,147 @@
+"""Writes the policy so that stock diffusers loads it, and proves it before calling it saved."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import get_peft_model_state_dict
+from safetensors import SafetensorError
+from torch import Tensor
+
+from nablaflow.errors import UserError
+from nablaflow.models.adapters import ADAPTER, LoraAdapter
+from nablaflow.models.load import load_pipeline
+from nablaflow.models.pipelines import PipelineModel
+
+TOLERANCE = {torch.float32: 1e-4}  # largest difference of a pixel in [0, 1]
+HALF_TOLERANCE = 5e-2
+CHECK_STEPS = 2
+CHECK_PROMPT = "a red circle"
+
+
+class ExportError(RuntimeError):
+    """What was written does not give the policy's image in a stock pipeline."""
+
+
+def lora_layers(model: PipelineModel) -> dict[str, Tensor]:
+    """The LoRA's weights by peft's names, without the adapter's."""
+    state = get_peft_model_state_dict(
+        _with_config(model), adapter_name=ADAPTER, save_embedding_layers=False
+    )
+    return {name: value.detach().contiguous() for name, value in state.items()}
+
+
+def _with_config(model: PipelineModel) -> Any:
+    network: Any = model.network
+    assert isinstance(model.adapter, LoraAdapter)
+    network.peft_config = {ADAPTER: model.adapter.config}
+    return network
+
+
+def save_policy(model: PipelineModel, source: str, folder: Path) -> Path:
+    """Write the policy: ``folder/lora`` where a stock pipeline takes one, else ``folder/model``.
+
+    Args:
+        source: folder or hub id that the model came from, loaded again for the check.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ExportError: the image of the stock pipeline differs; nothing is left behind.
+        UserError: the disk is full.
+    """
+    as_lora = isinstance(model.adapter, LoraAdapter) and isinstance(
+        model.pipeline, StableDiffusionPipeline
+    )
+    final = folder / ("lora" if as_lora else "model")
+    partial = folder / f".partial-{final.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        if as_lora:
+            _write_lora(model, partial)
+        else:
+            _merged(model).save_pretrained(partial)
+        check_same_image(model, source, partial, as_lora=as_lora)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"output_dir: cannot write {final} ({reason}); free some space") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def _write_lora(model: PipelineModel, folder: Path) -> None:
+    assert isinstance(model.adapter, LoraAdapter)
+    layers: dict[str, Any] = dict(lora_layers(model))
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=layers,
+        unet_lora_adapter_metadata=_plain(model.adapter.config.to_dict()),
+    )
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a LoRA's configuration that another peft needs, in types that JSON has."""
+    names = ("r", "lora_alpha", "target_modules", "init_lora_weights")
+    return {name: sorted(v) if isinstance(v := config[name], set) else v for name in names}
+
+
+def _merged(model: PipelineModel) -> Any:
+    """The pipeline with the policy as its own network; the model's is left alone."""
+    pipeline = copy.copy(model.pipeline)
+    network = copy.deepcopy(model.network)
+    if isinstance(model.adapter, LoraAdapter):
+        network = _unwrap_lora(network)
+    pipeline.register_modules(unet=network)
+    return pipeline
+
+
+def _unwrap_lora(network: Any) -> Any:
+    """Merge each update into its layer and put the plain layer back in place."""
+    for name, layer in list(network.named_modules()):
+        if hasattr(layer, "get_base_layer") and hasattr(layer, "merge"):
+            layer.merge()
+            parent = network.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], layer.get_base_layer())
+    return network
+
+
+@torch.no_grad()
+def check_same_image(model: PipelineModel, source: str, folder: Path, *, as_lora: bool) -> None:
+    """Load what was written in a stock pipeline and compare its image with the policy's.
+
+    Raises:
+        ExportError: they differ.
+    """
+    dtype = next(model.pipeline.unet.parameters()).dtype
+    stock: Any = load_pipeline(source if as_lora else str(folder), dtype).to(model.device)
+    if as_lora:
+        stock.load_lora_weights(folder)
+    difference = float((_image(model, stock) - _image(model, model.pipeline)).abs().max())
+    allowed = TOLERANCE.get(dtype, HALF_TOLERANCE)
+    if not difference <= allowed:
+        raise ExportError(
+            f"{folder} gives another image in a stock pipeline: largest difference "
+            f"{difference:.1e}, allowed {allowed:.0e}"
+        )
+
+
+def _image(model: PipelineModel, pipeline: Any) -> Tensor:
+    """One image in [0, 1] from a pipeline's own call, two steps from fixed noise."""
+    generator = torch.Generator().manual_seed(0)
+    pipeline.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": CHECK_STEPS, "generator": generator}
+    if isinstance(pipeline, StableDiffusionPipeline):
+        # Latents, since the two autoencoders are the same weights in, maybe, two precisions.
+        latents: Any = pipeline(CHECK_PROMPT, output_type="latent", **call)
+        return model.decode(latents.images)
+    return torch.from_numpy(pipeline(output_type="np", **call).images)

@@ -1,0 +1,54 @@
+"""The flow-score network g_phi(x_k, k): the part of grad V_k that no reward gradient gives."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers import UNet2DConditionModel
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from nablaflow.errors import UserError
+from nablaflow.models.settings import FlowSettings
+from nablaflow.typing import Latents
+
+
+class FlowScore(nn.Module):
+    """A small conditional UNet whose output is zero before training (arXiv 2412.07775, 4.1).
+
+    Args:
+        channel: channels of a state.
+        size: height of a state.
+        width: of the prompt embeddings, or 0 for an unconditional model.
+    """
+
+    def __init__(self, settings: FlowSettings, channel: int, size: int, width: int) -> None:
+        super().__init__()
+        levels = len(settings.channels)
+        if size % 2 ** (levels - 1):
+            raise UserError(
+                f"flow.channels: {levels} levels do not fit states of {size} pixels; use fewer"
+            )
+        self.prompt_conditioned = settings.prompt_conditioned and width > 0
+        self.unet = UNet2DConditionModel(
+            sample_size=size,
+            in_channels=channel,
+            out_channels=channel,
+            down_block_types=(*["CrossAttnDownBlock2D"] * (levels - 1), "DownBlock2D"),
+            up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * (levels - 1)),
+            block_out_channels=tuple(settings.channels),
+            layers_per_block=settings.layers_per_block,
+            cross_attention_dim=width or 1,
+            norm_num_groups=math.gcd(32, *settings.channels),
+        )
+        for parameter in self.unet.conv_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Latents, timestep: Int[Tensor, "batch"], prompt: Tensor | None) -> Latents:
+        """The flow score at ``x``, float32, in the units of grad log density."""
+        if prompt is None:
+            prompt = x.new_zeros(len(x), 1, 1)
+        elif not self.prompt_conditioned:
+            prompt = torch.zeros_like(prompt)
+        return self.unet(x, timestep, prompt.float(), return_dict=False)[0].float()

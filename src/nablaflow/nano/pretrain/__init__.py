@@ -1,0 +1,1 @@
+"""``python -m nablaflow.nano.pretrain`` rebuilds the embedded model from scratch."""

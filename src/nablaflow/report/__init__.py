@@ -1,0 +1,18 @@
+"""Pictures, curves, tables and the HTML report of a run."""
+
+from nablaflow.report.curves import loss_curves, png, reward_curve
+from nablaflow.report.html import write_report
+from nablaflow.report.pictures import before_after, grid
+from nablaflow.report.table import html_table, rich_table, rows
+
+__all__ = [
+    "before_after",
+    "grid",
+    "html_table",
+    "loss_curves",
+    "png",
+    "reward_curve",
+    "rich_table",
+    "rows",
+    "write_report",
+]

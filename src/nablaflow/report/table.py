@@ -1,0 +1,140 @@
+"""The headline figures as a table: one list of rows, shown in a terminal or in HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from nablaflow.metrics.tilt import MIN_EFFECTIVE_SAMPLE_SIZE
+
+MISSING = "\N{EN DASH}"
+COLUMNS = {"reference": "reference", "policy": "aligned", "exact_tilt": "exact tilt"}
+"""Key in ``summary.json`` to the column's heading."""
+_FIGURES = {
+    "reward_mean": ("mean reward", "what was asked for"),
+    "diversity": ("within-prompt diversity", "mean distance between two images of a prompt"),
+    "distance_to_reference": (
+        "distance to reference",
+        "Fréchet distance; how far the prior has moved",
+    ),
+    "distance_to_tilt": ("distance to exact tilt", "energy distance; 0 is there"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of all three columns, as text.
+
+    Attributes:
+        label: name of the figure.
+        hint: what it says, in a few words.
+        cells: one for each of ``COLUMNS``.
+    """
+
+    label: str
+    hint: str
+    cells: tuple[str, ...]
+
+
+def plus_minus(value: float | None, se: float | None) -> str:
+    """A figure with its standard error, both to the error's second significant digit.
+
+    >>> plus_minus(0.81234, 0.00417)
+    '0.8123 ± 0.0042'
+    """
+    if value is None:
+        return MISSING
+    if not se or not math.isfinite(se):
+        return f"{value:.4g}"
+    decimals = max(0, 1 - math.floor(math.log10(se)))
+    return f"{value:.{decimals}f} ± {se:.{decimals}f}"
+
+
+def rows(summary: Mapping[str, Any]) -> list[Row]:
+    """The rows of a ``summary.json``; what it lacks is a dash."""
+    columns = [summary.get(key) or {} for key in COLUMNS]
+    return [
+        Row(label, hint, tuple(plus_minus(c.get(name), c.get(f"{name}_se")) for c in columns))
+        for name, (label, hint) in _FIGURES.items()
+    ]
+
+
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """The sentences that go below the table."""
+    return [note for note in (_closing(summary), _refusal(summary), _basis(summary)) if note]
+
+
+def rich_table(summary: Mapping[str, Any]) -> Group:
+    """For a terminal: ``Console().print(rich_table(summary))``."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, header_style="")
+    table.add_column("", no_wrap=True)
+    for heading in COLUMNS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows(summary):
+        table.add_row(row.label, *row.cells)
+    return Group(table, *(Text(f"\n{note}") for note in notes(summary)))
+
+
+def html_table(summary: Mapping[str, Any]) -> str:
+    """The same as a ``<table>`` and a paragraph for each note."""
+    headings = "".join(
+        f'<th scope="col" class="{key}">{heading}</th>' for key, heading in COLUMNS.items()
+    )
+    body = "".join(_html_row(row) for row in rows(summary))
+    below = "".join(f'<p class="note">{escape(note)}</p>' for note in notes(summary))
+    return (
+        f'<div class="scroll"><table><thead><tr><td></td>{headings}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>{below}"
+    )
+
+
+def _html_row(row: Row) -> str:
+    cells = "".join(
+        f'<td class="{key}">{cell}</td>' for key, cell in zip(COLUMNS, row.cells, strict=True)
+    )
+    return f'<tr><th scope="row">{row.label}<small>{row.hint}</small></th>{cells}</tr>'
+
+
+def _closing(summary: Mapping[str, Any]) -> str | None:
+    closing = summary.get("closing")
+    if closing is None:
+        return None
+    error = summary.get("closing_se") or 0.0
+    past = ", past it: more reward than beta asks for" if closing - 2 * error > 1 else ""
+    return (
+        f"The aligned model closes {closing:.0%} of the way from the reference's mean reward "
+        f"to the exact tilt's (± {error:.0%}){past}."
+    )
+
+
+def _basis(summary: Mapping[str, Any]) -> str | None:
+    """What the figures were measured on."""
+    counts = [
+        f"{column['n']:,} images {source}"
+        for key, source in (("reference", "of the reference"), ("policy", "of the aligned model"))
+        if (column := summary.get(key)) and "n" in column
+    ]
+    if tilt := summary.get("exact_tilt"):
+        counts.append(
+            f"{tilt['n']:,} reweighted images of the reference for the exact tilt, "
+            f"which count for {tilt['effective_sample_size']:,.0f} in each prompt or more"
+        )
+    return f"One standard error beside each figure; from {', '.join(counts)}." if counts else None
+
+
+def _refusal(summary: Mapping[str, Any]) -> str | None:
+    size = summary.get("effective_sample_size")
+    if summary.get("exact_tilt") or size is None or size >= MIN_EFFECTIVE_SAMPLE_SIZE:
+        return None
+    return (
+        f"No figures of the exact tilt: at this beta the reference samples count for only "
+        f"{size:.0f} effective ones in some prompt, and {MIN_EFFECTIVE_SAMPLE_SIZE} are needed."
+    )

@@ -1,0 +1,132 @@
+"""What every reward promises, kept in one place: float32 inside, one finite number an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from nablaflow.errors import UserError
+from nablaflow.typing import Batch, Images, Reward
+
+
+@dataclass(frozen=True)
+class NamedReward:
+    """A reward with the name that messages and logs give it.
+
+    Attributes:
+        name: a name of the list, a path with a function, or a sum of such.
+        function: the reward itself. The built-in ones keep the dtype of the images.
+    """
+
+    name: str
+    function: Reward
+
+    def __call__(self, images: Images, prompts: list[str]) -> Batch:
+        """Score images in [0, 1], one prompt each.
+
+        Half-precision images are raised to float32 (float64 stays) and autocast is off, so the
+        reward and the gradient inside it are never computed in half precision.
+
+        Raises:
+            UserError: the reward is not a finite float32 tensor of shape (batch,) on the images'
+                device.
+        """
+        images = at_least_float32(images)
+        with torch.autocast(images.device.type, enabled=False):
+            scores = self.function(images, prompts)
+        check_form(self.name, scores, images)
+        check_finite(self.name, scores)
+        return scores
+
+
+def named(reward: Any) -> NamedReward:
+    """Give a callable its own name; a ``NamedReward`` stays as it is.
+
+    Raises:
+        UserError: it cannot be called.
+    """
+    if isinstance(reward, NamedReward):
+        return reward
+    if not callable(reward):
+        raise UserError(
+            f"reward {reward!r} is not callable: give a name, path/to/file.py:function, "
+            "a mapping of those to weights, or a function of (images, prompts)"
+        )
+    name = getattr(reward, "__name__", type(reward).__name__)
+    return NamedReward(name, cast(Reward, reward))
+
+
+def at_least_float32(images: Tensor) -> Tensor:
+    """Raise half precision to float32; float32 and float64 stay, without a copy."""
+    return images.to(torch.promote_types(images.dtype, torch.float32))
+
+
+def check_form(name: str, scores: Any, images: Tensor) -> None:
+    """Raise ``UserError`` unless ``scores`` is a float32 tensor (batch,) on the images' device.
+
+    The images' own dtype will do too, so that float64 can be carried through.
+    """
+    batch = len(images)
+    if not isinstance(scores, Tensor):
+        raise UserError(
+            f"reward {name!r} returned {type(scores).__name__}: "
+            f"return a torch.Tensor of shape ({batch},), one number an image"
+        )
+    if scores.shape != (batch,):
+        raise UserError(
+            f"reward {name!r} returned shape {tuple(scores.shape)} for {batch} images: "
+            f"return shape ({batch},), one number an image"
+        )
+    if scores.dtype not in (torch.float32, images.dtype):
+        raise UserError(f"reward {name!r} returned {scores.dtype}: end it with .float()")
+    if scores.device != images.device:
+        raise UserError(
+            f"reward {name!r} returned its scores on {scores.device}, the images are on "
+            f"{images.device}: end it with .to(images.device)"
+        )
+
+
+def check_finite(name: str, values: Tensor, what: str = "reward") -> None:
+    """Raise ``UserError`` unless all ``values``, whose first dimension is the batch, are finite.
+
+    Args:
+        name: of the reward.
+        values: (batch, ...), its scores or their gradient.
+        what: what the values are, for the message.
+    """
+    finite = values.detach()[:, None].isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise UserError(
+            f"the {what} of {name!r} is NaN or infinite for {int((~finite).sum())} of "
+            f"{len(values)} images: look for a division by 0, or a log or sqrt at 0"
+        )
+
+
+def score_and_gradient(
+    reward: NamedReward, images: Images, prompts: list[str]
+) -> tuple[Batch, Images]:
+    """Rewards and their gradient with respect to the images, both detached and at least float32.
+
+    Works under ``torch.no_grad`` too; the graph behind ``images`` is not followed.
+
+    Raises:
+        UserError: one of the two is not finite, or the reward breaks its contract otherwise.
+        RuntimeError: the reward has no gradient; ``probe`` tells beforehand.
+    """
+    with torch.enable_grad():
+        leaf = at_least_float32(images.detach()).requires_grad_()
+        scores = reward(leaf, prompts)
+        # The rows do not depend on one another (``probe`` checks it): one sum gives all gradients.
+        total = scores.sum()
+    (gradient,) = torch.autograd.grad(total, leaf)
+    check_finite(reward.name, gradient, "gradient")
+    return scores.detach(), gradient
+
+
+def summary(error: BaseException) -> str:
+    """An exception on one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,93 @@
+"""Rewards of the user's own: ``path/to/file.py:function``."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from nablaflow.errors import UserError, nearest
+from nablaflow.rewards.contract import summary
+from nablaflow.typing import Reward
+
+
+def is_custom(spec: str) -> bool:
+    """Whether a spec is a path rather than a name of the list."""
+    return ":" in spec or spec.endswith(".py")
+
+
+def load_function(spec: str) -> Reward:
+    """Import a Python file, which runs it, and take one function out of it.
+
+    A file is run once however many of its functions are taken, and anew after it was changed.
+
+    Args:
+        spec: ``path/to/file.py:function``; the path is relative to the working directory.
+
+    Raises:
+        UserError: no such file or function, not callable, or the file fails to run.
+    """
+    # The last colon, since a Windows path has one of its own.
+    location, _, attribute = spec.rpartition(":")
+    if not location or not attribute.isidentifier():
+        raise UserError(f"reward {spec!r} names no function: write path/to/file.py:function")
+    path = Path(location).expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f"reward {spec!r}: there is no file {path}; check the path")
+    if path.suffix != ".py":
+        raise UserError(f"reward {spec!r}: {path.name} is not a Python file; its name must end .py")
+    module = _run(path, path.stat().st_mtime_ns)
+    if not hasattr(module, attribute):
+        raise UserError(
+            f"reward {spec!r}: {path.name} has no {attribute}; {_hint(attribute, module)}"
+        )
+    found = getattr(module, attribute)
+    _check_callable(spec, found)
+    return found
+
+
+@functools.cache
+def _run(path: Path, modified: int) -> ModuleType:
+    """Run a file as a module; ``modified`` only tells one version of the file from the next."""
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    name = f"nablaflow_reward_{path.stem}_{digest}"
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None  # the name ends .py
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    # Dataclasses and pickle look a module up by its name.
+    sys.modules[name] = module
+    try:
+        found.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UserError(
+            f"reward file {path} fails when imported ({summary(error)}); mend it until "
+            "`python` runs it without an error"
+        ) from error
+    return module
+
+
+def _hint(attribute: str, module: ModuleType) -> str:
+    """The nearest of the names that the file itself defines."""
+    own = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and callable(value)
+        and getattr(value, "__module__", None) == module.__name__
+    ]
+    return nearest(attribute, own) if own else "define it there"
+
+
+def _check_callable(spec: str, found: object) -> None:
+    if isinstance(found, type):
+        raise UserError(f"reward {spec!r} is a class: make an instance in the file and name that")
+    if not callable(found):
+        raise UserError(
+            f"reward {spec!r} is of type {type(found).__name__}, which cannot be called: "
+            "name a function of (images, prompts)"
+        )

@@ -1,0 +1,272 @@
+"""The whole job: train, measure, save, report. The command line and `nf.align` both end here."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from nablaflow.errors import UserError
+from nablaflow.models.adapters import swapped
+from nablaflow.models.export import save_policy
+from nablaflow.report import before_after, grid, write_report
+from nablaflow.rewards import NamedReward
+from nablaflow.training.bank import sample_states
+from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.training.config import Config
+from nablaflow.training.evaluation import Evaluation, evaluate
+from nablaflow.training.loop import Record
+from nablaflow.training.overrides import dump_config, load_config
+from nablaflow.training.run_folder import (
+    CONFIG,
+    REPORT,
+    SUMMARY,
+    append_record,
+    check_run,
+    drop_records_after,
+    open_run,
+    peak_rss_mb,
+    read_records,
+    write_whole,
+)
+from nablaflow.training.setup import Parts, model_source, prepare
+
+SHEET = 16  # images on a sheet of samples during training
+
+
+class Interrupted(Exception):
+    """Ctrl-C: the run stopped between two updates, with a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: with everything in it.
+        summary: what summary.json holds.
+        lora: folder of the adapter, or of the whole model where no adapter can be loaded.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    lora: Path
+
+
+def progress_display(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+    )
+
+
+@contextmanager
+def _ctrl_c(pressed: list[bool]) -> Iterator[None]:
+    """The first Ctrl-C asks for a stop after the update; the second stops at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        pressed.append(True)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not the main thread, where signals do not arrive anyway
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run(
+    config: Config,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    reward: NamedReward | None = None,
+) -> Run:
+    """Carry out a configuration.
+
+    Args:
+        reward: in place of the configuration's, which then only names it.
+
+    Raises:
+        UserError: a mistake in it; nothing was written unless the folder was fit to be used.
+        TrainingStopped: training cannot go on; the last checkpoint is whole.
+        Interrupted: after Ctrl-C, with a checkpoint.
+    """
+    console = console or Console(stderr=True)
+    folder = config.output_dir
+    check_run(config, resume=resume, overwrite=overwrite)
+    parts = prepare(config, folder, reward)
+    if parts.accelerator.is_main_process:
+        folder = open_run(config, resume=resume)
+    parts.accelerator.wait_for_everyone()
+    if resume:
+        _restore(parts, folder)
+    with progress_display(console) as progress:
+        _train(parts, folder, progress)
+        return _finish(parts, folder, progress)
+
+
+def evaluate_run(folder: Path, n: int | None, console: Console | None = None) -> dict[str, Any]:
+    """Measure a run's last checkpoint again; writes nothing.
+
+    Args:
+        n: images in all; None: as many as the run's own evaluation.
+
+    Raises:
+        UserError: the folder holds no run, or no checkpoint yet.
+    """
+    overrides = [] if n is None else [f"evaluation.n={n}"]
+    config = load_config(folder / CONFIG, overrides, {"output_dir": str(folder)})
+    found = list_checkpoints(folder)
+    if not found:
+        raise UserError(f"{folder} has no checkpoint yet; train it first")
+    parts = prepare(config, folder)
+    parts.trainer.restore(load_checkpoint(found[-1]))
+    with progress_display(console or Console(stderr=True)) as progress:
+        return dict(_measure(parts, progress).summary)
+
+
+def _measure(parts: Parts, progress: Progress) -> Evaluation:
+    return evaluate(
+        parts.config,
+        parts.prompts,
+        parts.model,
+        parts.reward,
+        parts.fingerprint,
+        parts.trainer.method.beta,
+        _starter(progress),
+    )
+
+
+def _restore(parts: Parts, folder: Path) -> None:
+    found = list_checkpoints(folder)
+    if found:
+        parts.trainer.restore(load_checkpoint(found[-1]))
+    if parts.accelerator.is_main_process:
+        drop_records_after(folder, parts.trainer.update)
+
+
+def _train(parts: Parts, folder: Path, progress: Progress) -> None:
+    trainer, accelerator, config = parts.trainer, parts.accelerator, parts.config
+    shown = accelerator.is_main_process
+    accelerator.init_trackers("tracker", {"method": parts.trainer.method.name})
+    task = progress.add_task(
+        "train", total=config.training.updates, completed=trainer.update, figures="", visible=shown
+    )
+    pressed: list[bool] = []
+
+    def on_update(record: Record) -> bool:
+        if shown:
+            append_record(folder, record)
+            accelerator.log({k: v for k, v in record.items() if k != "update"}, step=trainer.update)
+            figures = f"reward {record['reward_mean']:.3f}  loss {record['loss']:.3g}"
+            progress.update(task, completed=trainer.update, figures=figures)
+            if trainer.update % config.training.sample_every == 0:
+                _write_sheet(parts, folder)
+        return bool(pressed)
+
+    with _ctrl_c(pressed):
+        trainer.train(folder, on_update)
+    accelerator.end_training()
+    if pressed and trainer.update < config.training.updates:
+        raise Interrupted(f"stopped after update {trainer.update}; go on with --resume")
+
+
+@torch.no_grad()
+def _write_sheet(parts: Parts, folder: Path) -> None:
+    """Samples of the policy now, from the same noise each time."""
+    model, prompts = parts.model, parts.prompts
+    states = sample_states(
+        model, prompts, SHEET, seed=0, batch=SHEET, purpose="sheet", on_progress=lambda done: None
+    )
+    (folder / "samples").mkdir(exist_ok=True)
+    sheet = grid(model.decode(states.to(model.device)).cpu(), columns=4)
+    sheet.save(folder / "samples" / f"step-{parts.trainer.update:06d}.png")
+
+
+def _starter(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
+    def start(what: str, total: int) -> Callable[[int], None]:
+        task = progress.add_task(what, total=total, figures="")
+        return lambda done: progress.advance(task, done)
+
+    return start
+
+
+def _finish(parts: Parts, folder: Path, progress: Progress) -> Run:
+    """Save the policy, measure it, write summary and report; the main process does."""
+    if not parts.accelerator.is_main_process:
+        parts.accelerator.wait_for_everyone()
+        return Run(folder, {}, folder)
+    started = time.perf_counter()
+    source = model_source(parts.config)
+    saved = save_policy(parts.model, source, folder)
+    _save_average(parts, source, folder)
+    evaluation = _measure(parts, progress)
+    seconds = parts.trainer.seconds + time.perf_counter() - started
+    summary = {
+        **evaluation.summary,
+        "seconds": seconds,
+        "training_seconds": parts.trainer.seconds,
+        "peak_rss_mb": peak_rss_mb(),
+        "updates": parts.trainer.update,
+    }
+    write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    _write_pictures(parts, folder, evaluation, summary, saved)
+    parts.accelerator.wait_for_everyone()
+    return Run(folder, summary, saved)
+
+
+def _save_average(parts: Parts, source: str, folder: Path) -> None:
+    if parts.trainer.average is None:
+        return
+    with swapped(parts.model.network, parts.trainer.average.values):
+        save_policy(parts.model, source, folder / "ema")
+
+
+def _write_pictures(
+    parts: Parts, folder: Path, evaluation: Evaluation, summary: dict[str, Any], saved: Path
+) -> None:
+    (folder / "samples").mkdir(exist_ok=True)
+    sheet = before_after(evaluation.before, evaluation.after, evaluation.prompts)
+    sheet.save(folder / "samples" / "before_after.png")
+    config = parts.config
+    write_report(
+        folder / REPORT,
+        title=f"{parts.trainer.method.name} · {parts.reward.name}",
+        config_text=dump_config(config),
+        summary=summary,
+        before=evaluation.before,
+        after=evaluation.after,
+        prompts=evaluation.prompts,
+        records=read_records(folder),
+        lora_path=saved.resolve() if saved.name == "lora" else None,
+        model=model_source(config),
+    )

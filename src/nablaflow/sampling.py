@@ -1,0 +1,106 @@
+"""Images from a run's policy or from a model as it is, written to a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from nablaflow.errors import UserError
+from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.models.adapters import load_trainable_state
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.report.pictures import grid, to_picture
+from nablaflow.training.bank import sample_states, spread
+from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.training.overrides import load_config
+from nablaflow.training.prompts import load_prompts
+from nablaflow.training.run_folder import CONFIG
+from nablaflow.training.setup import model_source
+
+BATCH = 16
+
+
+def best_device() -> torch.device:
+    """The first that works of cuda, mps, cpu."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_policy(run: Path) -> tuple[PipelineModel, list[str]]:
+    """The policy of a run's last checkpoint, and the run's prompts.
+
+    Raises:
+        UserError: the folder holds no checkpoint, or one of another model.
+    """
+    config = load_config(run / CONFIG, [], {})
+    found = list_checkpoints(run)
+    if not found:
+        raise UserError(f"{run} has no checkpoint yet; train it first")
+    pipeline = load_pipeline(model_source(config))
+    model = load_model(pipeline, config.sampler, config.adapter, best_device())
+    try:
+        load_trainable_state(model.network, load_checkpoint(found[-1]).tensors["policy"])
+    except ValueError as error:
+        raise UserError(f"{found[-1]}: {error}; is {config.model} the run's own?") from error
+    return model, load_prompts(config.prompts, Path())
+
+
+def _model(source: str) -> tuple[PipelineModel, list[str]]:
+    """A run's policy, or a model as it is."""
+    if (Path(source) / CONFIG).is_file():
+        return load_policy(Path(source))
+    from nablaflow import nano
+
+    pipeline = load_pipeline(str(nano.path()) if source == "nano" else source)
+    model = load_model(pipeline, SamplerSettings(), AdapterSettings(), best_device())
+    return model, []
+
+
+@torch.no_grad()
+def sample_to_folder(
+    source: str, prompts: list[str], n: int, out: Path, seed: int, *, overwrite: bool
+) -> list[Path]:
+    """Write ``n`` images, prompts in turns, and a sheet of all of them.
+
+    Args:
+        source: a run folder, a model folder or hub id, or ``nano``.
+        prompts: default: the run's own.
+
+    Returns:
+        Paths of the single images.
+
+    Raises:
+        UserError: no such source, no prompts, or images in the way.
+    """
+    if out.exists() and any(out.glob("*.png")) and not overwrite:
+        raise UserError(f"--out: {out} holds images already; use --overwrite or another folder")
+    model, own = _model(source)
+    texts = prompts or own or ["" if source != "nano" else "a circle"]
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("sample", total=n)
+        states = sample_states(
+            model,
+            texts,
+            n,
+            seed=seed,
+            batch=BATCH,
+            purpose="sample",
+            on_progress=lambda done: progress.advance(task, done),
+        )
+    parts = states.to(model.device).split(BATCH)
+    images = torch.cat([model.decode(part).cpu() for part in parts])
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index, (image, which) in enumerate(
+        zip(images, spread(n, len(texts)).tolist(), strict=True)
+    ):
+        words = "-".join("".join(c if c.isalnum() else " " for c in texts[which]).split())[:60]
+        path = out / f"{index:04d}-{words or 'image'}.png"
+        to_picture(image).save(path)
+        paths.append(path)
+    grid(images, columns=min(8, n)).save(out / "sheet.png")
+    return paths

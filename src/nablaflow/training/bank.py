@@ -1,0 +1,133 @@
+"""The reference bank: thousands of the pretrained model's samples, made once and cached.
+
+Reweighted by exp(beta r) they are the exact tilted distribution, for any reward and any beta.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nablaflow import nano
+from nablaflow.diffusion import sample_trajectories, trajectory_noise
+from nablaflow.models import SamplerSettings
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.training.rollout import stream
+from nablaflow.typing import Latents
+
+Progress = Callable[[int], None]
+"""Told how many samples are done."""
+
+
+def spread(n: int, prompts: int) -> Int[Tensor, "sample"]:
+    """Prompt indices of ``n`` samples, as even as they come, in turns."""
+    return torch.arange(n) % prompts
+
+
+@torch.no_grad()
+def sample_states(
+    model: PipelineModel,
+    prompts: list[str],
+    n: int,
+    *,
+    seed: int,
+    batch: int,
+    purpose: str,
+    on_progress: Progress,
+) -> Latents:
+    """``n`` clean states of whichever network is active, prompts in turns, on the processor.
+
+    Sample i depends on the seed and on ``purpose`` alone: the reference and the policy get the
+    same noise, and a bank another.
+    """
+    index = spread(n, len(prompts)).tolist()
+    parts = []
+    for start in range(0, n, batch):
+        rows = range(start, min(start + batch, n))
+        condition = model.condition([prompts[index[row]] for row in rows])
+        generators = trajectory_noise([stream(seed, purpose, row) for row in rows])
+        trajectories = sample_trajectories(
+            lambda x, k, c=condition: model.predict(x, k, c),
+            model.process,
+            model.state_shape,
+            generators,
+            model.device,
+        )
+        parts.append(trajectories.x0.cpu())
+        on_progress(len(rows))
+    return torch.cat(parts)
+
+
+def bank_key(
+    fingerprint: str, prompts: list[str], sampler: SamplerSettings, n: int, seed: int
+) -> str:
+    """Names a bank by everything that its samples depend on."""
+    content = json.dumps([fingerprint, list(prompts), sampler.model_dump(), n, seed])
+    return hashlib.sha256(content.encode()).hexdigest()[:24]
+
+
+def cache_folder() -> Path:
+    """``$NABLAFLOW_CACHE``, or ``nablaflow`` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "nablaflow"
+    return Path(os.environ.get("NABLAFLOW_CACHE", default)).expanduser()
+
+
+def _shipped(key: str) -> Path | None:
+    path = nano.bank_path()
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        return path if (file.metadata() or {}).get("key") == key else None
+
+
+def reference_bank(
+    model: PipelineModel,
+    fingerprint: str,
+    prompts: list[str],
+    sampler: SamplerSettings,
+    n: int,
+    *,
+    batch: int,
+    on_progress: Progress,
+) -> Latents:
+    """States of the reference, float16: the shipped ones, the cached ones, or made now.
+
+    Args:
+        fingerprint: of the pretrained weights.
+    """
+    seed = 0
+    key = bank_key(fingerprint, prompts, sampler, n, seed)
+    cached = cache_folder() / f"bank-{key}.safetensors"
+    path = _shipped(key) or cached
+    if path.is_file():
+        on_progress(n)
+        return load_file(path)["states"]
+    with model.reference():
+        states = sample_states(
+            model, prompts, n, seed=seed, batch=batch, purpose="bank", on_progress=on_progress
+        ).half()
+    # Only a cache: a run that has come this far does not fail for a full disk.
+    with suppress(OSError, SafetensorError):
+        write_bank(cached, states, key)
+    return states
+
+
+def write_bank(path: Path, states: Latents, key: str) -> None:
+    """Save a bank under its key, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    try:
+        save_file({"states": states.contiguous()}, partial, metadata={"key": key})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

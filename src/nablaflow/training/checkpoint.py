@@ -1,0 +1,107 @@
+"""Checkpoints: everything an exact continuation needs, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nablaflow.errors import UserError
+
+FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state between two updates.
+
+    Attributes:
+        update: how many updates are done.
+        seconds: of training so far.
+        tensors: group (policy, flow, …) to named tensors; a file each.
+        state: what is not only tensors (optimizer, scaler, the rollout to train next), readable
+            with ``weights_only``.
+    """
+
+    update: int
+    seconds: float
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def _name(update: int) -> str:
+    return f"step-{update:06d}"
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    return sorted((run / FOLDER).glob("step-*"))
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write beside, then rename: a crash or a full disk leaves the older ones whole.
+
+    Args:
+        keep: older checkpoints beyond this many are removed, after the new one is in place.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    final = run / FOLDER / _name(checkpoint.update)
+    partial = final.with_name(f".partial-{final.name}")
+    try:
+        _write(partial, checkpoint)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+    except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own kind
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"output_dir: cannot write {final} ({reason}); free some space and run again with "
+            "--resume, the checkpoint before is whole"
+        ) from error
+    for old in list_checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for group, tensors in checkpoint.tensors.items():
+        save_file(
+            {name: t.contiguous() for name, t in tensors.items()}, folder / f"{group}.safetensors"
+        )
+    torch.save(checkpoint.state, folder / "state.pt")
+    progress = {
+        "update": checkpoint.update,
+        "seconds": checkpoint.seconds,
+        "groups": sorted(checkpoint.tensors),
+    }
+    (folder / "progress.json").write_text(json.dumps(progress))
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint back, tensors on the processor.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    try:
+        progress = json.loads((folder / "progress.json").read_text())
+        tensors = {name: load_file(folder / f"{name}.safetensors") for name in progress["groups"]}
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # each library has its own kind for a damaged file
+        raise UserError(
+            f"{folder} cannot be read ({type(error).__name__}); remove it to resume from the "
+            "checkpoint before"
+        ) from error
+    return Checkpoint(progress["update"], progress["seconds"], tensors, state)

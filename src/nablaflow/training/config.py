@@ -1,0 +1,413 @@
+"""Every setting of a run, each with its meaning and its unit; a mistake is one line that names it.
+
+A configuration is immutable. ``parse_config`` turns a nested mapping into one; ``overrides.py``
+builds that mapping from a recipe and the command line.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    InstanceOf,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
+
+from nablaflow.errors import UserError, nearest
+from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings, Settings
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+# Validation is strict but for these two: YAML has lists for tuples and text for paths.
+Betas = Annotated[
+    tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
+    Field(strict=False),
+]
+AnyPath = Annotated[Path, Field(strict=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Optimizer(Settings):
+    """AdamW for policy and flow network."""
+
+    learning_rate: Positive = Field(default=1e-3, description="of the policy")
+    flow_learning_rate: Positive = Field(default=1e-3, description="of the flow network")
+    betas: Betas = Field(default=(0.9, 0.95), description="AdamW's decay of the two moments")
+    weight_decay: NotNegative = Field(default=1e-4, description="of the policy")
+    flow_weight_decay: NotNegative = Field(default=1e-2, description="of the flow network")
+    max_grad_norm: Positive = Field(
+        default=1.0, description="gradient norm above which a network's gradient is scaled down"
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="learning rate after the warm-up"
+    )
+    warmup: int = Field(default=0, ge=0, description="updates over which the learning rate rises")
+
+
+class Training(Settings):
+    """The loop. Batch sizes are global: over all processes and accumulation steps."""
+
+    updates: Count = Field(description="optimizer updates in all")
+    prompts_per_update: Count = Field(description="prompts of one rollout")
+    images_per_prompt: Count = Field(description="trajectories for each of them")
+    transition_fraction: float = Field(
+        gt=0, le=1, description="share of a trajectory's transitions that are trained"
+    )
+    micro_batch: Count | None = Field(
+        default=None, description="transitions per forward pass; null halves on out-of-memory"
+    )
+    rollout_batch: Count | None = Field(
+        default=None, description="trajectories sampled at once; null halves on out-of-memory"
+    )
+    data: Literal["on-policy", "previous-rollout"] = Field(
+        default="on-policy", description="train on this update's rollout, or on the one before"
+    )
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        default="float32", description="of the networks; rewards and their gradients stay float32"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
+    checkpoint_every: Count = Field(default=50, description="updates between two checkpoints")
+    keep_checkpoints: Count = Field(default=2, description="how many of the newest are kept")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        default=["tensorboard"], description="where metrics go besides metrics.jsonl"
+    )
+    sample_every: Count = Field(default=50, description="updates between two sheets of samples")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="auto takes the first that works of cuda, mps, cpu"
+    )
+
+
+class Evaluation(Settings):
+    """What is measured at the end of a run."""
+
+    n: Count = Field(
+        default=64, description="images in all, for the reference and for the policy each"
+    )
+    batch: Count = Field(default=8, description="images made at once")
+    bank: int = Field(
+        default=0,
+        ge=0,
+        description="reference samples for the exact tilt; 0 leaves the exact tilt out",
+    )
+    seed: Seed = Field(
+        default=1, description="of the evaluation's noise, apart from the training's"
+    )
+
+
+def _check_reward(value: Any) -> str | dict[str, float]:
+    """A name, ``file.py:function``, or a mapping of those to finite weights."""
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(
+            f"must be a name, path/to/file.py:function or a mapping of those to weights, "
+            f"not {_show(value)}"
+        )
+    for name, weight in value.items():
+        if not _is_number(weight):
+            raise ValueError(f"the weight of {name} must be a finite number, not {_show(weight)}")
+    return {str(name): float(weight) for name, weight in value.items()}
+
+
+def _check_prompts(value: Any) -> list[str] | str:
+    """A list of prompts or the path of a file; the file itself is read by ``load_prompts``."""
+    if isinstance(value, Path) or (isinstance(value, str) and value.strip()):
+        return str(value)
+    if not isinstance(value, list | tuple) or not all(isinstance(p, str) for p in value):
+        raise ValueError(
+            f"must be a list of texts or the path of a text file, not {_show(value)}; "
+            f"put quotes around a prompt that YAML reads otherwise"
+        )
+    if not value:
+        raise ValueError("the list is empty; give at least one prompt")
+    return list(value)
+
+
+class Config(Settings):
+    """All settings of a run. Every command reads this and nothing else."""
+
+    model: str = Field(
+        default="nano",
+        min_length=1,
+        description='"nano", a folder in diffusers format, or a hub id',
+    )
+    reward: Annotated[str | dict[str, float], BeforeValidator(_check_reward)] = Field(
+        description="name of a reward, path/to/file.py:function, or a mapping of those to weights"
+    )
+    prompts: Annotated[list[str] | str, BeforeValidator(_check_prompts)] = Field(
+        description="list of prompts, or path of a UTF-8 text file with one prompt per line"
+    )
+    output_dir: AnyPath = Field(description="the run folder")
+    seed: Seed = Field(
+        default=0, description="of training: noise, prompt order, chosen transitions"
+    )
+    method: InstanceOf[BaseModel] = Field(
+        description="the objective: its name and its settings, such as method.beta"
+    )
+    sampler: SamplerSettings = Field(
+        default_factory=SamplerSettings, description="the reverse process"
+    )
+    adapter: AdapterSettings = Field(
+        default_factory=AdapterSettings, description="the weights to train"
+    )
+    flow: FlowSettings | None = Field(default=None, description="the flow network; null is none")
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="the optimizer")
+    training: Training = Field(description="the loop")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="the measurement")
+
+    @model_validator(mode="after")
+    def _only_ddim_has_eta(self) -> Config:
+        if self.sampler.name != "ddim" and self.sampler.eta != 1.0:
+            raise ValueError(
+                f"sampler.eta: {self.sampler.name} has none; leave it out or set sampler.name=ddim"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _some_transition_is_trained(self) -> Config:
+        if self.strata < 1:
+            steps = self.sampler.steps
+            raise ValueError(
+                f"training.transition_fraction: {self.training.transition_fraction:g} of "
+                f"sampler.steps={steps} is no transition at all; "
+                f"use training.transition_fraction={_least_fraction(steps):g} or more steps"
+            )
+        return self
+
+    @property
+    def strata(self) -> int:
+        """Transitions trained in each trajectory: one from each stratum of its steps."""
+        return round(self.training.transition_fraction * self.sampler.steps)
+
+    @field_serializer("method")
+    def _with_its_name(self, method: BaseModel) -> dict[str, Any]:
+        return method_settings(method)
+
+
+def _least_fraction(steps: int) -> float:
+    """The smallest share with two significant digits that selects one of ``steps``."""
+    digits = math.ceil(math.log10(steps)) + 1
+    return math.ceil(10**digits / steps) / 10**digits
+
+
+# --- the method: a name and the settings of the class registered under it ------------------------
+
+
+def registered_methods() -> Mapping[str, type[BaseModel]]:
+    """Name to class. Imported on use, since methods bring torch and the models with them."""
+    from nablaflow.methods import METHODS
+
+    return METHODS
+
+
+def method_settings(method: BaseModel) -> dict[str, Any]:
+    """A method as plain data: its name, then its settings.
+
+    Raises:
+        UserError: the method's class is not registered.
+    """
+    for name, kind in registered_methods().items():
+        if type(method) is kind:
+            return {"name": name, **method.model_dump(mode="json", exclude={"name"})}
+    raise UserError(
+        f"method: {type(method).__name__} has no name; add it to nablaflow.methods.METHODS"
+    )
+
+
+def parse_method(value: Any) -> BaseModel:
+    """A method from its name, from a mapping with ``name`` and settings, or itself.
+
+    Raises:
+        UserError: unknown name, unknown setting, a setting of another method, a wrong value.
+    """
+    if isinstance(value, BaseModel):
+        method_settings(value)
+        return value
+    settings = {"name": value} if isinstance(value, str) else value
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
+        raise UserError(f"method.name: missing; {nearest('', registered_methods())}")
+    return _build_method(settings["name"], {k: v for k, v in settings.items() if k != "name"})
+
+
+def _build_method(name: str, settings: dict[str, Any]) -> BaseModel:
+    methods = registered_methods()
+    if name not in methods:
+        raise UserError(f"method.name: no method {_show(name)}; {nearest(name, methods)}")
+    for key in settings:
+        if key not in methods[name].model_fields:
+            raise _refusal(_not_a_setting(name, str(key)))
+    try:
+        return methods[name].model_validate(settings)
+    except ValidationError as error:
+        raise _refusal(_explain(error, methods[name], ("method",))) from None
+
+
+def _not_a_setting(name: str, key: str) -> str:
+    methods = registered_methods()
+    owners = [other for other, kind in methods.items() if key in kind.model_fields]
+    own = [field for field in methods[name].model_fields if field != "name"]
+    if not owners:
+        return f"method.{key}: unknown key for {name}; {nearest(key, own)}"
+    remedy = f"leave it out or set method.name={owners[0]}"
+    return f"method.{key}: a setting of {', '.join(owners)}, not of {name}; {remedy}"
+
+
+# --- from a mapping to a configuration, or to one line --------------------------------------------
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """The configuration that a nested mapping describes.
+
+    Raises:
+        UserError: one line: the dotted key, what is wrong, the remedy.
+    """
+    unknown = [str(key) for key in values if key not in Config.model_fields]
+    if unknown:
+        raise _refusal(f"{unknown[0]}: unknown key; {_suggest((), unknown[0], Config)}")
+    _require_finite(values)
+    settings = dict(values)
+    if settings.get("method") is not None:
+        settings["method"] = parse_method(settings["method"])
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        raise _refusal(_explain(error, Config, ())) from None
+
+
+def _require_finite(value: Any, place: tuple[int | str, ...] = ()) -> None:
+    """YAML can write .nan and .inf, and a comparison with a bound lets some of them through."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _refusal(f"{_dotted(place)}: must be a finite number, not {value}")
+    inner: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        inner = value.items()
+    elif isinstance(value, list | tuple):
+        inner = enumerate(value)
+    for key, part in inner:
+        _require_finite(part, (*place, key))
+
+
+def _refusal(text: str) -> UserError:
+    """One line, whatever the user's keys and values hold."""
+    return UserError(_one_line(text))
+
+
+def _explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> str:
+    """One line for the most telling of pydantic's errors: a misspelt key before what it left out.
+
+    Args:
+        model: the class that was validated; ``prefix`` is where it stands in the configuration.
+    """
+    errors = error.errors(include_url=False)
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    place = _place(first["loc"], model)
+    key = _dotted((*prefix, *place))
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {_suggest(place[:-1], str(place[-1]), model)}"
+    problem = _problem(first, key, _field_at(model, place))
+    return f"{key}: {problem}" if key else problem
+
+
+def _problem(error: Any, key: str, description: str | None) -> str:
+    """What is wrong and the remedy, in this project's words, for one of pydantic's errors."""
+    kind, message, value = error["type"], error["msg"], error["input"]
+    if kind == "missing":
+        what = f" ({description})" if description else ""
+        return f"missing; set {key}=…{what}"
+    if kind in ("value_error", "assertion_error"):
+        return re.sub(r"^(Value|Assertion) error, ", "", message)
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        return f"{_show(value)} is not a choice; {nearest(str(value), choices)}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"must hold settings of its own, such as {key}.…=…, not {_show(value)}"
+    must = re.sub(r"^Input (should|is not) (be )?", "must be ", message)
+    return f"{must}, not {_show(value)}"
+
+
+def _suggest(path: tuple[int | str, ...], word: str, model: type[BaseModel]) -> str:
+    """The nearest key beside the unknown one, or else the same key in another group."""
+    for part in path:
+        model = _group(model, str(part)) or model
+    hint = nearest(word, model.model_fields)
+    elsewhere = [key for key in _leaves(Config) if key.rsplit(".", 1)[-1] == word]
+    if elsewhere and not hint.startswith("did you mean"):
+        return f"did you mean {elsewhere[0]}?"
+    return hint
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all settings that hold a value, those of every method included."""
+    for name in model.model_fields:
+        group = _group(model, name)
+        if group:
+            yield from _leaves(group, f"{prefix}{name}.")
+        elif name == "method":
+            kinds = registered_methods().values()
+            yield from (f"method.{field}" for kind in kinds for field in kind.model_fields)
+        else:
+            yield prefix + name
+
+
+def _group(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The class of a field that is a group of settings (or null), else None."""
+    field = model.model_fields.get(name)
+    if field is None:
+        return None
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Settings)), None)
+
+
+def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[int | str, ...]:
+    """``loc`` without the names of union members that pydantic puts into it."""
+    kept: list[int | str] = []
+    current: type[BaseModel] | None = model
+    for part in loc:
+        if current is not None:
+            kept.append(part)
+            current = _group(current, str(part))
+        elif isinstance(part, int):
+            kept.append(part)
+    return tuple(kept)
+
+
+def _field_at(model: type[BaseModel], place: tuple[int | str, ...]) -> str | None:
+    """The description of the field at ``place``."""
+    *groups, last = place or ("",)
+    for part in groups:
+        model = _group(model, str(part)) or model
+    field = model.model_fields.get(str(last))
+    return field.description if field else None
+
+
+def _dotted(place: tuple[int | str, ...]) -> str:
+    """``("training", "trackers", 0)`` as ``training.trackers[0]``."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return "".join(parts).removeprefix(".")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a float can hold it: no truth value, no NaN, no infinity, no integer beyond."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
+
+
+def _show(value: Any) -> str:
+    """A value as the user wrote it, short enough for one line."""
+    text = "null" if value is None else _one_line(repr(value))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,9 @@
+"""What `nf.align` uses for the settings that a recipe would have to name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEFAULTS: dict[str, Any] = {
+    "training": {"prompts_per_update": 8, "images_per_prompt": 4, "transition_fraction": 0.2}
+}

@@ -1,0 +1,162 @@
+"""What a run is measured by: the same prompts and seeds before and after, and the exact tilt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from nablaflow.metrics.features import pooled_pixels
+from nablaflow.metrics.summary import SampleSet, Summary, summarize
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.rewards import NamedReward
+from nablaflow.training.bank import reference_bank, sample_states, spread
+from nablaflow.training.config import Config
+from nablaflow.typing import Images, Latents
+
+StartProgress = Callable[[str, int], Callable[[int], None]]
+"""``(what, total) -> told how many are done``: how long work shows itself."""
+
+SHOWN = 8  # images of each prompt that the report shows
+MOST_SHOWN = 64
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A set of samples as the figures see them, with some images to look at."""
+
+    samples: SampleSet
+    images: Images
+    prompts: list[str]
+
+
+@torch.no_grad()
+def measure_states(
+    model: PipelineModel,
+    reward: NamedReward,
+    states: Latents,
+    prompts: list[str],
+    *,
+    batch: int,
+    on_progress: Callable[[int], None],
+) -> Sampled:
+    """Decode states, prompts in turns, to features and rewards; keep the first images."""
+    index = spread(len(states), len(prompts))
+    shown = min(MOST_SHOWN, SHOWN * len(prompts), len(states))
+    features, rewards, images = [], [], []
+    for start in range(0, len(states), batch):
+        part = states[start : start + batch].to(model.device).float()
+        texts = [prompts[i] for i in index[start : start + len(part)].tolist()]
+        pictures = model.decode(part)
+        rewards.append(reward(pictures, texts).cpu())
+        features.append(pooled_pixels(pictures).cpu())
+        if start < shown:
+            images.append(pictures.cpu()[: shown - start])
+        on_progress(len(part))
+    samples = SampleSet(torch.cat(features), torch.cat(rewards), index)
+    return Sampled(samples, torch.cat(images), [prompts[i] for i in index[:shown].tolist()])
+
+
+def sample_and_measure(
+    model: PipelineModel,
+    reward: NamedReward,
+    prompts: list[str],
+    config: Config,
+    progress: StartProgress,
+    what: str,
+) -> Sampled:
+    """The evaluation's own samples of whichever network is active."""
+    settings = config.evaluation
+    states = sample_states(
+        model,
+        prompts,
+        settings.n,
+        seed=settings.seed,
+        batch=settings.batch,
+        purpose="evaluation",
+        on_progress=progress(f"sample the {what}", settings.n),
+    )
+    return measure_states(
+        model,
+        reward,
+        states,
+        prompts,
+        batch=settings.batch,
+        on_progress=progress(f"score the {what}", settings.n),
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures and the images behind them."""
+
+    summary: Summary
+    before: Images
+    after: Images
+    prompts: list[str]
+
+
+def evaluate(
+    config: Config,
+    prompts: list[str],
+    model: PipelineModel,
+    reward: NamedReward,
+    fingerprint: str,
+    beta: float,
+    progress: StartProgress,
+) -> Evaluation:
+    """Measure reference, policy and, with ``evaluation.bank``, the exact tilt.
+
+    Without a bank the reference's own samples stand in for it: distances to the reference are
+    then measured against them, and the exact tilt is left out.
+    """
+    with model.reference():
+        reference = sample_and_measure(model, reward, prompts, config, progress, "reference")
+    policy = sample_and_measure(model, reward, prompts, config, progress, "aligned model")
+    bank = _bank(config, prompts, model, reward, fingerprint, progress)
+    summary = summarize(reference.samples, policy.samples, bank or reference.samples, beta)
+    if bank is None:
+        summary = _without_tilt(summary)
+    return Evaluation(summary, reference.images, policy.images, policy.prompts)
+
+
+def _bank(
+    config: Config,
+    prompts: list[str],
+    model: PipelineModel,
+    reward: NamedReward,
+    fingerprint: str,
+    progress: StartProgress,
+) -> SampleSet | None:
+    settings = config.evaluation
+    if settings.bank == 0:
+        return None
+    states = reference_bank(
+        model,
+        fingerprint,
+        prompts,
+        config.sampler,
+        settings.bank,
+        batch=settings.batch,
+        on_progress=progress("sample the reference bank", settings.bank),
+    )
+    told = progress("score the reference bank", settings.bank)
+    measured = measure_states(
+        model, reward, states, prompts, batch=settings.batch, on_progress=told
+    )
+    return measured.samples
+
+
+def _without_tilt(summary: Summary) -> Summary:
+    """No bank, no tilt: nothing may be quoted from a handful of reweighted samples."""
+    nothing = {"distance_to_tilt": None, "distance_to_tilt_se": None}
+    itself = {"distance_to_reference": None, "distance_to_reference_se": None}
+    return {
+        **summary,
+        "reference": {**summary["reference"], **nothing, **itself},
+        "policy": {**summary["policy"], **nothing},
+        "exact_tilt": None,
+        "closing": None,
+        "closing_se": None,
+    }

@@ -1,0 +1,368 @@
+"""The training loop: rollout, loss, one optimizer step, and what is kept of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from nablaflow.diffusion import Transitions
+from nablaflow.errors import TrainingStopped, UserError
+from nablaflow.methods import Method, Networks, TrainingBatch
+from nablaflow.models import Condition, FlowScore
+from nablaflow.models.adapters import load_trainable_state, trainable_parameters, trainable_state
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.rewards import NamedReward
+from nablaflow.training.average import Average
+from nablaflow.training.checkpoint import Checkpoint, save_checkpoint
+from nablaflow.training.config import Config, Optimizer
+from nablaflow.training.objective import Objective, is_out_of_memory
+from nablaflow.training.prompts import prompt_batch
+from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout
+
+Record = dict[str, float]
+
+
+def learning_rate_factor(settings: Optimizer, update: int, updates: int) -> float:
+    """Share of the learning rate at an update: a linear warm-up, then constant or half a cosine."""
+    if update < settings.warmup:
+        return (update + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return 1.0
+    done = (update - settings.warmup) / max(1, updates - settings.warmup)
+    return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def make_optimizer(settings: Optimizer, objective: Objective) -> torch.optim.AdamW:
+    """AdamW with one group for the policy and one for the flow network."""
+    groups = [
+        {
+            "params": trainable_parameters(objective.policy),
+            "lr": settings.learning_rate,
+            "weight_decay": settings.weight_decay,
+        }
+    ]
+    if objective.flow is not None:
+        groups.append(
+            {
+                "params": trainable_parameters(objective.flow),
+                "lr": settings.flow_learning_rate,
+                "weight_decay": settings.flow_weight_decay,
+            }
+        )
+    return torch.optim.AdamW(groups, betas=settings.betas)
+
+
+class Trainer:
+    """Aligns a model; all state between two updates is in `checkpoint` and `restore`.
+
+    Attributes:
+        update: updates done so far.
+        seconds: of training so far, earlier sessions of a resumed run included.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        prompts: list[str],
+        model: PipelineModel,
+        reward: NamedReward,
+        flow: FlowScore | None,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.model, self.reward, self.flow = config, model, reward, flow
+        self.accelerator, self.prompts = accelerator, prompts
+        assert isinstance(config.method, Method)
+        self.method: Method = config.method
+        flow_target = None if flow is None else copy.deepcopy(flow).requires_grad_(False)
+        self.flow_target = flow_target
+        self.objective = Objective(self.method, Networks(model, reward, flow, flow_target))
+        self.optimizer = make_optimizer(config.optimizer, self.objective)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._wrapped, self._stepper = accelerator.prepare(self.objective, self.optimizer)
+        self.average = self._policy_average()
+        self.update = 0
+        self.seconds = 0.0
+        self._pending: Rollout | None = None
+        self._micro_batch = config.training.micro_batch
+        self._rollout_batch = config.training.rollout_batch
+
+    def _policy_average(self) -> Average | None:
+        decay = self.config.adapter.ema_decay
+        return None if decay is None else Average(trainable_state(self.model.network), decay)
+
+    # --- one update -------------------------------------------------------------------------------
+
+    def step(self) -> Record:
+        """One update: sample, score, train; returns its figures, the mean over all processes.
+
+        Raises:
+            TrainingStopped: a figure is not finite; the weights are those before the update.
+        """
+        started = time.perf_counter()
+        rollout = self._rollout(self.update)
+        rolled_out = time.perf_counter()
+        batch = self._data(rollout).training_batch(self.model)
+        figures = self._accumulate(batch)
+        record = self._reduce(rollout, figures)
+        self._stop_unless_finite(record)
+        record |= self._apply()
+        self.update += 1
+        finished = time.perf_counter()
+        self.seconds += finished - started
+        timing = {"seconds": finished - started, "rollout_seconds": rolled_out - started}
+        return {"update": self.update, **record, **timing}
+
+    def _rollout(self, update: int) -> Rollout:
+        training = self.config.training
+        texts = prompt_batch(self.prompts, update, training.prompts_per_update, self.config.seed)
+        prompts = [text for text in texts for _ in range(training.images_per_prompt)]
+        accelerator = self.accelerator
+        plan = RolloutPlan.draw(
+            prompts,
+            seed=self.config.seed,
+            update=update,
+            steps=self.model.process.steps,
+            strata=self.config.strata,
+            always_last=self.method.always_last,
+            share=Share.of(len(prompts), accelerator.process_index, accelerator.num_processes),
+        )
+        batch = self._rollout_batch or len(plan)
+        while True:
+            try:
+                with accelerator.autocast():
+                    rollout = make_rollout(self.model, self.reward, plan, batch)
+                self._rollout_batch = batch if batch < len(plan) else self._rollout_batch
+                return rollout
+            except FloatingPointError as error:
+                raise self._not_finite(str(error)) from error
+            except RuntimeError as error:
+                batch = self._halve(error, batch, "rollout_batch")
+
+    def _data(self, rollout: Rollout) -> Rollout:
+        """What this update trains on: its own rollout, or the one before."""
+        if self.config.training.data == "on-policy":
+            return rollout
+        before, self._pending = self._pending, rollout
+        return rollout if before is None else before
+
+    def _accumulate(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Gradients of the mean loss over the batch, in as few parts as fit; mean figures."""
+        size = self._micro_batch or len(batch)
+        while True:
+            try:
+                self._stepper.zero_grad(set_to_none=True)
+                figures = self._backward_in_parts(batch, size)
+                self._micro_batch = size if size < len(batch) else self._micro_batch
+                return figures
+            except RuntimeError as error:
+                size = self._halve(error, size, "micro_batch")
+
+    def _backward_in_parts(self, batch: TrainingBatch, size: int) -> dict[str, Tensor]:
+        totals: dict[str, Tensor] = {}
+        starts = range(0, len(batch), size)
+        for start in starts:
+            last = start == starts[-1]
+            with nullcontext() if last else self.accelerator.no_sync(self._wrapped):
+                loss, figures = self._wrapped(_part(batch, slice(start, start + size)))
+                self.accelerator.backward(loss / len(batch))
+            for name, value in figures.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value
+        return {name: value / len(batch) for name, value in totals.items()}
+
+    def _halve(self, error: RuntimeError, size: int, name: str) -> int:
+        """Half the size after running out of memory; any other error goes on its way."""
+        if not is_out_of_memory(error):
+            raise error
+        if size == 1:
+            raise TrainingStopped(
+                f"training.{name}: out of memory with 1; set training.gradient_checkpointing=true, "
+                "a smaller model, or more processes"
+            ) from error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        told = f"out of memory: training.{name} is now {size // 2}"
+        self.accelerator.print(told, file=sys.stderr)
+        return size // 2
+
+    def _reduce(self, rollout: Rollout, figures: dict[str, Tensor]) -> Record:
+        """Means over all processes."""
+        scores = rollout.scores.double()
+        local = {
+            "reward_mean": scores.mean(),
+            "reward_square": scores.square().mean(),
+            **{name: value.double() for name, value in figures.items()},
+        }
+        stacked = torch.stack([value.to(self.model.device) for value in local.values()])
+        reduced: Any = self.accelerator.reduce(stacked, reduction="mean")
+        record = dict(zip(local, reduced.tolist(), strict=True))
+        spread = record.pop("reward_square") - record["reward_mean"] ** 2
+        return record | {"reward_std": max(0.0, spread) ** 0.5}
+
+    def _stop_unless_finite(self, record: Record) -> None:
+        bad = [name for name, value in record.items() if not math.isfinite(value)]
+        if not bad:
+            return
+        first = next((name for name in bad if name.startswith("loss_")), bad[0])
+        self._stepper.zero_grad(set_to_none=True)
+        raise self._not_finite(first)
+
+    def _not_finite(self, what: str) -> TrainingStopped:
+        return TrainingStopped(
+            f"update {self.update + 1}: {what} is not finite; nothing of this update was applied, "
+            "what was saved is whole. Lower optimizer.learning_rate or method.beta and start again "
+            "with --overwrite or another output_dir"
+        )
+
+    def _apply(self) -> Record:
+        """Clip, step once, move the averages."""
+        settings = self.config.optimizer
+        factor = learning_rate_factor(settings, self.update, self.config.training.updates)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        # Once for both groups: a gradient scaler must not unscale twice.
+        self.accelerator.unscale_gradients()
+        norms = {
+            f"{name}_gradient_norm": float(
+                torch.nn.utils.clip_grad_norm_(group["params"], settings.max_grad_norm)
+            )
+            for name, group in zip(("policy", "flow"), self.optimizer.param_groups, strict=False)
+        }
+        if self.accelerator.scaler is None:  # a scaler leaves such a step out by itself
+            self._stop_unless_finite(norms)
+        self._stepper.step()
+        self._move_averages()
+        return {**norms, "learning_rate": settings.learning_rate * factor}
+
+    @torch.no_grad()
+    def _move_averages(self) -> None:
+        if self.flow is not None and self.flow_target is not None and self.config.flow is not None:
+            pairs = zip(self.flow_target.parameters(), self.flow.parameters(), strict=True)
+            for target, source in pairs:
+                target.lerp_(source, 1.0 - self.config.flow.ema_decay)
+        if self.average is not None:
+            self.average.update(dict(self.model.network.named_parameters()))
+
+    # --- between updates --------------------------------------------------------------------------
+
+    def train(self, run: Path, on_update: Callable[[Record], bool]) -> None:
+        """Update until done; save a checkpoint at each interval and at the end.
+
+        Args:
+            on_update: called on every process after each update; True asks to stop here.
+        """
+        training = self.config.training
+        while self.update < training.updates:
+            record = self.step()
+            stop = self._on_any_process(on_update(record))
+            at_interval = self.update % training.checkpoint_every == 0
+            if stop or at_interval or self.update == training.updates:
+                self.save(run)
+            if stop:
+                return
+
+    def _on_any_process(self, flag: bool) -> bool:
+        """Whether it is set on one of them, so that all stop after the same update."""
+        flags = torch.tensor(float(flag), device=self.model.device)
+        total: Any = self.accelerator.reduce(flags, reduction="sum")
+        return total.item() > 0
+
+    def save(self, run: Path) -> None:
+        """Write a checkpoint, on the main process."""
+        checkpoint = self.checkpoint()
+        if self.accelerator.is_main_process:
+            save_checkpoint(run, checkpoint, self.config.training.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def checkpoint(self) -> Checkpoint:
+        """All state that the next update depends on; every process must call it."""
+        tensors = {"policy": trainable_state(self.model.network)}
+        if self.flow is not None and self.flow_target is not None:
+            tensors["flow"] = dict(self.flow.state_dict())
+            tensors["flow_target"] = dict(self.flow_target.state_dict())
+        if self.average is not None:
+            tensors["policy_average"] = self.average.values
+        scaler = self.accelerator.scaler
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            # Each process has its own share of the rollout that is trained next.
+            "pending": gather_object([_rollout_state(self._pending)]),
+            "micro_batch": self._micro_batch,
+            "rollout_batch": self._rollout_batch,
+        }
+        return Checkpoint(self.update, self.seconds, tensors, state)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of the same configuration.
+
+        Raises:
+            UserError: it is of another model, or of another number of processes.
+        """
+        try:
+            load_trainable_state(self.model.network, checkpoint.tensors["policy"])
+        except ValueError as error:
+            raise UserError(
+                f"model: the checkpoint does not fit ({error}); is {self.config.model} the same?"
+            ) from error
+        if self.flow is not None and self.flow_target is not None:
+            self.flow.load_state_dict(checkpoint.tensors["flow"])
+            self.flow_target.load_state_dict(checkpoint.tensors["flow_target"])
+        if self.average is not None:
+            for name, value in checkpoint.tensors["policy_average"].items():
+                self.average.values[name].copy_(value)
+        state = checkpoint.state
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self._pending = self._own_share(state["pending"])
+        self._micro_batch, self._rollout_batch = state["micro_batch"], state["rollout_batch"]
+        self.update, self.seconds = checkpoint.update, checkpoint.seconds
+
+    def _own_share(self, pending: list[dict[str, Any] | None]) -> Rollout | None:
+        if all(share is None for share in pending):
+            return None
+        if len(pending) != self.accelerator.num_processes:
+            raise UserError(
+                f"--resume: training.data=previous-rollout goes on with {len(pending)} processes, "
+                f"not {self.accelerator.num_processes}"
+            )
+        share = pending[self.accelerator.process_index]
+        assert share is not None
+        return _rollout_from(share, self.model.device)
+
+
+def _part(batch: TrainingBatch, rows: slice) -> TrainingBatch:
+    condition: Condition = batch.condition[rows]
+    return TrainingBatch(batch.transitions[rows], condition, batch.prompts[rows])
+
+
+def _rollout_state(rollout: Rollout | None) -> dict[str, Any] | None:
+    if rollout is None:
+        return None
+    return {
+        "prompts": rollout.prompts,
+        "x0": rollout.x0,
+        "scores": rollout.scores,
+        "transitions": vars(rollout.transitions),
+    }
+
+
+def _rollout_from(state: dict[str, Any], device: torch.device) -> Rollout:
+    transitions = {name: value.to(device) for name, value in state["transitions"].items()}
+    return Rollout(
+        state["prompts"],
+        state["x0"].to(device),
+        state["scores"].to(device),
+        Transitions(**transitions),
+    )

@@ -1,0 +1,215 @@
+"""Recipes in YAML and ``key.sub=value`` from the command line, laid over a command's defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from nablaflow.errors import UserError
+from nablaflow.training.config import (
+    Config,
+    method_settings,
+    parse_config,
+    registered_methods,
+)
+
+Values = dict[str, Any]
+
+
+def load_config(
+    recipe: Path | None, overrides: Sequence[str], defaults: Mapping[str, Any]
+) -> Config:
+    """The configuration of a command: ``defaults``, the recipe over them, the overrides on top.
+
+    A relative path of a prompts file starts at the recipe's folder, in an override at the
+    working directory; it is made absolute, so that the saved configuration runs from anywhere.
+
+    Args:
+        overrides: ``key.sub=value``, the value in YAML.
+
+    Raises:
+        UserError: one line that names the key or the file, and the remedy.
+    """
+    values = dict(defaults)
+    if recipe is not None:
+        values = merge(values, _absolute_prompts(_read_recipe(recipe), recipe.parent))
+    return parse_config(apply_overrides(values, overrides))
+
+
+def dump_config(config: Config) -> str:
+    """YAML that ``load_config`` reads back as an equal configuration."""
+    values = config.model_dump(mode="json")
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+# --- YAML -----------------------------------------------------------------------------------------
+
+_FLOAT_TAG, _BOOL_TAG = "tag:yaml.org,2002:float", "tag:yaml.org,2002:bool"
+_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number, and a prompt ``no`` or ``on`` is text.
+
+    Keys must be text and must not come twice.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise yaml.constructor.ConstructorError(
+                    problem="a key must be text", problem_mark=key.start_mark
+                )
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} comes twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around every text that ``_Loader`` would read as something else."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # PyYAML writes this one line break as it is, and reads it back as a space.
+        style = '"' if "\x85" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+# PyYAML follows YAML 1.1, where 1e-3 is text and yes, no, on and off are booleans.
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL_TAG]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL_TAG, re.compile(r"(true|True|false|False)$"), list("tTfF"))
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark and "\n" in text else ""
+        problem = getattr(error, "problem", None) or "it holds a character YAML does not allow"
+        raise UserError(f"{source}{line}: not valid YAML: {problem}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def _read_recipe(path: Path) -> Values:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe; give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; a recipe is a YAML file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}); a recipe is a YAML file") from None
+    values = _read_yaml(text, str(path))
+    if values is None:
+        raise UserError(f"{path}: empty; a recipe holds lines of the form key: value")
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: no settings; a recipe holds lines of the form key: value")
+    return values
+
+
+def _absolute_prompts(values: Values, folder: Path) -> Values:
+    prompts = values.get("prompts")
+    if not isinstance(prompts, str) or not prompts.strip():
+        return values
+    return {**values, "prompts": str((folder / Path(prompts).expanduser()).absolute())}
+
+
+# --- laying one set of values over another --------------------------------------------------------
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
+    """``over`` laid over ``base``: groups key by key, everything else as a whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        merged[key] = _merge_value(key, merged.get(key), value)
+    return merged
+
+
+def _merge_value(key: str, old: Any, new: Any) -> Any:
+    if key == "method":
+        return _merge_method(old, new)
+    # A mapping of rewards is one value: two recipes' rewards do not add up.
+    if key != "reward" and isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**old, **new}
+    return new
+
+
+def _merge_method(old: Any, new: Any) -> Any:
+    """A method of another name keeps only those of the old settings that it has as well."""
+    old, new = _method_mapping(old), _method_mapping(new)
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return new
+    if new.get("name", old.get("name")) != old.get("name"):
+        kind = registered_methods().get(str(new["name"]))
+        old = {k: v for k, v in old.items() if kind and k in kind.model_fields}
+    return {**old, **new}
+
+
+def _method_mapping(method: Any) -> Any:
+    if isinstance(method, str):
+        return {"name": method}
+    return method_settings(method) if isinstance(method, BaseModel) else method
+
+
+# --- overrides ------------------------------------------------------------------------------------
+
+_OVERRIDE = re.compile(r"\s*(?P<key>\w+(\.\w+)*)\s*=(?P<value>.*)", re.DOTALL)
+
+
+def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
+    """``optimizer.learning_rate=1e-3`` as ``(("optimizer", "learning_rate"), 0.001)``.
+
+    Nothing after the sign is the empty text; ``null`` is none.
+    """
+    match = _OVERRIDE.fullmatch(text)
+    if match is None:
+        raise UserError(f"{text!r}: not a setting; write key=value, such as training.updates=100")
+    value = match["value"].strip()
+    return tuple(match["key"].split(".")), _read_yaml(value, match["key"]) if value else ""
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> Values:
+    """``values`` with each override set; of two for one key the later one wins."""
+    settings = [parse_override(text) for text in overrides]
+    # The method's name comes first: it decides which of the settings below it are kept.
+    settings.sort(key=lambda setting: setting[0] not in (("method",), ("method", "name")))
+    result = dict(values)
+    for path, value in settings:
+        if path == ("prompts",):
+            value = _absolute_prompts({"prompts": value}, Path())["prompts"]
+        result[path[0]] = _assign(result.get(path[0]), path, 1, value)
+    return result
+
+
+def _assign(old: Any, path: tuple[str, ...], depth: int, value: Any) -> Any:
+    """``old``, which stands at ``path[:depth]``, with ``value`` at ``path``; ``old`` is kept."""
+    if path[0] == "method" and depth == 1:
+        nested = {path[1]: _assign(None, path, 2, value)} if len(path) > 1 else value
+        return _merge_method(old, nested)
+    if depth == len(path):
+        return value
+    if old is not None and not isinstance(old, Mapping):
+        raise UserError(
+            f"{'.'.join(path)}: {'.'.join(path[:depth])} is {old!r} and has no keys of its own; "
+            f"set {'.'.join(path[:depth])} as a whole"
+        )
+    inner = dict(old or {})
+    return {**inner, path[depth]: _assign(inner.get(path[depth]), path, depth + 1, value)}

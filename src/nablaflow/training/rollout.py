@@ -1,0 +1,153 @@
+"""One update's data: prompts to trajectories, images, scores, and the transitions to train."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nablaflow.diffusion import (
+    Trajectories,
+    Transitions,
+    draw_transitions,
+    sample_trajectories,
+    trajectory_noise,
+)
+from nablaflow.methods import TrainingBatch
+from nablaflow.models import DiffusionModel
+from nablaflow.rewards import NamedReward
+from nablaflow.typing import Batch, Latents
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a global batch that one process makes: rows ``start`` to ``stop``."""
+
+    total: int
+    start: int
+    stop: int
+
+    @staticmethod
+    def of(total: int, process: int, processes: int) -> Share:
+        size = total // processes
+        return Share(total, process * size, (process + 1) * size)
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of trajectories, made once and only read afterwards.
+
+    Attributes:
+        prompts: one for each trajectory.
+        x0: clean states.
+        scores: rewards of the images.
+        transitions: those that will be trained.
+    """
+
+    prompts: list[str]
+    x0: Latents
+    scores: Batch
+    transitions: Transitions
+
+    def training_batch(self, model: DiffusionModel) -> TrainingBatch:
+        """The transitions with the prompt of each one's own trajectory."""
+        prompts = [self.prompts[row] for row in self.transitions.trajectory.tolist()]
+        return TrainingBatch(self.transitions, model.condition(prompts), prompts)
+
+
+def stream(*parts: int | str) -> int:
+    """A seed for one purpose: nearby arguments give unrelated streams."""
+    return random.Random("/".join(map(str, parts))).getrandbits(63)
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """What is drawn before a rollout, for this process's share of it.
+
+    The draws depend on the seed, the update and a trajectory's place in the global batch, never
+    on how many processes share it.
+    """
+
+    prompts: list[str]
+    seeds: list[int]
+    keep: Tensor
+
+    @staticmethod
+    def draw(
+        prompts: list[str],
+        *,
+        seed: int,
+        update: int,
+        steps: int,
+        strata: int,
+        always_last: bool,
+        share: Share,
+    ) -> RolloutPlan:
+        """Plan one update; ``prompts`` are those of the whole global batch."""
+        generator = torch.Generator().manual_seed(stream(seed, update, "transitions"))
+        keep = draw_transitions(share.total, steps, strata, generator, always_last=always_last)
+        rows = range(share.start, share.stop)
+        return RolloutPlan(
+            prompts=prompts[share.slice],
+            seeds=[stream(seed, update, row) for row in rows],
+            keep=keep[share.slice],
+        )
+
+    def __getitem__(self, rows: slice) -> RolloutPlan:
+        return RolloutPlan(self.prompts[rows], self.seeds[rows], self.keep[rows])
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@torch.no_grad()
+def make_rollout(
+    model: DiffusionModel, reward: NamedReward, plan: RolloutPlan, batch: int
+) -> Rollout:
+    """Sample the planned trajectories with the policy, ``batch`` at once, and score them.
+
+    Raises:
+        FloatingPointError: a state is not finite, so that no reward is blamed for it.
+    """
+    parts = [_sample(model, plan[start : start + batch]) for start in range(0, len(plan), batch)]
+    x0 = torch.cat([part.x0 for part in parts])
+    if not x0.isfinite().all():
+        raise FloatingPointError("a state that the policy sampled")
+    scores = torch.cat(
+        [
+            reward(model.decode(part.x0), plan.prompts[i * batch : i * batch + len(part.x0)])
+            for i, part in enumerate(parts)
+        ]
+    )
+    transitions = Transitions.concatenate(
+        [_shifted(part.transitions, index * batch) for index, part in enumerate(parts)]
+    )
+    return Rollout(plan.prompts, x0, scores.float(), transitions)
+
+
+def _sample(model: DiffusionModel, plan: RolloutPlan) -> Trajectories:
+    condition = model.condition(plan.prompts)
+    return sample_trajectories(
+        lambda x, k: model.predict(x, k, condition),
+        model.process,
+        model.state_shape,
+        trajectory_noise(plan.seeds),
+        model.device,
+        keep=plan.keep,
+    )
+
+
+def _shifted(transitions: Transitions, offset: int) -> Transitions:
+    return Transitions(
+        transitions.x,
+        transitions.x_next,
+        transitions.k,
+        transitions.epsilon,
+        transitions.trajectory + offset,
+    )

@@ -1,0 +1,163 @@
+"""From a configuration to the parts of a run; every mistake is found here, before training."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from nablaflow import nano
+from nablaflow.errors import UserError
+from nablaflow.methods import METHODS, Method
+from nablaflow.models import FlowScore, load_model, load_pipeline
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.rewards import NamedReward, load, probe, require_gradient
+from nablaflow.training.allocator import keep_freed_memory
+from nablaflow.training.config import Config
+from nablaflow.training.loop import Trainer
+from nablaflow.training.prompts import load_prompts
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MIXED_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run, ready to train.
+
+    Attributes:
+        fingerprint: of the pretrained weights; names their reference bank.
+    """
+
+    config: Config
+    prompts: list[str]
+    model: PipelineModel
+    reward: NamedReward
+    fingerprint: str
+    trainer: Trainer
+    accelerator: Accelerator
+
+
+def model_source(config: Config) -> str:
+    """Folder or hub id that the model is loaded from."""
+    return str(nano.path()) if config.model == "nano" else config.model
+
+
+def fingerprint(pipeline: Any) -> str:
+    """A hash of all weights of a pipeline."""
+    digest = hashlib.sha256()
+    for name in sorted(pipeline.components):
+        part = pipeline.components[name]
+        if isinstance(part, torch.nn.Module):
+            for key, value in sorted(part.state_dict().items()):
+                digest.update(key.encode())
+                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:24]
+
+
+def make_accelerator(config: Config, run: Path) -> Accelerator:
+    """The accelerator of the run, on the device and in the precision asked for, or an error."""
+    device = config.training.device
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device, True):
+        raise UserError(f"training.device: there is no {device} here; use auto or cpu")
+    trackers: Any = list(config.training.trackers)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=MIXED_PRECISION[config.training.precision],
+            cpu=device == "cpu",
+            log_with=trackers or None,  # for an empty list accelerate would warn
+            project_dir=run,
+        )
+    except ValueError as error:
+        raise UserError(f"training.precision: {str(error).splitlines()[0]}") from error
+    if device not in ("auto", accelerator.device.type):
+        raise UserError(f"training.device: accelerate chose {accelerator.device.type}; use auto")
+    return accelerator
+
+
+def check_shares(config: Config, processes: int) -> None:
+    total = config.training.prompts_per_update * config.training.images_per_prompt
+    if total % processes:
+        raise UserError(
+            f"training.prompts_per_update: {total} trajectories do not divide among {processes} "
+            "processes; choose a multiple"
+        )
+
+
+def check_evaluation(config: Config, prompts: list[str]) -> None:
+    """The figures are found at the end of a run, too late to learn that they cannot be."""
+    least = 2 * len(prompts)  # for a spread within each prompt
+    for name, n in (("n", config.evaluation.n), ("bank", config.evaluation.bank or least)):
+        if n < least:
+            raise UserError(
+                f"evaluation.{name}: {n} images are fewer than 2 for each of the {len(prompts)} "
+                f"prompts; use {least} or more"
+            )
+
+
+def check_reward(method: Method, reward: NamedReward, model: PipelineModel) -> None:
+    """Find out before training whether the reward is what the method needs."""
+    height, width = model.image_size
+    found = probe(reward, height=height, width=width, device=model.device, prompts=["a circle"] * 4)
+    if method.needs_reward_gradient:
+        without = [name for name, kind in METHODS.items() if not kind.needs_reward_gradient]
+        require_gradient(reward.name, found, without)
+
+
+def make_flow(config: Config, model: PipelineModel) -> FlowScore | None:
+    """The flow-score network, seeded by the run."""
+    if config.flow is None:
+        return None
+    channel, height, _ = model.state_shape
+    embedding = model.condition(["a circle"]).prompt
+    width = 0 if embedding is None else embedding.shape[-1]
+    torch.manual_seed(config.seed)
+    return FlowScore(config.flow, channel, height, width).to(model.device)
+
+
+def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Parts:
+    """Load and check everything that the configuration names; writes nothing.
+
+    Args:
+        reward: in place of the configuration's.
+
+    Raises:
+        UserError: whatever of it does not fit, with the remedy.
+    """
+    method = config.method
+    assert isinstance(method, Method)
+    prompts = load_prompts(config.prompts, Path())
+    check_evaluation(config, prompts)
+    reward = reward or load(config.reward)
+    accelerator = make_accelerator(config, run)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    check_shares(config, accelerator.num_processes)
+    pipeline = load_pipeline(model_source(config), _dtype(config))
+    mark = fingerprint(pipeline) if config.evaluation.bank else ""
+    torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
+    model = load_model(pipeline, config.sampler, config.adapter, accelerator.device)
+    method.check(model.process)
+    check_reward(method, reward, model)
+    if config.training.gradient_checkpointing:
+        _checkpoint_gradients(model)
+    flow = make_flow(config, model) if method.uses_flow else None
+    trainer = Trainer(config, prompts, model, reward, flow, accelerator)
+    return Parts(config, prompts, model, reward, mark, trainer, accelerator)
+
+
+def _dtype(config: Config) -> torch.dtype:
+    """A LoRA trains on top of weights in half precision; weights that train stay in float32."""
+    full = config.adapter.kind == "full"
+    return torch.float32 if full else DTYPES[config.training.precision]
+
+
+def _checkpoint_gradients(model: PipelineModel) -> None:
+    network: Any = model.network
+    network.enable_gradient_checkpointing()
+    network.train()  # diffusers looks at the mode; its UNets have no dropout by default

@@ -1,0 +1,181 @@
+"""The methods on a whole, if tiny, Stable Diffusion: guidance, precision, micro-batches."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nablaflow.diffusion import sample_trajectories, trajectory_noise
+from nablaflow.methods import Method, NablaDB, Networks, ResidualNablaDB, TrainingBatch
+from nablaflow.models import (
+    AdapterSettings,
+    FlowScore,
+    FlowSettings,
+    SamplerSettings,
+    load_model,
+)
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.rewards import NamedReward
+from tests.support.gaussian import rows
+from tests.support.pipelines import WIDTH, perturb, stable_diffusion, unconditional
+
+STEPS = 4
+GUIDANCE = 5.0
+PROMPTS = ["a red circle", "a blue square", "a circle"]
+METHODS = [ResidualNablaDB, NablaDB]
+
+
+def redness(images: Tensor, prompts: list[str]) -> Tensor:
+    """Signed by the prompt, so that exchanged prompts show."""
+    sign = torch.tensor([-1.0 if "blue" in prompt else 1.0 for prompt in prompts])
+    return sign * (images[:, 0] - images[:, 2] ** 2).mean((1, 2))
+
+
+def load(dtype: torch.dtype = torch.float32, *, trained: bool = False) -> PipelineModel:
+    pipeline = stable_diffusion()
+    pipeline.unet.to(dtype)
+    pipeline.text_encoder.to(dtype)
+    model = load_model(
+        pipeline,
+        SamplerSettings(steps=STEPS, guidance_scale=GUIDANCE),
+        AdapterSettings(rank=2),
+        torch.device("cpu"),
+    )
+    if trained:
+        perturb(model.network)
+    return model
+
+
+def flow_for(model: PipelineModel, width: int = WIDTH) -> FlowScore:
+    torch.manual_seed(3)
+    flow = FlowScore(FlowSettings(channels=[8, 16]), model.state_shape[0], 8, width)
+    perturb(flow, scale=0.05)
+    return flow
+
+
+def rollout(model: PipelineModel) -> TrainingBatch:
+    condition = model.condition(PROMPTS)
+    transitions = sample_trajectories(
+        lambda x, k: model.predict(x, k, condition),
+        model.process,
+        model.state_shape,
+        trajectory_noise([1, 2, 3]),
+        model.device,
+        torch.tensor([[1, 3], [2, 4], [1, 4]]),
+    ).transitions
+    prompts = [PROMPTS[row] for row in transitions.trajectory.tolist()]
+    return TrainingBatch(transitions, model.condition(prompts), prompts)
+
+
+def test_an_untrained_policy_is_the_reference_under_guidance() -> None:
+    model = load()
+    batch = rollout(model)
+    networks = Networks(model, NamedReward("redness", redness))
+    metrics = ResidualNablaDB(beta=1.0).losses(batch, networks).metrics
+    assert not metrics["mean_shift"].any()
+    assert not metrics["kl"].any()
+    perturb(model.network)
+    moved = ResidualNablaDB(beta=1.0).losses(batch, networks).metrics
+    assert moved["kl"].min() > 1e-4
+
+
+def test_the_forward_looking_gradient_goes_through_the_guided_prediction() -> None:
+    """The same gradient from the bare network: two halves, guidance, Tweedie, decoder, reward."""
+    model = load()
+    batch = rollout(model)
+    beta = 2.0
+    networks = Networks(model, NamedReward("redness", redness))
+    method = ResidualNablaDB(beta=beta, weighting="constant")
+    losses = method.losses(batch, networks)
+    bare: Any = stable_diffusion()
+    level = batch.transitions.k - 1
+    alpha_bar = model.process.alpha_bar[level].reshape(-1, 1, 1, 1)
+    x = batch.transitions.x_next.clone().requires_grad_()
+    timestep = model.process.timestep[level]
+    positive = bare.unet(x, timestep, batch.condition.prompt).sample
+    negative = bare.unet(x, timestep, batch.condition.negative).sample
+    epsilon = negative + GUIDANCE * (positive - negative)
+    x0_hat = (x - (1 - alpha_bar).sqrt() * epsilon) / alpha_bar.sqrt()
+    ended = (level == 0).reshape(-1, 1, 1, 1)
+    clean = torch.where(ended, x, x0_hat)
+    images = (bare.vae.decode(clean / 0.4).sample / 2 + 0.5).clamp(0, 1)
+    (gradient,) = torch.autograd.grad(redness(images, batch.prompts).sum(), x)
+    expected = beta * torch.where(ended, 1.0, alpha_bar) * gradient
+    norms = expected.flatten(1).norm(dim=1)
+    assert norms.min() > 1e-4
+    torch.testing.assert_close(losses.metrics["value_gradient_norm"], norms, rtol=1e-3, atol=1e-6)
+    # An untrained policy without a flow: the forward residual is this gradient and nothing else.
+    forward = losses.terms["forward"].detach()
+    torch.testing.assert_close(forward, expected.square().flatten(1).mean(1), rtol=2e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("precision", ["half weights", "autocast"])
+def test_the_reward_and_its_gradient_are_float32_in_mixed_precision(
+    kind: type[Method], precision: str
+) -> None:
+    model = load(torch.bfloat16 if precision == "half weights" else torch.float32)
+    seen: list[torch.dtype] = []
+
+    def watched(images: Tensor, prompts: list[str]) -> Tensor:
+        seen.append(images.dtype)
+        images.register_hook(lambda gradient: seen.append(gradient.dtype))
+        product = images[:, 0].flatten(1) @ images[:, 1].flatten(1).T  # autocast would lower it
+        seen.append(product.dtype)
+        return redness(images, prompts)
+
+    flow = flow_for(model)
+    networks = Networks(model, NamedReward("watched", watched), flow, flow)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        batch = rollout(model)
+        losses = kind(beta=1.0).losses(batch, networks)
+    assert set(seen) == {torch.float32}
+    assert len(seen) >= 3
+    assert {term.dtype for term in losses.terms.values()} == {torch.float32}
+    assert losses.total.isfinite().all()
+    losses.total.sum().backward()
+    trained = [p for p in model.network.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert all(p.grad.isfinite().all() for p in trained)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("graph", [False, True])
+def test_micro_batches_add_up_to_the_batch(kind: type[Method], graph: bool) -> None:
+    model = load(trained=True)
+    flow = flow_for(model)
+    networks = Networks(model, NamedReward("redness", redness), flow, flow)
+    method = kind(beta=1.0, reverse_policy_graph=graph, forward_flow="attached")
+    batch = rollout(model)
+    parameters = [p for p in [*model.network.parameters(), *flow.parameters()] if p.requires_grad]
+
+    def summed(*parts: Tensor) -> tuple[Tensor, Tensor]:
+        total = sum(method.losses(rows(batch, part), networks).total.sum() for part in parts)
+        found = torch.autograd.grad(total, parameters, allow_unused=True)
+        flat = torch.cat([g.flatten() for g in found if g is not None])
+        return total.detach(), flat
+
+    order = torch.tensor([5, 0, 3, 1, 4, 2])
+    whole, parts = summed(torch.arange(6)), summed(*order.split(2))
+    torch.testing.assert_close(parts[0], whole[0], rtol=1e-4, atol=0.0)
+    scale = float(whole[1].abs().max())
+    torch.testing.assert_close(parts[1], whole[1], rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_an_unconditional_model_is_trained_alike(kind: type[Method]) -> None:
+    model = load_model(
+        unconditional(),
+        SamplerSettings(steps=STEPS, name="ddpm"),
+        AdapterSettings(rank=2),
+        torch.device("cpu"),
+    )
+    flow = flow_for(model, width=0)
+    networks = Networks(model, NamedReward("redness", redness), flow, flow)
+    batch = rollout(model)
+    losses = kind(beta=1.0, reverse_policy_graph=True).losses(batch, networks)
+    losses.total.sum().backward()
+    trained = [p for p in model.network.parameters() if p.requires_grad]
+    assert all(p.grad.isfinite().all() for p in trained)
+    assert max(float(p.grad.abs().max()) for p in trained) > 0

@@ -1,0 +1,121 @@
+"""Folders that cannot be loaded: one line that names what is wrong."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nablaflow.errors import UserError
+from nablaflow.models import load_pipeline
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def copied(folders: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folders["sd"], tmp_path / "model"))
+
+
+def no_index(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+
+
+def broken_index(folder: Path) -> None:
+    index = folder / "model_index.json"
+    index.write_text(index.read_text()[:40])
+
+
+def binary_index(folder: Path) -> None:
+    (folder / "model_index.json").write_bytes(bytes(range(128, 256)))
+
+
+def list_for_index(folder: Path) -> None:
+    (folder / "model_index.json").write_text("[]")
+
+
+def no_unet(folder: Path) -> None:
+    shutil.rmtree(folder / "unet")
+
+
+def no_scheduler(folder: Path) -> None:
+    shutil.rmtree(folder / "scheduler")
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "unet" / WEIGHTS).unlink()
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "unet" / WEIGHTS
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty_weights(folder: Path) -> None:
+    (folder / "vae" / WEIGHTS).write_bytes(b"")
+
+
+def pickled(folder: Path) -> None:
+    (folder / "unet" / WEIGHTS).unlink()
+    torch.save({"weight": torch.zeros(1)}, folder / "unet" / "diffusion_pytorch_model.bin")
+
+
+def another_family(folder: Path) -> None:
+    index = folder / "model_index.json"
+    parts = json.loads(index.read_text())
+    index.write_text(json.dumps(parts | {"_class_name": "StableDiffusionImg2ImgPipeline"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (no_index, "has no model_index.json"),
+        (broken_index, r"model_index\.json cannot be read"),
+        (binary_index, r"model_index\.json cannot be read"),
+        (list_for_index, r"model_index\.json"),
+        (no_unet, "no unet folder"),
+        (no_scheduler, "no scheduler folder"),
+        (no_weights, "cannot be loaded"),
+        (truncated, "cannot be loaded"),
+        (empty_weights, "cannot be loaded"),
+        (pickled, "cannot be loaded"),
+        (another_family, "StableDiffusionImg2ImgPipeline is not supported"),
+    ],
+)
+def test_a_damaged_folder_is_the_users_to_mend(
+    copied: Path, damage: Callable[[Path], None], named: str
+) -> None:
+    damage(copied)
+    with pytest.raises(UserError, match=named) as caught:
+        load_pipeline(str(copied))
+    message = str(caught.value)
+    assert message.startswith("model: ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere/at/all", "/nowhere/at-all"])
+def test_a_folder_that_does_not_exist_is_named(name: str) -> None:
+    with pytest.raises(UserError, match=f"model: there is no folder {name}"):
+        load_pipeline(name)
+
+
+def test_a_file_is_not_a_model(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("weights")
+    with pytest.raises(UserError, match="there is no folder"):
+        load_pipeline(str(tmp_path / "model"))
+
+
+def test_a_hub_id_without_a_network_is_named() -> None:
+    with pytest.raises(UserError, match="model: nobody/no-such-model cannot be loaded") as caught:
+        load_pipeline("nobody/no-such-model")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_network_has_the_precision_asked_for(
+    folders: dict[str, Path], dtype: torch.dtype
+) -> None:
+    pipeline = load_pipeline(str(folders["sd"]), dtype)
+    assert {parameter.dtype for parameter in pipeline.unet.parameters()} == {dtype}

@@ -1,0 +1,262 @@
+"""Models against the stock pipelines that they come from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from torch import Tensor
+
+from nablaflow.diffusion import sample_trajectories, trajectory_noise
+from nablaflow.errors import UserError
+from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.models.adapters import load_trainable_state, swapped, trainable_state
+from nablaflow.models.pipelines import PipelineModel
+from tests.support.pipelines import (
+    LATENT,
+    PIXELS,
+    PROMPT,
+    perturb,
+    render,
+    stable_diffusion,
+    unconditional,
+)
+
+CPU = torch.device("cpu")
+KINDS = ["lora", "full"]
+FAMILIES = ["sd", "sd2", "ddpm"]
+
+
+def load(folder: Path, adapter: dict[str, Any] | None = None, **sampler: Any) -> PipelineModel:
+    return load_model(
+        load_pipeline(str(folder)),
+        SamplerSettings(**{"steps": 4, **sampler}),
+        AdapterSettings(**(adapter or {})),
+        CPU,
+    )
+
+
+@torch.no_grad()
+def sample(model: PipelineModel, seeds: list[int], *, reference: bool = False) -> Tensor:
+    condition = model.condition([PROMPT] * len(seeds))
+
+    def predict(x: Tensor, k: Tensor) -> Any:
+        if not reference:
+            return model.predict(x, k, condition)
+        with model.reference():
+            return model.predict(x, k, condition)
+
+    noise = trajectory_noise(seeds)
+    drawn = sample_trajectories(predict, model.process, model.state_shape, noise, CPU)
+    return model.decode(drawn.x0)
+
+
+@pytest.mark.parametrize("family", ["sd", "sd2"])
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_sampling_gives_the_stock_pipelines_image(
+    folders: dict[str, Path], family: str, guidance: float
+) -> None:
+    """The same noise through the pipeline's own call: text, guidance, kernels and decoder."""
+    model = load(folders[family], guidance_scale=guidance)
+    stock = load_pipeline(str(folders[family]))
+    expected = [
+        render(stock, steps=4, seed=seed, guidance_scale=guidance, eta=1.0) for seed in (3, 8)
+    ]
+    torch.testing.assert_close(sample(model, [3, 8]), torch.cat(expected), rtol=0, atol=1e-4)
+    assert (expected[0] - expected[1]).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("family", ["sd", "sd2"])
+def test_sampling_with_sde_dpmsolver_gives_the_stock_pipelines_image(
+    folders: dict[str, Path], family: str
+) -> None:
+    model = load(folders[family], name="sde-dpmsolver++", guidance_scale=3.0)
+    stock: Any = load_pipeline(str(folders[family]))
+    stock.scheduler = DPMSolverMultistepScheduler.from_config(
+        stock.scheduler.config,
+        algorithm_type="sde-dpmsolver++",
+        solver_order=1,
+        final_sigmas_type="sigma_min",
+    )
+    expected = render(stock, steps=4, seed=3, guidance_scale=3.0)
+    torch.testing.assert_close(sample(model, [3]), expected, rtol=0, atol=1e-4)
+
+
+def test_sampling_an_unconditional_model_gives_the_stock_pipelines_image(
+    folders: dict[str, Path],
+) -> None:
+    model = load(folders["ddpm"], name="ddpm", sigma_floor=1e-9)
+    stock = load_pipeline(str(folders["ddpm"]))
+    expected = torch.cat([render(stock, steps=4, seed=seed) for seed in (3, 8)])
+    torch.testing.assert_close(sample(model, [3, 8]), expected, rtol=0, atol=1e-4)
+
+
+def embed(pipeline: Any, prompt: str) -> Tensor:
+    tokens = pipeline.tokenizer(
+        prompt, padding="max_length", max_length=pipeline.tokenizer.model_max_length
+    )
+    return pipeline.text_encoder(torch.tensor([tokens.input_ids]))[0]
+
+
+@torch.no_grad()
+def by_hand(pipeline: Any, x: Tensor, timestep: Tensor, scale: float, negative: str) -> Tensor:
+    """The guided output of a bare pipeline's network."""
+    if not hasattr(pipeline, "text_encoder"):
+        return pipeline.unet(x, timestep).sample
+    with_prompt, without = (
+        pipeline.unet(x, timestep, embed(pipeline, text).expand(len(x), -1, -1)).sample
+        for text in (PROMPT, negative)
+    )
+    return without + scale * (with_prompt - without)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("family", "scale"), [("sd", 1.0), ("sd", 5.0), ("sd2", 5.0), ("ddpm", 1.0)]
+)
+def test_reference_and_policy_start_as_the_bare_network_and_only_the_policy_moves(
+    folders: dict[str, Path], family: str, scale: float, kind: str
+) -> None:
+    bare = load_pipeline(str(folders[family]))
+    model = load(
+        folders[family], {"kind": kind}, guidance_scale=scale, negative_prompt="a blue square"
+    )
+    x = torch.randn(3, *model.state_shape, generator=torch.Generator().manual_seed(1))
+    k = torch.tensor([1, 3, 4])
+    output = by_hand(bare, x, model.process.timestep[k], scale, "a blue square")
+    alpha_bar = model.process.alpha_bar[k].reshape(-1, 1, 1, 1)
+    if family == "sd2":
+        x0_hat = alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * output
+    else:
+        x0_hat = (x - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
+    if family == "ddpm":
+        x0_hat = x0_hat.clamp(-1, 1)
+    condition = model.condition([PROMPT] * 3)
+    with torch.no_grad():
+        policy = model.predict(x, k, condition).x0_hat
+        torch.testing.assert_close(policy, x0_hat, rtol=1e-4, atol=1e-4)
+        perturb(model.network)
+        with model.reference():
+            reference = model.predict(x, k, condition).x0_hat
+        torch.testing.assert_close(reference, x0_hat, rtol=1e-4, atol=1e-4)
+        moved = model.predict(x, k, condition).x0_hat
+    assert (moved - policy).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_policy_is_back_after_an_error_inside_the_reference(
+    folders: dict[str, Path], kind: str
+) -> None:
+    model = load(folders["sd"], {"kind": kind})
+    perturb(model.network)
+    before = sample(model, [1])
+    with pytest.raises(RuntimeError, match="inside"), model.reference():
+        raise RuntimeError("inside")
+    assert torch.equal(sample(model, [1]), before)
+    assert (sample(model, [1], reference=True) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lora_trains_only_low_rank_factors_of_the_layers_named(
+    folders: dict[str, Path], family: str
+) -> None:
+    model = load(folders[family], {"rank": 3, "targets": ["to_q", "to_v"]})
+    names = list(trainable_state(model.network))
+    assert names
+    assert all("lora_" in name for name in names)
+    assert {part for name in names for part in name.split(".") if part.startswith("to_")} == {
+        "to_q",
+        "to_v",
+    }
+    ranks = {
+        (value.shape[0] if "lora_A" in name else value.shape[1])
+        for name, value in trainable_state(model.network).items()
+    }
+    assert ranks == {3}
+
+
+def test_states_and_images_have_the_sizes_promised(folders: dict[str, Path]) -> None:
+    for family, image in (("sd", PIXELS), ("ddpm", LATENT)):
+        model = load(folders[family])
+        assert model.image_size == (image, image)
+        images = sample(model, [1])
+        assert images.shape == (1, 3, image, image)
+        assert 0 <= images.min() <= images.max() <= 1
+
+
+def test_a_grey_model_gives_grey_rgb_images() -> None:
+    pipeline = unconditional(channels=1)
+    model = load_model(pipeline, SamplerSettings(steps=2), AdapterSettings(), CPU)
+    x0 = torch.linspace(-1, 1, LATENT**2).reshape(1, 1, LATENT, LATENT)
+    images = model.decode(x0)
+    for channel in images[0]:
+        torch.testing.assert_close(channel, (x0[0, 0] + 1) / 2)
+
+
+@pytest.mark.parametrize("family", ["sd", "ddpm"])
+def test_decoding_passes_gradients_on(folders: dict[str, Path], family: str) -> None:
+    model = load(folders[family])
+    x0 = 0.1 * torch.randn(1, *model.state_shape, generator=torch.Generator().manual_seed(0))
+    x0.requires_grad_()
+    model.decode(x0).sum().backward()
+    assert x0.grad.isfinite().all()
+    assert x0.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_parameters_come_back(folders: dict[str, Path], kind: str) -> None:
+    model = load(folders["sd"], {"kind": kind})
+    start = sample(model, [1])
+    state = trainable_state(model.network)
+    perturb(model.network)
+    moved = sample(model, [1])
+    with swapped(model.network, state):
+        assert torch.equal(sample(model, [1]), start)
+    assert torch.equal(sample(model, [1]), moved)
+    load_trainable_state(model.network, state)
+    assert torch.equal(sample(model, [1]), start)
+
+
+def test_a_lora_for_another_model_is_refused(folders: dict[str, Path]) -> None:
+    small, other = load(folders["sd"]), load(folders["ddpm"])
+    before = trainable_state(small.network)
+    with pytest.raises(ValueError, match="another network"):
+        load_trainable_state(small.network, trainable_state(other.network))
+    assert all(torch.equal(before[name], v) for name, v in trainable_state(small.network).items())
+
+
+@pytest.mark.parametrize("changes", [{"rank": 3}, {"targets": ["to_q"]}])
+def test_a_lora_of_another_shape_is_refused_and_nothing_is_half_loaded(
+    folders: dict[str, Path], changes: dict[str, Any]
+) -> None:
+    model, other = load(folders["sd"]), load(folders["sd"], changes)
+    perturb(other.network)
+    before = trainable_state(model.network)
+    with pytest.raises(ValueError, match="another network"):
+        load_trainable_state(model.network, trainable_state(other.network))
+    assert all(torch.equal(before[name], v) for name, v in trainable_state(model.network).items())
+
+
+def test_targets_that_no_layer_has_are_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"adapter\.targets.*to_nowhere"):
+        load(folders["sd"], {"targets": ["to_nowhere"]})
+
+
+def test_guidance_of_an_unconditional_model_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"sampler\.guidance_scale"):
+        load(folders["ddpm"], guidance_scale=3.0)
+
+
+def test_a_network_that_learns_its_variance_is_refused() -> None:
+    pipeline = unconditional()
+    pipeline.unet.register_to_config(out_channels=6)
+    with pytest.raises(UserError, match="learned variance"):
+        load_model(pipeline, SamplerSettings(), AdapterSettings(), CPU)
+
+
+def test_a_distilled_network_with_a_guidance_embedding_is_refused() -> None:
+    pipeline = stable_diffusion()
+    pipeline.unet.register_to_config(time_cond_proj_dim=8)
+    with pytest.raises(UserError, match="guidance embedding"):
+        load_model(pipeline, SamplerSettings(), AdapterSettings(), CPU)

@@ -1,0 +1,160 @@
+"""The HTML report: well formed, self-contained, safe, complete."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from nablaflow.report import rows, write_report
+
+VOID = {"meta", "img", "source", "br", "link", "input"}
+EVIL = '<script>alert("x")</script>'
+RECORDS = [{"update": i, "reward_mean": i / 10, "loss": 1 / (i + 1)} for i in range(5)]
+
+
+class Page(HTMLParser):
+    """Collects tags and text, and fails where a tag is closed that is not open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def write(tmp_path: Path, summary: dict[str, Any]):
+    def write(**changes: Any) -> str:
+        images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        arguments = {
+            "title": "Warm & bright",
+            "config_text": "beta: 20\nnote: '<b>'\n",
+            "summary": summary,
+            "before": images,
+            "after": 1.0 - images,
+            "prompts": ["a circle", "a circle", "a star", EVIL],
+            "records": RECORDS,
+            "lora_path": "runs/warm/lora",
+            "model": "some/model",
+        }
+        return write_report(tmp_path / "report.html", **(arguments | changes)).read_text("utf-8")
+
+    return write
+
+
+def test_it_is_well_formed_and_shows_every_part(write, summary):
+    page = Page(write())
+    for row in rows(summary):
+        assert row.label in page.text
+        assert all(cell in page.text for cell in row.cells)
+    assert "closes 75% of the way" in page.text
+    assert "1,200 updates · 12 min 34 s · 3.0 GB" in page.text
+    assert "Warm & bright" in page.text
+    assert "note: '<b>'" in page.text
+    assert len(page.all("img")) == 4 + 4 + 2  # before, after, two curves
+    assert len(page.all("source")) == 2  # the curves once more for dark screens
+
+
+def test_it_asks_the_network_for_nothing(write):
+    text = write()
+    assert not re.search(r"https?://", text)
+    assert not re.search(r"url\(|@import", text)
+    page = Page(text)
+    for _, attributes in page.tags:
+        for name in ("src", "srcset"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+        assert "href" not in attributes
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object"})
+
+
+def test_what_the_user_gave_is_text_and_never_markup(write):
+    page = Page(write(title=EVIL, config_text=EVIL, lora_path=f"runs/{EVIL}", model=EVIL))
+    assert not page.all("script")
+    assert page.text.count(EVIL) == 7  # title and code twice, prompt, path, configuration
+    quoted = 'a "quoted" onload=x prompt'
+    page = Page(write(prompts=[quoted] * 4))
+    assert all("onload" not in attributes for attributes in page.all("img"))
+
+
+def test_pictures_stand_in_the_order_of_prompt_and_seed(write):
+    pictures = [a for a in Page(write()).all("img") if "seed" in (a["alt"] or "")]
+    assert [a["alt"] for a in pictures][:4] == [
+        "reference, seed 0: a circle",
+        "reference, seed 1: a circle",
+        "aligned, seed 0: a circle",
+        "aligned, seed 1: a circle",
+    ]
+    before, after = (
+        Image.open(io.BytesIO(base64.b64decode((pictures[place]["src"] or "").split(",")[1])))
+        for place in (0, 2)
+    )
+    assert before.size == (16, 16)
+    total = torch.tensor([before.getpixel((3, 5)), after.getpixel((3, 5))]).sum(0)
+    assert ((total - 255).abs() <= 1).all()  # after is the negative
+
+
+def test_tiny_pictures_keep_their_pixels_and_large_ones_are_made_smaller(write):
+    assert all(a["class"] == "tiny" for a in Page(write()).all("img")[:8])
+    large = torch.zeros(1, 3, 300, 600)
+    page = Page(write(before=large, after=large, prompts=["one"]))
+    picture = page.all("img")[0]
+    assert "class" not in picture
+    data = base64.b64decode((picture["src"] or "").split(",")[1])
+    assert Image.open(io.BytesIO(data)).size == (384, 192)
+
+
+def test_the_lines_that_load_the_lora_are_python(write):
+    code = Page(write(lora_path="runs/it's/lora")).text
+    lines = re.search(r"from diffusers.*load_lora_weights\([^\n]*\)", code, re.DOTALL)
+    assert lines is not None
+    compile(lines.group(), "snippet", "exec")
+    assert lines.group().count("\n") == 2
+    assert "some/model" in lines.group()
+    assert "runs/it's/lora" in lines.group()
+
+
+def test_what_is_not_known_is_left_out(write, untrusted):
+    page = Page(write(summary=untrusted, records=[], lora_path=None))
+    assert "57 effective" in page.text
+    assert "closes" not in page.text
+    assert "diffusers" not in page.text
+    assert len(page.all("img")) == 8
+    assert 'class="way"' not in write(summary={})
+
+
+def test_the_mark_stays_on_the_track_short_of_it_and_past_it(write, summary):
+    for closing in (-0.2, 0.0, 0.75, 1.3):
+        text = write(summary=summary | {"closing": closing})
+        places = [float(place) for place in re.findall(r"left:([\d.-]+)%;--at", text)]
+        reference, tilt, policy = places
+        assert min(places) == 0.0
+        assert max(places) == 100.0
+        assert (policy - reference) / (tilt - reference) == pytest.approx(closing, abs=0.01)
+
+
+def test_another_number_of_prompts_is_refused(write):
+    with pytest.raises(ValueError, match="3 prompts"):
+        write(prompts=["one", "two", "three"])

@@ -1,0 +1,83 @@
+"""The table of headline figures."""
+
+import io
+import re
+from html import unescape
+
+import pytest
+from rich.console import Console
+
+from nablaflow.report.table import MISSING, html_table, notes, plus_minus, rich_table, rows
+
+
+def _printed(summary) -> str:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(rich_table(summary))
+    return console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "se", "text"),
+    [
+        (0.81234, 0.00417, "0.8123 ± 0.0042"),
+        (-0.0012, 0.003, "-0.0012 ± 0.0030"),
+        (1234.6, 56.2, "1235 ± 56"),
+        (12345.0, 678.0, "12345 ± 678"),
+        (0.5, 0.0, "0.5"),
+        (0.123456, None, "0.1235"),
+        (0.5, float("nan"), "0.5"),
+        (None, None, MISSING),
+    ],
+)
+def test_a_figure_is_shown_to_its_errors_second_digit(value, se, text):
+    assert plus_minus(value, se) == text
+
+
+def test_rows_hold_every_figure_of_every_column(summary):
+    table = rows(summary)
+    assert [row.label for row in table] == [
+        "mean reward",
+        "within-prompt diversity",
+        "distance to reference",
+        "distance to exact tilt",
+    ]
+    assert table[0].cells == ("0.2500 ± 0.0042", "0.6250 ± 0.0042", "0.7500 ± 0.0042")
+    assert table[3].cells == ("0.0625 ± 0.0020",) * 3
+
+
+def test_what_is_missing_is_a_dash():
+    assert all(row.cells == (MISSING,) * 3 for row in rows({}))
+    assert notes({}) == []
+
+
+def test_an_untrusted_tilt_is_a_dash_and_says_why(untrusted):
+    assert [row.cells[2] for row in rows(untrusted)] == [MISSING] * 4
+    assert rows(untrusted)[3].cells == (MISSING,) * 3
+    assert "57 effective" in notes(untrusted)[0]
+    assert "200 are needed" in notes(untrusted)[0]
+    assert not any("closes" in note for note in notes(untrusted))
+
+
+def test_the_way_closed_is_said_and_overshoot_is_called_that(summary):
+    assert "closes 75% of the way" in notes(summary)[0]
+    assert "past it" not in notes(summary)[0]
+    past = notes(summary | {"closing": 1.3})[0]
+    assert "closes 130% of the way" in past
+    assert "more reward than beta asks for" in past
+
+
+def test_terminal_and_html_show_the_same(summary, untrusted):
+    for case in (summary, untrusted):
+        printed = " ".join(_printed(case).split())
+        page = " ".join(unescape(re.sub(r"<[^>]+>", " ", html_table(case))).split())
+        for row in rows(case):
+            for text in (row.label, *row.cells):
+                assert text in printed
+                assert text in page
+        for note in notes(case):
+            assert note in printed
+            assert note in page
+
+
+def test_nothing_is_cut_at_80_columns(summary):
+    assert "…" not in _printed(summary)

@@ -1,0 +1,117 @@
+"""Stock diffusers pipelines of random weights, a thousandth of the real ones' size."""
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from nablaflow.nano.pretrain.text import build_tokenizer
+from tests.support.schedules import DDPM, STABLE_DIFFUSION
+
+WIDTH = 16
+LATENT = 8
+PIXELS = 16
+PROMPT = "a red circle"
+
+
+def stable_diffusion(prediction: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
+    """Stable Diffusion 1.x's parts, or with ``v_prediction`` those of 2.x."""
+    torch.manual_seed(seed)
+    second: dict[str, Any] = {"attention_head_dim": [2, 4], "use_linear_projection": True}
+    unet = UNet2DConditionModel(
+        sample_size=LATENT,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        norm_num_groups=4,
+        **(second if prediction == "v_prediction" else {"attention_head_dim": 4}),
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=PIXELS,
+        scaling_factor=0.4,
+    )
+    tokenizer = build_tokenizer()
+    encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(**STABLE_DIFFUSION | {"prediction_type": prediction}),
+        safety_checker=None,  # type: ignore[arg-type]
+        feature_extractor=None,  # type: ignore[arg-type]
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def unconditional(seed: int = 0, channels: int = 3) -> DDPMPipeline:
+    torch.manual_seed(seed)
+    unet = UNet2DModel(
+        sample_size=LATENT,
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        attention_head_dim=8,
+        norm_num_groups=4,
+    )
+    pipeline = DDPMPipeline(unet=unet, scheduler=DDPMScheduler(**DDPM))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@torch.no_grad()
+def perturb(network: torch.nn.Module, scale: float = 0.3, seed: int = 5) -> None:
+    """Move what trains as training would, but further."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+
+@torch.no_grad()
+def render(pipeline: Any, *, steps: int = 3, seed: int = 7, **options: Any) -> torch.Tensor:
+    """A pipeline's own image, (1, 3, h, w) in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(pipeline, StableDiffusionPipeline):
+        options["prompt"] = PROMPT
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        num_inference_steps=steps, generator=generator, output_type="np", **options
+    ).images
+    return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -1,0 +1,151 @@
+"""A resumed run is, bit for bit on the processor, the run that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nablaflow import runs
+from nablaflow.errors import UserError
+from nablaflow.runs import Run
+from nablaflow.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+from nablaflow.training.config import Config
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture(autouse=True)
+def _train_only(monkeypatch: pytest.MonkeyPatch):
+    """What comes after training has tests of its own."""
+    monkeypatch.setattr(runs, "_finish", lambda parts, folder, progress: Run(folder, {}, folder))
+
+
+def assert_equal(found: Any, wanted: Any, place: str = "") -> None:
+    """Bit for bit, through mappings and lists."""
+    if isinstance(wanted, torch.Tensor):
+        assert torch.equal(found, wanted), place
+    elif isinstance(wanted, dict):
+        assert found.keys() == wanted.keys(), place
+        for key, value in wanted.items():
+            assert_equal(found[key], value, f"{place}/{key}")
+    elif isinstance(wanted, list | tuple):
+        assert len(found) == len(wanted), place
+        for index, value in enumerate(wanted):
+            assert_equal(found[index], value, f"{place}/{index}")
+    else:
+        assert found == wanted, place
+
+
+def last(run: Path) -> Checkpoint:
+    return load_checkpoint(list_checkpoints(run)[-1])
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if not k.endswith("seconds")} for r in lines]
+
+
+def assert_same_run(found: Path, wanted: Path) -> None:
+    assert [record["update"] for record in records(wanted)] == [1, 2, 3, 4]
+    assert records(found) == records(wanted)
+    first, second = last(found), last(wanted)
+    assert first.update == second.update == 4
+    assert_equal(first.tensors, second.tensors)
+    assert_equal(first.state, second.state)
+    assert set(first.tensors) == {"policy", "policy_average", "flow", "flow_target"}
+
+
+def press_ctrl_c_after(update: int, patch: pytest.MonkeyPatch) -> None:
+    append = runs.append_record
+
+    def press(run: Path, record: dict[str, Any]) -> None:
+        append(run, record)
+        if record["update"] == update:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    patch.setattr(runs, "append_record", press)
+
+
+@pytest.mark.parametrize("data", ["on-policy", "previous-rollout"])
+def test_after_ctrl_c(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+):
+    overrides = (f"training.data={data}", "optimizer.schedule=cosine")
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    runs.run(make_config(f"output_dir={straight}", *overrides))
+    with monkeypatch.context() as patch:
+        press_ctrl_c_after(2, patch)
+        with pytest.raises(runs.Interrupted, match=r"after update 2.*--resume"):
+            runs.run(make_config(f"output_dir={stopped}", *overrides))
+    assert [path.name for path in list_checkpoints(stopped)] == ["step-000002"]
+    runs.run(make_config(f"output_dir={stopped}", *overrides), resume=True)
+    assert_same_run(stopped, straight)
+
+
+def test_with_more_updates(make_config: MakeConfig, tmp_path: Path):
+    straight, longer = tmp_path / "straight", tmp_path / "longer"
+    runs.run(make_config(f"output_dir={straight}"))
+    runs.run(make_config(f"output_dir={longer}", "training.updates=2"))
+    runs.run(make_config(f"output_dir={longer}"), resume=True)
+    assert_same_run(longer, straight)
+
+
+def test_after_a_crash_the_updates_since_the_checkpoint_are_done_again(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    straight, crashed = tmp_path / "straight", tmp_path / "crashed"
+    often = "training.checkpoint_every=2"
+    runs.run(make_config(f"output_dir={straight}", often))
+    append = runs.append_record
+
+    def pull_the_plug(run: Path, record: dict[str, Any]) -> None:
+        append(run, record)
+        if record["update"] == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "append_record", pull_the_plug)
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(make_config(f"output_dir={crashed}", often))
+    assert len(records(crashed)) == 3
+    with (crashed / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 4, "reward_me')
+    runs.run(make_config(f"output_dir={crashed}", often), resume=True)
+    assert_same_run(crashed, straight)
+
+
+def test_without_a_checkpoint_it_starts_again(make_config: MakeConfig, tmp_path: Path):
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    runs.run(make_config(f"output_dir={straight}"))
+    runs.run(make_config(f"output_dir={run}", "training.updates=1"))
+    for folder in list_checkpoints(run):
+        folder.rename(run / folder.name)
+    runs.run(make_config(f"output_dir={run}"), resume=True)
+    assert_same_run(run, straight)
+
+
+def test_checkpoints_come_at_the_interval_and_at_the_end(make_config: MakeConfig, tmp_path: Path):
+    run = tmp_path / "run"
+    runs.run(
+        make_config(
+            "training.updates=5", "training.checkpoint_every=2", "training.keep_checkpoints=9"
+        )
+    )
+    names = [path.name for path in list_checkpoints(run)]
+    assert names == ["step-000002", "step-000004", "step-000005"]
+
+
+def test_a_changed_setting_is_refused_and_nothing_changes(make_config: MakeConfig, tmp_path: Path):
+    run = tmp_path / "run"
+    runs.run(make_config("training.updates=1"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"^method\.beta: .*--overwrite"):
+        runs.run(make_config("method.beta=7.0"), resume=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
