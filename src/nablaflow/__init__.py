@@ -80,7 +80,9 @@ def align(
     values = {
         "model": model,
         "reward": reward if isinstance(reward, str | dict) else given.name,
-        "prompts": prompts if isinstance(prompts, str) else list(prompts),
+        "prompts": str(Path(prompts).expanduser().absolute())
+        if isinstance(prompts, str)
+        else list(prompts),
         "method": method,
         "output_dir": str(output_dir),
     }

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.errors import TrainingStopped, UserError
+from nablaflow.errors import ExportError, TrainingStopped, UserError
 
 app = typer.Typer(
     name="nablaflow",
@@ -166,7 +166,7 @@ def _guarded(work: Callable[[], None], debug: bool) -> None:
 
     try:
         work()
-    except (UserError, TrainingStopped, Interrupted) as error:
+    except (UserError, TrainingStopped, ExportError, Interrupted) as error:
         if debug:
             raise
         print(f"nablaflow: {' '.join(str(error).split())}", file=sys.stderr)

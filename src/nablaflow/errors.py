@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake in the user's input: one line that names the field or file and the remedy."""
 
 
+class ExportError(Exception):
+    """What was written does not give the policy's image in a stock pipeline; it was removed."""
+
+
 class TrainingStopped(Exception):
     """Training cannot go on: a figure is not finite, no memory is left. What was saved is whole."""
 

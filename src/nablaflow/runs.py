@@ -32,6 +32,7 @@ from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.training.config import Config
 from nablaflow.training.evaluation import Evaluation, evaluate
 from nablaflow.training.loop import Record
+from nablaflow.training.memory import in_parts
 from nablaflow.training.overrides import dump_config, load_config
 from nablaflow.training.run_folder import (
     CONFIG,
@@ -131,7 +132,9 @@ def run(
         _restore(parts, folder)
     with progress_display(console) as progress:
         _train(parts, folder, progress)
-        return _finish(parts, folder, progress)
+        result = _finish(parts, folder, progress)
+    parts.accelerator.end_training()  # the trackers, and the process group that joined the others
+    return result
 
 
 def evaluate_run(folder: Path, n: int | None, console: Console | None = None) -> dict[str, Any]:
@@ -177,7 +180,7 @@ def _restore(parts: Parts, folder: Path) -> None:
 def _train(parts: Parts, folder: Path, progress: Progress) -> None:
     trainer, accelerator, config = parts.trainer, parts.accelerator, parts.config
     shown = accelerator.is_main_process
-    accelerator.init_trackers("tracker", {"method": parts.trainer.method.name})
+    accelerator.init_trackers("nablaflow", {"method": parts.trainer.method.name})
     task = progress.add_task(
         "train", total=config.training.updates, completed=trainer.update, figures="", visible=shown
     )
@@ -189,26 +192,40 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
             accelerator.log({k: v for k, v in record.items() if k != "update"}, step=trainer.update)
             figures = f"reward {record['reward_mean']:.3f}  loss {record['loss']:.3g}"
             progress.update(task, completed=trainer.update, figures=figures)
-            if trainer.update % config.training.sample_every == 0:
-                _write_sheet(parts, folder)
         return bool(pressed)
 
+    def on_saved() -> None:
+        if shown and trainer.update % config.training.sample_every == 0:
+            _write_sheet(parts, folder)
+
     with _ctrl_c(pressed):
-        trainer.train(folder, on_update)
-    accelerator.end_training()
+        trainer.train(folder, on_update, on_saved)
     if pressed and trainer.update < config.training.updates:
+        accelerator.end_training()
         raise Interrupted(f"stopped after update {trainer.update}; go on with --resume")
 
 
 @torch.no_grad()
 def _write_sheet(parts: Parts, folder: Path) -> None:
     """Samples of the policy now, from the same noise each time."""
-    model, prompts = parts.model, parts.prompts
+    model, batch = parts.model, parts.config.evaluation.batch
     states = sample_states(
-        model, prompts, SHEET, seed=0, batch=SHEET, purpose="sheet", on_progress=lambda done: None
+        model,
+        parts.prompts,
+        SHEET,
+        seed=0,
+        batch=batch,
+        purpose="sheet",
+        on_progress=lambda done: None,
+    )
+    images = in_parts(
+        lambda rows: model.decode(states[rows].to(model.device)).cpu(),
+        SHEET,
+        batch,
+        "evaluation.batch",
     )
     (folder / "samples").mkdir(exist_ok=True)
-    sheet = grid(model.decode(states.to(model.device)).cpu(), columns=4)
+    sheet = grid(torch.cat(list(images)), columns=4)
     sheet.save(folder / "samples" / f"step-{parts.trainer.update:06d}.png")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.progress import Progress
 
@@ -56,8 +58,15 @@ def _model(source: str) -> tuple[PipelineModel, list[str]]:
     from nablaflow import nano
 
     pipeline = load_pipeline(str(nano.path()) if source == "nano" else source)
-    model = load_model(pipeline, SamplerSettings(), AdapterSettings(), best_device())
-    return model, []
+    device = best_device()
+    return load_model(pipeline, _sampler(pipeline, source), AdapterSettings(), device), []
+
+
+def _sampler(pipeline: Any, source: str) -> SamplerSettings:
+    """What the pipeline's own call would do, but for the kind of sampler."""
+    if not isinstance(pipeline, StableDiffusionPipeline):
+        return SamplerSettings(steps=100)
+    return SamplerSettings(steps=50, guidance_scale=2.0 if source == "nano" else 7.5)
 
 
 @torch.no_grad()

@@ -62,6 +62,7 @@ def _ddpm_variance(levels: Levels) -> Tensor:
 
 
 def _process(levels: Levels, config: Mapping[str, Any], **tables: Tensor) -> ReverseProcess:
+    # ``config`` is the model's own: a scheduler made from it would add clipping by default.
     zero = torch.zeros_like(levels.alpha_bar)
     parts = {"from_x": zero, "from_x0": zero, "from_epsilon": zero} | tables
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
@@ -82,7 +83,7 @@ def ddim(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
     variance = eta**2 * _ddpm_variance(levels)
     return _process(
         levels,
-        scheduler.config,
+        config,
         from_x0=following.sqrt(),
         from_epsilon=(1.0 - following - variance).clamp_min(0.0).sqrt(),
         sigma=variance.sqrt(),
@@ -107,7 +108,7 @@ def ddpm(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
     left = (1.0 - here).clamp_min(1e-12)
     return _process(
         levels,
-        scheduler.config,
+        config,
         from_x=(here / following).sqrt() * (1.0 - following) / left,
         from_x0=following.sqrt() * (1.0 - here / following) / left,
         sigma=variance.sqrt(),
@@ -168,6 +169,9 @@ def build_process(
     """
     if name not in SAMPLERS:
         raise UserError(f"sampler.name: unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
+    most = int(config.get("num_train_timesteps", 1000))
+    if steps > most:
+        raise UserError(f"sampler.steps: {steps} are more than the model's {most}; use fewer")
     if config.get("thresholding"):
         raise UserError("model: dynamic thresholding has no Gaussian kernel; turn it off")
     process = SAMPLERS[name](config, steps, eta)

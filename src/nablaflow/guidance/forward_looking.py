@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,13 +24,18 @@ def gamma_table(gamma: str | Sequence[float], process: ReverseProcess) -> Float[
     """gamma_k for k = 0, ..., K; gamma_0 is 1, for there x0_hat is the state itself.
 
     Raises:
-        UserError: a list of another length than the sampler's levels.
+        UserError: a list of another length than the sampler's levels, of other values than
+            finite ones from 0 on, or one that does not begin with 1.
     """
     if not isinstance(gamma, str):
         if len(gamma) != process.steps + 1:
             raise UserError(
                 f"method.gamma: {len(gamma)} values for {process.steps + 1} levels; "
                 "give one for each k = 0, ..., sampler.steps"
+            )
+        if not all(math.isfinite(value) and value >= 0 for value in gamma) or gamma[0] != 1:
+            raise UserError(
+                "method.gamma: give finite values of at least 0, the first of them 1: x_0 is exact"
             )
         return torch.tensor(gamma, dtype=torch.float32)
     named = {
@@ -48,8 +54,6 @@ def forward_looking(
     k: Steps,
     prompts: list[str],
     strength: Float[Tensor, "levels"],
-    *,
-    retain_graph: bool = False,
 ) -> Latents:
     """strength_k grad_x r(decode(x0_hat(x)), prompt), detached, float32.
 
@@ -58,12 +62,26 @@ def forward_looking(
             its own rows.
         x: leaf states that require a gradient.
         strength: beta gamma_k by k, see `gamma_table`.
-        retain_graph: keep the graph of ``x0_hat`` for further use.
+
+    The graph of ``x0_hat`` is kept.
 
     Raises:
-        UserError: the gradient is not finite.
+        UserError: the reward's gradient is not finite.
+        FloatingPointError: it is, and what the network makes of it is not.
     """
-    scores = reward(model.decode(x0_hat), prompts)
-    (gradient,) = torch.autograd.grad(scores.sum(), x, retain_graph=retain_graph)
+    leaf = x0_hat.detach().requires_grad_()
+    scores = reward(model.decode(leaf), prompts)
+    (gradient,) = torch.autograd.grad(scores.sum(), leaf)
     check_finite(reward.name, gradient, "gradient")
-    return at(strength, k, x) * gradient
+    scale = _power_of_two(gradient)
+    (pulled,) = torch.autograd.grad(x0_hat, x, gradient * scale, retain_graph=True)
+    if not pulled.isfinite().all():
+        raise FloatingPointError("the reward's gradient, taken through the network,")
+    return at(strength, k, x) * (pulled / scale)
+
+
+def _power_of_two(gradient: Latents) -> Tensor:
+    """Brings each row's largest value near 1: exact, and a network in fp16 keeps its digits."""
+    largest = gradient.flatten(1).abs().amax(1)
+    exponent = torch.frexp(torch.where(largest > 0, largest, 1.0)).exponent
+    return torch.ldexp(torch.ones_like(largest), -exponent).reshape(-1, *[1] * (gradient.ndim - 1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -11,10 +10,10 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nablaflow.diffusion import Prediction, Transitions
 from nablaflow.diffusion.process import ReverseProcess, at
+from nablaflow.errors import UserError
 from nablaflow.models import Condition, DiffusionModel, FlowScore, Settings
 from nablaflow.rewards import NamedReward
 from nablaflow.typing import Latents, Steps
@@ -85,8 +84,18 @@ class Method(Settings, abc.ABC):
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
         """The objective on a batch, differentiable by the policy's and the flow's parameters."""
 
-    def check(self, process: ReverseProcess) -> None:
-        """Raise `UserError` where the settings do not fit the sampler."""
+    @property
+    def needs_second_derivatives(self) -> bool:
+        """Whether the loss holds a gradient of the policy with its graph."""
+        return False
+
+    def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
+        """Raise `UserError` where the settings do not fit the sampler or the loop.
+
+        Args:
+            flow: whether there is a flow-score network.
+            on_policy: whether the policy that trains is the one that sampled.
+        """
 
     def model_dump_named(self) -> dict[str, Any]:
         """The settings with the method's name, as a recipe has them."""
@@ -131,9 +140,13 @@ def flow_scores(
     return here, following
 
 
-def attention_for(twice_differentiable: bool) -> AbstractContextManager[Any]:
-    """Attention kernels to build a graph with: the fused ones cannot be differentiated twice."""
-    return sdpa_kernel(SDPBackend.MATH) if twice_differentiable else nullcontext()
+def check_output_regularization(weight: float, on_policy: bool) -> None:
+    """On the samples of the policy itself the change is 0, and so is its gradient."""
+    if weight > 0 and on_policy:
+        raise UserError(
+            "method.output_regularization: on-policy there is no last iterate to stay near; set "
+            "training.data=previous-rollout, or method.output_regularization=0"
+        )
 
 
 def sigma_at(process: ReverseProcess, transitions: Transitions) -> Tensor:

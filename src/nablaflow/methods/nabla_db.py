@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 
 from nablaflow.diffusion import kernel_mean, noising_scores, score_of_next, score_of_state
+from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
 from nablaflow.guidance import forward_looking
 from nablaflow.methods.contract import (
@@ -25,7 +26,7 @@ from nablaflow.methods.contract import (
     Networks,
     TrainingBatch,
     Weighting,
-    attention_for,
+    check_output_regularization,
     flow_scores,
     mean_square,
     noise_prediction_change,
@@ -62,13 +63,25 @@ class NablaDB(Method):
     weighting: Weighting = Field(default="sigma2", description="of a step's squared residuals")
     terminal_weight: float = Field(default=1.0, ge=0, description="of g_phi(x_0, 0) = beta grad r")
 
-    def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
-        if networks.flow is None:
+    @property
+    def needs_second_derivatives(self) -> bool:
+        return self.reverse_weight > 0 and self.reverse_policy_graph
+
+    def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
+        check_output_regularization(self.output_regularization, on_policy)
+        if not flow:
             raise UserError("flow: nabla-db has no other estimate of grad log F; switch it on")
+        if process.alpha_bar[1] == process.alpha_bar[0]:
+            raise UserError(
+                "sampler: x_1 and x_0 have the same noise, so the noising kernel between them has "
+                "no density; set steps_offset to 1 or set_alpha_to_one in the model's scheduler"
+            )
+
+    def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
+        assert networks.flow is not None
         process, transitions = networks.model.process, batch.transitions
         x = transitions.x.detach().requires_grad_(self.reverse_weight > 0)
-        with attention_for(self.reverse_weight > 0 and self.reverse_policy_graph):
-            policy = networks.model.predict(x, transitions.k, batch.condition)
+        policy = networks.model.predict(x, transitions.k, batch.condition)
         mean = kernel_mean(process, x, policy, transitions.k)
         sigma = sigma_at(process, transitions)
         noising_next, noising_here = noising_scores(

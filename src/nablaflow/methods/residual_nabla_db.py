@@ -11,16 +11,17 @@ and grad V_k = beta gamma_k grad r(x0_hat(x_k)) + g_phi(x_k, k), where g_phi(x_0
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from nablaflow.diffusion import kernel_mean, score_of_next, score_of_state
 from nablaflow.diffusion.prediction import Prediction
 from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.errors import UserError
 from nablaflow.guidance import Gamma, forward_looking, gamma_table
 from nablaflow.methods.contract import (
     Losses,
@@ -28,7 +29,7 @@ from nablaflow.methods.contract import (
     Networks,
     TrainingBatch,
     Weighting,
-    attention_for,
+    check_output_regularization,
     flow_scores,
     mean_square,
     noise_prediction_change,
@@ -36,17 +37,24 @@ from nablaflow.methods.contract import (
     sigma_at,
     step_weight,
 )
-from nablaflow.typing import Latents
+from nablaflow.typing import Latents, Steps
 
 
 @dataclass(frozen=True)
 class _Kernels:
-    """Both kernels at the batch's states; ``x`` is a leaf that they are functions of."""
+    """Both kernels at the batch's states; the policy's is a function of ``x``, a leaf.
+
+    Attributes:
+        reference_score: d/dx_k log p_ref(x_{k-1} | x_k), where the reverse residual needs it.
+        reference_value: the forward-looking gradient at x_k by the reference, where it is used.
+    """
 
     x: Latents
     policy: Prediction
     policy_mean: Latents
     reference_mean: Latents
+    reference_score: Latents | None
+    reference_value: Latents | None
 
 
 @final
@@ -100,8 +108,23 @@ class ResidualNablaDB(Method):
             weighting="constant",
         )
 
-    def check(self, process: ReverseProcess) -> None:
+    @property
+    def needs_second_derivatives(self) -> bool:
+        return self.reverse_weight > 0 and self.reverse_policy_graph
+
+    def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
+        check_output_regularization(self.output_regularization, on_policy)
         gamma_table(self.gamma, process)
+        if not flow and self.reverse_weight > 0 and not self.reverse_policy_graph:
+            raise UserError(
+                "method.reverse_weight: without a flow network the reverse residual trains "
+                "nothing; set method.reverse_weight=0, or switch the flow network on"
+            )
+        if flow and self.reverse_weight == 0 and self.forward_flow == "detached-ema":
+            raise UserError(
+                "flow: with method.reverse_weight=0 and a detached target nothing trains the flow "
+                "network; set flow=null, a reverse weight, or method.forward_flow=attached"
+            )
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
         process, transitions = networks.model.process, batch.transitions
@@ -139,13 +162,21 @@ class ResidualNablaDB(Method):
         model, transitions = networks.model, batch.transitions
         backward = self.reverse_weight > 0
         x = transitions.x.detach().requires_grad_(backward)
+        score = value = None
+        # Gradients through the reference are taken inside: a checkpointed layer runs again then.
         with model.reference(), torch.set_grad_enabled(backward):
             reference = model.predict(x, transitions.k, batch.condition)
             reference_mean = kernel_mean(model.process, x, reference, transitions.k)
-        with attention_for(backward and self.reverse_policy_graph):
-            policy = model.predict(x, transitions.k, batch.condition)
+            if backward:
+                sigma = sigma_at(model.process, transitions)
+                score = score_of_state(
+                    transitions.x_next, reference_mean, sigma, x, create_graph=False
+                )
+            if backward and self.forward_looking_predictor == "reference":
+                value = self._value(reference.x0_hat, x, transitions.k, batch, networks)
+        policy = model.predict(x, transitions.k, batch.condition)
         policy_mean = kernel_mean(model.process, x, policy, transitions.k)
-        return _Kernels(x, policy, policy_mean, reference_mean)
+        return _Kernels(x, policy, policy_mean, reference_mean.detach(), score, value)
 
     def _flows(self, batch: TrainingBatch, networks: Networks) -> tuple[Latents, Latents, Latents]:
         """g_phi at x_k, at x_{k-1}, and as the forward target uses it: 0 at the end."""
@@ -167,54 +198,41 @@ class ResidualNablaDB(Method):
     ) -> Latents:
         """d/dx_{k-1} [log p_theta - s log p_ref]; with s = 1 it is the shift over the variance."""
         x_next, sigma = batch.transitions.x_next, sigma_at(process, batch.transitions)
-        reference = score_of_next(x_next, kernels.reference_mean.detach(), sigma)
+        reference = score_of_next(x_next, kernels.reference_mean, sigma)
         return score_of_next(x_next, kernels.policy_mean, sigma) - self.prior_strength * reference
 
-    def _strength(self, process: ReverseProcess) -> Tensor:
-        return self.beta * gamma_table(self.gamma, process)
+    def _value(
+        self, x0_hat: Latents, x: Latents, k: Steps, batch: TrainingBatch, networks: Networks
+    ) -> Latents:
+        """Beta gamma_k grad r(x0_hat(x_k)), without its graph; that of ``x0_hat`` is kept."""
+        model = networks.model
+        strength = self.beta * gamma_table(self.gamma, model.process)
+        return forward_looking(model, networks.reward, x0_hat, x, k, batch.prompts, strength)
 
     def _forward_looking_next(self, batch: TrainingBatch, networks: Networks) -> Latents:
-        """Beta gamma grad r(x0_hat) at x_{k-1}; exact at x_0, where x0_hat is the state itself."""
+        """The value at x_{k-1}; exact at x_0, where x0_hat is the state itself."""
         model, k = networks.model, batch.transitions.k - 1
         x = batch.transitions.x_next.detach().requires_grad_()
-        if self.forward_looking_predictor == "reference":
-            with model.reference():
-                x0_hat = model.predict(x, k, batch.condition).x0_hat
-        else:
+        by_reference = self.forward_looking_predictor == "reference"
+        with model.reference() if by_reference else nullcontext():
             x0_hat = model.predict(x, k, batch.condition).x0_hat
-        ended = (k == 0).reshape(-1, *[1] * (x.ndim - 1))
-        x0_hat = torch.where(ended, x, x0_hat)
-        strength = self._strength(model.process)
-        return forward_looking(model, networks.reward, x0_hat, x, k, batch.prompts, strength)
+            ended = (k == 0).reshape(-1, *[1] * (x.ndim - 1))
+            return self._value(torch.where(ended, x, x0_hat), x, k, batch, networks)
 
     def _reverse_residual(
         self, kernels: _Kernels, flow: Latents, batch: TrainingBatch, networks: Networks
     ) -> Latents:
         """d/dx_k [log p_theta - s log p_ref] + grad V_k."""
-        model, transitions = networks.model, batch.transitions
-        x0_hat = kernels.policy.x0_hat
-        if self.forward_looking_predictor == "reference":
-            with model.reference():
-                x0_hat = model.predict(kernels.x, transitions.k, batch.condition).x0_hat
-        value_gradient = forward_looking(
-            model,
-            networks.reward,
-            x0_hat,
-            kernels.x,
-            transitions.k,
-            batch.prompts,
-            self._strength(model.process),
-            retain_graph=True,
-        )
-        sigma = sigma_at(model.process, transitions)
+        transitions, reference = batch.transitions, kernels.reference_score
+        assert reference is not None
+        value = kernels.reference_value
+        if value is None:
+            value = self._value(kernels.policy.x0_hat, kernels.x, transitions.k, batch, networks)
         policy = score_of_state(
             transitions.x_next,
             kernels.policy_mean,
-            sigma,
+            sigma_at(networks.model.process, transitions),
             kernels.x,
             create_graph=self.reverse_policy_graph,
         )
-        reference = score_of_state(
-            transitions.x_next, kernels.reference_mean, sigma, kernels.x, create_graph=False
-        )
-        return policy - self.prior_strength * reference + value_gradient + flow
+        return policy - self.prior_strength * reference + value + flow

@@ -201,11 +201,16 @@ def _half(cloud: Cloud, side: int) -> Cloud:
     return Cloud.of(cloud.points[side::2], cloud.weights[side::2])
 
 
+def _finite(value: float) -> float | None:
+    """None for what too few samples leave undefined: JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
 def _column(n: int, **figures: Estimate | None) -> Column:
     column: Column = {}
     for name, figure in figures.items():
-        column[name] = figure and figure.value
-        column[f"{name}_se"] = figure and figure.se
+        column[name] = figure and _finite(figure.value)
+        column[f"{name}_se"] = figure and _finite(figure.se)
     return column | {"n": n}
 
 

@@ -35,6 +35,10 @@ class Condition:
         return Condition(rows(self.prompt), rows(self.negative))
 
 
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 class DiffusionModel(abc.ABC):
     """A pretrained model with a policy beside it: the reference, and the same network adapted.
 
@@ -70,6 +74,10 @@ class DiffusionModel(abc.ABC):
         """The network's raw output for one half of the guidance."""
 
     @abc.abstractmethod
+    def allow_second_derivatives(self) -> None:
+        """Use only operations in the policy that can be differentiated twice."""
+
+    @abc.abstractmethod
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within this context `predict` is the pretrained model's."""
@@ -80,8 +88,8 @@ class DiffusionModel(abc.ABC):
         The guided prediction is the only one there is: kernel, x0_hat and reference all use it.
         """
         output = self._guided_output(x, self.process.timestep.to(x.device)[k], condition)
+        output = _at_least_float32(output)
         alpha_bar = at(self.process.alpha_bar, k, x)
-        output = output.to(torch.promote_types(output.dtype, torch.float32))
         prediction = predict_from(output, x, alpha_bar, self.parameterization)
         return clip_x0(self.process, prediction)
 
@@ -94,5 +102,6 @@ class DiffusionModel(abc.ABC):
             torch.cat([timestep, timestep]),
             torch.cat([condition.negative, condition.prompt]),
         )
-        negative, positive = both.chunk(2)
+        # The difference of two near predictions, times the scale: not in half precision.
+        negative, positive = _at_least_float32(both).chunk(2)
         return negative + self.guidance_scale * (positive - negative)

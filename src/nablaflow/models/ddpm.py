@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.models.contract import Condition
-from nablaflow.models.pipelines import PipelineModel, attention_kernels
+from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.typing import Images, Latents
 
@@ -39,8 +39,7 @@ class UnconditionalDDPM(PipelineModel):
     def forward(self, x: Latents, timestep: Tensor, prompt: Tensor | None) -> Latents:
         network = self.adapter.active()
         dtype = next(network.parameters()).dtype
-        with attention_kernels(x.device, x.shape[-2] * x.shape[-1]):
-            return network(x.to(dtype), timestep, return_dict=False)[0]
+        return network(x.to(dtype), timestep, return_dict=False)[0]
 
     def decode(self, x0: Latents) -> Images:
         images = (x0.float() / 2 + 0.5).clamp(0.0, 1.0)

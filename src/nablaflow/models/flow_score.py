@@ -51,4 +51,5 @@ class FlowScore(nn.Module):
             prompt = x.new_zeros(len(x), 1, 1)
         elif not self.prompt_conditioned:
             prompt = torch.zeros_like(prompt)
-        return self.unet(x, timestep, prompt.float(), return_dict=False)[0].float()
+        with torch.autocast(x.device.type, enabled=False):
+            return self.unet(x.float(), timestep, prompt.float(), return_dict=False)[0]

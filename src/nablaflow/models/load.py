@@ -57,14 +57,11 @@ def load_pipeline(model: str, dtype: torch.dtype = torch.float32) -> DiffusionPi
             raise UserError(f"model: there is no folder {model}; check the path, or give a hub id")
         _check_folder(folder)
     source = str(folder) if looks_local else model
-    has_checker = not looks_local or (folder / "safety_checker").exists()
-    options = {"safety_checker": None, "requires_safety_checker": False} if has_checker else {}
     disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        # Hub ids are checked by diffusers; without these options a checker would be downloaded.
         pipeline = DiffusionPipeline.from_pretrained(
-            source, torch_dtype=dtype, use_safetensors=True, **_known(source, options)
+            source, torch_dtype=dtype, use_safetensors=True, **_without_checker(source)
         )
     except Exception as error:  # the libraries raise many kinds for one cause: unreadable files
         reason = " ".join(str(error).split())[:200]
@@ -75,10 +72,12 @@ def load_pipeline(model: str, dtype: torch.dtype = torch.float32) -> DiffusionPi
     return pipeline
 
 
-def _known(source: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Options that the pipeline at ``source`` takes: an unconditional one has no checker."""
+def _without_checker(source: str) -> dict[str, Any]:
+    """Leave out what is not needed and often not there: the checker of a Stable Diffusion."""
     config: Any = DiffusionPipeline.load_config(source)
-    return options if config.get("_class_name") == StableDiffusionPipeline.__name__ else {}
+    if config.get("_class_name") != StableDiffusionPipeline.__name__:
+        return {}
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 def load_model(

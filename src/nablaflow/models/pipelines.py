@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from nablaflow.diffusion.samplers import build_process
 from nablaflow.errors import UserError
@@ -18,11 +18,14 @@ from nablaflow.models.settings import AdapterSettings, SamplerSettings
 PLAIN_ATTENTION_UP_TO = 1024  # tokens
 
 
-def attention_kernels(device: torch.device, tokens: int) -> AbstractContextManager[Any]:
-    """On a processor the fused attention's backward pass is slow; few tokens need no fusing."""
-    if device.type == "cpu" and tokens <= PLAIN_ATTENTION_UP_TO:
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
+def use_plain_attention(network: torch.nn.Module) -> None:
+    """Attention as two matrix products: it can be differentiated twice, the fused one only once.
+
+    Set for good and not around a call, since gradient checkpointing makes the call again later.
+    """
+    for part in network.modules():
+        if isinstance(part, Attention):
+            part.set_processor(AttnProcessor())
 
 
 def make_adapter(network: Any, settings: AdapterSettings) -> Adapter:
@@ -31,6 +34,12 @@ def make_adapter(network: Any, settings: AdapterSettings) -> Adapter:
         return FullAdapter(network)
     alpha = float(settings.rank) if settings.alpha is None else settings.alpha
     return LoraAdapter(network, settings.rank, alpha, settings.targets)
+
+
+def _tokens(unet: Any) -> int:
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * width
 
 
 class PipelineModel(DiffusionModel):
@@ -53,6 +62,9 @@ class PipelineModel(DiffusionModel):
                 "model: its UNet does not return what it is given (learned variance or "
                 "inpainting); use a text-to-image or unconditional model"
             )
+        # On a processor the fused attention's backward pass is slow; few tokens need no fusing.
+        if device.type == "cpu" and _tokens(unet) <= PLAIN_ATTENTION_UP_TO:
+            use_plain_attention(unet)
         self.adapter = make_adapter(unet, adapter)
         self.network = self.adapter.network
         config = pipeline.scheduler.config
@@ -61,6 +73,9 @@ class PipelineModel(DiffusionModel):
         )
         self.parameterization = config.get("prediction_type", "epsilon")
         self.guidance_scale = sampler.guidance_scale
+
+    def allow_second_derivatives(self) -> None:
+        use_plain_attention(self.network)
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from nablaflow import nano
 from nablaflow.diffusion import sample_trajectories, trajectory_noise
 from nablaflow.models import SamplerSettings
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.training.memory import in_parts
 from nablaflow.training.rollout import stream
 from nablaflow.typing import Latents
 
@@ -51,21 +52,22 @@ def sample_states(
     same noise, and a bank another.
     """
     index = spread(n, len(prompts)).tolist()
-    parts = []
-    for start in range(0, n, batch):
-        rows = range(start, min(start + batch, n))
+
+    def work(part: slice) -> Latents:
+        rows = range(part.start, part.stop)
         condition = model.condition([prompts[index[row]] for row in rows])
         generators = trajectory_noise([stream(seed, purpose, row) for row in rows])
         trajectories = sample_trajectories(
-            lambda x, k, c=condition: model.predict(x, k, c),
+            lambda x, k: model.predict(x, k, condition),
             model.process,
             model.state_shape,
             generators,
             model.device,
         )
-        parts.append(trajectories.x0.cpu())
         on_progress(len(rows))
-    return torch.cat(parts)
+        return trajectories.x0.cpu()
+
+    return torch.cat(list(in_parts(work, n, batch, "evaluation.batch")))
 
 
 def bank_key(

@@ -161,7 +161,9 @@ class Config(Settings):
     adapter: AdapterSettings = Field(
         default_factory=AdapterSettings, description="the weights to train"
     )
-    flow: FlowSettings | None = Field(default=None, description="the flow network; null is none")
+    flow: FlowSettings | None = Field(
+        default_factory=FlowSettings, description="the flow network; null is none"
+    )
     optimizer: Optimizer = Field(default_factory=Optimizer, description="the optimizer")
     training: Training = Field(description="the loop")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="the measurement")

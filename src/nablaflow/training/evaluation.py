@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from nablaflow.metrics.features import pooled_pixels
 from nablaflow.metrics.summary import SampleSet, Summary, summarize
@@ -13,6 +14,7 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
 from nablaflow.training.bank import reference_bank, sample_states, spread
 from nablaflow.training.config import Config
+from nablaflow.training.memory import in_parts
 from nablaflow.typing import Images, Latents
 
 StartProgress = Callable[[str, int], Callable[[int], None]]
@@ -44,18 +46,18 @@ def measure_states(
     """Decode states, prompts in turns, to features and rewards; keep the first images."""
     index = spread(len(states), len(prompts))
     shown = min(MOST_SHOWN, SHOWN * len(prompts), len(states))
-    features, rewards, images = [], [], []
-    for start in range(0, len(states), batch):
-        part = states[start : start + batch].to(model.device).float()
-        texts = [prompts[i] for i in index[start : start + len(part)].tolist()]
-        pictures = model.decode(part)
-        rewards.append(reward(pictures, texts).cpu())
-        features.append(pooled_pixels(pictures).cpu())
-        if start < shown:
-            images.append(pictures.cpu()[: shown - start])
-        on_progress(len(part))
-    samples = SampleSet(torch.cat(features), torch.cat(rewards), index)
-    return Sampled(samples, torch.cat(images), [prompts[i] for i in index[:shown].tolist()])
+
+    def work(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        pictures = model.decode(states[rows].to(model.device).float())
+        scores = reward(pictures, [prompts[i] for i in index[rows].tolist()])
+        on_progress(len(pictures))
+        kept = pictures[: max(0, shown - rows.start)]
+        return pooled_pixels(pictures).cpu(), scores.cpu(), kept.cpu()
+
+    parts = in_parts(work, len(states), batch, "evaluation.batch")
+    features, rewards, images = (torch.cat(part) for part in zip(*parts, strict=True))
+    shown_prompts = [prompts[i] for i in index[:shown].tolist()]
+    return Sampled(SampleSet(features, rewards, index), images, shown_prompts)
 
 
 def sample_and_measure(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,51 +14,22 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from nablaflow.diffusion import Transitions
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.methods import Method, Networks, TrainingBatch
 from nablaflow.models import Condition, FlowScore
-from nablaflow.models.adapters import load_trainable_state, trainable_parameters, trainable_state
+from nablaflow.models.adapters import load_trainable_state, trainable_state
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
 from nablaflow.training.average import Average
 from nablaflow.training.checkpoint import Checkpoint, save_checkpoint
-from nablaflow.training.config import Config, Optimizer
-from nablaflow.training.objective import Objective, is_out_of_memory
+from nablaflow.training.config import Config
+from nablaflow.training.memory import halving
+from nablaflow.training.objective import Objective
+from nablaflow.training.optimizer import learning_rate_factor, make_optimizer
 from nablaflow.training.prompts import prompt_batch
 from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout
 
 Record = dict[str, float]
-
-
-def learning_rate_factor(settings: Optimizer, update: int, updates: int) -> float:
-    """Share of the learning rate at an update: a linear warm-up, then constant or half a cosine."""
-    if update < settings.warmup:
-        return (update + 1) / settings.warmup
-    if settings.schedule == "constant":
-        return 1.0
-    done = (update - settings.warmup) / max(1, updates - settings.warmup)
-    return 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def make_optimizer(settings: Optimizer, objective: Objective) -> torch.optim.AdamW:
-    """AdamW with one group for the policy and one for the flow network."""
-    groups = [
-        {
-            "params": trainable_parameters(objective.policy),
-            "lr": settings.learning_rate,
-            "weight_decay": settings.weight_decay,
-        }
-    ]
-    if objective.flow is not None:
-        groups.append(
-            {
-                "params": trainable_parameters(objective.flow),
-                "lr": settings.flow_learning_rate,
-                "weight_decay": settings.flow_weight_decay,
-            }
-        )
-    return torch.optim.AdamW(groups, betas=settings.betas)
 
 
 class Trainer:
@@ -110,11 +79,13 @@ class Trainer:
             TrainingStopped: a figure is not finite; the weights are those before the update.
         """
         started = time.perf_counter()
-        rollout = self._rollout(self.update)
-        rolled_out = time.perf_counter()
-        batch = self._data(rollout).training_batch(self.model)
-        figures = self._accumulate(batch)
-        record = self._reduce(rollout, figures)
+        try:
+            trained, fresh = self._rollouts()
+            rolled_out = time.perf_counter()
+            figures = self._accumulate(trained.training_batch(self.model))
+        except FloatingPointError as error:
+            raise self._not_finite(str(error)) from error
+        record = self._reduce(fresh, figures)
         self._stop_unless_finite(record)
         record |= self._apply()
         self.update += 1
@@ -123,87 +94,79 @@ class Trainer:
         timing = {"seconds": finished - started, "rollout_seconds": rolled_out - started}
         return {"update": self.update, **record, **timing}
 
-    def _rollout(self, update: int) -> Rollout:
+    def _rollouts(self) -> tuple[Rollout, Rollout]:
+        """What this update trains on, and the newest rollout: the same one if on-policy."""
+        if self.config.training.data == "on-policy":
+            rollout = self._rollout(self.update)
+            return rollout, rollout
+        trained = self._pending or self._rollout(self.update)
+        self._pending = self._rollout(self.update + 1)
+        return trained, self._pending
+
+    def _rollout(self, number: int) -> Rollout:
         training = self.config.training
-        texts = prompt_batch(self.prompts, update, training.prompts_per_update, self.config.seed)
+        texts = prompt_batch(self.prompts, number, training.prompts_per_update, self.config.seed)
         prompts = [text for text in texts for _ in range(training.images_per_prompt)]
         accelerator = self.accelerator
         plan = RolloutPlan.draw(
             prompts,
             seed=self.config.seed,
-            update=update,
+            update=number,
             steps=self.model.process.steps,
             strata=self.config.strata,
             always_last=self.method.always_last,
             share=Share.of(len(prompts), accelerator.process_index, accelerator.num_processes),
         )
-        batch = self._rollout_batch or len(plan)
-        while True:
-            try:
-                with accelerator.autocast():
-                    rollout = make_rollout(self.model, self.reward, plan, batch)
-                self._rollout_batch = batch if batch < len(plan) else self._rollout_batch
-                return rollout
-            except FloatingPointError as error:
-                raise self._not_finite(str(error)) from error
-            except RuntimeError as error:
-                batch = self._halve(error, batch, "rollout_batch")
 
-    def _data(self, rollout: Rollout) -> Rollout:
-        """What this update trains on: its own rollout, or the one before."""
-        if self.config.training.data == "on-policy":
-            return rollout
-        before, self._pending = self._pending, rollout
-        return rollout if before is None else before
+        def work(batch: int) -> Rollout:
+            with accelerator.autocast():
+                return make_rollout(self.model, self.reward, plan, batch)
+
+        whole = self._rollout_batch or len(plan)
+        rollout, batch = halving(work, whole, "training.rollout_batch")
+        self._rollout_batch = batch if batch < len(plan) else self._rollout_batch
+        return rollout
 
     def _accumulate(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """Gradients of the mean loss over the batch, in as few parts as fit; mean figures."""
-        size = self._micro_batch or len(batch)
-        while True:
-            try:
-                self._stepper.zero_grad(set_to_none=True)
-                figures = self._backward_in_parts(batch, size)
-                self._micro_batch = size if size < len(batch) else self._micro_batch
-                return figures
-            except RuntimeError as error:
-                size = self._halve(error, size, "micro_batch")
+        whole = self._micro_batch or len(batch)
+        figures, size = halving(
+            lambda size: self._backward_in_parts(batch, size), whole, "training.micro_batch"
+        )
+        self._micro_batch = size if size < len(batch) else self._micro_batch
+        self._average_gradients()
+        return figures
 
     def _backward_in_parts(self, batch: TrainingBatch, size: int) -> dict[str, Tensor]:
+        """Without talking to other processes, of which each may need parts of another size."""
         totals: dict[str, Tensor] = {}
-        starts = range(0, len(batch), size)
-        for start in starts:
-            last = start == starts[-1]
-            with nullcontext() if last else self.accelerator.no_sync(self._wrapped):
+        self._stepper.zero_grad(set_to_none=True)
+        with self.accelerator.no_sync(self._wrapped):
+            for start in range(0, len(batch), size):
                 loss, figures = self._wrapped(_part(batch, slice(start, start + size)))
                 self.accelerator.backward(loss / len(batch))
-            for name, value in figures.items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + value
+                for name, value in figures.items():
+                    totals[name] = totals.get(name, torch.zeros_like(value)) + value
         return {name: value / len(batch) for name, value in totals.items()}
 
-    def _halve(self, error: RuntimeError, size: int, name: str) -> int:
-        """Half the size after running out of memory; any other error goes on its way."""
-        if not is_out_of_memory(error):
-            raise error
-        if size == 1:
-            raise TrainingStopped(
-                f"training.{name}: out of memory with 1; set training.gradient_checkpointing=true, "
-                "a smaller model, or more processes"
-            ) from error
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        told = f"out of memory: training.{name} is now {size // 2}"
-        self.accelerator.print(told, file=sys.stderr)
-        return size // 2
+    def _average_gradients(self) -> None:
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in self._wrapped.parameters():
+            if parameter.grad is not None:
+                averaged: Any = self.accelerator.reduce(parameter.grad, reduction="mean")
+                parameter.grad = averaged
 
     def _reduce(self, rollout: Rollout, figures: dict[str, Tensor]) -> Record:
-        """Means over all processes."""
-        scores = rollout.scores.double()
+        """Means over all processes, in float64, which Apple's accelerator does not have."""
+        device = torch.device("cpu") if self.model.device.type == "mps" else self.model.device
+        scores = rollout.scores.to(device).double()
         local = {
             "reward_mean": scores.mean(),
             "reward_square": scores.square().mean(),
-            **{name: value.double() for name, value in figures.items()},
+            **{name: value.to(device).double() for name, value in figures.items()},
         }
-        stacked = torch.stack([value.to(self.model.device) for value in local.values()])
+        stacked = torch.stack(list(local.values()))
         reduced: Any = self.accelerator.reduce(stacked, reduction="mean")
         record = dict(zip(local, reduced.tolist(), strict=True))
         spread = record.pop("reward_square") - record["reward_mean"] ** 2
@@ -255,11 +218,14 @@ class Trainer:
 
     # --- between updates --------------------------------------------------------------------------
 
-    def train(self, run: Path, on_update: Callable[[Record], bool]) -> None:
+    def train(
+        self, run: Path, on_update: Callable[[Record], bool], on_saved: Callable[[], None]
+    ) -> None:
         """Update until done; save a checkpoint at each interval and at the end.
 
         Args:
             on_update: called on every process after each update; True asks to stop here.
+            on_saved: called after that, when what is to be kept of the update is on disk.
         """
         training = self.config.training
         while self.update < training.updates:
@@ -268,6 +234,7 @@ class Trainer:
             at_interval = self.update % training.checkpoint_every == 0
             if stop or at_interval or self.update == training.updates:
                 self.save(run)
+            on_saved()
             if stop:
                 return
 
@@ -297,7 +264,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             # Each process has its own share of the rollout that is trained next.
-            "pending": gather_object([_rollout_state(self._pending)]),
+            "pending": gather_object([self._pending and self._pending.state()]),
             "micro_batch": self._micro_batch,
             "rollout_batch": self._rollout_batch,
         }
@@ -339,30 +306,9 @@ class Trainer:
             )
         share = pending[self.accelerator.process_index]
         assert share is not None
-        return _rollout_from(share, self.model.device)
+        return Rollout.from_state(share, self.model.device)
 
 
 def _part(batch: TrainingBatch, rows: slice) -> TrainingBatch:
     condition: Condition = batch.condition[rows]
     return TrainingBatch(batch.transitions[rows], condition, batch.prompts[rows])
-
-
-def _rollout_state(rollout: Rollout | None) -> dict[str, Any] | None:
-    if rollout is None:
-        return None
-    return {
-        "prompts": rollout.prompts,
-        "x0": rollout.x0,
-        "scores": rollout.scores,
-        "transitions": vars(rollout.transitions),
-    }
-
-
-def _rollout_from(state: dict[str, Any], device: torch.device) -> Rollout:
-    transitions = {name: value.to(device) for name, value in state["transitions"].items()}
-    return Rollout(
-        state["prompts"],
-        state["x0"].to(device),
-        state["scores"].to(device),
-        Transitions(**transitions),
-    )

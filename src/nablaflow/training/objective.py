@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from nablaflow.methods import Losses, Method, Networks, TrainingBatch
@@ -28,11 +27,3 @@ class Objective(nn.Module):
 def _named(losses: Losses) -> dict[str, Tensor]:
     terms = {f"loss_{name}": value for name, value in losses.terms.items()}
     return {"loss": losses.total, **terms, **losses.metrics}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an accelerator, or the processor's allocator, ran out of memory."""
-    words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in words
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,20 @@ class Rollout:
         """The transitions with the prompt of each one's own trajectory."""
         prompts = [self.prompts[row] for row in self.transitions.trajectory.tolist()]
         return TrainingBatch(self.transitions, model.condition(prompts), prompts)
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        return {**vars(self), "transitions": vars(self.transitions)}
+
+    @staticmethod
+    def from_state(state: dict[str, Any], device: torch.device) -> Rollout:
+        transitions = {name: value.to(device) for name, value in state["transitions"].items()}
+        return Rollout(
+            state["prompts"],
+            state["x0"].to(device),
+            state["scores"].to(device),
+            Transitions(**transitions),
+        )
 
 
 def stream(*parts: int | str) -> int:

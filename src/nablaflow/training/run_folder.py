@@ -17,6 +17,19 @@ from nablaflow.errors import UserError
 from nablaflow.training.config import Config
 from nablaflow.training.overrides import dump_config
 
+# What may change when a run is resumed; all of `evaluation` may as well.
+FREE = {
+    "output_dir",
+    "training.updates",
+    "training.micro_batch",
+    "training.rollout_batch",
+    "training.gradient_checkpointing",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.sample_every",
+    "training.trackers",
+}
+
 CONFIG, METRICS, SUMMARY, REPORT = "config.yaml", "metrics.jsonl", "summary.json", "report.html"
 
 
@@ -61,10 +74,10 @@ def open_run(config: Config, *, resume: bool) -> Path:
 
 
 def _check_same(existing: Path, text: str) -> None:
-    """A run goes on with its own settings, but for how long it lasts."""
+    """A run goes on with its own settings, but for those that leave its figures alone."""
     old, new = yaml.safe_load(existing.read_text(encoding="utf-8")), yaml.safe_load(text)
     for part in _differences(old, new):
-        if part != "training.updates":
+        if part not in FREE and not part.startswith("evaluation."):
             raise UserError(f"{part}: the run to resume has another value; use --overwrite")
 
 

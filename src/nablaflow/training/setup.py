@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from nablaflow import nano
 from nablaflow.errors import UserError
@@ -22,6 +25,8 @@ from nablaflow.training.loop import Trainer
 from nablaflow.training.prompts import load_prompts
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# The others wait while the main process measures the run at its end.
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=12))
 MIXED_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -55,7 +60,8 @@ def fingerprint(pipeline: Any) -> str:
         if isinstance(part, torch.nn.Module):
             for key, value in sorted(part.state_dict().items()):
                 digest.update(key.encode())
-                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+                flat = value.detach().cpu().contiguous().flatten()
+                digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()[:24]
 
 
@@ -66,12 +72,16 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
     if not available.get(device, True):
         raise UserError(f"training.device: there is no {device} here; use auto or cpu")
     trackers: Any = list(config.training.trackers)
+    for name in trackers:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"training.trackers: {name} is not installed; pip install {name}")
     try:
         accelerator = Accelerator(
             mixed_precision=MIXED_PRECISION[config.training.precision],
             cpu=device == "cpu",
             log_with=trackers or None,  # for an empty list accelerate would warn
             project_dir=run,
+            kwargs_handlers=[PATIENCE],
         )
     except ValueError as error:
         raise UserError(f"training.precision: {str(error).splitlines()[0]}") from error
@@ -100,10 +110,12 @@ def check_evaluation(config: Config, prompts: list[str]) -> None:
             )
 
 
-def check_reward(method: Method, reward: NamedReward, model: PipelineModel) -> None:
+def check_reward(
+    method: Method, reward: NamedReward, model: PipelineModel, prompts: list[str]
+) -> None:
     """Find out before training whether the reward is what the method needs."""
     height, width = model.image_size
-    found = probe(reward, height=height, width=width, device=model.device, prompts=["a circle"] * 4)
+    found = probe(reward, height=height, width=width, device=model.device, prompts=prompts)
     if method.needs_reward_gradient:
         without = [name for name, kind in METHODS.items() if not kind.needs_reward_gradient]
         require_gradient(reward.name, found, without)
@@ -142,8 +154,11 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     mark = fingerprint(pipeline) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
     model = load_model(pipeline, config.sampler, config.adapter, accelerator.device)
-    method.check(model.process)
-    check_reward(method, reward, model)
+    on_policy = config.training.data == "on-policy"
+    method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
+    check_reward(method, reward, model, prompts)
+    if method.needs_second_derivatives:
+        model.allow_second_derivatives()
     if config.training.gradient_checkpointing:
         _checkpoint_gradients(model)
     flow = make_flow(config, model) if method.uses_flow else None
