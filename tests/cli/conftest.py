@@ -86,9 +86,10 @@ def settings(tiny_model: Path) -> dict[str, Any]:
         "reward": "warmth",
         "prompts": ["a circle", "a square"],
         "output_dir": "run",
-        "method": {"name": "residual-nabla-db", "beta": 5.0, "reverse_weight": 0.0},
+        "method": {"name": "residual-nabla-db", "beta": 5.0},
         "sampler": {"steps": 4},
         "adapter": {"rank": 2},
+        "flow": {"channels": [8, 8]},
         "training": {
             "updates": 2,
             "prompts_per_update": 2,

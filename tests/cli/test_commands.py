@@ -28,7 +28,6 @@ OVERRIDES = (
     "training.checkpoint_every=2",
     "training.trackers=[tensorboard]",
     "adapter.ema_decay=0.9",
-    "flow.channels=[8,8]",
     "method.beta=0.5",
     "optimizer.learning_rate=1e-2",
     "evaluation.n=8",
@@ -72,7 +71,7 @@ def run(finished: tuple[Path, dict[str, Any]]) -> Path:
 
 
 def test_the_run_folder_holds_what_the_contract_says(run: Path):
-    names = {path.name for path in run.iterdir() if not path.name.startswith("tracker")}
+    names = {path.name for path in run.iterdir()} - {"logs"}
     assert names == {
         "config.yaml",
         "metrics.jsonl",
@@ -196,7 +195,9 @@ def test_eval_measures_the_run_again_and_writes_nothing(
     assert list(here.iterdir()) == []
     summary = json.loads((run / "summary.json").read_text())
     for part in ("reference", "policy", "exact_tilt"):
-        assert again[part] == pytest.approx(summary[part], rel=1e-4), "same seeds, same figures"
+        figures = {name: value for name, value in summary[part].items() if value is not None}
+        found = {name: value for name, value in again[part].items() if value is not None}
+        assert found == pytest.approx(figures, rel=1e-4), "same seeds, same figures"
 
 
 def test_eval_with_another_n(run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):

@@ -246,3 +246,17 @@ def test_a_scheduler_without_a_fixed_gaussian_kernel_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         build_process(DDPM | changes, name, STEPS, 1.0, sigma_floor=0.01)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_clipping_is_the_models_own_and_not_a_default_of_the_sampler(name: str) -> None:
+    """Stable Diffusion comes with a PNDM scheduler, whose configuration does not speak of it."""
+    silent = {key: value for key, value in STABLE_DIFFUSION.items() if key != "clip_sample"}
+    assert build_process(silent, name, 4, 1.0, 0.01).clip is None
+    assert build_process(DDPM, name, 4, 1.0, 0.01).clip == 1.0
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "sde-dpmsolver++"])
+def test_more_steps_than_the_model_has_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"sampler\.steps: 1001 are more than the model's 1000"):
+        build_process(STABLE_DIFFUSION, name, 1001, 1.0, 0.01)

@@ -1,5 +1,7 @@
 """The residuals of bent networks against finite differences, and which network each one trains."""
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -323,8 +325,28 @@ def test_without_a_flow_the_value_gradient_is_the_forward_looking_one(
     losses = ResidualNablaDB(beta=BETA).losses(batch, alone)
     assert losses.terms.keys() == {"forward", "reverse"}
     assert not losses.metrics["flow_score_norm"].any()
-    with pytest.raises(UserError, match="flow"):
-        NablaDB(beta=BETA).losses(batch, alone)
+    process = networks.model.process
+    with pytest.raises(UserError, match="flow: nabla-db"):
+        NablaDB(beta=BETA).check(process, flow=False, on_policy=True)
+
+
+def test_settings_that_would_train_nothing_are_refused(networks: Networks) -> None:
+    process = networks.model.process
+
+    def check(flow: bool, on_policy: bool = True, **settings: Any) -> None:
+        ResidualNablaDB(beta=BETA, **settings).check(process, flow=flow, on_policy=on_policy)
+
+    check(flow=True)
+    check(flow=False, reverse_weight=0.0)
+    check(flow=False, reverse_policy_graph=True)
+    check(flow=True, reverse_weight=0.0, forward_flow="attached")
+    check(flow=True, on_policy=False, output_regularization=1.0)
+    with pytest.raises(UserError, match=r"method\.reverse_weight: without a flow network"):
+        check(flow=False)
+    with pytest.raises(UserError, match=r"flow: .* nothing trains the flow network"):
+        check(flow=True, reverse_weight=0.0)
+    with pytest.raises(UserError, match=r"method\.output_regularization: on-policy"):
+        check(flow=True, output_regularization=1.0)
 
 
 def flat_model(steps: int) -> GaussianModel:
@@ -367,7 +389,10 @@ def test_a_users_own_gamma_is_used_as_it_stands() -> None:
 def test_a_gamma_of_the_wrong_length_is_refused() -> None:
     process = flat_model(3).process
     with pytest.raises(UserError, match=r"method\.gamma: 2 values for 4 levels"):
-        ResidualNablaDB(beta=1.0, gamma=[1.0, 0.5]).check(process)
+        gamma_table([1.0, 0.5], process)
+    for wrong in ([0.5, 0.5, 0.2, 0.1], [1.0, -0.5, 0.2, 0.1], [1.0, float("nan"), 0.2, 0.1]):
+        with pytest.raises(UserError, match=r"method\.gamma: give finite values"):
+            gamma_table(wrong, process)
     assert gamma_table([1.0, 0.5, 0.2, 0.1], process).tolist() == pytest.approx([1, 0.5, 0.2, 0.1])
 
 

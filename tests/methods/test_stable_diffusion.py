@@ -163,6 +163,63 @@ def test_micro_batches_add_up_to_the_batch(kind: type[Method], graph: bool) -> N
     torch.testing.assert_close(parts[1], whole[1], rtol=1e-3, atol=1e-4 * scale)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"reverse_policy_graph": True},
+        {"forward_looking_predictor": "reference"},
+    ],
+    ids=["published", "graph", "reference"],
+)
+def test_gradient_checkpointing_changes_no_gradient(settings: dict[str, Any]) -> None:
+    """A checkpointed layer runs again in the backward pass; it must be the same layer then."""
+    model = load(trained=True)
+    model.allow_second_derivatives()
+    flow = flow_for(model)
+    networks = Networks(model, NamedReward("redness", redness), flow, flow)
+    method = ResidualNablaDB(beta=1.0, **settings)
+    batch = rollout(model)
+    parameters = [p for p in model.network.parameters() if p.requires_grad]
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(method.losses(batch, networks).total.sum(), parameters)
+
+    plain = gradients()
+    network: Any = model.network
+    network.enable_gradient_checkpointing()
+    network.train()
+    runs: list[int] = []
+    network.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    found = gradients()
+    assert len(runs) > 3, "layers ran again"
+    for ours, theirs in zip(found, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_a_faint_reward_keeps_its_gradient_in_fp16() -> None:
+    """Unscaled, a gradient of 1e-8 is 0 in half precision."""
+    model = load(torch.float16)
+    batch = rollout(model)
+
+    def value(scale: float) -> Tensor:
+        reward = NamedReward("redness", lambda images, texts: scale * redness(images, texts))
+        method = ResidualNablaDB(beta=1.0, reverse_weight=0.0)
+        return method.losses(batch, Networks(model, reward)).metrics["value_gradient_norm"]
+
+    torch.testing.assert_close(value(1e-8) * 1e8, value(1.0), rtol=1e-2, atol=1e-6)
+
+
+def test_the_flow_score_is_float32_under_autocast() -> None:
+    model = load()
+    flow = flow_for(model)
+    x = torch.randn(2, *model.state_shape, generator=torch.Generator().manual_seed(0))
+    inputs = (x, torch.tensor([3, 700]), model.condition(PROMPTS[:2]).prompt)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = flow(*inputs)
+    assert torch.equal(mixed, flow(*inputs))
+
+
 @pytest.mark.parametrize("kind", METHODS)
 def test_an_unconditional_model_is_trained_alike(kind: type[Method]) -> None:
     model = load_model(

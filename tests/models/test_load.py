@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,3 +120,14 @@ def test_the_network_has_the_precision_asked_for(
 ) -> None:
     pipeline = load_pipeline(str(folders["sd"]), dtype)
     assert {parameter.dtype for parameter in pipeline.unet.parameters()} == {dtype}
+
+
+def test_a_safety_checker_that_was_left_behind_is_not_missed(copied: Path) -> None:
+    index = copied / "model_index.json"
+    checker = {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    }
+    index.write_text(json.dumps(json.loads(index.read_text()) | checker))
+    pipeline: Any = load_pipeline(str(copied))
+    assert pipeline.safety_checker is None

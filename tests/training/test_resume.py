@@ -17,6 +17,7 @@ from nablaflow.errors import UserError
 from nablaflow.runs import Run
 from nablaflow.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
 from nablaflow.training.config import Config
+from nablaflow.training.run_folder import read_records
 
 MakeConfig = Callable[..., Config]
 
@@ -149,3 +150,10 @@ def test_a_changed_setting_is_refused_and_nothing_changes(make_config: MakeConfi
     with pytest.raises(UserError, match=r"^method\.beta: .*--overwrite"):
         runs.run(make_config("method.beta=7.0"), resume=True)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_settings_that_leave_the_figures_alone_may_change(make_config: MakeConfig, tmp_path: Path):
+    runs.run(make_config("training.updates=1"))
+    changed = ("training.updates=2", "training.micro_batch=3", "training.checkpoint_every=1")
+    runs.run(make_config(*changed, "evaluation.batch=2"), resume=True)
+    assert len(read_records(tmp_path / "run")) == 2

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
 from nablaflow.diffusion.samplers import build_process
 from nablaflow.errors import UserError
@@ -23,9 +23,25 @@ def use_plain_attention(network: torch.nn.Module) -> None:
 
     Set for good and not around a call, since gradient checkpointing makes the call again later.
     """
-    for part in network.modules():
-        if isinstance(part, Attention):
-            part.set_processor(AttnProcessor())
+    for part in _attentions(network):
+        part.set_processor(AttnProcessor())
+
+
+@contextmanager
+def fused_attention(network: torch.nn.Module) -> Iterator[None]:
+    """Within this context attention is computed as in a stock pipeline, to the last digit."""
+    before = [(part, part.processor) for part in _attentions(network)]
+    for part, _ in before:
+        part.set_processor(AttnProcessor2_0())
+    try:
+        yield
+    finally:
+        for part, processor in before:
+            part.set_processor(processor)
+
+
+def _attentions(network: torch.nn.Module) -> list[Attention]:
+    return [part for part in network.modules() if isinstance(part, Attention)]
 
 
 def make_adapter(network: Any, settings: AdapterSettings) -> Adapter:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from nablaflow import nano
 from nablaflow.errors import UserError
@@ -80,7 +80,7 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
             mixed_precision=MIXED_PRECISION[config.training.precision],
             cpu=device == "cpu",
             log_with=trackers or None,  # for an empty list accelerate would warn
-            project_dir=run,
+            project_config=ProjectConfiguration(str(run), logging_dir=str(run / "logs")),
             kwargs_handlers=[PATIENCE],
         )
     except ValueError as error:

@@ -29,6 +29,10 @@ def export(
         requires_safety_checker=False,
     )
     pipeline.to("cpu", torch.float16).save_pretrained(out)
+    # transformers would load this part alone in the precision that its configuration names.
+    path = out / "text_encoder" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
     # Older transformers read the vocabulary from these two files.
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     folder = out / "tokenizer"

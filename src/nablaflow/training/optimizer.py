@@ -1,0 +1,41 @@
+"""The optimizer and its learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from nablaflow.models.adapters import trainable_parameters
+from nablaflow.training.config import Optimizer
+from nablaflow.training.objective import Objective
+
+
+def learning_rate_factor(settings: Optimizer, update: int, updates: int) -> float:
+    """Share of the learning rate at an update: a linear warm-up, then constant or half a cosine."""
+    if update < settings.warmup:
+        return (update + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return 1.0
+    done = (update - settings.warmup) / max(1, updates - settings.warmup)
+    return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def make_optimizer(settings: Optimizer, objective: Objective) -> torch.optim.AdamW:
+    """AdamW with one group for the policy and one for the flow network."""
+    groups = [
+        {
+            "params": trainable_parameters(objective.policy),
+            "lr": settings.learning_rate,
+            "weight_decay": settings.weight_decay,
+        }
+    ]
+    if objective.flow is not None:
+        groups.append(
+            {
+                "params": trainable_parameters(objective.flow),
+                "lr": settings.flow_learning_rate,
+                "weight_decay": settings.flow_weight_decay,
+            }
+        )
+    return torch.optim.AdamW(groups, betas=settings.betas)
