@@ -18,7 +18,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -73,12 +72,10 @@ class Run:
 def progress_display(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
         console=console,
     )
 
@@ -182,7 +179,7 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
     shown = accelerator.is_main_process
     accelerator.init_trackers("nablaflow", {"method": parts.trainer.method.name})
     task = progress.add_task(
-        "train", total=config.training.updates, completed=trainer.update, figures="", visible=shown
+        "train", total=config.training.updates, completed=trainer.update, visible=shown
     )
     pressed: list[bool] = []
 
@@ -190,8 +187,8 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
         if shown:
             append_record(folder, record)
             accelerator.log({k: v for k, v in record.items() if k != "update"}, step=trainer.update)
-            figures = f"reward {record['reward_mean']:.3f}  loss {record['loss']:.3g}"
-            progress.update(task, completed=trainer.update, figures=figures)
+            told = f"train: reward {record['reward_mean']:.3f}, loss {record['loss']:.2g}"
+            progress.update(task, completed=trainer.update, description=told)
         return bool(pressed)
 
     def on_saved() -> None:
@@ -231,7 +228,7 @@ def _write_sheet(parts: Parts, folder: Path) -> None:
 
 def _starter(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
     def start(what: str, total: int) -> Callable[[int], None]:
-        task = progress.add_task(what, total=total, figures="")
+        task = progress.add_task(what, total=total)
         return lambda done: progress.advance(task, done)
 
     return start

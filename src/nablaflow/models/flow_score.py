@@ -19,7 +19,7 @@ class FlowScore(nn.Module):
 
     Args:
         channel: channels of a state.
-        size: height of a state.
+        size: side of a state, or what divides both of its sides.
         width: of the prompt embeddings, or 0 for an unconditional model.
     """
 

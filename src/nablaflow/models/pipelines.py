@@ -32,7 +32,8 @@ def fused_attention(network: torch.nn.Module) -> Iterator[None]:
     """Within this context attention is computed as in a stock pipeline, to the last digit."""
     before = [(part, part.processor) for part in _attentions(network)]
     for part, _ in before:
-        part.set_processor(AttnProcessor2_0())
+        stock: Any = AttnProcessor2_0()
+        part.set_processor(stock)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -125,11 +126,12 @@ def make_flow(config: Config, model: PipelineModel) -> FlowScore | None:
     """The flow-score network, seeded by the run."""
     if config.flow is None:
         return None
-    channel, height, _ = model.state_shape
+    channel, *sides = model.state_shape
     embedding = model.condition(["a circle"]).prompt
     width = 0 if embedding is None else embedding.shape[-1]
     torch.manual_seed(config.seed)
-    return FlowScore(config.flow, channel, height, width).to(model.device)
+    # What divides both sides divides their greatest common divisor.
+    return FlowScore(config.flow, channel, math.gcd(*sides), width).to(model.device)
 
 
 def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Parts:

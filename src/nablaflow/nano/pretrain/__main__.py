@@ -1,8 +1,8 @@
 """Rebuild the embedded model from scratch; interrupted, the same command goes on.
 
-    python -m nablaflow.nano.pretrain --work runs/pretrain --out my_nano
+    python -m nablaflow.nano.pretrain
 
-takes about 80 minutes on 2 cores with bfloat16 instructions.
+takes about an hour on 2 cores with bfloat16 instructions.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ from nablaflow.nano.pretrain.text import build_tokenizer
 
 
 def pretrain(
-    work: Annotated[Path, typer.Option(help="checkpoints and logs; a second run resumes")],
-    out: Annotated[Path, typer.Option(help="the finished pipeline, in diffusers format")],
+    work: Annotated[Path, typer.Option(help="checkpoints and logs; a second run resumes")] = Path(
+        "runs/pretrain"
+    ),
+    out: Annotated[Path, typer.Option(help="the finished pipeline, in diffusers format")] = Path(
+        "runs/nano"
+    ),
     autoencoder_steps: Annotated[int, typer.Option(min=1)] = 6000,
     denoiser_steps: Annotated[int, typer.Option(min=1)] = 5000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
