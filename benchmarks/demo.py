@@ -31,6 +31,7 @@ def run(seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
 
 def figures(summary: dict[str, Any]) -> Figures:
     reference, policy, tilt = (summary[name] for name in ("reference", "policy", "exact_tilt"))
+    fall = 1 - policy["distance_to_tilt"] / reference["distance_to_tilt"]
     return {
         "reward of the reference": reference["reward_mean"],
         "reward, aligned": policy["reward_mean"],
@@ -41,8 +42,7 @@ def figures(summary: dict[str, Any]) -> Figures:
         "distance to the tilt, reference": reference["distance_to_tilt"],
         "distance to the tilt, aligned": policy["distance_to_tilt"],
         "its standard error, aligned": policy["distance_to_tilt_se"],
-        "distance to the tilt, fall": 1
-        - policy["distance_to_tilt"] / reference["distance_to_tilt"],
+        "distance to the tilt, fall": fall,
         "effective sample size, least of the prompts": summary["effective_sample_size"],
         "minutes": summary["seconds"] / 60,
         "peak memory, GB": summary["peak_rss_mb"] / 1024,

@@ -36,7 +36,7 @@ def measure(updates: int, overrides: list[str], plain_allocator: bool) -> dict[s
 
     if plain_allocator:
         setup.keep_freed_memory = lambda: False
-    quiet = ["training.trackers=[]", "evaluation.bank=0", "method.gamma=one"]
+    quiet = ["training.trackers=[]", "evaluation.bank=0"]
     config = parse_config(apply_overrides(demo_settings(), [*quiet, *overrides]))
     trainer = setup.prepare(config, config.output_dir).trainer
     records = [trainer.step() for _ in range(updates + 2)][2:]

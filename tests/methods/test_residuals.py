@@ -386,6 +386,11 @@ def test_a_users_own_gamma_is_used_as_it_stands() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.0)
 
 
+def test_a_single_gamma_holds_for_every_noisy_state() -> None:
+    assert gamma_table(1.5, flat_model(3).process).tolist() == [1.0, 1.5, 1.5, 1.5]
+    assert ResidualNablaDB(beta=1.0, gamma=1.5).gamma == 1.5
+
+
 def test_a_gamma_of_the_wrong_length_is_refused() -> None:
     process = flat_model(3).process
     with pytest.raises(UserError, match=r"method\.gamma: 2 values for 4 levels"):

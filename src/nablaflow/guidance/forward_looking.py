@@ -16,17 +16,21 @@ from nablaflow.models.contract import DiffusionModel
 from nablaflow.rewards import NamedReward, check_finite
 from nablaflow.typing import Latents, Steps
 
-Gamma = Literal["alpha_bar", "sqrt_alpha_bar", "one"] | list[float]
-"""Trust in x0_hat at step k: a named schedule, or K + 1 values for k = 0, ..., K."""
+Gamma = Literal["alpha_bar", "sqrt_alpha_bar", "one"] | float | list[float]
+"""Trust in x0_hat at step k: a named schedule, a number for k > 0, or K + 1 for k = 0, ..., K."""
 
 
-def gamma_table(gamma: str | Sequence[float], process: ReverseProcess) -> Float[Tensor, "levels"]:
+def gamma_table(
+    gamma: str | float | Sequence[float], process: ReverseProcess
+) -> Float[Tensor, "levels"]:
     """gamma_k for k = 0, ..., K; gamma_0 is 1, for there x0_hat is the state itself.
 
     Raises:
         UserError: a list of another length than the sampler's levels, of other values than
             finite ones from 0 on, or one that does not begin with 1.
     """
+    if isinstance(gamma, int | float):
+        gamma = [1.0, *[gamma] * process.steps]
     if not isinstance(gamma, str):
         if len(gamma) != process.steps + 1:
             raise UserError(
