@@ -11,8 +11,8 @@ help:  ## show this list
 	@echo "make TARGET [PYTHON=python3.11]"
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: $(VENV)/.package  ## align the embedded model and write a report
-	$(VENV)/bin/nablaflow demo
+demo: $(VENV)/.package  ## align the embedded model and write a report (ARGS=--overwrite)
+	$(VENV)/bin/nablaflow demo $(ARGS)
 
 test: $(VENV)/.test  ## all tests but the slow ones, on WORKERS=2 processes
 	$(PYTEST) -n $(WORKERS) --dist worksteal

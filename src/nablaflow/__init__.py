@@ -51,7 +51,7 @@ def align(
     prompts: Sequence[str] | str,
     method: Method | str | dict[str, Any],
     output_dir: str | Path,
-    steps: int = 200,
+    steps: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
     **settings: Any,
@@ -63,14 +63,15 @@ def align(
         reward: name, ``file.py:function``, sum of those, or a callable ``(images, prompts)``.
         prompts: a list, or a text file with one prompt per line.
         method: an object such as ``ResidualNablaDB(beta=100.0)``, a name, or a mapping.
-        steps: optimizer updates.
+        steps: optimizer updates; 200 unless ``training`` has them.
         settings: groups as in a recipe, such as ``sampler={"steps": 50}``; what is left out has
             the defaults of `nablaflow.training.defaults`.
 
     Raises:
         UserError: a mistake in any of these.
     """
-    from nablaflow.rewards import load
+    from nablaflow.errors import UserError
+    from nablaflow.rewards import CALLABLE, load
     from nablaflow.runs import run
     from nablaflow.training.config import parse_config
     from nablaflow.training.defaults import DEFAULTS
@@ -79,16 +80,16 @@ def align(
     given = load(reward)
     values = {
         "model": model,
-        "reward": reward if isinstance(reward, str | dict) else given.name,
+        "reward": reward if isinstance(reward, str | dict) else f"{CALLABLE}{given.name}",
         "prompts": str(Path(prompts).expanduser().absolute())
         if isinstance(prompts, str)
         else list(prompts),
         "method": method,
         "output_dir": str(output_dir),
     }
-    config = parse_config(merge(merge(merge(DEFAULTS, values), settings), _updates(steps)))
+    if steps is not None:
+        if "updates" in settings.get("training", {}):
+            raise UserError("steps: training has updates as well; give one of the two")
+        values["training"] = {"updates": steps}
+    config = parse_config(merge(merge(DEFAULTS, values), settings))
     return run(config, resume=resume, overwrite=overwrite, reward=given)
-
-
-def _updates(steps: int) -> dict[str, Any]:
-    return {"training": {"updates": steps}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import time
@@ -27,7 +28,7 @@ from nablaflow.models.export import save_policy
 from nablaflow.report import before_after, grid, write_report
 from nablaflow.rewards import NamedReward
 from nablaflow.training.bank import sample_states
-from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint, load_policy_state
 from nablaflow.training.config import Config
 from nablaflow.training.evaluation import Evaluation, evaluate
 from nablaflow.training.loop import Record
@@ -45,13 +46,13 @@ from nablaflow.training.run_folder import (
     read_records,
     write_whole,
 )
-from nablaflow.training.setup import Parts, model_source, prepare
+from nablaflow.training.setup import Parts, fresh_accelerator, model_source, prepare
 
 SHEET = 16  # images on a sheet of samples during training
 
 
 class Interrupted(Exception):
-    """Ctrl-C: the run stopped between two updates, with a checkpoint."""
+    """Ctrl-C or SIGTERM: the run stopped between two updates, with a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +82,42 @@ def progress_display(console: Console) -> Progress:
 
 
 @contextmanager
-def _ctrl_c(pressed: list[bool]) -> Iterator[None]:
-    """The first Ctrl-C asks for a stop after the update; the second stops at once."""
+def _stopping(asked: list[bool]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks for a stop after the update; the second stops at once."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def ask(number: int, frame: Any) -> None:
-        pressed.append(True)
-        signal.signal(signal.SIGINT, before)
+        asked.append(True)
+        restore()
 
-    before = signal.getsignal(signal.SIGINT)
     try:
-        signal.signal(signal.SIGINT, ask)
+        for number in signals:
+            signal.signal(number, ask)
     except ValueError:  # not the main thread, where signals do not arrive anyway
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
+
+
+@contextmanager
+def _disk_full_is_the_users(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"output_dir: cannot write {folder} ({error.strerror}); free some space and run again "
+            "with --resume, the last checkpoint is whole"
+        ) from error
 
 
 def run(
@@ -121,16 +141,17 @@ def run(
     console = console or Console(stderr=True)
     folder = config.output_dir
     check_run(config, resume=resume, overwrite=overwrite)
-    parts = prepare(config, folder, reward)
-    if parts.accelerator.is_main_process:
-        folder = open_run(config, resume=resume)
-    parts.accelerator.wait_for_everyone()
-    if resume:
-        _restore(parts, folder)
-    with progress_display(console) as progress:
-        _train(parts, folder, progress)
-        result = _finish(parts, folder, progress)
-    parts.accelerator.end_training()  # the trackers, and the process group that joined the others
+    with fresh_accelerator():
+        parts = prepare(config, folder, reward)
+        if parts.accelerator.is_main_process:
+            folder = open_run(config, resume=resume)
+        parts.accelerator.wait_for_everyone()
+        if resume:
+            _restore(parts, folder)
+        with _disk_full_is_the_users(folder), progress_display(console) as progress:
+            _train(parts, folder, progress)
+            result = _finish(parts, folder, progress)
+        parts.accelerator.end_training()  # of the trackers, and of the group of processes
     return result
 
 
@@ -148,10 +169,11 @@ def evaluate_run(folder: Path, n: int | None, console: Console | None = None) ->
     found = list_checkpoints(folder)
     if not found:
         raise UserError(f"{folder} has no checkpoint yet; train it first")
-    parts = prepare(config, folder)
-    parts.trainer.restore(load_checkpoint(found[-1]))
-    with progress_display(console or Console(stderr=True)) as progress:
-        return dict(_measure(parts, progress).summary)
+    with fresh_accelerator():
+        parts = prepare(config, folder)
+        load_policy_state(parts.model.network, found[-1], config.model)
+        with progress_display(console or Console(stderr=True)) as progress:
+            return dict(_measure(parts, progress).summary)
 
 
 def _measure(parts: Parts, progress: Progress) -> Evaluation:
@@ -195,7 +217,7 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
         if shown and trainer.update % config.training.sample_every == 0:
             _write_sheet(parts, folder)
 
-    with _ctrl_c(pressed):
+    with _stopping(pressed):
         trainer.train(folder, on_update, on_saved)
     if pressed and trainer.update < config.training.updates:
         accelerator.end_training()

@@ -12,11 +12,11 @@ from rich.progress import Progress
 
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
-from nablaflow.models.adapters import load_trainable_state
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.report.pictures import grid, to_picture
 from nablaflow.training.bank import sample_states, spread
-from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.training.checkpoint import list_checkpoints, load_policy_state
+from nablaflow.training.config import Config
 from nablaflow.training.overrides import load_config
 from nablaflow.training.prompts import load_prompts
 from nablaflow.training.run_folder import CONFIG
@@ -32,8 +32,8 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def load_policy(run: Path) -> tuple[PipelineModel, list[str]]:
-    """The policy of a run's last checkpoint, and the run's prompts.
+def load_policy(run: Path) -> tuple[PipelineModel, Config]:
+    """The policy of a run's last checkpoint, and the run's configuration.
 
     Raises:
         UserError: the folder holds no checkpoint, or one of another model.
@@ -44,22 +44,20 @@ def load_policy(run: Path) -> tuple[PipelineModel, list[str]]:
         raise UserError(f"{run} has no checkpoint yet; train it first")
     pipeline = load_pipeline(model_source(config))
     model = load_model(pipeline, config.sampler, config.adapter, best_device())
-    try:
-        load_trainable_state(model.network, load_checkpoint(found[-1]).tensors["policy"])
-    except ValueError as error:
-        raise UserError(f"{found[-1]}: {error}; is {config.model} the run's own?") from error
-    return model, load_prompts(config.prompts, Path())
+    load_policy_state(model.network, found[-1], config.model)
+    return model, config
 
 
-def _model(source: str) -> tuple[PipelineModel, list[str]]:
-    """A run's policy, or a model as it is."""
+def _model(source: str, prompts: list[str]) -> tuple[PipelineModel, list[str]]:
+    """A run's policy, or a model as it is; and what to show with it."""
     if (Path(source) / CONFIG).is_file():
-        return load_policy(Path(source))
+        model, config = load_policy(Path(source))
+        return model, prompts or load_prompts(config.prompts, Path())
     from nablaflow import nano
 
     pipeline = load_pipeline(str(nano.path()) if source == "nano" else source)
-    device = best_device()
-    return load_model(pipeline, _sampler(pipeline, source), AdapterSettings(), device), []
+    model = load_model(pipeline, _sampler(pipeline, source), AdapterSettings(), best_device())
+    return model, prompts or ["a circle" if source == "nano" else ""]
 
 
 def _sampler(pipeline: Any, source: str) -> SamplerSettings:
@@ -87,8 +85,7 @@ def sample_to_folder(
     """
     if out.exists() and any(out.glob("*.png")) and not overwrite:
         raise UserError(f"--out: {out} holds images already; use --overwrite or another folder")
-    model, own = _model(source)
-    texts = prompts or own or ["" if source != "nano" else "a circle"]
+    model, texts = _model(source, prompts)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("sample", total=n)
         states = sample_states(

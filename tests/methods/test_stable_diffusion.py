@@ -208,6 +208,7 @@ def test_a_faint_reward_keeps_its_gradient_in_fp16() -> None:
         return method.losses(batch, Networks(model, reward)).metrics["value_gradient_norm"]
 
     torch.testing.assert_close(value(1e-8) * 1e8, value(1.0), rtol=1e-2, atol=1e-6)
+    assert value(1e-38).isfinite().all(), "gradients below the smallest normal number"
 
 
 def test_the_flow_score_is_float32_under_autocast() -> None:

@@ -241,6 +241,10 @@ def test_a_lora_of_another_shape_is_refused_and_nothing_is_half_loaded(
 def test_targets_that_no_layer_has_are_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=r"adapter\.targets.*to_nowhere"):
         load(folders["sd"], {"targets": ["to_nowhere"]})
+    with pytest.raises(UserError, match=r"adapter\.targets: no layer is called to_vv"):
+        load(folders["sd"], {"targets": ["to_q", "to_vv"]})
+    with pytest.raises(UserError, match=r"adapter\.targets: not all of .*to_out\.0"):
+        load(folders["sd"], {"targets": ["to_q", "to_out"]})
 
 
 def test_guidance_of_an_unconditional_model_is_refused(folders: dict[str, Path]) -> None:

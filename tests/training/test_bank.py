@@ -11,16 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from nablaflow.diffusion import build_process
 from nablaflow.models import SamplerSettings
 from nablaflow.training import bank
 from nablaflow.training.bank import bank_key, reference_bank, sample_states
 from nablaflow.training.setup import Parts, fingerprint
+from tests.support.schedules import STABLE_DIFFUSION
 
 PROMPTS = ["a circle", "a square", "a star"]
+TRAILING = {**STABLE_DIFFUSION, "timestep_spacing": "trailing"}
 BASE: dict[str, Any] = {
     "fingerprint": "abc",
     "prompts": PROMPTS,
     "sampler": SamplerSettings(),
+    "process": build_process(STABLE_DIFFUSION, "ddim", 20, 1.0, 0.01),
     "n": 60,
     "seed": 0,
 }
@@ -36,6 +40,7 @@ CHANGES: list[dict[str, Any]] = [
     {"sampler": SamplerSettings(guidance_scale=2.0)},
     {"sampler": SamplerSettings(negative_prompt="a star")},
     {"sampler": SamplerSettings(sigma_floor=0.02)},
+    {"process": build_process(TRAILING, "ddim", 20, 1.0, 0.01)},
 ]
 
 
@@ -162,7 +167,7 @@ def test_the_shipped_bank_is_taken_only_under_its_own_key(
     shipped = tmp_path / "shipped.safetensors"
     monkeypatch.setattr(bank.nano, "bank_path", lambda: shipped)
     states = torch.ones(6, *parts.model.state_shape).half()
-    key = bank_key("mark", PROMPTS, parts.config.sampler, 6, 0)
+    key = bank_key("mark", PROMPTS, parts.config.sampler, parts.model.process, 6, 0)
     bank.write_bank(shipped, states, key)
     assert torch.equal(make_bank(parts, 6), states)
     assert not cache.exists()

@@ -15,9 +15,15 @@ import torch
 from nablaflow import runs
 from nablaflow.errors import UserError
 from nablaflow.runs import Run
-from nablaflow.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+from nablaflow.training.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from nablaflow.training.config import Config
 from nablaflow.training.run_folder import read_records
+from nablaflow.training.setup import Parts
 
 MakeConfig = Callable[..., Config]
 
@@ -157,3 +163,27 @@ def test_settings_that_leave_the_figures_alone_may_change(make_config: MakeConfi
     changed = ("training.updates=2", "training.micro_batch=3", "training.checkpoint_every=1")
     runs.run(make_config(*changed, "evaluation.batch=2"), resume=True)
     assert len(read_records(tmp_path / "run")) == 2
+
+
+def test_a_batch_split_given_anew_comes_before_the_saved_one(make_parts: Callable[..., Parts]):
+    saved = make_parts("training.micro_batch=8").trainer.checkpoint()
+    trainer = make_parts("training.micro_batch=2").trainer
+    parts: list[int] = []
+    trainer.objective.register_forward_pre_hook(lambda _, given: parts.append(len(given[0])))
+    trainer.restore(saved)
+    trainer.step()
+    assert set(parts) == {2}
+
+
+def test_a_run_with_a_pending_rollout_is_measured_by_any_number_of_processes(
+    make_config: MakeConfig, tmp_path: Path
+):
+    runs.run(make_config("training.data=previous-rollout", "training.updates=1"))
+    expected = runs.evaluate_run(tmp_path / "run", None)["policy"]["reward_mean"]
+    (folder,) = list_checkpoints(tmp_path / "run")
+    checkpoint = load_checkpoint(folder)
+    pending = checkpoint.state["pending"]
+    checkpoint.state["pending"] = [*pending, *pending]  # as two processes leave it
+    save_checkpoint(tmp_path / "run", checkpoint, keep=1)
+    found = runs.evaluate_run(tmp_path / "run", None)["policy"]["reward_mean"]
+    assert found == expected

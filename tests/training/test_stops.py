@@ -18,6 +18,7 @@ from nablaflow.methods import Losses, ResidualNablaDB
 from nablaflow.rewards import NamedReward, load
 from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.training.config import Config
+from nablaflow.training.loop import MOST_SKIPPED
 from nablaflow.training.setup import Parts
 
 MakeConfig = Callable[..., Config]
@@ -147,3 +148,26 @@ def test_a_gradient_that_is_not_finite_is_named_and_not_applied(
     for name, value in before.tensors[network].items():
         assert torch.equal(after.tensors[network][name], value)
     assert trainer.update == 1
+
+
+@pytest.mark.usefixtures("other_precision")
+def test_a_gradient_scaler_does_not_leave_out_updates_for_ever(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = make_parts().trainer
+    monkeypatch.setattr(type(trainer._stepper), "step_was_skipped", property(lambda self: True))
+    for _ in range(MOST_SKIPPED - 1):
+        trainer.step()
+    with pytest.raises(TrainingStopped, match="ever smaller scales"):
+        trainer.step()
+
+
+def test_a_disk_that_is_full_for_the_log_is_one_line(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, "append_record", full)
+    with pytest.raises(UserError, match=r"output_dir: cannot write .*No space left.*--resume"):
+        runs.run(make_config("training.updates=1"))

@@ -88,4 +88,5 @@ def _power_of_two(gradient: Latents) -> Tensor:
     """Brings each row's largest value near 1: exact, and a network in fp16 keeps its digits."""
     largest = gradient.flatten(1).abs().amax(1)
     exponent = torch.frexp(torch.where(largest > 0, largest, 1.0)).exponent
+    exponent = exponent.clamp(min=-126)  # float32 has no larger power
     return torch.ldexp(torch.ones_like(largest), -exponent).reshape(-1, *[1] * (gradient.ndim - 1))

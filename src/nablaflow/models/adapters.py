@@ -54,9 +54,18 @@ class LoraAdapter:
         try:
             inject_adapter_in_model(self.config, network, ADAPTER)
         except ValueError as error:
-            raise UserError(f"adapter.targets: no layer is called so ({targets})") from error
+            if "not supported" not in str(error):
+                raise UserError(f"adapter.targets: no layer is called so ({targets})") from error
+            raise UserError(
+                f"adapter.targets: not all of {targets} are linear or convolution layers; name the "
+                "layers inside, such as to_out.0 for to_out"
+            ) from error
         self.network = network
-        self._layers = [part for part in network.modules() if isinstance(part, BaseTunerLayer)]
+        found = {n: part for n, part in network.named_modules() if isinstance(part, BaseTunerLayer)}
+        for target in targets:
+            if not any(name == target or name.endswith(f".{target}") for name in found):
+                raise UserError(f"adapter.targets: no layer is called {target}; leave it out")
+        self._layers = list(found.values())
         for parameter in trainable_parameters(network):
             parameter.data = parameter.data.float()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +124,27 @@ def check_same_image(model: PipelineModel, source: str, folder: Path, *, as_lora
     stock = _in_float32(load_pipeline(source if as_lora else str(folder), dtype).to(model.device))
     if as_lora:
         stock.load_lora_weights(folder)
+    stock.unet.to(memory_format=torch.channels_last)  # as the policy's: it selects the kernels
     policy = _in_float32(model.pipeline)
-    with fused_attention(policy.unet):
+    with fused_attention(policy.unet), _full_float32():
         difference = float((_image(model, stock) - _image(model, policy)).abs().max())
     if not difference <= TOLERANCE:
         raise ExportError(
             f"{folder} gives another image in a stock pipeline: largest difference "
             f"{difference:.1e}, allowed {TOLERANCE:.0e}"
         )
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Without TF32, whose rounding is larger than the difference to be seen."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def _in_float32(pipeline: Any) -> Any:

@@ -23,6 +23,7 @@ from nablaflow.rewards.warmth import warmth
 from nablaflow.typing import Reward
 
 __all__ = [
+    "CALLABLE",
     "REWARDS",
     "NamedReward",
     "RewardProbe",
@@ -33,6 +34,9 @@ __all__ = [
     "require_gradient",
     "score_and_gradient",
 ]
+
+CALLABLE = "python:"
+"""Begins the name that a saved configuration has for a function it cannot name otherwise."""
 
 REWARDS: dict[str, Reward] = {
     "brightness": brightness,
@@ -72,6 +76,11 @@ def _named_sum(weights: Mapping[str, Any]) -> NamedReward:
 
 def _find(spec: str) -> NamedReward:
     """One reward, by its name or its path."""
+    if spec.startswith(CALLABLE):
+        raise UserError(
+            f"reward {spec!r} was a function handed to nablaflow.align: put it in a file and give "
+            "reward=path/to/file.py:function"
+        )
     if is_custom(spec):
         return NamedReward(spec, load_function(spec))
     if spec not in REWARDS:

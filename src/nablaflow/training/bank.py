@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nablaflow import nano
 from nablaflow.diffusion import sample_trajectories, trajectory_noise
+from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.models import SamplerSettings
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.training.memory import in_parts
@@ -71,10 +72,24 @@ def sample_states(
 
 
 def bank_key(
-    fingerprint: str, prompts: list[str], sampler: SamplerSettings, n: int, seed: int
+    fingerprint: str,
+    prompts: list[str],
+    sampler: SamplerSettings,
+    process: ReverseProcess,
+    n: int,
+    seed: int,
 ) -> str:
-    """Names a bank by everything that its samples depend on."""
-    content = json.dumps([fingerprint, list(prompts), sampler.model_dump(), n, seed])
+    """Names a bank by everything that its samples depend on.
+
+    Args:
+        fingerprint: of the pretrained weights.
+        process: the kernels themselves; they depend on the model's scheduler besides the sampler.
+    """
+    tables = {
+        name: [round(float(entry), 4) for entry in value] if isinstance(value, Tensor) else value
+        for name, value in vars(process).items()
+    }
+    content = json.dumps([fingerprint, list(prompts), sampler.model_dump(), tables, n, seed])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
@@ -108,7 +123,7 @@ def reference_bank(
         fingerprint: of the pretrained weights.
     """
     seed = 0
-    key = bank_key(fingerprint, prompts, sampler, n, seed)
+    key = bank_key(fingerprint, prompts, sampler, model.process, n, seed)
     cached = cache_folder() / f"bank-{key}.safetensors"
     path = _shipped(key) or cached
     if path.is_file():

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nablaflow.errors import UserError
+from nablaflow.models.adapters import load_trainable_state
 
 FOLDER = "checkpoints"
 
@@ -105,3 +106,22 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             "checkpoint before"
         ) from error
     return Checkpoint(progress["update"], progress["seconds"], tensors, state)
+
+
+def load_policy_state(network: torch.nn.Module, folder: Path, model: str) -> None:
+    """Put a checkpoint's policy into a network, and leave the rest of it unread.
+
+    Args:
+        model: what the run's configuration calls it, for the message.
+
+    Raises:
+        UserError: the file is damaged, or of another model.
+    """
+    try:
+        state = load_file(folder / "policy.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder} cannot be read ({type(error).__name__}); remove it") from error
+    try:
+        load_trainable_state(network, state)
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}; is {model} the run's own?") from error

@@ -5,5 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 DEFAULTS: dict[str, Any] = {
-    "training": {"prompts_per_update": 8, "images_per_prompt": 4, "transition_fraction": 0.2}
+    "training": {
+        "updates": 200,
+        "prompts_per_update": 8,
+        "images_per_prompt": 4,
+        "transition_fraction": 0.2,
+    }
 }

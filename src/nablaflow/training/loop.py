@@ -31,6 +31,8 @@ from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout
 
 Record = dict[str, float]
 
+MOST_SKIPPED = 20  # updates in a row that a gradient scaler leaves out: it halves its scale at each
+
 
 class Trainer:
     """Aligns a model; all state between two updates is in `checkpoint` and `restore`.
@@ -63,6 +65,7 @@ class Trainer:
         self.update = 0
         self.seconds = 0.0
         self._pending: Rollout | None = None
+        self._skipped = 0
         self._micro_batch = config.training.micro_batch
         self._rollout_batch = config.training.rollout_batch
 
@@ -204,6 +207,9 @@ class Trainer:
         if self.accelerator.scaler is None:  # a scaler leaves such a step out by itself
             self._stop_unless_finite(norms)
         self._stepper.step()
+        self._skipped = self._skipped + 1 if self._stepper.step_was_skipped else 0
+        if self._skipped == MOST_SKIPPED:
+            raise self._not_finite(f"a gradient, at {MOST_SKIPPED} ever smaller scales in a row,")
         self._move_averages()
         return {**norms, "learning_rate": settings.learning_rate * factor}
 
@@ -293,7 +299,10 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self._pending = self._own_share(state["pending"])
-        self._micro_batch, self._rollout_batch = state["micro_batch"], state["rollout_batch"]
+        # What this session's settings say comes first: memory may be why they were changed.
+        training = self.config.training
+        self._micro_batch = training.micro_batch or state["micro_batch"]
+        self._rollout_batch = training.rollout_batch or state["rollout_batch"]
         self.update, self.seconds = checkpoint.update, checkpoint.seconds
 
     def _own_share(self, pending: list[dict[str, Any] | None]) -> Rollout | None:

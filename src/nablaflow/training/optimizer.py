@@ -7,8 +7,8 @@ import math
 import torch
 
 from nablaflow.models.adapters import trainable_parameters
-from nablaflow.training.config import Optimizer
 from nablaflow.training.objective import Objective
+from nablaflow.training.settings import Optimizer
 
 
 def learning_rate_factor(settings: Optimizer, update: int, updates: int) -> float:

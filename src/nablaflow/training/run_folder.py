@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -93,9 +94,10 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterable[str]:
 
 
 def append_record(run: Path, record: dict[str, Any]) -> None:
-    """One more line of metrics.jsonl."""
+    """One more line of metrics.jsonl; what is not finite is null, which JSON has."""
+    finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
     with (run / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(finite) + "\n")
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:

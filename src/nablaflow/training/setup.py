@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from nablaflow import nano
@@ -64,6 +67,15 @@ def fingerprint(pipeline: Any) -> str:
                 flat = value.detach().cpu().contiguous().flatten()
                 digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()[:24]
+
+
+@contextmanager
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps its device and precision for the process; the next run chooses anew."""
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def make_accelerator(config: Config, run: Path) -> Accelerator:

@@ -1,0 +1,86 @@
+"""The groups of settings that belong to training alone, each with its meaning and its unit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nablaflow.models import Settings
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+# Validation is strict, but YAML has lists for tuples.
+Betas = Annotated[
+    tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
+    Field(strict=False),
+]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Optimizer(Settings):
+    """AdamW for policy and flow network."""
+
+    learning_rate: Positive = Field(default=1e-3, description="of the policy")
+    flow_learning_rate: Positive = Field(default=1e-3, description="of the flow network")
+    betas: Betas = Field(default=(0.9, 0.95), description="AdamW's decay of the two moments")
+    weight_decay: NotNegative = Field(default=1e-4, description="of the policy")
+    flow_weight_decay: NotNegative = Field(default=1e-2, description="of the flow network")
+    max_grad_norm: Positive = Field(
+        default=1.0, description="gradient norm above which a network's gradient is scaled down"
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="learning rate after the warm-up"
+    )
+    warmup: int = Field(default=0, ge=0, description="updates over which the learning rate rises")
+
+
+class Training(Settings):
+    """The loop. Batch sizes are global: over all processes and accumulation steps."""
+
+    updates: Count = Field(description="optimizer updates in all")
+    prompts_per_update: Count = Field(description="prompts of one rollout")
+    images_per_prompt: Count = Field(description="trajectories for each of them")
+    transition_fraction: float = Field(
+        gt=0, le=1, description="share of a trajectory's transitions that are trained"
+    )
+    micro_batch: Count | None = Field(
+        default=None, description="transitions per forward pass; null halves on out-of-memory"
+    )
+    rollout_batch: Count | None = Field(
+        default=None, description="trajectories sampled at once; null halves on out-of-memory"
+    )
+    data: Literal["on-policy", "previous-rollout"] = Field(
+        default="on-policy", description="train on this update's rollout, or on the one before"
+    )
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        default="float32", description="of the networks; rewards and their gradients stay float32"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
+    checkpoint_every: Count = Field(default=50, description="updates between two checkpoints")
+    keep_checkpoints: Count = Field(default=2, description="how many of the newest are kept")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        default=["tensorboard"], description="where metrics go besides metrics.jsonl"
+    )
+    sample_every: Count = Field(default=50, description="updates between two sheets of samples")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="auto takes the first that works of cuda, mps, cpu"
+    )
+
+
+class Evaluation(Settings):
+    """What is measured at the end of a run."""
+
+    n: Count = Field(
+        default=64, description="images in all, for the reference and for the policy each"
+    )
+    batch: Count = Field(default=8, description="images made at once")
+    bank: int = Field(
+        default=0,
+        ge=0,
+        description="reference samples for the exact tilt; 0 leaves the exact tilt out",
+    )
+    seed: Seed = Field(
+        default=1, description="of the evaluation's noise, apart from the training's"
+    )
