@@ -17,8 +17,9 @@ from statistics import median
 
 VARIANTS = {
     "the demo's": [],
-    "C library's default allocator": ["--plain-allocator"],
+    "the C library's default allocator": ["--plain-allocator"],
     "20 steps": ["sampler.steps=20"],
+    "20 steps, the C library's default allocator": ["--plain-allocator", "sampler.steps=20"],
     "with flow network and reverse residual": [
         "flow={channels: [64, 128]}",
         "method.reverse_weight=1",

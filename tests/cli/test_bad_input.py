@@ -53,7 +53,7 @@ SETTINGS = {
     "flow too deep": ("flow.channels=[8,8,8,8,8]", ["flow.channels", "fewer"]),
     "gamma of another length": ("method.gamma=[1.0,1.0]", ["method.gamma", "sampler.steps"]),
     "no such device": ("training.device=mps", ["training.device", "cpu"]),
-    "unknown precision": ("training.precision=fp8", ["training.precision", "fp16?"]),
+    "unknown precision": ("training.precision=fp8", ["training.precision", "fp16"]),
     "too few images": ("evaluation.n=3", ["evaluation.n", "4"]),
     "too small a bank": ("evaluation.bank=3", ["evaluation.bank"]),
 }

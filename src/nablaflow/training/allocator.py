@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """On Linux with glibc, serve large tensors from the heap and keep the heap.
 
     By default each tensor beyond 32 MB is mapped and unmapped anew, and the kernel zeroes all of
-    its pages: half of an update's time on a processor (docs/benchmarks.md).
+    its pages: a third of an update of 128 transitions (docs/benchmarks.md).
 
     Returns:
         Whether it was done; elsewhere nothing changes.
