@@ -21,8 +21,12 @@ library_name: diffusers
 # nablaflow nano
 
 A latent text-to-image diffusion model in miniature, {parameters:.1f} M parameters, trained from
-scratch by `{command}` on scenes that the same package draws: one object on a grey background, with
-shape, hue, position, size and background shade; captions name any subset of these.
+scratch by
+
+    {command}
+
+on scenes that the same package draws: one object on a grey background, with shape, hue, position,
+size and background shade; captions name any subset of these.
 
 - commit {commit}, {machine}, torch {torch}
 - images 64x64, latents 8x8x4, DDIM scheduler with Stable Diffusion's betas, epsilon prediction
