@@ -35,7 +35,8 @@ class Summary(TypedDict):
     Attributes:
         exact_tilt: None below the least effective sample size, as is then each
             ``distance_to_tilt``.
-        effective_sample_size: of the bank under the tilt, the smallest over prompts, either way.
+        effective_sample_size: of the bank under the tilt, the smallest over prompts, either way;
+            None without a bank.
         closing: how much of the way to the tilt's reward is closed, see the function of that name.
         closing_se: its standard error.
     """
@@ -43,7 +44,7 @@ class Summary(TypedDict):
     reference: Column
     policy: Column
     exact_tilt: Column | None
-    effective_sample_size: float
+    effective_sample_size: float | None
     closing: float | None
     closing_se: float | None
 

@@ -9,7 +9,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from nablaflow.nano.captions import SHADES, SIDES, SIZES
+from nablaflow.nano.captions import HEIGHTS, SHADES, SIDES, SIZES
 from nablaflow.nano.reader import read
 from nablaflow.nano.scenes import COLORS, RADIUS, SHADE, SHAPES, Scenes, render, sample_scenes
 
@@ -58,6 +58,25 @@ def named_accuracy(pipeline: Any, n: int, **sampling: Any) -> float:
     ]
     clean = (reading.overlap > CLEAN_OVERLAP).tolist()
     return sum(map(all, zip(right_shape, right_color, clean, strict=True))) / n
+
+
+def word_accuracy(pipeline: Any, n: int, **sampling: Any) -> dict[str, float]:
+    """Share of images that show the one word named besides the shape; 0.5 is chance."""
+    phrases = {
+        "size": [f"a {word} circle" for word in SIZES],
+        "x": [f"a circle on the {word}" for word in SIDES],
+        "y": [f"a circle at the {word}" for word in HEIGHTS],
+        "shade": [f"a circle on a {word} background" for word in SHADES],
+    }
+    middle = {"size": sum(RADIUS) / 2, "x": 0.5, "y": 0.5, "shade": sum(SHADE) / 2}
+    second = torch.arange(n) % 2 == 1
+    found = {}
+    for name, pair in phrases.items():
+        images = generate(pipeline, [pair[index % 2] for index in range(n)], **sampling)
+        scenes = read(images).scenes
+        values = scenes.radius if name == "size" else getattr(scenes, name)
+        found[name] = float(((values > middle[name]) == second).float().mean())
+    return found
 
 
 def histograms(scenes: Scenes) -> dict[str, Tensor]:
@@ -125,7 +144,10 @@ def measure(pipeline: Any, n: int = 1000, seed: int = 5) -> dict[str, Any]:
     figures: dict[str, Any] = {"autoencoder_psnr_db": autoencoder_psnr(pipeline.vae, n, seed)}
     for guidance in (1.0, 2.0):
         sampling = {"steps": 20, "eta": 1.0, "guidance": guidance, "seed": seed}
-        figures[f"named_accuracy_guidance_{guidance:g}"] = named_accuracy(pipeline, n, **sampling)
-        figures[f"free_variation_guidance_{guidance:g}"] = free_variation(pipeline, n, **sampling)
+        figures |= {
+            f"named_accuracy_guidance_{guidance:g}": named_accuracy(pipeline, n, **sampling),
+            f"free_variation_guidance_{guidance:g}": free_variation(pipeline, n, **sampling),
+            f"word_accuracy_guidance_{guidance:g}": word_accuracy(pipeline, n // 4, **sampling),
+        }
     figures["seconds_64_images_20_steps"] = sampling_seconds(pipeline)
     return figures

@@ -159,6 +159,7 @@ def _without_tilt(summary: Summary) -> Summary:
         "reference": {**summary["reference"], **nothing, **itself},
         "policy": {**summary["policy"], **nothing},
         "exact_tilt": None,
+        "effective_sample_size": None,
         "closing": None,
         "closing_se": None,
     }

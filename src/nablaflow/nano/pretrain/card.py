@@ -35,9 +35,10 @@ size and background shade; captions name any subset of these.
 |---|---|
 {rows}
 
-Accuracy: share of 1,000 images for "a COLOUR SHAPE" that show both as one clean object. Variation:
-total variation between the histogram of an attribute that the prompts leave free, over 1,000
-images, and the scenes' own. 20 steps, eta 1. All read off the pixels by
+Named accuracy: share of 1,000 images for "a COLOUR SHAPE" that show both as one clean object. Word
+accuracy: share of 250 images for "a circle" and one more word that show it; 0.5 is chance. Free
+variation: total variation between the histogram of an attribute that the prompts leave free, over
+1,000 images, and the scenes' own. 20 steps, eta 1. All read off the pixels by
 `nablaflow.nano.reader`, without a network.
 """
 
