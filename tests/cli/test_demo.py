@@ -29,7 +29,6 @@ def test_the_demo_raises_the_reward_and_keeps_the_diversity(cli: Cli, here: Path
         "output_dir=short",
         "training.updates=25",
         "evaluation.n=192",
-        "evaluation.bank=2048",
     )
     assert result.exit_code == 0, result.stderr
     summary = json.loads((here / "short" / "summary.json").read_text())

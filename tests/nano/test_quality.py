@@ -17,6 +17,7 @@ from nablaflow.nano.quality import (
     free_variation,
     histograms,
     named_accuracy,
+    word_accuracy,
 )
 from nablaflow.nano.scenes import COLORS, SHAPES, Scenes, render, sample_scenes
 
@@ -69,6 +70,40 @@ def test_half_wrong_is_half_right():
         return replace(scenes, shape=shape)
 
     assert named_accuracy(Draws(half), 100, **SAMPLING) == 0.5
+
+
+PLACES = {  # a value for each word that only word_accuracy asks for
+    "small": {"radius": 10.0},
+    "large": {"radius": 16.0},
+    "left": {"x": 0.2},
+    "right": {"x": 0.8},
+    "top": {"y": 0.2},
+    "bottom": {"y": 0.8},
+    "dark": {"shade": 0.2},
+    "light": {"shade": 0.8},
+}
+
+
+class Obeys(Draws):
+    """Draws every word besides; of the attribute it is ``deaf`` to, always the first one."""
+
+    def __init__(self, deaf: str = "") -> None:
+        super().__init__()
+        self.deaf = deaf
+
+    def __call__(self, prompts: list[str], **_: Any) -> SimpleNamespace:
+        scenes = sample_scenes(len(prompts), self.generator)
+        for row, prompt in enumerate(prompts):
+            for word in set(prompt.split()) & PLACES.keys():
+                for name, value in PLACES[word].items():
+                    getattr(scenes, name)[row] = 0.2 if name == self.deaf else value
+        return SimpleNamespace(images=render(scenes))
+
+
+def test_words_that_are_shown_and_a_word_that_is_ignored():
+    assert set(word_accuracy(Obeys(), 40, **SAMPLING).values()) == {1.0}
+    found = word_accuracy(Obeys(deaf="x"), 40, **SAMPLING)
+    assert found == {"size": 1.0, "x": 0.5, "y": 1.0, "shade": 1.0}
 
 
 def test_the_scenes_own_variation_is_within_the_noise_of_counting():
