@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 
 import nablaflow as nf
 from nablaflow.errors import UserError
@@ -50,8 +51,14 @@ def test_the_number_of_updates_is_said_once(arguments: dict[str, Any]):
 
 
 def test_runs_of_other_precision_follow_each_other(arguments: dict[str, Any]):
+    """Each has its own, although accelerate keeps the first one's for the process."""
     for precision in ("bf16", "float32"):
-        nf.align(**arguments, steps=1, overwrite=True, training={**SMALL, "precision": precision})
+        run = nf.align(
+            **arguments, steps=1, overwrite=True, training={**SMALL, "precision": precision}
+        )
+        saved = yaml.safe_load((run.folder / "config.yaml").read_text())
+        assert saved["training"]["precision"] == precision
+        assert AcceleratorState._shared_state == {}
 
 
 def test_a_function_of_ones_own_is_not_taken_for_a_built_in_one(
