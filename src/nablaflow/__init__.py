@@ -20,27 +20,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nablaflow import nano
-    from nablaflow.methods import Method, NablaDB, ResidualNablaDB
+    from nablaflow import exact, nano
+    from nablaflow.methods import (
+        AdjointMatching,
+        Method,
+        NablaDB,
+        NablaTD,
+        ResidualNablaDB,
+        TerminalMatching,
+        ValueMatching,
+    )
     from nablaflow.runs import Run
     from nablaflow.typing import Reward
 
 __version__ = "0.1.0"
-__all__ = ["NablaDB", "ResidualNablaDB", "align", "nano"]
+__all__ = [
+    "AdjointMatching",
+    "NablaDB",
+    "NablaTD",
+    "ResidualNablaDB",
+    "TerminalMatching",
+    "ValueMatching",
+    "align",
+    "exact",
+    "nano",
+]
 
 # Loaded on first use, so that the command line answers --help at once.
-_LAZY = {
-    "NablaDB": ("nablaflow.methods", "NablaDB"),
-    "ResidualNablaDB": ("nablaflow.methods", "ResidualNablaDB"),
-}
+_METHODS = {name for name in __all__ if name not in ("align", "exact", "nano")}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "nano":
-        return importlib.import_module("nablaflow.nano")
-    if name in _LAZY:
-        module, attribute = _LAZY[name]
-        return getattr(importlib.import_module(module), attribute)
+    if name in ("exact", "nano"):
+        return importlib.import_module(f"nablaflow.{name}")
+    if name in _METHODS:
+        return getattr(importlib.import_module("nablaflow.methods"), name)
     raise AttributeError(f"module 'nablaflow' has no attribute {name!r}")
 
 

@@ -47,9 +47,9 @@ def load(dtype: torch.dtype = torch.float32, *, trained: bool = False) -> Pipeli
     return model
 
 
-def flow_for(model: PipelineModel, width: int = WIDTH) -> FlowScore:
+def flow_for(model: PipelineModel, width: int = WIDTH) -> UNetFlowScore:
     torch.manual_seed(3)
-    flow = FlowScore(FlowSettings(channels=[8, 16]), model.state_shape[0], 8, width)
+    flow = UNetFlowScore(FlowSettings(channels=[8, 16]), model.state_shape[0], 8, width)
     perturb(flow, scale=0.05)
     return flow
 

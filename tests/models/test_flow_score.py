@@ -5,19 +5,19 @@ import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError
-from nablaflow.models import FlowScore, FlowSettings
+from nablaflow.models import FlowSettings, UNetFlowScore
 
 WIDTH = 12
 
 
-def build(**settings: object) -> FlowScore:
+def build(**settings: object) -> UNetFlowScore:
     torch.manual_seed(0)
     width = int(settings.pop("width", WIDTH))
-    return FlowScore(FlowSettings(**{"channels": [8, 16], **settings}), 4, 8, width)
+    return UNetFlowScore(FlowSettings(**{"channels": [8, 16], **settings}), 4, 8, width)
 
 
 @torch.no_grad()
-def after_training(flow: FlowScore) -> FlowScore:
+def after_training(flow: UNetFlowScore) -> UNetFlowScore:
     generator = torch.Generator().manual_seed(1)
     for parameter in flow.parameters():
         parameter += 0.1 * torch.randn(parameter.shape, generator=generator)

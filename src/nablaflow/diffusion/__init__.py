@@ -1,6 +1,7 @@
 """Schedules, reverse kernels and trajectories: pure functions on tensors, no networks."""
 
 from nablaflow.diffusion.kernels import (
+    jump_mean,
     kernel_mean,
     noising_scores,
     score_of_next,
@@ -25,6 +26,7 @@ __all__ = [
     "Transitions",
     "build_process",
     "draw_transitions",
+    "jump_mean",
     "kernel_mean",
     "noising_scores",
     "predict_from",

@@ -27,6 +27,24 @@ def kernel_mean(process: ReverseProcess, x: Latents, prediction: Prediction, k: 
     )
 
 
+def jump_mean(
+    process: ReverseProcess, x: Latents, prediction: Prediction, k: Steps, to: Steps
+) -> Latents:
+    """Mean of x_j given x_k for any j = ``to`` < k: the kernel's own where j = k - 1.
+
+    Further away it is that of q(x_j | x_k, x_0) with x0_hat for x_0 (arXiv 2006.11239, equation
+    7, for levels that are not neighbours).
+    """
+    here, there = at(process.alpha_bar, k, x), at(process.alpha_bar, to, x)
+    ratio = here / there
+    far = (
+        ratio.sqrt() * (1.0 - there) / (1.0 - here) * x
+        + there.sqrt() * (1.0 - ratio) / (1.0 - here) * prediction.x0_hat
+    )
+    near = (k - to == 1).reshape(-1, *[1] * (x.ndim - 1))
+    return torch.where(near, kernel_mean(process, x, prediction, k), far)
+
+
 def score_of_next(x_next: Latents, mean: Latents, sigma: Tensor) -> Latents:
     """d/dx_{k-1} log N(x_{k-1}; mean, sigma^2 I)."""
     return (mean - x_next) / sigma.square()

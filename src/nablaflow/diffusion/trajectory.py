@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nablaflow.diffusion.kernels import kernel_mean
@@ -62,10 +62,15 @@ class Transitions:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """The clean states of a batch of trajectories and the transitions kept."""
+    """The clean states of a batch of trajectories and what was kept besides.
+
+    Attributes:
+        states: x_k by k, where they were asked for.
+    """
 
     x0: Latents
     transitions: Transitions
+    states: Float[Tensor, "levels batch channel h w"] | None = None
 
 
 def trajectory_noise(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -78,21 +83,30 @@ def sample_trajectories(
     predict: Predict,
     process: ReverseProcess,
     shape: tuple[int, ...],
-    generators: list[torch.Generator],
+    generators: list[torch.Generator] | torch.Generator,
     device: torch.device,
     keep: Int[Tensor, "trajectory transition"] | None = None,
     on_step: Callable[[int], None] | None = None,
+    *,
+    n: int | None = None,
+    keep_states: bool = False,
 ) -> Trajectories:
-    """Sample x_K, ..., x_0 for each generator; keep the transitions named in ``keep``.
+    """Sample x_K, ..., x_0; keep the transitions named in ``keep``.
 
     Args:
         shape: of one state.
+        generators: one for each trajectory, or one that draws the noise of all ``n`` at once.
         keep: step indices to keep for each trajectory; a step named twice is kept twice.
         on_step: called with k after each step, for progress.
+        keep_states: keep every state of every trajectory.
     """
-    n = len(generators)
+    if isinstance(generators, torch.Generator):
+        assert n is not None
+    else:
+        n = len(generators)
     x = randn_tensor((n, *shape), generator=generators, device=device, dtype=torch.float32)
     kept: list[Transitions] = []
+    states = [x]
     for step in range(process.steps, 0, -1):
         k = torch.full((n,), step, device=device)
         prediction = predict(x, k)
@@ -105,8 +119,11 @@ def sample_trajectories(
                 Transitions(x[rows], x_next[rows], k[rows], prediction.epsilon[rows].float(), rows)
             )
         x = x_next
+        if keep_states:
+            states.append(x)
         if on_step is not None:
             on_step(step)
     empty = torch.zeros(0, dtype=torch.long, device=device)
     none = Transitions(x[:0], x[:0], empty, x[:0], empty)
-    return Trajectories(x0=x, transitions=Transitions.concatenate([none, *kept]))
+    path = torch.stack(states[::-1]) if keep_states else None
+    return Trajectories(x, Transitions.concatenate([none, *kept]), path)

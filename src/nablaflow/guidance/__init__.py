@@ -1,5 +1,48 @@
-"""Value-gradient estimators, one file each."""
+"""Value-gradient estimators, one file each, and the weightings of the steps."""
 
-from nablaflow.guidance.forward_looking import Gamma, forward_looking, gamma_table
+from typing import Annotated
 
-__all__ = ["Gamma", "forward_looking", "gamma_table"]
+from pydantic import Field
+
+from nablaflow.guidance.adjoint import Adjoint
+from nablaflow.guidance.contract import (
+    Estimator,
+    Networks,
+    Path,
+    TrainingBatch,
+    ValueGradients,
+)
+from nablaflow.guidance.forward_looking import ForwardLooking, Gamma, forward_looking, gamma_table
+from nablaflow.guidance.forward_looking_flow import ForwardLookingFlow
+from nablaflow.guidance.n_step import NStep
+from nablaflow.guidance.nabla_td import NablaTD
+from nablaflow.guidance.terminal import Terminal
+from nablaflow.guidance.weighting import WEIGHTINGS, Weighting, by_band, step_weight
+
+AnyEstimator = Annotated[
+    ForwardLooking | ForwardLookingFlow | Terminal | Adjoint | NablaTD | NStep,
+    Field(discriminator="name"),
+]
+"""Adding an estimator is one file and one name here."""
+
+__all__ = [
+    "WEIGHTINGS",
+    "Adjoint",
+    "AnyEstimator",
+    "Estimator",
+    "ForwardLooking",
+    "ForwardLookingFlow",
+    "Gamma",
+    "NStep",
+    "NablaTD",
+    "Networks",
+    "Path",
+    "Terminal",
+    "TrainingBatch",
+    "ValueGradients",
+    "Weighting",
+    "by_band",
+    "forward_looking",
+    "gamma_table",
+    "step_weight",
+]

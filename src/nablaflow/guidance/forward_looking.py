@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from contextlib import nullcontext
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
-from nablaflow.models.contract import DiffusionModel
-from nablaflow.rewards import NamedReward, check_finite
+from nablaflow.guidance.contract import Estimator, Networks, Path, ValueGradients
+from nablaflow.guidance.reference import reward_gradient, vector_jacobian
+from nablaflow.models import Condition
 from nablaflow.typing import Latents, Steps
 
 Gamma = Literal["alpha_bar", "sqrt_alpha_bar", "one"] | float | list[float]
 """Trust in x0_hat at step k: a named schedule, a number for k > 0, or K + 1 for k = 0, ..., K."""
+Predictor = Literal["policy", "reference"]
 
 
 def gamma_table(
@@ -51,8 +55,7 @@ def gamma_table(
 
 
 def forward_looking(
-    model: DiffusionModel,
-    reward: NamedReward,
+    networks: Networks,
     x0_hat: Latents,
     x: Latents,
     k: Steps,
@@ -62,31 +65,65 @@ def forward_looking(
     """strength_k grad_x r(decode(x0_hat(x)), prompt), detached, float32.
 
     Args:
-        x0_hat: prediction of the clean state, with its graph from ``x``. The prompts are those of
-            its own rows.
+        x0_hat: prediction of the clean state, with its graph from ``x``, which is kept. The
+            prompts are those of its own rows.
         x: leaf states that require a gradient.
         strength: beta gamma_k by k, see `gamma_table`.
-
-    The graph of ``x0_hat`` is kept.
 
     Raises:
         UserError: the reward's gradient is not finite.
         FloatingPointError: it is, and what the network makes of it is not.
     """
-    leaf = x0_hat.detach().requires_grad_()
-    scores = reward(model.decode(leaf), prompts)
-    (gradient,) = torch.autograd.grad(scores.sum(), leaf)
-    check_finite(reward.name, gradient, "gradient")
-    scale = _power_of_two(gradient)
-    (pulled,) = torch.autograd.grad(x0_hat, x, gradient * scale, retain_graph=True)
-    if not pulled.isfinite().all():
-        raise FloatingPointError("the reward's gradient, taken through the network,")
-    return at(strength, k, x) * (pulled / scale)
+    gradient = reward_gradient(networks, x0_hat, prompts)
+    return at(strength, k, x) * vector_jacobian(x0_hat, x, gradient, "the reward's gradient")
 
 
-def _power_of_two(gradient: Latents) -> Tensor:
-    """Brings each row's largest value near 1: exact, and a network in fp16 keeps its digits."""
-    largest = gradient.flatten(1).abs().amax(1)
-    exponent = torch.frexp(torch.where(largest > 0, largest, 1.0)).exponent
-    exponent = exponent.clamp(min=-126)  # float32 has no larger power
-    return torch.ldexp(torch.ones_like(largest), -exponent).reshape(-1, *[1] * (gradient.ndim - 1))
+def look_ahead(
+    networks: Networks,
+    x: Latents,
+    k: Steps,
+    condition: Condition,
+    prompts: list[str],
+    strength: Float[Tensor, "levels"],
+    predictor: Predictor,
+) -> Latents:
+    """The forward-looking gradient at any states; at x_0 it is beta grad r, which is exact."""
+    with networks.model.reference() if predictor == "reference" else nullcontext():
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            x0_hat = networks.model.predict(leaf, k, condition).x0_hat
+            ended = (k == 0).reshape(-1, *[1] * (x.ndim - 1))
+            reached = torch.where(ended, leaf, x0_hat)
+            return forward_looking(networks, reached, leaf, k, prompts, strength)
+
+
+@final
+class ForwardLooking(Estimator):
+    """Biased where the reward bends within what x_k leaves open, exact at k = 0."""
+
+    name: Literal["forward-looking"] = "forward-looking"
+    gamma: Gamma = Field(
+        default="alpha_bar", description="gamma_k, trust in the forward-looking reward"
+    )
+    predictor: Predictor = Field(
+        default="policy", description="whose x0_hat the reward sees (published: policy)"
+    )
+
+    def check(self, process: ReverseProcess) -> None:
+        gamma_table(self.gamma, process)
+
+    def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
+        strength = beta * gamma_table(self.gamma, networks.model.process)
+        parts = [
+            look_ahead(
+                networks,
+                part.transitions.x_next,
+                part.transitions.k - 1,
+                part.condition,
+                part.prompts,
+                strength,
+                self.predictor,
+            )
+            for part in path.parts()
+        ]
+        return ValueGradients(torch.cat(parts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,40 +14,9 @@ from torch import Tensor
 from nablaflow.diffusion import Prediction, Transitions
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
-from nablaflow.models import Condition, DiffusionModel, FlowScore, Settings
-from nablaflow.rewards import NamedReward
-from nablaflow.typing import Latents, Steps
-
-
-@dataclass(frozen=True)
-class TrainingBatch:
-    """A flat batch of transitions with what each one is conditioned on.
-
-    Attributes:
-        prompts: the prompt of each transition's own trajectory.
-    """
-
-    transitions: Transitions
-    condition: Condition
-    prompts: list[str]
-
-    def __len__(self) -> int:
-        return len(self.transitions)
-
-
-@dataclass(frozen=True)
-class Networks:
-    """What a method works with.
-
-    Attributes:
-        flow: the flow-score network, or None where it is off.
-        flow_target: its average, read where a target must not follow the network.
-    """
-
-    model: DiffusionModel
-    reward: NamedReward
-    flow: FlowScore | None = None
-    flow_target: FlowScore | None = None
+from nablaflow.guidance import Estimator, Networks, TrainingBatch
+from nablaflow.models import FlowScore, Settings
+from nablaflow.typing import Latents
 
 
 @dataclass(frozen=True)
@@ -72,7 +41,6 @@ class Method(Settings, abc.ABC):
 
     name: ClassVar[str]
     needs_reward_gradient: ClassVar[bool]
-    uses_flow: ClassVar[bool]
 
     beta: float = Field(ge=0, description="the tilt: p* is p_ref exp(beta r)")
     always_last: bool = Field(
@@ -83,6 +51,15 @@ class Method(Settings, abc.ABC):
     @abc.abstractmethod
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
         """The objective on a batch, differentiable by the policy's and the flow's parameters."""
+
+    @property
+    def uses_flow(self) -> bool:
+        """Whether there is a use for a flow-score network."""
+        return True
+
+    def value_estimator(self) -> Estimator | None:
+        """What finds `TrainingBatch.estimate` before the losses; None for methods without."""
+        return None
 
     @property
     def needs_second_derivatives(self) -> bool:
@@ -100,15 +77,6 @@ class Method(Settings, abc.ABC):
     def model_dump_named(self) -> dict[str, Any]:
         """The settings with the method's name, as a recipe has them."""
         return {"name": self.name, **self.model_dump(mode="json")}
-
-
-Weighting = Literal["constant", "sigma2"]
-"""Weight of a step's squared residual: 1, or sigma_k^2, in which the kernels' KL is measured."""
-
-
-def step_weight(weighting: Weighting, process: ReverseProcess, k: Steps) -> Float[Tensor, "batch"]:
-    sigma = process.sigma.to(k.device)[k]
-    return torch.ones_like(sigma) if weighting == "constant" else sigma.square()
 
 
 def mean_square(residual: Latents) -> Float[Tensor, "batch"]:

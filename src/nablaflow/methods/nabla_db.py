@@ -19,20 +19,16 @@ from pydantic import Field
 from nablaflow.diffusion import kernel_mean, noising_scores, score_of_next, score_of_state
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
-from nablaflow.guidance import forward_looking
+from nablaflow.guidance import Networks, TrainingBatch, Weighting, forward_looking, step_weight
 from nablaflow.methods.contract import (
     Losses,
     Method,
-    Networks,
-    TrainingBatch,
-    Weighting,
     check_output_regularization,
     flow_scores,
     mean_square,
     noise_prediction_change,
     norm,
     sigma_at,
-    step_weight,
 )
 from nablaflow.typing import Latents
 
@@ -43,7 +39,6 @@ class NablaDB(Method):
 
     name: ClassVar[str] = "nabla-db"
     needs_reward_gradient: ClassVar[bool] = True
-    uses_flow: ClassVar[bool] = True
 
     forward_weight: float = Field(default=1.0, ge=0, description="of the forward residual")
     reverse_weight: float = Field(
@@ -118,8 +113,7 @@ class NablaDB(Method):
         prompts = [batch.prompts[row] for row in rows.tolist()]
         strength = torch.full_like(networks.model.process.alpha_bar, self.beta)
         score[rows] = forward_looking(
-            networks.model,
-            networks.reward,
+            networks,
             x0 * 1.0,
             x0,
             torch.zeros_like(rows),

@@ -22,20 +22,24 @@ from nablaflow.diffusion import kernel_mean, score_of_next, score_of_state
 from nablaflow.diffusion.prediction import Prediction
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
-from nablaflow.guidance import Gamma, forward_looking, gamma_table
-from nablaflow.methods.contract import (
-    Losses,
-    Method,
+from nablaflow.guidance import (
+    Gamma,
     Networks,
     TrainingBatch,
     Weighting,
+    forward_looking,
+    gamma_table,
+    step_weight,
+)
+from nablaflow.methods.contract import (
+    Losses,
+    Method,
     check_output_regularization,
     flow_scores,
     mean_square,
     noise_prediction_change,
     norm,
     sigma_at,
-    step_weight,
 )
 from nablaflow.typing import Latents, Steps
 
@@ -63,7 +67,6 @@ class ResidualNablaDB(Method):
 
     name: ClassVar[str] = "residual-nabla-db"
     needs_reward_gradient: ClassVar[bool] = True
-    uses_flow: ClassVar[bool] = True
 
     gamma: Gamma = Field(
         default="alpha_bar", description="gamma_k, trust in the forward-looking reward"
@@ -205,9 +208,8 @@ class ResidualNablaDB(Method):
         self, x0_hat: Latents, x: Latents, k: Steps, batch: TrainingBatch, networks: Networks
     ) -> Latents:
         """Beta gamma_k grad r(x0_hat(x_k)), without its graph; that of ``x0_hat`` is kept."""
-        model = networks.model
-        strength = self.beta * gamma_table(self.gamma, model.process)
-        return forward_looking(model, networks.reward, x0_hat, x, k, batch.prompts, strength)
+        strength = self.beta * gamma_table(self.gamma, networks.model.process)
+        return forward_looking(networks, x0_hat, x, k, batch.prompts, strength)
 
     def _forward_looking_next(self, batch: TrainingBatch, networks: Networks) -> Latents:
         """The value at x_{k-1}; exact at x_0, where x0_hat is the state itself."""

@@ -1,7 +1,7 @@
 """The contract of a model to align, and one file per family that meets it."""
 
 from nablaflow.models.contract import Condition, DiffusionModel
-from nablaflow.models.flow_score import FlowScore
+from nablaflow.models.flow_score import FlowScore, UNetFlowScore
 from nablaflow.models.load import FAMILIES, load_model, load_pipeline
 from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings, Settings
 
@@ -14,6 +14,7 @@ __all__ = [
     "FlowSettings",
     "SamplerSettings",
     "Settings",
+    "UNetFlowScore",
     "load_model",
     "load_pipeline",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 
 import torch
@@ -14,7 +15,15 @@ from nablaflow.models.settings import FlowSettings
 from nablaflow.typing import Latents
 
 
-class FlowScore(nn.Module):
+class FlowScore(nn.Module, abc.ABC):
+    """Any network g_phi(x_k, k) whose output is zero before training."""
+
+    @abc.abstractmethod
+    def forward(self, x: Latents, timestep: Int[Tensor, "batch"], prompt: Tensor | None) -> Latents:
+        """The flow score at ``x``, at least float32, in the units of grad log density."""
+
+
+class UNetFlowScore(FlowScore):
     """A small conditional UNet whose output is zero before training (arXiv 2412.07775, 4.1).
 
     Args:
@@ -46,7 +55,6 @@ class FlowScore(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Latents, timestep: Int[Tensor, "batch"], prompt: Tensor | None) -> Latents:
-        """The flow score at ``x``, float32, in the units of grad log density."""
         if prompt is None:
             prompt = x.new_zeros(len(x), 1, 1)
         elif not self.prompt_conditioned:

@@ -20,7 +20,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from nablaflow import nano
 from nablaflow.errors import UserError
 from nablaflow.methods import METHODS, Method
-from nablaflow.models import FlowScore, load_model, load_pipeline
+from nablaflow.models import FlowScore, UNetFlowScore, load_model, load_pipeline
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
 from nablaflow.training.allocator import keep_freed_memory
@@ -143,7 +143,7 @@ def make_flow(config: Config, model: PipelineModel) -> FlowScore | None:
     width = 0 if embedding is None else embedding.shape[-1]
     torch.manual_seed(config.seed)
     # What divides both sides divides their greatest common divisor.
-    return FlowScore(config.flow, channel, math.gcd(*sides), width).to(model.device)
+    return UNetFlowScore(config.flow, channel, math.gcd(*sides), width).to(model.device)
 
 
 def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Parts:

@@ -1,0 +1,56 @@
+"""Methods as they compete in the laboratory: each with the settings that it was tuned to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nablaflow.errors import UserError, nearest
+from nablaflow.exact.training import LabSettings
+from nablaflow.methods import (
+    AdjointMatching,
+    Method,
+    NablaTD,
+    ResidualNablaDB,
+    TerminalMatching,
+)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method for any tilt, and how it is trained.
+
+    Attributes:
+        method: from beta.
+        settings: docs/estimators.md has the grid that they were chosen from.
+    """
+
+    method: Callable[[float], Method]
+    settings: LabSettings = field(default_factory=LabSettings)
+
+
+DEFAULT = "adjoint-matching"
+"""The project's default method."""
+
+PUBLISHED = "residual-nabla-db-published"
+"""The published form, as published."""
+
+CONTENDERS: dict[str, Contender] = {
+    "adjoint-matching": Contender(lambda beta: AdjointMatching(beta=beta)),
+    PUBLISHED: Contender(lambda beta: ResidualNablaDB.published(beta, 0.0)),
+    "residual-nabla-db": Contender(lambda beta: ResidualNablaDB(beta=beta)),
+    "terminal": Contender(lambda beta: TerminalMatching(beta=beta)),
+    "nabla-td": Contender(lambda beta: NablaTD(beta=beta)),
+}
+"""Adding a contender is one line here."""
+
+
+def contender(name: str) -> Contender:
+    """A contender of the list.
+
+    Raises:
+        UserError: there is none of the name.
+    """
+    if name not in CONTENDERS:
+        raise UserError(f"--method: no method {name!r} here; {nearest(name, CONTENDERS)}")
+    return CONTENDERS[name]

@@ -1,0 +1,150 @@
+"""Train a method on a problem whose answer is known, and say how far it is from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from nablaflow.errors import UserError
+from nablaflow.exact.contenders import DEFAULT, contender
+from nablaflow.exact.distances import (
+    energy_distance,
+    log_det_covariance,
+    mean_distance,
+    mode_weight_error,
+    sliced_wasserstein,
+)
+from nablaflow.exact.mixture import Points
+from nablaflow.exact.problem import Problem
+from nablaflow.exact.training import LabSettings, sample_policy, train
+from nablaflow.methods import Method
+
+TARGETS = 3  # exact sets that the samples are compared with; one alone would be a lottery
+
+
+@dataclass(frozen=True)
+class Result:
+    """How far a trained policy is from the exact tilt. Distances are in the problem's units.
+
+    Attributes:
+        samples: (n, dim), of the trained policy.
+        energy_distance: squared energy distance to the exact tilt, over all pairs; mean over
+            `TARGETS` exact sets.
+        floor: what it is expected to be between two exact sets of n, 2 E|X - X'| / n.
+        discretization: the same distance between the untrained sampler and the exact prior, less
+            that pair's own floor: what the steps of the sampler cost without any training.
+        sliced_wasserstein: sliced 2-Wasserstein distance to the exact tilt; its floor is a mean
+            over pairs of exact sets.
+        mode_weight_error: largest absolute error of a component's weight.
+        log_det: log determinant of the samples' covariance, nats.
+        network_evaluations: of training, see `nablaflow.exact.counter`.
+        seconds: of training.
+    """
+
+    problem: str
+    method: str
+    seed: int
+    updates: int
+    batch: int
+    n: int
+    energy_distance: float
+    floor: float
+    discretization: float
+    sliced_wasserstein: float
+    sliced_wasserstein_floor: float
+    mode_weight_error: float
+    reward_mean: float
+    target_reward_mean: float
+    log_det: float
+    target_log_det: float
+    network_evaluations: int
+    seconds: float
+    samples: Points = field(repr=False)
+
+    def row(self) -> dict[str, Any]:
+        """All figures as plain data, without the samples."""
+        names = [part.name for part in fields(self) if part.name != "samples"]
+        return {name: getattr(self, name) for name in names}
+
+
+def evaluate(
+    problem: Problem,
+    method: Method | str | None = None,
+    updates: int = 600,
+    batch: int = 256,
+    seed: int = 0,
+    n: int = 8000,
+    *,
+    settings: LabSettings | None = None,
+    on_update: Callable[[int], None] = lambda update: None,
+) -> Result:
+    """Train and measure.
+
+    Args:
+        method: the project's default, the name of a contender, or an object, whose beta must be the
+            problem's.
+        batch: trajectories of an update.
+        n: samples that are compared.
+        settings: of the training; None is what the method was tuned to.
+        on_update: called with the updates done.
+
+    Raises:
+        UserError: a mistake in any of these.
+    """
+    for name, value, least in (("updates", updates, 0), ("batch", batch, 1), ("n", n, 100)):
+        if value < least:
+            raise UserError(f"{name}: {value} is too few; use {least} or more")
+    label, method, settings = _chosen(problem, method, settings)
+    started = time.perf_counter()
+    trained = train(problem, method, updates, batch, seed, settings, on_update)
+    seconds = time.perf_counter() - started
+    samples = sample_policy(problem, trained.model, n, seed + 1)
+    with trained.model.reference():
+        untrained = sample_policy(problem, trained.model, n, seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    targets = [problem.target.sample(n, generator) for _ in range(TARGETS)]
+    prior = problem.prior.sample(n, generator)
+    directions = torch.Generator().manual_seed(0)
+    pairs = zip(targets, targets[1:] + targets[:1], strict=True)
+    return Result(
+        problem=problem.name,
+        method=label,
+        seed=seed,
+        updates=updates,
+        batch=batch,
+        n=n,
+        energy_distance=fmean(energy_distance(samples, target) for target in targets),
+        floor=2.0 * mean_distance(targets[0], targets[1]) / n,
+        discretization=energy_distance(untrained, prior) - 2.0 * mean_distance(prior, untrained) / n,
+        sliced_wasserstein=fmean(sliced_wasserstein(samples, y, directions) for y in targets),
+        sliced_wasserstein_floor=fmean(sliced_wasserstein(x, y, directions) for x, y in pairs),
+        mode_weight_error=mode_weight_error(samples, problem.modes, problem.mode_weights),
+        reward_mean=problem.reward(samples).mean().item(),
+        target_reward_mean=problem.mean_reward,
+        log_det=log_det_covariance(samples),
+        target_log_det=problem.log_det,
+        network_evaluations=trained.network_evaluations,
+        seconds=seconds,
+        samples=samples,
+    )
+
+
+def _chosen(
+    problem: Problem, method: Method | str | None, settings: LabSettings | None
+) -> tuple[str, Method, LabSettings]:
+    """The method's label, itself, and how it is trained."""
+    if isinstance(method, Method):
+        if method.beta != problem.beta:
+            raise UserError(
+                f"method: its beta is {method.beta:g}, the problem's {problem.beta:g}; "
+                "give both the same"
+            )
+        return method.name, method, settings or LabSettings()
+    name = DEFAULT if method is None else method
+    found = contender(name)
+    return name, found.method(problem.beta), settings or found.settings

@@ -1,0 +1,85 @@
+"""A Gaussian mixture as a model to align: the reference kernels come from its exact score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from nablaflow.diffusion import ReverseProcess
+from nablaflow.exact.counter import PassCounter
+from nablaflow.exact.mixture import GaussianMixture, Points
+from nablaflow.exact.process import ALPHA_BAR, mean_per_x0
+from nablaflow.models import Condition, DiffusionModel
+from nablaflow.typing import Images, Latents
+
+class MixtureModel(DiffusionModel):
+    """The contract of a diffusion pipeline, on points.
+
+    A state is a point in units of the prior's own scale, (1, 1, dim); an "image" is the point itself
+    in each of three channels, in the units of the problem. The policy's kernel has the mean of the
+    reference's plus sigma_k^2 times what its network says, which so is a value gradient.
+
+    Args:
+        network: ``(x, timestep) -> `` value gradient, both of the flattened state; zero at first.
+        counter: counts the passes of this model.
+    """
+
+    def __init__(
+        self,
+        prior: GaussianMixture,
+        process: ReverseProcess,
+        network: nn.Module,
+        counter: PassCounter,
+    ) -> None:
+        self.center, self.scale = prior.mean, prior.scale
+        self.standard = prior.standardized()
+        self.process, self.network = process, network
+        self.state_shape = (1, 1, prior.dim)
+        self.image_size = (1, prior.dim)
+        self.parameterization = "sample"
+        self.guidance_scale = 1.0
+        self.device = torch.device("cpu")
+        self._counter = counter
+        self._policy_active = True
+        self._x0_per_value = _x0_per_value(process)
+
+    def condition(self, prompts: list[str]) -> Condition:
+        return Condition()
+
+    def decode(self, x0: Latents) -> Images:
+        return (x0 * self.scale + self.center.to(x0)).expand(-1, 3, -1, -1)
+
+    def points(self, x0: Latents) -> Points:
+        """Clean states in the units of the problem, float64."""
+        return self.decode(x0.double())[:, 0, 0]
+
+    def forward(self, x: Latents, timestep: Tensor, prompt: Tensor | None) -> Latents:
+        """x0_hat: the reference's posterior mean, and the policy's change of it."""
+        flat, alpha_bar = x.flatten(1), ALPHA_BAR.to(x)[timestep]
+        score = self.standard.score(flat, alpha_bar)
+        x0_hat = (flat + (1.0 - alpha_bar)[:, None] * score) / alpha_bar.sqrt()[:, None]
+        if self._policy_active:
+            change = self._x0_per_value.to(x)[timestep][:, None]
+            x0_hat = x0_hat + change * self.network(flat, timestep)
+        return self._counter.forward(x0_hat.reshape(x.shape))
+
+    def allow_second_derivatives(self) -> None:
+        """All of it can be differentiated as often as one likes."""
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        self._policy_active = False
+        try:
+            yield
+        finally:
+            self._policy_active = True
+
+
+def _x0_per_value(process: ReverseProcess) -> Tensor:
+    """By timestep, the change of x0_hat that moves the kernel's mean by sigma_k^2."""
+    table = torch.zeros_like(ALPHA_BAR)
+    table[process.timestep[1:]] = process.sigma[1:].double().square() / mean_per_x0(process)[1:]
+    return table

@@ -1,0 +1,92 @@
+"""A problem whose answer is known: a prior, a reward, a tilt, and the steps of the sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nablaflow.diffusion import ReverseProcess
+from nablaflow.errors import UserError
+from nablaflow.exact.mixture import GaussianMixture, Points
+from nablaflow.exact.process import exact_process
+from nablaflow.exact.rejection import Target
+from nablaflow.exact.rewards import ExactReward, check_dimension
+from nablaflow.rewards import NamedReward
+
+REFERENCE_SAMPLES = 200_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sample p*(x) proportional to prior(x) exp(beta r(x)), by aligning a sampler of the prior.
+
+    Attributes:
+        beta: the tilt.
+        steps: K, of the sampler.
+        name: for tables.
+
+    Raises:
+        UserError: the tilt cannot be normalised, dimensions disagree, or fewer than 2 steps.
+    """
+
+    prior: GaussianMixture
+    reward: ExactReward
+    beta: float
+    steps: int = 50
+    name: str = "problem"
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise UserError(f"steps: {self.steps}; a sampler has at least 2")
+        if not 0 <= self.beta < float("inf"):
+            raise UserError(f"beta: {self.beta:g}; give a finite tilt of at least 0")
+        check_dimension(self.reward, self.prior)
+        _ = self.target  # refuse now what has no tilt
+
+    @cached_property
+    def target(self) -> Target:
+        """The exact tilt; for linear and quadratic rewards a `GaussianMixture`."""
+        return self.reward.tilt(self.prior, self.beta)
+
+    @cached_property
+    def process(self) -> ReverseProcess:
+        return exact_process(self.prior.standardized(), self.steps)
+
+    @property
+    def modes(self) -> GaussianMixture:
+        """The components whose weights are compared: the target's own, or else the prior's."""
+        return self.target if isinstance(self.target, GaussianMixture) else self.prior
+
+    @cached_property
+    def mode_weights(self) -> Tensor:
+        """Weights of `modes` under the target; by exact samples where there is no closed form."""
+        if isinstance(self.target, GaussianMixture):
+            return self.target.weights
+        return self.modes.responsibilities(self._target_samples).mean(0)
+
+    @cached_property
+    def mean_reward(self) -> float:
+        """Of the exact tilt, by samples: known to one part in some hundred of its spread."""
+        return self.reward(self._target_samples).mean().item()
+
+    @cached_property
+    def log_det(self) -> float:
+        """Log determinant of the exact tilt's covariance, nats."""
+        if isinstance(self.target, GaussianMixture):
+            return torch.logdet(self.target.covariance).item()
+        return torch.logdet(self._target_samples.T.cov()).item()
+
+    @cached_property
+    def _target_samples(self) -> Points:
+        return self.target.sample(REFERENCE_SAMPLES, torch.Generator().manual_seed(0))
+
+    def named_reward(self) -> NamedReward:
+        """The reward of an image that is a point, see `MixtureModel`."""
+
+        def reward(images: Tensor, prompts: list[str]) -> Tensor:
+            return self.reward(images[:, 0, 0])
+
+        return NamedReward(type(self.reward).__name__, reward)

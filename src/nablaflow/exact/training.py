@@ -1,0 +1,171 @@
+"""Align a mixture: the loop of `nablaflow.training` without its files, on one thread's worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from nablaflow.diffusion import draw_transitions, sample_trajectories
+from nablaflow.exact.counter import PassCounter
+from nablaflow.exact.mixture import Points
+from nablaflow.exact.model import MixtureModel
+from nablaflow.exact.networks import ValueNetwork, VectorFlowScore
+from nablaflow.exact.problem import Problem
+from nablaflow.guidance import Path, TrainingBatch
+from nablaflow.methods import Method, Networks
+from nablaflow.models import Settings
+from nablaflow.models.adapters import trainable_state
+from nablaflow.training.average import Average
+from nablaflow.training.objective import Objective
+from nablaflow.training.optimizer import learning_rate_factor, make_optimizer
+from nablaflow.training.settings import Optimizer
+
+
+class LabSettings(Settings):
+    """How a policy is trained in the laboratory; the same for every method unless tuned."""
+
+    learning_rate: float = Field(default=2e-3, gt=0, description="of the policy")
+    flow_learning_rate: float = Field(default=2e-3, gt=0, description="of the flow network")
+    schedule: Literal["constant", "cosine"] = Field(default="cosine", description="of both")
+    warmup: int = Field(default=20, ge=0, description="updates over which the rates rise")
+    max_grad_norm: float = Field(default=10.0, gt=0, description="of each network's gradient")
+    transition_fraction: float = Field(default=0.2, gt=0, le=1, description="share trained")
+    policy_ema: float = Field(default=0.98, ge=0, lt=1, description="of the policy that samples")
+    flow_ema: float = Field(default=0.95, ge=0, lt=1, description="of the flow in targets")
+    width: int = Field(default=128, ge=1, description="of the networks")
+    layers: int = Field(default=2, ge=0, description="hidden layers of the networks")
+
+    def optimizer(self) -> Optimizer:
+        return Optimizer(
+            learning_rate=self.learning_rate,
+            flow_learning_rate=self.flow_learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+            flow_weight_decay=0.0,
+            max_grad_norm=self.max_grad_norm,
+            schedule=self.schedule,
+            warmup=self.warmup,
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained policy.
+
+    Attributes:
+        network_evaluations: passes of one state, forward and backward, see `PassCounter`.
+        records: logged figures, one mapping an update.
+    """
+
+    model: MixtureModel
+    network_evaluations: int
+    records: list[dict[str, float]]
+
+
+class LabTrainer:
+    """One problem, one method; `step` is one update."""
+
+    def __init__(self, problem: Problem, method: Method, settings: LabSettings, seed: int) -> None:
+        self.problem, self.method, self.settings = problem, method, settings
+        method.check(problem.process, flow=method.uses_flow, on_policy=True)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.counter = PassCounter()
+        dim, sizes = problem.prior.dim, (settings.width, settings.layers)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # layers draw their weights from the global state
+            policy = ValueNetwork(dim, *sizes)
+            flow = VectorFlowScore(dim, *sizes, self.counter) if method.uses_flow else None
+        self.model = MixtureModel(problem.prior, problem.process, policy, self.counter)
+        target = None
+        if flow is not None:
+            target = VectorFlowScore(dim, *sizes, self.counter).requires_grad_(False)
+            target.load_state_dict(flow.state_dict())
+        self.networks = Networks(self.model, problem.named_reward(), flow, target)
+        self.objective = Objective(method, self.networks)
+        self.optimizer = make_optimizer(settings.optimizer(), self.objective)
+        self.average = Average(trainable_state(policy), settings.policy_ema)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    def step(self, update: int, updates: int, batch: int) -> dict[str, float]:
+        """Sample, estimate, train once; the figures are means over the batch."""
+        rows = self._rows(batch)
+        loss, figures = self.objective(rows)
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss / len(rows)).backward()
+        factor = learning_rate_factor(self.settings.optimizer(), update, updates)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+            torch.nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm)
+        self.optimizer.step()
+        self._move_averages()
+        return {name: value.item() / len(rows) for name, value in figures.items()}
+
+    def _rows(self, batch: int) -> TrainingBatch:
+        steps = self.problem.steps
+        strata = max(1, round(self.settings.transition_fraction * steps))
+        keep = draw_transitions(
+            batch, steps, strata, self.generator, always_last=self.method.always_last
+        )
+        estimator = self.method.value_estimator()
+        condition = self.model.condition([""] * batch)
+        rollout = sample_trajectories(
+            lambda x, k: self.model.predict(x, k, condition),
+            self.problem.process,
+            self.model.state_shape,
+            self.generator,
+            self.model.device,
+            keep,
+            n=batch,
+            keep_states=estimator is not None and estimator.needs_states,
+        )
+        path = Path(rollout.x0, rollout.states, condition, [""] * batch, rollout.transitions)
+        return path.training_batch(estimator, self.networks, self.method.beta)
+
+    @torch.no_grad()
+    def _move_averages(self) -> None:
+        flow, target = self.networks.flow, self.networks.flow_target
+        if flow is not None and target is not None:
+            for slow, fast in zip(target.parameters(), flow.parameters(), strict=True):
+                slow.lerp_(fast, 1.0 - self.settings.flow_ema)
+        self.average.update(dict(self.model.network.named_parameters()))
+
+
+def train(
+    problem: Problem,
+    method: Method,
+    updates: int,
+    batch: int,
+    seed: int,
+    settings: LabSettings,
+    on_update: Callable[[int], None],
+) -> Trained:
+    """Train a policy; the model that is returned samples with the average of its weights."""
+    trainer = LabTrainer(problem, method, settings, seed)
+    records = []
+    for update in range(updates):
+        records.append(trainer.step(update, updates, batch))
+        on_update(update + 1)
+    evaluations = trainer.counter.passes
+    with torch.no_grad():
+        for name, parameter in trainer.model.network.named_parameters():
+            parameter.copy_(trainer.average.values[name])
+    return Trained(trainer.model, evaluations, records)
+
+
+@torch.no_grad()
+def sample_policy(problem: Problem, model: MixtureModel, n: int, seed: int) -> Points:
+    """``n`` points of the policy, or inside ``model.reference()`` of the untrained sampler."""
+    return model.points(
+        sample_trajectories(
+            lambda x, k: model.predict(x, k, model.condition([])),
+            problem.process,
+            model.state_shape,
+            torch.Generator().manual_seed(seed),
+            model.device,
+            n=n,
+        ).x0
+    )

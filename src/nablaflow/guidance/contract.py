@@ -1,0 +1,151 @@
+"""The contract of a value-gradient estimator: trajectories in, grad V at their transitions out."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nablaflow.diffusion import Transitions
+from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.models import Condition, DiffusionModel, FlowScore, Settings
+from nablaflow.rewards import NamedReward
+from nablaflow.typing import Latents, Steps
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What estimators and methods work with.
+
+    Attributes:
+        flow: the flow-score network, or None where it is off.
+        flow_target: its average, read where a target must not follow the network.
+    """
+
+    model: DiffusionModel
+    reward: NamedReward
+    flow: FlowScore | None = None
+    flow_target: FlowScore | None = None
+
+
+@dataclass(frozen=True)
+class ValueGradients:
+    """Estimates at a flat batch of transitions, detached.
+
+    Attributes:
+        following: of grad V_{k-1} at x_{k-1}: what the kernel's shift over its variance should be.
+        flow: of what g_phi(x_k, k) should be, where the estimator trains the flow network.
+    """
+
+    following: Latents
+    flow: Latents | None = None
+
+    def __getitem__(self, index: slice | Tensor) -> ValueGradients:
+        flow = None if self.flow is None else self.flow[index]
+        return ValueGradients(self.following[index], flow)
+
+    @staticmethod
+    def concatenate(parts: Sequence[ValueGradients]) -> ValueGradients:
+        flows = [part.flow for part in parts if part.flow is not None]
+        following = torch.cat([part.following for part in parts])
+        return ValueGradients(following, torch.cat(flows) if flows else None)
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """A flat batch of transitions with what each one is conditioned on.
+
+    Attributes:
+        prompts: the prompt of each transition's own trajectory.
+        estimate: value gradients that were found along whole trajectories, for methods with an
+            estimator.
+    """
+
+    transitions: Transitions
+    condition: Condition
+    prompts: list[str]
+    estimate: ValueGradients | None = None
+
+    def __len__(self) -> int:
+        return len(self.transitions)
+
+    def __getitem__(self, rows: slice) -> TrainingBatch:
+        estimate = None if self.estimate is None else self.estimate[rows]
+        condition: Condition = self.condition[rows]
+        return TrainingBatch(self.transitions[rows], condition, self.prompts[rows], estimate)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Some trajectories, as an estimator sees them.
+
+    Attributes:
+        x0: clean states, one for each trajectory.
+        states: x_k by k, for estimators that need them.
+        condition: one row for each trajectory, as are ``prompts``.
+        transitions: those that are trained; ``trajectory`` counts the rows here.
+    """
+
+    x0: Latents
+    states: Float[Tensor, "levels batch channel h w"] | None
+    condition: Condition
+    prompts: list[str]
+    transitions: Transitions
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def batch(self) -> TrainingBatch:
+        """The transitions with the condition and the prompt of each one's own trajectory."""
+        rows = self.transitions.trajectory
+        prompts = [self.prompts[row] for row in rows.tolist()]
+        return TrainingBatch(self.transitions, self.condition[rows], prompts)
+
+    def parts(self) -> Iterator[TrainingBatch]:
+        """The same, as many at once as there are trajectories, so that memory is bounded."""
+        whole = self.batch()
+        for start in range(0, len(whole), max(1, len(self))):
+            yield whole[start : start + len(self)]
+
+    def training_batch(
+        self, estimator: Estimator | None, networks: Networks, beta: float
+    ) -> TrainingBatch:
+        """`batch`, with the estimator's value gradients where there is one."""
+        batch = self.batch()
+        if estimator is None:
+            return batch
+        return replace(batch, estimate=estimator.estimate(self, networks, beta))
+
+    def states_at(self, rows: Tensor, k: Steps) -> Latents:
+        """x_k of the trajectories ``rows``, a k for each."""
+        assert self.states is not None
+        return self.states[k, rows]
+
+
+class Estimator(Settings, abc.ABC):
+    """Settings of one estimate of grad V. Subclasses are final, a file each.
+
+    Attributes:
+        needs_states: whether it reads `Path.states`.
+        uses_flow: whether it reads the flow network, and says what that should be.
+    """
+
+    needs_states: ClassVar[bool] = False
+    uses_flow: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
+        """Estimates at ``path.transitions``, in their order.
+
+        Raises:
+            UserError: the reward's gradient is not finite.
+            FloatingPointError: it is, and what the networks make of it is not.
+        """
+
+    def check(self, process: ReverseProcess) -> None:
+        """Raise `UserError` where the settings do not fit the sampler."""
