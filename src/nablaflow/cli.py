@@ -146,6 +146,76 @@ def evaluate(
 
 
 @app.command()
+def exact(
+    problem: Annotated[
+        list[str] | None, typer.Option(help="again for more; default: all of them")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="again for more, or all; default: this project's and the published form"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="runs of each, seeds 0 to N - 1")] = 1,
+    updates: Annotated[int, typer.Option(help="of each training")] = 600,
+    batch: Annotated[int, typer.Option(help="trajectories of an update")] = 256,
+    n: Annotated[int, typer.Option("--n", help="samples that are compared")] = 8000,
+    out: Annotated[Path, typer.Option(help="folder for figures and samples")] = Path("runs/exact"),
+    workers: Annotated[int | None, typer.Option(help="processes; default: one a core")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace figures of other settings there")
+    ] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="write pictures to the folder")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train where the exact tilt is known, and measure the distance to it.
+
+    What is in the folder already is not run again.
+    """
+
+    def work() -> None:
+        from rich.console import Console
+
+        from nablaflow.exact.study import Study
+        from nablaflow.report.exact_plot import write_plots
+        from nablaflow.report.exact_table import exact_table
+
+        study = Study.named(
+            problem or [], method or [], out, seeds=seeds, updates=updates, batch=batch, n=n
+        )
+        rows = _under_a_bar(study.plan(workers=workers, overwrite=overwrite))
+        pictures = write_plots(out, rows, study.samples) if plot else []
+        if as_json:
+            print(json.dumps({"rows": rows}))
+            return
+        Console().print(exact_table(rows))
+        for picture in pictures:
+            print(picture)
+
+    _guarded(work, debug)
+
+
+def _under_a_bar(plan: Any) -> list[dict[str, Any]]:
+    """Carry out what is left of a study; the bar counts the updates of all of it."""
+    from rich.console import Console
+
+    from nablaflow.runs import Interrupted, progress_display
+
+    study, cells = plan.study, len(plan.study.cells)
+    before = (cells - len(plan.cells)) * study.updates
+    try:
+        with progress_display(Console(stderr=True)) as progress:
+            task = progress.add_task("exact", total=cells * study.updates, completed=before)
+            return plan.run(
+                lambda done: progress.update(task, completed=before + done),
+                lambda cell: progress.update(task, description=f"{cell.short(30)} done"),
+            )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped; {study.done()} of {cells} cells are done; the same command goes on"
+        ) from None
+
+
+@app.command()
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     """Show what this machine has and what will fit on it."""
 

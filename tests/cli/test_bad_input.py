@@ -54,6 +54,20 @@ SETTINGS = {
     "gamma of another length": ("method.gamma=[1.0,1.0]", ["method.gamma", "sampler.steps"]),
     "no such device": ("training.device=mps", ["training.device", "cpu"]),
     "unknown precision": ("training.precision=fp8", ["training.precision", "fp16"]),
+    "no estimator": ("method=value-matching", ["method.estimator.name", "missing", "n-step"]),
+    "unknown estimator": (
+        "method={name: value-matching, beta: 1, estimator: n-stp}",
+        ["method.estimator.name", "n-step?"],
+    ),
+    "a setting of another estimator": (
+        "method={name: value-matching, beta: 1, estimator: {name: adjoint, n: 3}}",
+        ["method.estimator.n", "n-step", "method.estimator.name=n-step"],
+    ),
+    "estimator's gamma of another length": (
+        "method={name: value-matching, beta: 1, estimator: {name: n-step, gamma: [1.0]}}",
+        ["method.estimator.gamma", "sampler.steps"],
+    ),
+    "stride of none": ("method={name: adjoint-matching, stride: 0}", ["method.stride", "1"]),
     "too few images": ("evaluation.n=3", ["evaluation.n", "4"]),
     "too small a bank": ("evaluation.bank=3", ["evaluation.bank"]),
 }
@@ -63,6 +77,16 @@ SETTINGS = {
 def test_a_wrong_setting(cli: Cli, recipe: Path, here: Path, case: str):
     override, words = SETTINGS[case]
     assert_refused(cli("train", recipe, override), here, *words)
+
+
+def test_a_flow_network_that_is_asked_for_and_not_used(cli: Cli, recipe: Path, here: Path):
+    asked = cli("train", recipe, "method=terminal", "flow.channels=[8]")
+    assert_refused(asked, here, "flow.channels", "terminal", "leave it out")
+
+
+def test_a_flow_network_that_is_needed_and_off(cli: Cli, recipe: Path, here: Path):
+    off = cli("train", recipe, "method=nabla-td", "flow=null")
+    assert_refused(off, here, "flow", "nabla-td", "adjoint-matching")
 
 
 def test_a_wrong_setting_of_the_demo(cli: Cli, here: Path):

@@ -144,3 +144,76 @@ def test_transitions_are_put_together_and_taken_apart(process: ReverseProcess) -
     for name in ("x", "x_next", "k", "epsilon", "trajectory"):
         assert torch.equal(getattr(again, name), getattr(kept, name))
     assert len(kept) == 15
+
+
+def sample_at_once(
+    process: ReverseProcess, seed: int, n: int, keep: Tensor | None = None, *, states: bool = True
+) -> Trajectories:
+    def predict(x: Tensor, k: Tensor) -> Prediction:
+        alpha_bar = process.alpha_bar[k].reshape(-1, 1, 1, 1)
+        return predict_from(network(x, k), x, alpha_bar, "epsilon")
+
+    return sample_trajectories(
+        predict,
+        process,
+        SHAPE,
+        torch.Generator().manual_seed(seed),
+        torch.device("cpu"),
+        keep,
+        n=n,
+        keep_states=states,
+    )
+
+
+def test_kept_states_are_those_of_the_kept_transitions(process: ReverseProcess) -> None:
+    keep = draw_transitions(4, STEPS, 3, torch.Generator().manual_seed(0), always_last=True)
+    found = sample_at_once(process, 3, 4, keep)
+    states, kept = found.states, found.transitions
+    assert states is not None
+    assert states.shape == (STEPS + 1, 4, *SHAPE)
+    assert torch.equal(states[0], found.x0)
+    assert torch.equal(states[kept.k, kept.trajectory], kept.x)
+    assert torch.equal(states[kept.k - 1, kept.trajectory], kept.x_next)
+    assert len(kept) == 16
+    assert sample_at_once(process, 3, 4, keep, states=False).states is None
+
+
+def test_kept_states_are_a_trajectory_by_hand(process: ReverseProcess) -> None:
+    """With one generator for each trajectory, k = 0 first."""
+    noise = trajectory_noise(SEEDS)
+    found = sample_trajectories(
+        lambda x, k: predict_from(
+            network(x, k), x, process.alpha_bar[k].reshape(-1, 1, 1, 1), "epsilon"
+        ),
+        process,
+        SHAPE,
+        noise,
+        torch.device("cpu"),
+        keep_states=True,
+    ).states
+    assert found is not None
+    for row, seed in enumerate(SEEDS):
+        expected = torch.stack(simulate(process, seed)[::-1])
+        torch.testing.assert_close(found[:, row].double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_one_generator_draws_the_noise_of_all_trajectories(process: ReverseProcess) -> None:
+    """In one stream: first x_K of all, then each step's noise of all."""
+    n, generator = 3, torch.Generator().manual_seed(8)
+    x = torch.randn((n, *SHAPE), generator=generator).double()
+    for k in range(STEPS, 0, -1):
+        epsilon = torch.sin(1.3 * x + 0.2 * k)
+        alpha_bar = float(process.alpha_bar[k])
+        x0_hat = (x - (1 - alpha_bar) ** 0.5 * epsilon) / alpha_bar**0.5
+        x = (
+            float(process.from_x[k]) * x
+            + float(process.from_x0[k]) * x0_hat
+            + float(process.from_epsilon[k]) * epsilon
+            + float(process.sigma[k]) * torch.randn((n, *SHAPE), generator=generator).double()
+        )
+    found = sample_at_once(process, 8, n)
+    torch.testing.assert_close(found.x0.double(), x, rtol=1e-3, atol=1e-3)
+    assert torch.equal(sample_at_once(process, 8, n).x0, found.x0)
+    assert (sample_at_once(process, 9, n).x0 - found.x0).abs().max() > 0.1
+    # No two trajectories of one stream are the same.
+    assert (found.x0[0] - found.x0[1]).abs().max() > 0.1

@@ -7,12 +7,22 @@ import torch
 from torch import Tensor
 
 from nablaflow.diffusion import sample_trajectories, trajectory_noise
-from nablaflow.methods import Method, NablaDB, Networks, ResidualNablaDB, TrainingBatch
+from nablaflow.guidance import Path
+from nablaflow.methods import (
+    AdjointMatching,
+    Method,
+    NablaDB,
+    NablaTD,
+    Networks,
+    ResidualNablaDB,
+    TerminalMatching,
+    TrainingBatch,
+)
 from nablaflow.models import (
     AdapterSettings,
-    FlowScore,
     FlowSettings,
     SamplerSettings,
+    UNetFlowScore,
     load_model,
 )
 from nablaflow.models.pipelines import PipelineModel
@@ -24,6 +34,11 @@ STEPS = 4
 GUIDANCE = 5.0
 PROMPTS = ["a red circle", "a blue square", "a circle"]
 METHODS = [ResidualNablaDB, NablaDB]
+MATCHING = [AdjointMatching(beta=1.0), TerminalMatching(beta=1.0), NablaTD(beta=1.0)]
+
+
+def name_of(method: Method) -> str:
+    return method.name
 
 
 def redness(images: Tensor, prompts: list[str]) -> Tensor:
@@ -54,18 +69,27 @@ def flow_for(model: PipelineModel, width: int = WIDTH) -> UNetFlowScore:
     return flow
 
 
-def rollout(model: PipelineModel) -> TrainingBatch:
+def sample(model: PipelineModel) -> Path:
     condition = model.condition(PROMPTS)
-    transitions = sample_trajectories(
+    found = sample_trajectories(
         lambda x, k: model.predict(x, k, condition),
         model.process,
         model.state_shape,
         trajectory_noise([1, 2, 3]),
         model.device,
         torch.tensor([[1, 3], [2, 4], [1, 4]]),
-    ).transitions
-    prompts = [PROMPTS[row] for row in transitions.trajectory.tolist()]
-    return TrainingBatch(transitions, model.condition(prompts), prompts)
+        keep_states=True,
+    )
+    return Path(found.x0, found.states, condition, PROMPTS, found.transitions)
+
+
+def rollout(model: PipelineModel) -> TrainingBatch:
+    return sample(model).batch()
+
+
+def estimated(model: PipelineModel, method: Method, networks: Networks) -> TrainingBatch:
+    """A rollout with the method's value gradients, if it has an estimator."""
+    return sample(model).training_batch(method.value_estimator(), networks, method.beta)
 
 
 def test_an_untrained_policy_is_the_reference_under_guidance() -> None:
@@ -110,10 +134,10 @@ def test_the_forward_looking_gradient_goes_through_the_guided_prediction() -> No
     torch.testing.assert_close(forward, expected.square().flatten(1).mean(1), rtol=2e-3, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("method", [*[kind(beta=1.0) for kind in METHODS], *MATCHING], ids=name_of)
 @pytest.mark.parametrize("precision", ["half weights", "autocast"])
 def test_the_reward_and_its_gradient_are_float32_in_mixed_precision(
-    kind: type[Method], precision: str
+    method: Method, precision: str
 ) -> None:
     model = load(torch.bfloat16 if precision == "half weights" else torch.float32)
     seen: list[torch.dtype] = []
@@ -128,8 +152,7 @@ def test_the_reward_and_its_gradient_are_float32_in_mixed_precision(
     flow = flow_for(model)
     networks = Networks(model, NamedReward("watched", watched), flow, flow)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
-        batch = rollout(model)
-        losses = kind(beta=1.0).losses(batch, networks)
+        losses = method.losses(estimated(model, method, networks), networks)
     assert set(seen) == {torch.float32}
     assert len(seen) >= 3
     assert {term.dtype for term in losses.terms.values()} == {torch.float32}
@@ -197,15 +220,20 @@ def test_gradient_checkpointing_changes_no_gradient(settings: dict[str, Any]) ->
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
-def test_a_faint_reward_keeps_its_gradient_in_fp16() -> None:
+@pytest.mark.parametrize(
+    "method",
+    [ResidualNablaDB(beta=1.0, reverse_weight=0.0), AdjointMatching(beta=1.0)],
+    ids=name_of,
+)
+def test_a_faint_reward_keeps_its_gradient_in_fp16(method: Method) -> None:
     """Unscaled, a gradient of 1e-8 is 0 in half precision."""
     model = load(torch.float16)
-    batch = rollout(model)
 
     def value(scale: float) -> Tensor:
         reward = NamedReward("redness", lambda images, texts: scale * redness(images, texts))
-        method = ResidualNablaDB(beta=1.0, reverse_weight=0.0)
-        return method.losses(batch, Networks(model, reward)).metrics["value_gradient_norm"]
+        networks = Networks(model, reward)
+        batch = estimated(model, method, networks)
+        return method.losses(batch, networks).metrics["value_gradient_norm"]
 
     torch.testing.assert_close(value(1e-8) * 1e8, value(1.0), rtol=1e-2, atol=1e-6)
     assert value(1e-38).isfinite().all(), "gradients below the smallest normal number"
@@ -221,8 +249,12 @@ def test_the_flow_score_is_float32_under_autocast() -> None:
     assert torch.equal(mixed, flow(*inputs))
 
 
-@pytest.mark.parametrize("kind", METHODS)
-def test_an_unconditional_model_is_trained_alike(kind: type[Method]) -> None:
+@pytest.mark.parametrize(
+    "method",
+    [*[kind(beta=1.0, reverse_policy_graph=True) for kind in METHODS], *MATCHING],
+    ids=name_of,
+)
+def test_an_unconditional_model_is_trained_alike(method: Method) -> None:
     model = load_model(
         unconditional(),
         SamplerSettings(steps=STEPS, name="ddpm"),
@@ -231,8 +263,7 @@ def test_an_unconditional_model_is_trained_alike(kind: type[Method]) -> None:
     )
     flow = flow_for(model, width=0)
     networks = Networks(model, NamedReward("redness", redness), flow, flow)
-    batch = rollout(model)
-    losses = kind(beta=1.0, reverse_policy_graph=True).losses(batch, networks)
+    losses = method.losses(estimated(model, method, networks), networks)
     losses.total.sum().backward()
     trained = [p for p in model.network.parameters() if p.requires_grad]
     assert all(p.grad.isfinite().all() for p in trained)

@@ -1,7 +1,8 @@
-"""Derivatives without autograd."""
+"""Derivatives without autograd, integrals without samples."""
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,3 +25,10 @@ def finite_difference(
         for index in range(at.numel())
     ]
     return torch.stack(slopes).reshape(at.shape)
+
+
+def normal_quadrature(n: int) -> tuple[Tensor, Tensor]:
+    """Gauss-Hermite nodes (n^2, 2) and weights of a standard normal in the plane."""
+    nodes, weights = (torch.as_tensor(part) for part in np.polynomial.hermite_e.hermegauss(n))
+    weights = weights / weights.sum()
+    return torch.cartesian_prod(nodes, nodes), torch.outer(weights, weights).flatten()

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
 from nablaflow.errors import UserError
-from nablaflow.methods import METHODS, ResidualNablaDB
-from nablaflow.training.config import Config, parse_config
+from nablaflow.guidance import NablaTD, NStep
+from nablaflow.methods import METHODS, AdjointMatching, ResidualNablaDB, ValueMatching
+from nablaflow.training.config import Config, named_kinds, parse_config
 from nablaflow.training.demo import demo_settings
 from nablaflow.training.overrides import dump_config, load_config, parse_override
 from nablaflow.training.prompts import load_prompts
@@ -204,6 +205,102 @@ def test_a_method_that_is_not_registered_is_refused():
         pass
 
     assert "Third has no name" in refusal(method=Third())
+
+
+# --- estimators -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _all_methods(monkeypatch):
+    monkeypatch.setattr("nablaflow.methods.METHODS", METHODS)
+
+
+N_STEP = {"name": "value-matching", "beta": 1.0, "estimator": {"name": "n-step", "n": 3}}
+
+
+@pytest.mark.usefixtures("_all_methods")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method={name: value-matching, beta: 1, estimator: {name: n-step, n: 3}}"],
+        ["method=value-matching", "method.estimator.name=n-step", "method.estimator.n=3"],
+        ["method.estimator.n=3", "method.estimator.name=n-step", "method.name=value-matching"],
+        ["method=value-matching", "method.estimator=n-step", "method.estimator.n=3"],
+        ["method=value-matching", "method.estimator={name: n-step, n: 3}"],
+    ],
+)
+def test_an_estimator_by_name_and_by_mapping(overrides):
+    method = load(*overrides, "method.beta=1").method
+    assert method == ValueMatching(beta=1.0, estimator=NStep(n=3))
+
+
+@pytest.mark.usefixtures("_all_methods")
+@pytest.mark.parametrize("estimator", [N_STEP["estimator"], NStep(n=3)], ids=["mapping", "itself"])
+def test_another_estimator_keeps_the_settings_it_shares(estimator):
+    method = {**N_STEP, "estimator": estimator}
+    assert load(method=method).method.estimator == NStep(n=3)
+    assert load("method.estimator.n=7", method=method).method.estimator == NStep(n=7)
+    method["estimator"] = {**N_STEP["estimator"], "gamma": "one"}
+    other = load("method.estimator.name=nabla-td", method=method).method
+    assert other == ValueMatching(beta=1.0, estimator=NablaTD(gamma="one"))
+    assert load("method=adjoint-matching", method=method).method == AdjointMatching(beta=1.0)
+
+
+@pytest.mark.usefixtures("_all_methods")
+@pytest.mark.parametrize("estimator", named_kinds(ValueMatching, "estimator"))
+def test_a_saved_estimator_reads_back_equal(estimator, tmp_path):
+    config = load(method={**N_STEP, "estimator": estimator})
+    saved = tmp_path / "config.yaml"
+    saved.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(saved, [], {}) == config
+    assert yaml.safe_load(saved.read_text())["method"]["estimator"]["name"] == estimator
+
+
+@pytest.mark.usefixtures("_all_methods")
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("method.estimator.name=n-stp", "method.estimator.name: no estimator 'n-stp'; did you mea"),
+        ("method.estimator=null", "method.estimator.name: missing; choose one of adjoint, "),
+        ("method.estimator=[n-step]", "method.estimator.name: missing; choose one of adjoint, "),
+        ("method.estimator.m=1", "method.estimator.m: unknown key for n-step; "),
+        (
+            "method.estimator.gama=one",
+            "method.estimator.gama: unknown key for n-step; did you mean",
+        ),
+        ("method.estimator.stride=2", "method.estimator.stride: a setting of adjoint, not of n-st"),
+        ("method.estimator.n=x", "method.estimator.n: must be a valid integer, not 'x'"),
+        ("method.estimator.n=-1", "method.estimator.n: must be greater than or equal to 0, not -1"),
+        ("method.estimator.n.x=1", "method.estimator.n: must be a valid integer, not {'x': 1}"),
+        ("method.estimator.n=.inf", "method.estimator.n: must be a finite number, not inf"),
+        ("method.estimator.gamma=on", "method.estimator.gamma: 'on' is not a choice; did you mea"),
+        ("method.estmator=adjoint", "method.estmator: unknown key for value-matching; did you mea"),
+        ("method.n=1", "method.n: unknown key for value-matching; "),
+        ("td_lambda=1", "td_lambda: unknown key; did you mean method.td_lambda?"),
+        ("n=1", "n: unknown key; did you mean method.estimator.n?"),
+    ],
+)
+def test_a_wrong_estimator_is_one_line(override, line):
+    assert refusal(override, method=N_STEP).startswith(line)
+
+
+@pytest.mark.usefixtures("_all_methods")
+def test_a_method_without_use_for_a_flow_network_has_none(tmp_path):
+    shared = {"channels": [8, 16]}
+    for method, there in (("terminal", False), ("adjoint-matching", False), ("nabla-td", True)):
+        config = load(f"method={method}", flow=shared)
+        assert (config.flow is not None) == there
+        saved = tmp_path / f"{method}.yaml"
+        saved.write_text(dump_config(config), encoding="utf-8")
+        assert load_config(saved, [], {}) == config
+        assert (load(f"method={method}").flow is not None) == there, "with the defaults"
+    estimator = "method={name: value-matching, beta: 1, estimator: adjoint}"
+    assert load(estimator, flow=shared).flow is None
+    assert load("method=terminal", "flow=null").flow is None
+    line = "flow.channels: terminal has no use for a flow network; leave it out"
+    assert refusal("flow.channels=[8]", "method=terminal") == line
+    mistake = refusal("method=terminal", flow={"chanels": [8]})
+    assert mistake.startswith("flow.chanels: unknown key; did you mean channels?")
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -401,11 +498,6 @@ def test_every_setting_says_what_it_means():
 # --- the recipes ----------------------------------------------------------------------------------
 
 GIVEN = ["reward=warmth", "prompts=[a cat]"]
-
-
-@pytest.fixture
-def _all_methods(monkeypatch):
-    monkeypatch.setattr("nablaflow.methods.METHODS", METHODS)
 
 
 def load_recipe(name: str) -> Config:

@@ -14,27 +14,14 @@ from nablaflow.errors import TrainingStopped
 from nablaflow.rewards import NamedReward, load
 from nablaflow.training import loop
 from nablaflow.training.config import Config
-from nablaflow.training.loop import Record, Trainer
+from nablaflow.training.loop import Trainer
 from nablaflow.training.objective import Objective
 from nablaflow.training.rollout import Rollout
 from nablaflow.training.setup import Parts, prepare
+from tests.training.updates import assert_close, figures, train
 
 MakeParts = Callable[..., Parts]
 TRANSITIONS = 8  # of one update of the settings
-
-
-def figures(record: Record) -> Record:
-    return {name: value for name, value in record.items() if not name.endswith("seconds")}
-
-
-def train(trainer: Trainer, updates: int = 3) -> list[Record]:
-    return [figures(trainer.step()) for _ in range(updates)]
-
-
-def assert_close(records: list[Record], expected: list[Record]) -> None:
-    assert len(records) == len(expected)
-    for record, wanted in zip(records, expected, strict=True):
-        assert record == pytest.approx(wanted, rel=1e-4, abs=1e-7)
 
 
 # --- how the work is split ------------------------------------------------------------------------
@@ -90,10 +77,10 @@ def test_out_of_memory_halves_the_rollout_batch_and_not_the_figures(
     direct = train(make_parts("training.rollout_batch=2").trainer)
     whole = loop.make_rollout
 
-    def limited(model: Any, reward: Any, plan: Any, batch: int) -> Rollout:
+    def limited(model: Any, reward: Any, plan: Any, batch: int, **options: Any) -> Rollout:
         if batch > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(model, reward, plan, batch)
+        return whole(model, reward, plan, batch, **options)
 
     monkeypatch.setattr(loop, "make_rollout", limited)
     assert train(make_parts().trainer) == direct
@@ -186,8 +173,8 @@ def watch(trainer: Trainer, patch: pytest.MonkeyPatch) -> tuple[list[Rollout], l
     rollouts, batches = [], []
     make = loop.make_rollout
 
-    def spy(*arguments: Any) -> Rollout:
-        rollouts.append(make(*arguments))
+    def spy(*arguments: Any, **options: Any) -> Rollout:
+        rollouts.append(make(*arguments, **options))
         return rollouts[-1]
 
     patch.setattr(loop, "make_rollout", spy)

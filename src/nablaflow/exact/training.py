@@ -28,25 +28,27 @@ from nablaflow.training.settings import Optimizer
 class LabSettings(Settings):
     """How a policy is trained in the laboratory; the same for every method unless tuned."""
 
-    learning_rate: float = Field(default=2e-3, gt=0, description="of the policy")
-    flow_learning_rate: float = Field(default=2e-3, gt=0, description="of the flow network")
+    learning_rate: float = Field(default=5e-3, gt=0, description="of the policy")
+    flow_learning_rate: float = Field(default=5e-3, gt=0, description="of the flow network")
     schedule: Literal["constant", "cosine"] = Field(default="cosine", description="of both")
     warmup: int = Field(default=20, ge=0, description="updates over which the rates rise")
-    max_grad_norm: float = Field(default=10.0, gt=0, description="of each network's gradient")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's decays")
+    max_grad_norm: float | None = Field(
+        default=None, gt=0, description="of each network's gradient; null does not clip"
+    )
     transition_fraction: float = Field(default=0.2, gt=0, le=1, description="share trained")
     policy_ema: float = Field(default=0.98, ge=0, lt=1, description="of the policy that samples")
     flow_ema: float = Field(default=0.95, ge=0, lt=1, description="of the flow in targets")
-    width: int = Field(default=128, ge=1, description="of the networks")
+    width: int = Field(default=64, ge=1, description="of the networks")
     layers: int = Field(default=2, ge=0, description="hidden layers of the networks")
 
     def optimizer(self) -> Optimizer:
         return Optimizer(
             learning_rate=self.learning_rate,
             flow_learning_rate=self.flow_learning_rate,
-            betas=(0.9, 0.95),
+            betas=self.betas,
             weight_decay=0.0,
             flow_weight_decay=0.0,
-            max_grad_norm=self.max_grad_norm,
             schedule=self.schedule,
             warmup=self.warmup,
         )
@@ -79,11 +81,10 @@ class LabTrainer:
             torch.manual_seed(seed)  # layers draw their weights from the global state
             policy = ValueNetwork(dim, *sizes)
             flow = VectorFlowScore(dim, *sizes, self.counter) if method.uses_flow else None
+            target = VectorFlowScore(dim, *sizes, self.counter) if method.uses_flow else None
         self.model = MixtureModel(problem.prior, problem.process, policy, self.counter)
-        target = None
-        if flow is not None:
-            target = VectorFlowScore(dim, *sizes, self.counter).requires_grad_(False)
-            target.load_state_dict(flow.state_dict())
+        if flow is not None and target is not None:
+            target.requires_grad_(False).load_state_dict(flow.state_dict())
         self.networks = Networks(self.model, problem.named_reward(), flow, target)
         self.objective = Objective(method, self.networks)
         self.optimizer = make_optimizer(settings.optimizer(), self.objective)
@@ -99,7 +100,8 @@ class LabTrainer:
         factor = learning_rate_factor(self.settings.optimizer(), update, updates)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-            torch.nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm)
+            if self.settings.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm)
         self.optimizer.step()
         self._move_averages()
         return {name: value.item() / len(rows) for name, value in figures.items()}

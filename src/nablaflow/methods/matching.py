@@ -16,6 +16,7 @@ from typing import ClassVar, final
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from nablaflow.diffusion import kernel_mean
 from nablaflow.diffusion.process import ReverseProcess
@@ -100,7 +101,7 @@ class Matching(Method, abc.ABC):
         }
         return Losses(terms, metrics)
 
-    def _bounded(self, target: Latents, sigma: Latents) -> Latents:
+    def _bounded(self, target: Latents, sigma: Tensor) -> Latents:
         """The target, scaled down where it asks for more than `max_shift`."""
         if self.max_shift is None:
             return target
@@ -125,3 +126,10 @@ class ValueMatching(Matching):
 
     def value_estimator(self) -> Estimator:
         return self.estimator
+
+    def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
+        try:
+            super().check(process, flow=flow, on_policy=on_policy)
+        except UserError as error:  # other methods have the estimator's settings as their own
+            line = str(error).replace("method.gamma", "method.estimator.gamma", 1)
+            raise UserError(line) from error

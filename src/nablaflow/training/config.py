@@ -88,7 +88,8 @@ class Config(Settings):
         default_factory=AdapterSettings, description="the weights to train"
     )
     flow: FlowSettings | None = Field(
-        default_factory=FlowSettings, description="the flow network; null is none"
+        default_factory=FlowSettings,
+        description="the flow network; null is none, and so it is for a method without use for one",
     )
     optimizer: Optimizer = Field(default_factory=Optimizer, description="the optimizer")
     training: Training = Field(description="the loop")
@@ -131,8 +132,11 @@ def _least_fraction(steps: int) -> float:
 
 # --- the method: a name and the settings of the class registered under it ------------------------
 
+Kinds = Mapping[str, type[BaseModel]]
+"""Classes by the name that chooses between them."""
 
-def registered_methods() -> Mapping[str, type[BaseModel]]:
+
+def registered_methods() -> Kinds:
     """Name to class. Imported on use, since methods bring torch and the models with them."""
     from nablaflow.methods import METHODS
 
@@ -162,33 +166,59 @@ def parse_method(value: Any) -> BaseModel:
     if isinstance(value, BaseModel):
         method_settings(value)
         return value
+    kind, settings = _chosen(registered_methods(), value, "method")
+    for name, field in kind.model_fields.items():
+        kinds, inner = named_kinds(kind, name), settings.get(name)
+        asked = name in settings or field.is_required()
+        if kinds and asked and not isinstance(inner, BaseModel):
+            chosen, given = _chosen(kinds, inner, f"method.{name}")
+            settings[name] = {"name": chosen.model_fields["name"].default, **given}
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        raise _refusal(_explain(error, kind, ("method",))) from None
+
+
+def named_kinds(model: type[BaseModel], name: str) -> Kinds | None:
+    """What a field may hold that is one of several groups, as an estimator is; else None."""
+    field = model.model_fields.get(name)
+    if field is None or field.discriminator != "name":
+        return None
+    return {kind.model_fields["name"].default: kind for kind in get_args(field.annotation)}
+
+
+def _chosen(kinds: Kinds, value: Any, place: str) -> tuple[type[BaseModel], dict[str, Any]]:
+    """The class and the settings that a name, or a mapping with ``name``, asks for at ``place``.
+
+    Raises:
+        UserError: unknown name, unknown setting, a setting of another of the ``kinds``.
+    """
     settings = {"name": value} if isinstance(value, str) else value
     if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
-        raise UserError(f"method.name: missing; {nearest('', registered_methods())}")
-    return _build_method(settings["name"], {k: v for k, v in settings.items() if k != "name"})
+        raise UserError(f"{place}.name: missing; {nearest('', kinds)}")
+    name = settings["name"]
+    if name not in kinds:
+        what = place.rpartition(".")[2]
+        raise _refusal(f"{place}.name: no {what} {_show(name)}; {nearest(name, kinds)}")
+    given = {key: inner for key, inner in settings.items() if key != "name"}
+    for key in given:
+        if key not in kinds[name].model_fields:
+            raise _refusal(_not_a_setting(kinds, name, str(key), place))
+    return kinds[name], given
 
 
-def _build_method(name: str, settings: dict[str, Any]) -> BaseModel:
-    methods = registered_methods()
-    if name not in methods:
-        raise UserError(f"method.name: no method {_show(name)}; {nearest(name, methods)}")
-    for key in settings:
-        if key not in methods[name].model_fields:
-            raise _refusal(_not_a_setting(name, str(key)))
-    try:
-        return methods[name].model_validate(settings)
-    except ValidationError as error:
-        raise _refusal(_explain(error, methods[name], ("method",))) from None
-
-
-def _not_a_setting(name: str, key: str) -> str:
-    methods = registered_methods()
-    owners = [other for other, kind in methods.items() if key in kind.model_fields]
-    own = [field for field in methods[name].model_fields if field != "name"]
+def _not_a_setting(kinds: Kinds, name: str, key: str, place: str) -> str:
+    owners = [other for other, kind in kinds.items() if key in kind.model_fields]
+    own = [field for field in kinds[name].model_fields if field != "name"]
     if not owners:
-        return f"method.{key}: unknown key for {name}; {nearest(key, own)}"
-    remedy = f"leave it out or set method.name={owners[0]}"
-    return f"method.{key}: a setting of {', '.join(owners)}, not of {name}; {remedy}"
+        return f"{place}.{key}: unknown key for {name}; {nearest(key, own)}"
+    remedy = f"leave it out or set {place}.name={owners[0]}"
+    return f"{place}.{key}: a setting of {', '.join(owners)}, not of {name}; {remedy}"
+
+
+def uses_flow(method: BaseModel) -> bool:
+    """Whether a method has a use for the flow network."""
+    return getattr(method, "uses_flow", True)
 
 
 # --- from a mapping to a configuration, or to one line --------------------------------------------
@@ -202,15 +232,17 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     """
     unknown = [str(key) for key in values if key not in Config.model_fields]
     if unknown:
-        raise _refusal(f"{unknown[0]}: unknown key; {_suggest((), unknown[0], Config)}")
+        raise _refusal(f"{unknown[0]}: unknown key; {_suggest(unknown[0], Config)}")
     _require_finite(values)
     settings = dict(values)
     if settings.get("method") is not None:
         settings["method"] = parse_method(settings["method"])
     try:
-        return Config.model_validate(settings)
+        config = Config.model_validate(settings)
     except ValidationError as error:
         raise _refusal(_explain(error, Config, ())) from None
+    # What is saved says what there is; flow settings that a recipe shares among methods may stay.
+    return config if uses_flow(config.method) else config.model_copy(update={"flow": None})
 
 
 def _require_finite(value: Any, place: tuple[int | str, ...] = ()) -> None:
@@ -239,11 +271,13 @@ def _explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, 
     """
     errors = error.errors(include_url=False)
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    place = _place(first["loc"], model)
+    place, owner = _place(first["loc"], model)
     key = _dotted((*prefix, *place))
+    last = str(place[-1]) if place else ""
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_suggest(place[:-1], str(place[-1]), model)}"
-    problem = _problem(first, key, _field_at(model, place))
+        return f"{key}: unknown key; {_suggest(last, owner)}"
+    field = owner.model_fields.get(last)
+    problem = _problem(first, key, field.description if field else None)
     return f"{key}: {problem}" if key else problem
 
 
@@ -264,11 +298,9 @@ def _problem(error: Any, key: str, description: str | None) -> str:
     return f"{must}, not {_show(value)}"
 
 
-def _suggest(path: tuple[int | str, ...], word: str, model: type[BaseModel]) -> str:
+def _suggest(word: str, group: type[BaseModel]) -> str:
     """The nearest key beside the unknown one, or else the same key in another group."""
-    for part in path:
-        model = _group(model, str(part)) or model
-    hint = nearest(word, model.model_fields)
+    hint = nearest(word, group.model_fields)
     elsewhere = [key for key in _leaves(Config) if key.rsplit(".", 1)[-1] == word]
     if elsewhere and not hint.startswith("did you mean"):
         return f"did you mean {elsewhere[0]}?"
@@ -279,44 +311,39 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The dotted keys of all settings that hold a value, those of every method included."""
     for name in model.model_fields:
         group = _group(model, name)
-        if group:
-            yield from _leaves(group, f"{prefix}{name}.")
-        elif name == "method":
-            kinds = registered_methods().values()
-            yield from (f"method.{field}" for kind in kinds for field in kind.model_fields)
-        else:
+        kinds = registered_methods() if name == "method" else named_kinds(model, name)
+        groups = [group] if group else list((kinds or {}).values())
+        for inner in groups:
+            yield from _leaves(inner, f"{prefix}{name}.")
+        if not groups:
             yield prefix + name
 
 
 def _group(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     """The class of a field that is a group of settings (or null), else None."""
     field = model.model_fields.get(name)
-    if field is None:
+    if field is None or field.discriminator is not None:
         return None
     kinds = (field.annotation, *get_args(field.annotation))
     return next((k for k in kinds if isinstance(k, type) and issubclass(k, Settings)), None)
 
 
-def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[int | str, ...]:
-    """``loc`` without the names of union members that pydantic puts into it."""
+def _place(
+    loc: tuple[int | str, ...], model: type[BaseModel]
+) -> tuple[tuple[int | str, ...], type[BaseModel]]:
+    """``loc`` without the names of union members that pydantic puts into it, and its group."""
     kept: list[int | str] = []
-    current: type[BaseModel] | None = model
+    owner, group, kinds = model, model, None
     for part in loc:
-        if current is not None:
+        if kinds is not None:
+            group, kinds = kinds[str(part)], None
+        elif group is not None:
             kept.append(part)
-            current = _group(current, str(part))
+            owner = group
+            group, kinds = _group(owner, str(part)), named_kinds(owner, str(part))
         elif isinstance(part, int):
             kept.append(part)
-    return tuple(kept)
-
-
-def _field_at(model: type[BaseModel], place: tuple[int | str, ...]) -> str | None:
-    """The description of the field at ``place``."""
-    *groups, last = place or ("",)
-    for part in groups:
-        model = _group(model, str(part)) or model
-    field = model.model_fields.get(str(last))
-    return field.description if field else None
+    return tuple(kept), owner
 
 
 def _dotted(place: tuple[int | str, ...]) -> str:

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from nablaflow.errors import TrainingStopped, UserError
+from nablaflow.guidance import ValueGradients
 from nablaflow.methods import Method, Networks, TrainingBatch
-from nablaflow.models import Condition, FlowScore
+from nablaflow.models import FlowScore
 from nablaflow.models.adapters import load_trainable_state, trainable_state
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
 from nablaflow.training.average import Average
 from nablaflow.training.checkpoint import Checkpoint, save_checkpoint
 from nablaflow.training.config import Config
+from nablaflow.training.estimates import estimate_in_parts
 from nablaflow.training.memory import halving
 from nablaflow.training.objective import Objective
 from nablaflow.training.optimizer import learning_rate_factor, make_optimizer
@@ -57,7 +60,9 @@ class Trainer:
         self.method: Method = config.method
         flow_target = None if flow is None else copy.deepcopy(flow).requires_grad_(False)
         self.flow_target = flow_target
-        self.objective = Objective(self.method, Networks(model, reward, flow, flow_target))
+        self.networks = Networks(model, reward, flow, flow_target)
+        self.estimator = self.method.value_estimator()
+        self.objective = Objective(self.method, self.networks)
         self.optimizer = make_optimizer(config.optimizer, self.objective)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._wrapped, self._stepper = accelerator.prepare(self.objective, self.optimizer)
@@ -68,6 +73,7 @@ class Trainer:
         self._skipped = 0
         self._micro_batch = config.training.micro_batch
         self._rollout_batch = config.training.rollout_batch
+        self._estimate_batch = config.training.estimate_batch or config.training.micro_batch
 
     def _policy_average(self) -> Average | None:
         decay = self.config.adapter.ema_decay
@@ -76,7 +82,7 @@ class Trainer:
     # --- one update -------------------------------------------------------------------------------
 
     def step(self) -> Record:
-        """One update: sample, score, train; returns its figures, the mean over all processes.
+        """One update: sample, score, estimate, train; its figures, means over all processes.
 
         Raises:
             TrainingStopped: a figure is not finite; the weights are those before the update.
@@ -85,7 +91,9 @@ class Trainer:
         try:
             trained, fresh = self._rollouts()
             rolled_out = time.perf_counter()
-            figures = self._accumulate(trained.training_batch(self.model))
+            batch = self._training_batch(trained)
+            estimated = time.perf_counter()
+            figures = self._accumulate(batch)
         except FloatingPointError as error:
             raise self._not_finite(str(error)) from error
         record = self._reduce(fresh, figures)
@@ -95,6 +103,8 @@ class Trainer:
         finished = time.perf_counter()
         self.seconds += finished - started
         timing = {"seconds": finished - started, "rollout_seconds": rolled_out - started}
+        if self.estimator is not None:
+            timing["estimate_seconds"] = estimated - rolled_out
         return {"update": self.update, **record, **timing}
 
     def _rollouts(self) -> tuple[Rollout, Rollout]:
@@ -120,15 +130,32 @@ class Trainer:
             always_last=self.method.always_last,
             share=Share.of(len(prompts), accelerator.process_index, accelerator.num_processes),
         )
+        keep_states = self.estimator is not None and self.estimator.needs_states
 
         def work(batch: int) -> Rollout:
             with accelerator.autocast():
-                return make_rollout(self.model, self.reward, plan, batch)
+                return make_rollout(self.model, self.reward, plan, batch, keep_states=keep_states)
 
         whole = self._rollout_batch or len(plan)
         rollout, batch = halving(work, whole, "training.rollout_batch")
         self._rollout_batch = batch if batch < len(plan) else self._rollout_batch
         return rollout
+
+    def _training_batch(self, rollout: Rollout) -> TrainingBatch:
+        """The rollout's transitions, with value gradients where the method has an estimator."""
+        path, estimator = rollout.path(self.model), self.estimator
+        batch = path.batch()
+        if estimator is None:
+            return batch
+
+        def work(size: int) -> ValueGradients:
+            with self.accelerator.autocast():
+                return estimate_in_parts(path, estimator, self.networks, self.method.beta, size)
+
+        whole = min(self._estimate_batch or len(path), len(path))
+        estimate, size = halving(work, whole, "training.estimate_batch")
+        self._estimate_batch = size if size < len(path) else self._estimate_batch
+        return replace(batch, estimate=estimate)
 
     def _accumulate(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """Gradients of the mean loss over the batch, in as few parts as fit; mean figures."""
@@ -146,7 +173,7 @@ class Trainer:
         self._stepper.zero_grad(set_to_none=True)
         with self.accelerator.no_sync(self._wrapped):
             for start in range(0, len(batch), size):
-                loss, figures = self._wrapped(_part(batch, slice(start, start + size)))
+                loss, figures = self._wrapped(batch[start : start + size])
                 self.accelerator.backward(loss / len(batch))
                 for name, value in figures.items():
                     totals[name] = totals.get(name, torch.zeros_like(value)) + value
@@ -273,6 +300,7 @@ class Trainer:
             "pending": gather_object([self._pending and self._pending.state()]),
             "micro_batch": self._micro_batch,
             "rollout_batch": self._rollout_batch,
+            "estimate_batch": self._estimate_batch,
         }
         return Checkpoint(self.update, self.seconds, tensors, state)
 
@@ -303,6 +331,8 @@ class Trainer:
         training = self.config.training
         self._micro_batch = training.micro_batch or state["micro_batch"]
         self._rollout_batch = training.rollout_batch or state["rollout_batch"]
+        estimate_batch = training.estimate_batch or training.micro_batch
+        self._estimate_batch = estimate_batch or state.get("estimate_batch")
         self.update, self.seconds = checkpoint.update, checkpoint.seconds
 
     def _own_share(self, pending: list[dict[str, Any] | None]) -> Rollout | None:
@@ -316,8 +346,3 @@ class Trainer:
         share = pending[self.accelerator.process_index]
         assert share is not None
         return Rollout.from_state(share, self.model.device)
-
-
-def _part(batch: TrainingBatch, rows: slice) -> TrainingBatch:
-    condition: Condition = batch.condition[rows]
-    return TrainingBatch(batch.transitions[rows], condition, batch.prompts[rows])

@@ -13,9 +13,12 @@ from pydantic import BaseModel
 from nablaflow.errors import UserError
 from nablaflow.training.config import (
     Config,
+    Kinds,
     method_settings,
+    named_kinds,
     parse_config,
     registered_methods,
+    uses_flow,
 )
 
 Values = dict[str, Any]
@@ -38,7 +41,18 @@ def load_config(
     values = dict(defaults)
     if recipe is not None:
         values = merge(values, _absolute_prompts(_read_recipe(recipe), recipe.parent))
-    return parse_config(apply_overrides(values, overrides))
+    config = parse_config(apply_overrides(values, overrides))
+    _refuse_idle_flow(config, overrides)
+    return config
+
+
+def _refuse_idle_flow(config: Config, overrides: Sequence[str]) -> None:
+    """A recipe may have flow settings for its other methods; who overrides one wants a network."""
+    for text in overrides:
+        path, value = parse_override(text)
+        if path[0] == "flow" and value is not None and not uses_flow(config.method):
+            name = method_settings(config.method)["name"]
+            raise UserError(f"{'.'.join(path)}: {name} has no use for a flow network; leave it out")
 
 
 def dump_config(config: Config) -> str:
@@ -145,28 +159,41 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
 
 def _merge_value(key: str, old: Any, new: Any) -> Any:
     if key == "method":
-        return _merge_method(old, new)
+        return _merge_named(old, new, registered_methods())
     # A mapping of rewards is one value: two recipes' rewards do not add up.
     if key != "reward" and isinstance(old, Mapping) and isinstance(new, Mapping):
         return {**old, **new}
     return new
 
 
-def _merge_method(old: Any, new: Any) -> Any:
-    """A method of another name keeps only those of the old settings that it has as well."""
-    old, new = _method_mapping(old), _method_mapping(new)
+def _merge_named(old: Any, new: Any, kinds: Kinds) -> Any:
+    """A method of another name keeps only those of the old settings that it has as well.
+
+    And so it is with an estimator inside a method.
+    """
+    old, new = _named_mapping(old), _named_mapping(new)
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return new
-    if new.get("name", old.get("name")) != old.get("name"):
-        kind = registered_methods().get(str(new["name"]))
+    name = new.get("name", old.get("name"))
+    kind = kinds.get(str(name))
+    if name != old.get("name"):
         old = {k: v for k, v in old.items() if kind and k in kind.model_fields}
-    return {**old, **new}
+    merged = {**old, **new}
+    for field in old.keys() & new.keys():
+        inner = named_kinds(kind, field) if kind else None
+        if inner:
+            merged[field] = _merge_named(old[field], new[field], inner)
+    return merged
 
 
-def _method_mapping(method: Any) -> Any:
-    if isinstance(method, str):
-        return {"name": method}
-    return method_settings(method) if isinstance(method, BaseModel) else method
+def _named_mapping(value: Any) -> Any:
+    """A name, a method or an estimator as a mapping with ``name``."""
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, BaseModel):
+        return value
+    own = value.model_dump(mode="json")
+    return own if "name" in own else method_settings(value)
 
 
 # --- overrides ------------------------------------------------------------------------------------
@@ -189,8 +216,8 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> Values:
     """``values`` with each override set; of two for one key the later one wins."""
     settings = [parse_override(text) for text in overrides]
-    # The method's name comes first: it decides which of the settings below it are kept.
-    settings.sort(key=lambda setting: setting[0] not in (("method",), ("method", "name")))
+    # Names come first: they decide which of the settings below them are kept.
+    settings.sort(key=lambda setting: _rank(setting[0]))
     result = dict(values)
     for path, value in settings:
         if path == ("prompts",):
@@ -199,11 +226,18 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> Valu
     return result
 
 
+def _rank(path: tuple[str, ...]) -> int:
+    """0: the method's name; 1: the name of an estimator, or the like, in it; 2: all else."""
+    if path in (("method",), ("method", "name")):
+        return 0
+    return 1 if path[0] == "method" and path[-1] == "name" else 2
+
+
 def _assign(old: Any, path: tuple[str, ...], depth: int, value: Any) -> Any:
     """``old``, which stands at ``path[:depth]``, with ``value`` at ``path``; ``old`` is kept."""
     if path[0] == "method" and depth == 1:
         nested = {path[1]: _assign(None, path, 2, value)} if len(path) > 1 else value
-        return _merge_method(old, nested)
+        return _merge_named(old, nested, registered_methods())
     if depth == len(path):
         return value
     if old is not None and not isinstance(old, Mapping):

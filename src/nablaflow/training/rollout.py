@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from nablaflow.diffusion import (
@@ -16,7 +17,7 @@ from nablaflow.diffusion import (
     sample_trajectories,
     trajectory_noise,
 )
-from nablaflow.methods import TrainingBatch
+from nablaflow.guidance import Path
 from nablaflow.models import DiffusionModel
 from nablaflow.rewards import NamedReward
 from nablaflow.typing import Batch, Latents
@@ -49,17 +50,19 @@ class Rollout:
         x0: clean states.
         scores: rewards of the images.
         transitions: those that will be trained.
+        states: x_k by k, where the method's estimator needs them.
     """
 
     prompts: list[str]
     x0: Latents
     scores: Batch
     transitions: Transitions
+    states: Float[Tensor, "levels batch channel h w"] | None = None
 
-    def training_batch(self, model: DiffusionModel) -> TrainingBatch:
-        """The transitions with the prompt of each one's own trajectory."""
-        prompts = [self.prompts[row] for row in self.transitions.trajectory.tolist()]
-        return TrainingBatch(self.transitions, model.condition(prompts), prompts)
+    def path(self, model: DiffusionModel) -> Path:
+        """The trajectories as estimators see them."""
+        condition = model.condition(self.prompts)
+        return Path(self.x0, self.states, condition, self.prompts, self.transitions)
 
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
@@ -68,11 +71,13 @@ class Rollout:
     @staticmethod
     def from_state(state: dict[str, Any], device: torch.device) -> Rollout:
         transitions = {name: value.to(device) for name, value in state["transitions"].items()}
+        states = state.get("states")
         return Rollout(
             state["prompts"],
             state["x0"].to(device),
             state["scores"].to(device),
             Transitions(**transitions),
+            None if states is None else states.to(device),
         )
 
 
@@ -123,14 +128,25 @@ class RolloutPlan:
 
 @torch.no_grad()
 def make_rollout(
-    model: DiffusionModel, reward: NamedReward, plan: RolloutPlan, batch: int
+    model: DiffusionModel,
+    reward: NamedReward,
+    plan: RolloutPlan,
+    batch: int,
+    *,
+    keep_states: bool = False,
 ) -> Rollout:
     """Sample the planned trajectories with the policy, ``batch`` at once, and score them.
+
+    Args:
+        keep_states: keep every state of every trajectory besides the planned transitions.
 
     Raises:
         FloatingPointError: a state is not finite, so that no reward is blamed for it.
     """
-    parts = [_sample(model, plan[start : start + batch]) for start in range(0, len(plan), batch)]
+    parts = [
+        _sample(model, plan[start : start + batch], keep_states)
+        for start in range(0, len(plan), batch)
+    ]
     x0 = torch.cat([part.x0 for part in parts])
     if not x0.isfinite().all():
         raise FloatingPointError("a state that the policy sampled")
@@ -143,10 +159,17 @@ def make_rollout(
     transitions = Transitions.concatenate(
         [_shifted(part.transitions, index * batch) for index, part in enumerate(parts)]
     )
-    return Rollout(plan.prompts, x0, scores.float(), transitions)
+    states = [part.states for part in parts if part.states is not None]
+    return Rollout(
+        plan.prompts,
+        x0,
+        scores.float(),
+        transitions,
+        torch.cat(states, dim=1) if states else None,
+    )
 
 
-def _sample(model: DiffusionModel, plan: RolloutPlan) -> Trajectories:
+def _sample(model: DiffusionModel, plan: RolloutPlan, keep_states: bool) -> Trajectories:
     condition = model.condition(plan.prompts)
     return sample_trajectories(
         lambda x, k: model.predict(x, k, condition),
@@ -155,6 +178,7 @@ def _sample(model: DiffusionModel, plan: RolloutPlan) -> Trajectories:
         trajectory_noise(plan.seeds),
         model.device,
         keep=plan.keep,
+        keep_states=keep_states,
     )
 
 

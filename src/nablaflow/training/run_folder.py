@@ -24,6 +24,7 @@ FREE = {
     "training.updates",
     "training.micro_batch",
     "training.rollout_batch",
+    "training.estimate_batch",
     "training.gradient_checkpointing",
     "training.checkpoint_every",
     "training.keep_checkpoints",

@@ -51,6 +51,11 @@ class Training(Settings):
     rollout_batch: Count | None = Field(
         default=None, description="trajectories sampled at once; null halves on out-of-memory"
     )
+    estimate_batch: Count | None = Field(
+        default=None,
+        description="trajectories whose value gradients are found at once, for methods with an "
+        "estimator; null starts at micro_batch, or all, and halves on out-of-memory",
+    )
     data: Literal["on-policy", "previous-rollout"] = Field(
         default="on-policy", description="train on this update's rollout, or on the one before"
     )

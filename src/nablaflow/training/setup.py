@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from nablaflow import nano
@@ -75,6 +76,10 @@ def fresh_accelerator() -> Iterator[None]:
     try:
         yield
     finally:
+        if PartialState._shared_state and PartialState().num_processes > 1:
+            # A thread of gloo may want Python's lock for its last tensors, while the destructor of
+            # the group, whose last owner is the run's DDP, waits for that thread and has the lock.
+            time.sleep(0.2)
         AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -1,0 +1,160 @@
+"""Bias of each value-gradient estimator at the optimum, against k, where grad V_k is known.
+
+    python benchmarks/estimator_bias.py
+
+Gaussian prior, quadratic reward: the exact tilt is Gaussian at every noise level, so grad V_k is the
+difference of two linear scores, and the exact policy is known. Its trajectories are what every
+estimator sees. An estimate T at x_k is a random number whose conditional mean is linear in x_k; the
+bias is the root mean square of that mean less grad V_k(x_k), found by least squares, over the root
+mean square of grad V_k. Writes docs/images/estimator_bias.png and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from nablaflow.diffusion import sample_trajectories
+from nablaflow.exact import GaussianMixture, Problem, QuadraticReward
+from nablaflow.exact.counter import PassCounter
+from nablaflow.exact.model import MixtureModel
+from nablaflow.exact.networks import VectorFlowScore
+from nablaflow.exact.process import ALPHA_BAR
+from nablaflow.guidance import Adjoint, Estimator, ForwardLooking, NablaTD, Networks, NStep, Terminal
+from nablaflow.guidance import Path as Trajectories
+from nablaflow.report.curves import LIGHT
+
+PROBLEM = Problem(
+    GaussianMixture([[0.3, -0.5]], [[[1.6, 0.7], [0.7, 0.5]]]),
+    QuadraticReward([[0.8, 0.1], [0.1, -0.2]], [0.8, -0.6]),
+    beta=1.0,
+    steps=100,
+)
+ESTIMATORS: dict[str, Estimator] = {
+    "adjoint": Adjoint(),
+    "adjoint, stride 5": Adjoint(stride=5),
+    "∇-TD(0.9), exact flow score": NablaTD(td_lambda=0.9, gamma=0.0),
+    "5-step, exact flow score": NStep(n=5, gamma=0.0),
+    "forward-looking, gamma = 1": ForwardLooking(gamma="one", predictor="reference"),
+    "forward-looking, gamma = alpha_bar": ForwardLooking(predictor="reference"),
+    "terminal, sqrt(alpha_bar)": Terminal(),
+    "terminal, sigma": Terminal(scale="sigma"),
+}
+
+
+class ExactValueGradient(nn.Module):
+    """grad V by timestep, of flat standardised states: the tilt's score less the prior's."""
+
+    def __init__(self, model: MixtureModel) -> None:
+        super().__init__()
+        target = PROBLEM.target
+        assert isinstance(target, GaussianMixture)
+        means = (target.means - model.center) / model.scale
+        self.tilt = GaussianMixture(means, target.covariances / model.scale**2, target.weights)
+        self.prior = model.standard
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        alpha_bar = ALPHA_BAR.to(x)[timestep]
+        return self.tilt.score(x, alpha_bar) - self.prior.score(x, alpha_bar)
+
+
+class ExactPolicy(nn.Module):
+    """The value gradient at x_k in the kernel's own unit, so that its mean moves as it should."""
+
+    def __init__(self, model: MixtureModel, exact: ExactValueGradient) -> None:
+        super().__init__()
+        self.exact, self.x0_per_value = exact, model._x0_per_value
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        alpha_bar = ALPHA_BAR.to(x)[timestep][:, None]
+        change = (1.0 - alpha_bar) / alpha_bar.sqrt() * self.exact(x, timestep)
+        return change / self.x0_per_value.to(x)[timestep][:, None]
+
+
+class ExactFlow(VectorFlowScore):
+    """The exact value gradient as flow score."""
+
+    def __init__(self, exact: ExactValueGradient) -> None:
+        super().__init__(PROBLEM.prior.dim, 1, 0, PassCounter())
+        self.network = exact
+
+
+def bias(estimate: Tensor, exact: Tensor, x: Tensor) -> float:
+    """Root mean square of the linear fit of the error, over that of grad V."""
+    design = torch.cat([torch.ones(len(x), 1), x], 1).double()
+    error = (estimate - exact).double()
+    fitted = design @ torch.linalg.lstsq(design, error).solution
+    return (fitted.square().mean() / exact.double().square().mean()).sqrt().item()
+
+
+def measure(trajectories: int, seed: int) -> dict[str, list[float]]:
+    """Bias by estimator, for grad V at x_{k-1}, k = 1, ..., K."""
+    model = MixtureModel(PROBLEM.prior, PROBLEM.process, nn.Identity(), PassCounter())
+    exact = ExactValueGradient(model)
+    model.network = ExactPolicy(model, exact)
+    steps = torch.arange(1, PROBLEM.steps + 1).expand(trajectories, -1)
+    condition = model.condition([])
+    rollout = sample_trajectories(
+        lambda x, k: model.predict(x, k, condition),
+        PROBLEM.process,
+        model.state_shape,
+        torch.Generator().manual_seed(seed),
+        model.device,
+        steps,
+        n=trajectories,
+        keep_states=True,
+    )
+    flow = ExactFlow(exact)
+    networks = Networks(model, PROBLEM.named_reward(), flow, flow)
+    prompts = [""] * trajectories
+    path = Trajectories(rollout.x0, rollout.states, condition, prompts, rollout.transitions)
+    t = path.transitions
+    found: dict[str, list[float]] = {}
+    for name, estimator in ESTIMATORS.items():
+        following = estimator.estimate(path, networks, PROBLEM.beta).following.flatten(1)
+        found[name] = []
+        for k in range(2, PROBLEM.steps + 1):
+            rows = t.k == k
+            x = t.x_next[rows].flatten(1)
+            timestep = PROBLEM.process.timestep[k - 1].expand(len(x))
+            found[name].append(bias(following[rows], exact(x, timestep), x))
+    return found
+
+
+def draw(found: dict[str, list[float]], path: Path) -> None:
+    figure = Figure(figsize=(7.2, 3.8), dpi=180, layout="constrained")
+    axes = figure.add_subplot()
+    colours = [*LIGHT.series, "#c2405b", "#4a4f57", "#5aa9a0"]
+    for (name, values), colour in zip(found.items(), colours, strict=False):
+        k = range(1, len(values) + 1)
+        axes.plot(k, [100 * value for value in values], label=name, color=colour, linewidth=1.6)
+    axes.set_yscale("log")
+    axes.set_ylim(0.1, 300)
+    axes.set_xlabel("k of the state (0 is clean)")
+    axes.set_ylabel("bias, % of grad V")
+    axes.grid(color=LIGHT.line, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trajectories", type=int, default=20_000)
+    parser.add_argument("--out", type=Path, default=Path("docs/images/estimator_bias.png"))
+    given = parser.parse_args()
+    found = measure(given.trajectories, seed=0)
+    shown = (1, 10, 25, 50, 75, 95)
+    print("| estimator | " + " | ".join(f"k = {k}" for k in shown) + " |")
+    print("|---" * (len(shown) + 1) + "|")
+    for name, values in found.items():
+        print(f"| {name} | " + " | ".join(f"{100 * values[k - 1]:.1f} %" for k in shown) + " |")
+    draw(found, given.out)
+
+
+if __name__ == "__main__":
+    main()

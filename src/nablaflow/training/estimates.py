@@ -1,0 +1,40 @@
+"""Value gradients along a rollout's trajectories, as many of these at once as asked for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nablaflow.diffusion import Transitions
+from nablaflow.guidance import Estimator, Networks, Path, ValueGradients
+
+
+def estimate_in_parts(
+    path: Path, estimator: Estimator, networks: Networks, beta: float, size: int
+) -> ValueGradients:
+    """Estimates at ``path.transitions``, in their order, from ``size`` trajectories at a time.
+
+    Raises:
+        UserError: the reward's gradient is not finite.
+        FloatingPointError: it is, and what the networks make of it is not.
+    """
+    owner = path.transitions.trajectory
+    parts, order = [], []
+    for start in range(0, len(path), size):
+        rows = slice(start, min(start + size, len(path)))
+        index = ((owner >= rows.start) & (owner < rows.stop)).nonzero()[:, 0]
+        parts.append(estimator.estimate(_some(path, rows, index), networks, beta))
+        order.append(index)
+    return ValueGradients.concatenate(parts)[torch.cat(order).argsort()]
+
+
+def _some(path: Path, rows: slice, index: Tensor) -> Path:
+    """Some trajectories with their transitions, which stand at ``index``."""
+    t = path.transitions[index]
+    return Path(
+        x0=path.x0[rows],
+        states=None if path.states is None else path.states[:, rows],
+        condition=path.condition[rows],
+        prompts=path.prompts[rows],
+        transitions=Transitions(t.x, t.x_next, t.k, t.epsilon, t.trajectory - rows.start),
+    )

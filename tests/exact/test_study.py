@@ -1,0 +1,299 @@
+"""A study's cells: run once, kept, gone on with, and refused where they are of something else."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nablaflow.errors import UserError
+from nablaflow.exact import CONTENDERS, PROBLEMS, Contender, LabSettings, evaluate, named_problem
+from nablaflow.exact.study import Cell, Study
+
+Files = dict[str, bytes]
+
+
+def study_in(out: Path, **changes: Any) -> Study:
+    """Two problems, one method, one seed: a second."""
+    tiny = Study(("bumps", "unequal"), ("terminal",), out, updates=2, batch=8, n=100)
+    return replace(tiny, **changes)
+
+
+def run(study: Study, **flags: Any) -> tuple[list[dict[str, Any]], list[str], list[int]]:
+    """Its rows, the cells that were run, and the updates that were told of."""
+    cells, updates = [], []
+    rows = study.plan(workers=1, **flags).run(updates.append, lambda cell: cells.append(str(cell)))
+    return rows, cells, updates
+
+
+def contents(folder: Path) -> Files:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def edit(path: Path, group: str, name: str, value: object) -> None:
+    stored = json.loads(path.read_text())
+    stored[group][name] = value
+    path.write_text(json.dumps(stored))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """What is in the folder of `study_in` once it is done."""
+    out = tmp_path_factory.mktemp("finished")
+    rows, cells, updates = run(study_in(out))
+    assert cells == ["bumps/terminal/seed-0", "unequal/terminal/seed-0"]
+    assert updates == [1, 2, 3, 4]
+    assert [row["problem"] for row in rows] == ["bumps", "unequal"]
+    return contents(out)
+
+
+@pytest.fixture
+def done(finished: Files, tmp_path: Path) -> Study:
+    """A finished study of its own."""
+    for name, content in finished.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return study_in(tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """As in a study: sums of several threads differ in the last digit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+BUMPS = Path("bumps", "terminal", "seed-0.json")
+
+
+# --- what is run ----------------------------------------------------------------------------------
+
+
+def test_cells_are_in_the_order_of_problems_methods_and_seeds(tmp_path: Path) -> None:
+    study = Study(("ring", "bumps"), ("terminal", "nabla-td"), tmp_path, seeds=2)
+    assert [str(cell) for cell in study.cells] == [
+        "ring/terminal/seed-0",
+        "ring/terminal/seed-1",
+        "ring/nabla-td/seed-0",
+        "ring/nabla-td/seed-1",
+        "bumps/terminal/seed-0",
+        "bumps/terminal/seed-1",
+        "bumps/nabla-td/seed-0",
+        "bumps/nabla-td/seed-1",
+    ]
+
+
+def test_names_may_be_left_out_said_twice_or_be_all(tmp_path: Path) -> None:
+    default = Study.named([], [], tmp_path)
+    assert default.problems == tuple(PROBLEMS)
+    assert default.methods == ("adjoint-matching", "residual-nabla-db-published")
+    assert Study.named([], ["all"], tmp_path).methods == tuple(CONTENDERS)
+    assert Study.named(["grid", "ring", "grid"], [], tmp_path).problems == ("grid", "ring")
+
+
+def test_the_defaults_are_those_of_evaluate() -> None:
+    ours = {part.name: part.default for part in fields(Study)}
+    theirs = inspect.signature(evaluate).parameters
+    for name in ("updates", "batch", "n"):
+        assert ours[name] == theirs[name].default
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"problems": ("rnig",)}, r"--problem: .*'rnig'.*ring\?"),
+        ({"methods": ("terminl",)}, r"--method: .*'terminl'.*terminal\?"),
+        ({"seeds": 0}, "--seeds: 0"),
+        ({"updates": -1}, "--updates: -1"),
+        ({"batch": 0}, "--batch: 0"),
+        ({"n": 99}, "--n: 99 .*100 or more"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_done(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        study_in(tmp_path, **changes)
+
+
+# --- what is stored -------------------------------------------------------------------------------
+
+
+def test_a_cell_holds_what_evaluate_says_and_what_it_was_made_with(done: Study) -> None:
+    problem, cell = named_problem("bumps"), Cell("bumps", "terminal", 0)
+    expected = evaluate(problem, "terminal", updates=2, batch=8, seed=0, n=100)
+    stored = json.loads((done.out / BUMPS).read_text())
+    assert stored["row"] == {**expected.row(), "seconds": stored["row"]["seconds"]}
+    settings = stored["settings"]
+    assert (settings["updates"], settings["batch"], settings["n"]) == (2, 8, 100)
+    assert settings["method"]["name"] == "terminal"
+    assert settings["method"]["beta"] == problem.beta
+    trained = LabSettings.model_validate_json(json.dumps(settings["training"]))
+    assert trained == CONTENDERS["terminal"].settings
+    torch.testing.assert_close(done.samples(cell), expected.samples.float())
+    (samples,) = load_file((done.out / BUMPS).with_suffix(".safetensors")).values()
+    assert (samples.shape, samples.dtype) == ((100, 2), torch.float32)
+
+
+def test_nothing_half_written_is_left(done: Study) -> None:
+    assert set(contents(done.out)) == {
+        f"{problem}/terminal/seed-0.{ending}"
+        for problem in ("bumps", "unequal")
+        for ending in ("json", "safetensors")
+    }
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_kept_as_it_is(done: Study) -> None:
+    edit(done.out / BUMPS, "row", "energy_distance", 123.0)
+    before = contents(done.out)
+    rows, cells, updates = run(done)
+    assert (cells, updates) == ([], [])
+    assert rows[0]["energy_distance"] == 123.0
+    assert contents(done.out) == before
+
+
+@pytest.mark.parametrize("ending", [".json", ".safetensors"])
+def test_only_what_is_missing_is_run(done: Study, finished: Files, ending: str) -> None:
+    edit(done.out / BUMPS, "row", "energy_distance", 123.0)
+    lost = done.out / "unequal" / "terminal" / f"seed-0{ending}"
+    lost.unlink()
+    rows, cells, updates = run(done)
+    assert (cells, updates) == (["unequal/terminal/seed-0"], [1, 2])
+    first = json.loads(finished["unequal/terminal/seed-0.json"])["row"]
+    assert rows[0]["energy_distance"] == 123.0
+    assert rows[1] == {**first, "seconds": rows[1]["seconds"]}
+
+
+def test_more_seeds_and_more_methods_add_to_what_is_there(done: Study) -> None:
+    more = replace(done, methods=("residual-nabla-db", "terminal"), seeds=2)
+    assert len(more.cells) == 8
+    left = [str(cell) for cell in more.missing()]
+    assert len(left) == 6
+    assert not {"bumps/terminal/seed-0", "unequal/terminal/seed-0"} & set(left)
+    assert more.done() == 2
+
+
+def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+
+    def stop(updates: int) -> None:
+        if updates == 3:  # in the middle of the second cell
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.plan(workers=1).run(on_updates=stop)
+    assert study.done() == 1
+    edit(tmp_path / BUMPS, "row", "energy_distance", 123.0)
+    rows, cells, _ = run(study)
+    assert cells == ["unequal/terminal/seed-0"]
+    assert rows[0]["energy_distance"] == 123.0
+
+
+# --- figures of something else --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"updates": 3}, "updates: 2 there, 3 here"),
+        ({"batch": 9}, "batch: 8 there, 9 here"),
+        ({"n": 101}, "n: 100 there, 101 here"),
+    ],
+)
+def test_other_numbers_are_refused(done: Study, changes: dict[str, int], words: str) -> None:
+    before = contents(done.out)
+    with pytest.raises(UserError, match=rf"--out: .*terminal .*\({words}\).*--overwrite"):
+        replace(done, **changes).plan()
+    assert contents(done.out) == before
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [("settings", r"training\.width: \d+ there, 16 here"), ("method", r"method\.name: terminal")],
+)
+def test_other_settings_of_a_method_are_refused(
+    done: Study, monkeypatch: pytest.MonkeyPatch, part: str, words: str
+) -> None:
+    method, changed = CONTENDERS["terminal"], LabSettings(width=16)
+    if part == "settings":
+        other = Contender(method.method, changed)
+    else:
+        other = Contender(CONTENDERS["nabla-td"].method, method.settings)
+    monkeypatch.setitem(CONTENDERS, "terminal", other)
+    with pytest.raises(UserError, match=words):
+        done.plan()
+
+
+def test_overwriting_replaces_only_what_differs(done: Study) -> None:
+    """So that the same command goes on with what it began."""
+    edit(done.out / BUMPS, "settings", "updates", 5)
+    kept = done.out / "unequal" / "terminal" / "seed-0.json"
+    edit(kept, "row", "energy_distance", 123.0)
+    with pytest.raises(UserError, match="updates: 5 there, 2 here"):
+        done.plan()
+    rows, cells, _ = run(done, overwrite=True)
+    assert cells == ["bumps/terminal/seed-0"]
+    assert rows[1]["energy_distance"] == 123.0
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"row": {}}', '{"row": 1, "settings": 2}'])
+def test_a_damaged_file_is_named(done: Study, content: str) -> None:
+    (done.out / BUMPS).write_text(content)
+    with pytest.raises(UserError, match=r"seed-0\.json is not a finished cell; remove it"):
+        done.plan()
+    assert [str(cell) for cell in done.missing(overwrite=True)] == ["bumps/terminal/seed-0"]
+
+
+def test_a_folder_that_cannot_be_made_is_the_users(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(UserError, match="--out: cannot write"):
+            study_in(out).plan()
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def test_workers_find_the_same_are_stopped_together_and_leave_whole_cells(
+    tmp_path: Path, finished: Files
+) -> None:
+    """Each worker spends seconds on its imports, so one pool for all of it."""
+    study, before = study_in(tmp_path, seeds=3), multiprocessing.active_children()
+
+    def stop(cell: Cell) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.plan(workers=2).run(on_cell=stop)
+    assert multiprocessing.active_children() == before
+    assert 1 <= study.done() <= 4
+    for cell in set(study.cells) - set(study.missing()):
+        assert study.samples(cell).shape == (100, 2)
+        if cell.seed == 0:
+            name = f"{cell.problem}/terminal/seed-0.json"
+            found, alone = json.loads((tmp_path / name).read_text()), json.loads(finished[name])
+            found["row"]["seconds"] = alone["row"]["seconds"]
+            assert found == alone
+
+
+@pytest.mark.slow
+def test_a_workers_mistake_is_one_of_the_users(tmp_path: Path) -> None:
+    (tmp_path / "unequal").mkdir()
+    (tmp_path / "unequal" / "terminal").write_text("in the way")
+    study = study_in(tmp_path, problems=("unequal",), seeds=2, updates=0)
+    with pytest.raises(UserError, match=r"--out: cannot write .*terminal"):
+        study.plan(workers=2).run()

@@ -1,0 +1,382 @@
+"""Methods that find value gradients along whole trajectories, in the loop that runs them."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from nablaflow.diffusion import ReverseProcess
+from nablaflow.errors import TrainingStopped
+from nablaflow.guidance import TrainingBatch
+from nablaflow.methods import ValueMatching
+from nablaflow.rewards import NamedReward, load
+from nablaflow.training import loop
+from nablaflow.training.config import Config, named_kinds
+from nablaflow.training.estimates import estimate_in_parts
+from nablaflow.training.loop import Trainer
+from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout
+from nablaflow.training.setup import Parts, prepare
+from tests.support.pipelines import perturb, unconditional
+from tests.training.updates import assert_close, figures, train
+
+MakeParts = Callable[..., Parts]
+TRAJECTORIES = 4  # of one update of the settings
+
+ESTIMATORS = named_kinds(ValueMatching, "estimator") or {}
+METHODS = {
+    "adjoint-matching": ["method=adjoint-matching"],
+    "strided": ["method=adjoint-matching", "method.stride=3"],
+    "terminal": ["method=terminal"],
+    "nabla-td": ["method=nabla-td"],
+    **{
+        f"value-matching {name}": ["method=value-matching", f"method.estimator={name}"]
+        for name in ESTIMATORS
+    },
+}
+
+
+def watch(trainer: Trainer) -> list[TrainingBatch]:
+    """The batches that the method's losses see, in order."""
+    batches: list[TrainingBatch] = []
+    trainer.objective.register_forward_pre_hook(lambda _, given: batches.append(given[0]))
+    return batches
+
+
+def estimate(trainer: Trainer, rollout: Rollout, size: int = TRAJECTORIES) -> Any:
+    assert trainer.estimator is not None
+    path, beta = rollout.path(trainer.model), trainer.method.beta
+    return estimate_in_parts(path, trainer.estimator, trainer.networks, beta, size)
+
+
+def rolled_out(parts: Parts, share: Share) -> Rollout:
+    """A rollout of one process's share of four trajectories, with all its states."""
+    prompts = ["a circle", "a star", "a circle", "a square"]
+    steps = parts.model.process.steps
+    plan = RolloutPlan.draw(
+        prompts, seed=1, update=0, steps=steps, strata=2, always_last=True, share=share
+    )
+    return make_rollout(parts.model, parts.reward, plan, batch=2, keep_states=True)
+
+
+# --- every method trains --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_with_an_estimator_trains(make_parts: MakeParts, name: str):
+    trainer = make_parts(*METHODS[name]).trainer
+    batches = watch(trainer)
+    before = copy.deepcopy(trainer.checkpoint().tensors)
+    records = [trainer.step() for _ in range(2)]
+    after = trainer.checkpoint().tensors
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    assert records[0]["value_gradient_norm"] > 0
+    for record in records:
+        assert 0 < record["estimate_seconds"] < record["seconds"]
+    assert trainer.method.uses_flow == ("flow" in after) == ("loss_flow" in records[0])
+    for group in ("policy", *(["flow", "flow_target"] if trainer.method.uses_flow else [])):
+        moved = [not torch.equal(before[group][key], after[group][key]) for key in after[group]]
+        assert any(moved), group
+    for batch in batches:
+        assert batch.estimate is not None
+        found = [batch.estimate.following, batch.estimate.flow]
+        for part in found if trainer.method.uses_flow else found[:1]:
+            assert part is not None
+            assert part.dtype == torch.float32
+            assert not part.requires_grad
+
+
+def test_a_method_without_an_estimator_has_no_time_for_one(make_parts: MakeParts):
+    assert "estimate_seconds" not in make_parts("training.updates=1").trainer.step()
+
+
+@pytest.mark.parametrize("name", ["adjoint-matching", "nabla-td"])
+def test_a_pixel_space_model_trains_alike(make_parts: MakeParts, tmp_path: Path, name: str):
+    folder = tmp_path / "ddpm"
+    unconditional().save_pretrained(folder)
+    of_it = [f"model={folder}", "sampler.name=ddpm", "training.estimate_batch=3"]
+    trainer = make_parts(*METHODS[name], *of_it).trainer
+    for record in train(trainer, 2):
+        assert all(math.isfinite(value) for value in record.values())
+        assert record["value_gradient_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("terminal", False),
+        ("value-matching forward-looking", False),
+        ("adjoint-matching", True),
+        ("value-matching n-step", True),
+    ],
+)
+def test_only_what_needs_the_states_keeps_them(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, name: str, kept: bool
+):
+    trainer = make_parts(*METHODS[name]).trainer
+    rollouts: list[Rollout] = []
+
+    def spy(*arguments: Any, **options: Any) -> Rollout:
+        rollouts.append(make_rollout(*arguments, **options))
+        return rollouts[-1]
+
+    monkeypatch.setattr(loop, "make_rollout", spy)
+    trainer.step()
+    (rollout,) = rollouts
+    if not kept:
+        assert rollout.states is None
+        return
+    assert rollout.states is not None
+    assert rollout.states.shape == (5, TRAJECTORIES, 4, 8, 8)
+    t = rollout.transitions
+    assert torch.equal(rollout.states[0], rollout.x0)
+    assert torch.equal(rollout.states[t.k, t.trajectory], t.x)
+    assert torch.equal(rollout.states[t.k - 1, t.trajectory], t.x_next)
+
+
+# --- the right numbers ----------------------------------------------------------------------------
+
+
+def reference_mean(
+    bare: Any, process: ReverseProcess, x: Tensor, k: int, scale: float, prompts: list[str]
+) -> Tensor:
+    """One step of the pretrained model, from the bare network: two halves, guidance, Tweedie."""
+    embedded, negative = bare.encode_prompt(prompts, torch.device("cpu"), 1, True)
+    timestep = process.timestep[k]
+    positive = bare.unet(x, timestep, embedded).sample
+    negative = bare.unet(x, timestep, negative).sample
+    epsilon = negative + scale * (positive - negative)
+    alpha_bar = process.alpha_bar[k]
+    x0_hat = (x - (1 - alpha_bar).sqrt() * epsilon) / alpha_bar.sqrt()
+    return process.from_x[k] * x + process.from_x0[k] * x0_hat + process.from_epsilon[k] * epsilon
+
+
+def derivatives(
+    bare: Any, process: ReverseProcess, states: list[Tensor], scale: float, prompts: list[str]
+) -> list[Tensor]:
+    """d r(x_0) / d x_k for k = 0, ..., K of the reference's chain whose noise leads to ``states``.
+
+    One graph from x_K to the reward: what each step adds to the reference's mean is a constant.
+    """
+    x = states[-1].clone().requires_grad_()
+    path = [x]
+    for k in range(process.steps, 0, -1):
+        mean = reference_mean(bare, process, x, k, scale, prompts)
+        x = mean + (states[k - 1] - mean).detach()
+        path.append(x)
+    images = bare.vae.decode(x / bare.vae.config.scaling_factor).sample / 2 + 0.5
+    reward = load("warmth")(images.clamp(0, 1), prompts).sum()
+    return list(torch.autograd.grad(reward, path))[::-1]
+
+
+@pytest.mark.parametrize("data", ["on-policy", "previous-rollout"])
+def test_the_adjoint_is_the_derivative_along_the_references_chain(
+    make_parts: MakeParts, tiny_model: Path, data: str
+):
+    scale, beta = 3.0, 7.0
+    parts = make_parts(
+        *("method=adjoint-matching", f"method.beta={beta}", f"sampler.guidance_scale={scale}"),
+        *("training.transition_fraction=1.0", "training.estimate_batch=3", f"training.data={data}"),
+    )
+    perturb(parts.model.network)  # the states are the policy's, the Jacobians the reference's
+    batches = watch(parts.trainer)
+    train(parts.trainer, 2)
+    batch = batches[-1]
+    t, process = batch.transitions, parts.model.process
+    bare: Any = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
+    assert batch.estimate is not None
+    assert t.trajectory.unique().tolist() == [0, 1, 2, 3]
+    for trajectory in range(TRAJECTORIES):
+        rows = (t.trajectory == trajectory).nonzero()[:, 0]
+        rows = rows[t.k[rows].argsort()]
+        assert t.k[rows].tolist() == [1, 2, 3, 4]
+        states = [t.x_next[rows[0]], *t.x[rows]]
+        slopes = derivatives(
+            bare, process, [x[None] for x in states], scale, [batch.prompts[rows[0]]]
+        )
+        wanted = beta * torch.cat(slopes[:-1])
+        assert wanted.flatten(1).norm(dim=1).min() > 1e-3
+        torch.testing.assert_close(batch.estimate.following[rows], wanted, rtol=1e-3, atol=1e-4)
+
+
+# --- how the work is split ------------------------------------------------------------------------
+
+SPLIT = ["training.estimate_batch=3", "training.micro_batch=3", "training.rollout_batch=1"]
+
+
+@pytest.mark.parametrize("name", ["strided", "nabla-td", "value-matching n-step"])
+def test_the_split_does_not_change_the_figures(make_parts: MakeParts, name: str):
+    whole = train(make_parts(*METHODS[name]).trainer, 2)
+    assert_close(train(make_parts(*METHODS[name], *SPLIT).trainer, 2), whole)
+
+
+@pytest.mark.parametrize(
+    "name", ["strided", "nabla-td", "value-matching n-step", "value-matching forward-looking-flow"]
+)
+def test_estimates_come_in_the_order_of_the_transitions(make_parts: MakeParts, name: str):
+    """Whatever the parts, and whichever process has them: the same for each transition."""
+    parts = make_parts(*METHODS[name])
+    perturb(parts.model.network)
+    flow = parts.trainer.flow_target
+    if flow is not None:  # it begins as zero
+        perturb(flow.requires_grad_(), scale=0.05)
+        flow.requires_grad_(False)
+    whole = rolled_out(parts, Share(TRAJECTORIES, 0, TRAJECTORIES))
+    expected = estimate(parts.trainer, whole)
+    assert (expected.flow is None) == (flow is None)
+    found = estimate(parts.trainer, whole, size=3)
+    assert_near(found.following, expected.following)
+    if flow is not None:
+        assert_near(found.flow, expected.flow)
+    share = Share.of(TRAJECTORIES, process=1, processes=2)
+    part, t = rolled_out(parts, share), whole.transitions
+    own = (t.trajectory >= share.start).nonzero()[:, 0]
+    assert_near(part.transitions.x, t.x[own])
+    assert_near(estimate(parts.trainer, part, size=1).following, expected.following[own])
+
+
+def assert_near(found: Tensor, wanted: Tensor) -> None:
+    """Row by row; a score differs by rounding over the least variance, so not value by value."""
+    assert found.shape == wanted.shape
+    assert wanted.flatten(1).norm(dim=1).min() > 0
+    assert ((found - wanted).flatten(1).norm(dim=1) < 2e-3 * wanted.flatten(1).norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("name", ["adjoint-matching", "nabla-td"])
+def test_gradient_checkpointing_does_not_change_the_figures(make_parts: MakeParts, name: str):
+    plain = train(make_parts(*METHODS[name]).trainer, 2)
+    parts = make_parts(*METHODS[name], "training.gradient_checkpointing=true")
+    network: Any = parts.model.network
+    runs: list[bool] = []
+    network.down_blocks[0].resnets[0].register_forward_pre_hook(
+        lambda *_: runs.append(torch.is_grad_enabled())
+    )
+    assert_close(train(parts.trainer, 2), plain)
+    assert len(runs) > 10
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_halves_the_estimates_and_not_the_figures(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    method = METHODS["adjoint-matching"]
+    direct = train(make_parts(*method, "training.estimate_batch=1").trainer, 2)
+
+    def limited(path: Any, estimator: Any, networks: Any, beta: float, size: int) -> Any:
+        if size > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return estimate_in_parts(path, estimator, networks, beta, size)
+
+    monkeypatch.setattr(loop, "estimate_in_parts", limited)
+    trainer = make_parts(*method).trainer
+    assert train(trainer, 2) == direct
+    assert trainer.checkpoint().state["estimate_batch"] == 1
+    assert capsys.readouterr().err.count("training.estimate_batch is now") == 2, "4, 2, 1, once"
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [
+        ([], [4]),
+        (["training.estimate_batch=3"], [3, 1]),
+        (["training.micro_batch=2"], [2, 2]),
+        (["training.micro_batch=1", "training.estimate_batch=9"], [4]),
+    ],
+)
+def test_the_settings_bound_how_many_trajectories_have_a_graph(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, given: list[str], sizes: list[int]
+):
+    trainer = make_parts("method=terminal", *given).trainer
+    kind, seen = type(trainer.estimator), []
+    find = kind.estimate
+
+    def watched(self: Any, path: Any, *rest: Any) -> Any:
+        seen.append(len(path))
+        return find(self, path, *rest)
+
+    monkeypatch.setattr(kind, "estimate", watched)
+    trainer.step()
+    assert seen == sizes
+
+
+def graphs() -> int:
+    """Tensors that hold a graph."""
+    gc.collect()
+    return sum(type(part) is Tensor and part.grad_fn is not None for part in gc.get_objects())
+
+
+@pytest.mark.parametrize("name", ["nabla-td", "value-matching forward-looking-flow"])
+def test_no_graph_is_held_when_the_losses_begin(make_parts: MakeParts, name: str):
+    trainer = make_parts(*METHODS[name]).trainer
+    before, during = graphs(), []
+    trainer.objective.register_forward_pre_hook(lambda *_: during.append(graphs()))
+    trainer.step()
+    assert len(during) == 1
+    assert during[0] <= before
+
+
+# --- precision and stops --------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("other_precision")
+@pytest.mark.parametrize("name", ["adjoint-matching", "nabla-td"])
+def test_under_bf16_the_reward_and_the_estimates_are_float32(
+    make_config: Callable[..., Config], name: str
+):
+    seen: set[Any] = set()
+
+    def spy(images: Tensor, prompts: list[str]) -> Tensor:
+        seen.add((images.dtype, torch.is_autocast_enabled("cpu")))
+        if images.requires_grad:
+            images.register_hook(lambda gradient: seen.add((gradient.dtype, False)))
+        return load("warmth")(images, prompts)
+
+    config = make_config(*METHODS[name], "training.precision=bf16")
+    parts = prepare(config, config.output_dir, NamedReward("spy", spy))
+    batches = watch(parts.trainer)
+    train(parts.trainer, 2)
+    assert seen == {(torch.float32, False)}
+    for batch in batches:
+        assert batch.estimate is not None
+        assert batch.estimate.following.dtype == torch.float32
+        assert batch.estimate.following.flatten(1).norm(dim=1).min() > 0
+
+
+def test_an_adjoint_that_is_not_finite_stops_the_run_and_nothing_is_applied(make_parts: MakeParts):
+    parts = make_parts("method=adjoint-matching")
+    trainer = parts.trainer
+    trainer.step()
+    before = copy.deepcopy(trainer.checkpoint().tensors)
+    network: Any = parts.model.network
+
+    def spoil(_: Any, given: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient * math.inf)
+
+    network.conv_in.register_forward_hook(spoil)
+    with pytest.raises(TrainingStopped, match=r"^update 2: the adjoint, .*, is not finite"):
+        trainer.step()
+    for group, tensors in before.items():
+        for name, value in tensors.items():
+            assert torch.equal(trainer.checkpoint().tensors[group][name], value)
+
+
+def test_stale_data_keeps_its_states_in_a_checkpoint(make_parts: MakeParts):
+    settings = ("method=adjoint-matching", "training.data=previous-rollout")
+    straight = make_parts(*settings).trainer
+    straight.step()
+    resumed = make_parts(*settings).trainer
+    resumed.restore(straight.checkpoint())
+    (pending,) = straight.checkpoint().state["pending"]
+    assert pending["states"].shape == (5, TRAJECTORIES, 4, 8, 8)
+    assert figures(resumed.step()) == figures(straight.step())

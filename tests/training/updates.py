@@ -1,0 +1,21 @@
+"""What tests of several files do with a trainer's updates."""
+
+from __future__ import annotations
+
+import pytest
+
+from nablaflow.training.loop import Record, Trainer
+
+
+def figures(record: Record) -> Record:
+    return {name: value for name, value in record.items() if not name.endswith("seconds")}
+
+
+def train(trainer: Trainer, updates: int = 3) -> list[Record]:
+    return [figures(trainer.step()) for _ in range(updates)]
+
+
+def assert_close(records: list[Record], expected: list[Record]) -> None:
+    assert len(records) == len(expected)
+    for record, wanted in zip(records, expected, strict=True):
+        assert record == pytest.approx(wanted, rel=1e-4, abs=1e-7)
