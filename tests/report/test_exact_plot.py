@@ -25,6 +25,8 @@ from nablaflow.report.exact_plot import (
     write_plots,
 )
 
+TIMES = "\N{MULTIPLICATION SIGN}"
+
 
 def row(problem: str, method: str, seed: int = 0, times: float | None = 4.0) -> dict[str, Any]:
     distance = None if times is None else 0.01 * times
@@ -71,8 +73,8 @@ def test_panels_are_prior_tilt_and_methods_in_one_frame() -> None:
     assert [texts(figure, panel) for panel in range(4)] == [
         ["prior", "where it starts"],
         ["exact tilt", "where it should end"],
-        ["a", "2.00 × floor"],
-        ["b", "4.00 × floor"],
+        ["a", f"2.00 {TIMES} floor"],
+        ["b", f"4.00 {TIMES} floor"],
     ]
     frames = {(axes.get_xlim(), axes.get_ylim(), axes.get_aspect()) for axes in figure.axes}
     ((x, y, aspect),) = frames
@@ -96,7 +98,7 @@ def test_points_are_of_the_distribution_named_above_them() -> None:
 def test_of_several_seeds_the_median_one_is_shown(times: tuple[float, ...], shown: int) -> None:
     rows = [row("unequal", "a", seed, value) for seed, value in enumerate(times)]
     figure = drawn(named_problem("unequal"), *rows)
-    assert texts(figure, 2)[1] == f"{times[shown]:.2f} × floor, seed {shown}"
+    assert texts(figure, 2)[1] == f"{times[shown]:.2f} {TIMES} floor, seed {shown}"
     expected = samples(Cell("unequal", "a", shown))[:POINTS].numpy()
     np.testing.assert_allclose(points(figure, 2), expected, rtol=1e-6)
 

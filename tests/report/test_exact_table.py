@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from nablaflow.report.exact_table import exact_table, notes, over_floor, significant, spread
+from nablaflow.report.table import MISSING
 
 ROW: dict[str, Any] = {
     "problem": "ring",
@@ -47,7 +48,7 @@ def figures(text: str, label: str) -> list[str]:
 
 def test_every_figure_stands_beside_what_exact_samples_have() -> None:
     text = printed([ROW])
-    exact = ["0.000500", "1.00", "0.0400", "–", "1.291", "-2.98", "–", "–"]
+    exact = ["0.000500", "1.00", "0.0400", MISSING, "1.291", "-2.98", MISSING, MISSING]
     found = ["0.00400", "8.00", "0.300", "0.062", "1.250", "-2.50", "12.3", "41"]
     assert figures(text, "ring: exact") == exact
     assert figures(text, "terminal") == found
@@ -72,7 +73,7 @@ def test_the_multiple_is_of_each_seeds_own_floor() -> None:
 
 def test_what_is_not_finite_is_a_dash_and_takes_its_seeds_along() -> None:
     rows = [row(), row(seed=1, energy_distance=None)]
-    assert figures(printed(rows), "terminal")[:3] == ["–", "–", "0.300"]
+    assert figures(printed(rows), "terminal")[:3] == [MISSING, MISSING, "0.300"]
     assert spread([1.0, None]) is None
     assert spread([]) is None
     assert over_floor(rows[1]) is None

@@ -29,7 +29,7 @@ class Contender:
     settings: LabSettings = field(default_factory=LabSettings)
 
 
-DEFAULT = "adjoint-matching"
+DEFAULT = "nabla-td"
 """The project's default method."""
 
 PUBLISHED = "residual-nabla-db-published"

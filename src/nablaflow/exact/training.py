@@ -28,8 +28,8 @@ from nablaflow.training.settings import Optimizer
 class LabSettings(Settings):
     """How a policy is trained in the laboratory; the same for every method unless tuned."""
 
-    learning_rate: float = Field(default=5e-3, gt=0, description="of the policy")
-    flow_learning_rate: float = Field(default=5e-3, gt=0, description="of the flow network")
+    learning_rate: float = Field(default=2e-3, gt=0, description="of the policy")
+    flow_learning_rate: float = Field(default=2e-3, gt=0, description="of the flow network")
     schedule: Literal["constant", "cosine"] = Field(default="cosine", description="of both")
     warmup: int = Field(default=20, ge=0, description="updates over which the rates rise")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's decays")
@@ -37,7 +37,7 @@ class LabSettings(Settings):
         default=None, gt=0, description="of each network's gradient; null does not clip"
     )
     transition_fraction: float = Field(default=0.2, gt=0, le=1, description="share trained")
-    policy_ema: float = Field(default=0.98, ge=0, lt=1, description="of the policy that samples")
+    policy_ema: float = Field(default=0.99, ge=0, lt=1, description="of the policy that samples")
     flow_ema: float = Field(default=0.95, ge=0, lt=1, description="of the flow in targets")
     width: int = Field(default=64, ge=1, description="of the networks")
     layers: int = Field(default=2, ge=0, description="hidden layers of the networks")
