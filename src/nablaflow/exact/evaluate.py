@@ -109,6 +109,7 @@ def evaluate(
     generator = torch.Generator().manual_seed(seed)
     targets = [problem.target.sample(n, generator) for _ in range(TARGETS)]
     prior = problem.prior.sample(n, generator)
+    prior_floor = 2.0 * mean_distance(prior, untrained) / n
     directions = torch.Generator().manual_seed(0)
     pairs = zip(targets, targets[1:] + targets[:1], strict=True)
     return Result(
@@ -120,7 +121,7 @@ def evaluate(
         n=n,
         energy_distance=fmean(energy_distance(samples, target) for target in targets),
         floor=2.0 * mean_distance(targets[0], targets[1]) / n,
-        discretization=energy_distance(untrained, prior) - 2.0 * mean_distance(prior, untrained) / n,
+        discretization=energy_distance(untrained, prior) - prior_floor,
         sliced_wasserstein=fmean(sliced_wasserstein(samples, y, directions) for y in targets),
         sliced_wasserstein_floor=fmean(sliced_wasserstein(x, y, directions) for x, y in pairs),
         mode_weight_error=mode_weight_error(samples, problem.modes, problem.mode_weights),

@@ -15,12 +15,13 @@ from nablaflow.exact.process import ALPHA_BAR, mean_per_x0
 from nablaflow.models import Condition, DiffusionModel
 from nablaflow.typing import Images, Latents
 
+
 class MixtureModel(DiffusionModel):
     """The contract of a diffusion pipeline, on points.
 
-    A state is a point in units of the prior's own scale, (1, 1, dim); an "image" is the point itself
-    in each of three channels, in the units of the problem. The policy's kernel has the mean of the
-    reference's plus sigma_k^2 times what its network says, which so is a value gradient.
+    A state is a point in units of the prior's own scale, (1, 1, dim); an "image" is the point
+    itself in each of three channels, in the units of the problem. The policy's kernel has the mean
+    of the reference's plus sigma_k^2 times what its network says, which so is a value gradient.
 
     Args:
         network: ``(x, timestep) -> `` value gradient, both of the flattened state; zero at first.

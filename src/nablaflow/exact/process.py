@@ -2,9 +2,9 @@
 
 Noise levels lie where mixtures decide. The log of signal over noise follows a logistic
 distribution of scale 1.5 about 0, so that the steps are small between pure noise and near clean
-states, and x_K remembers nothing of x_0 (alpha_bar_K of 1e-5), which the tilt needs. The kernels are
-DDIM's with eta 1, but with the variance that is best for the prior (Analytic-DPM, arXiv 2201.06503,
-theorem 1): what x_k leaves open of x_0 is part of it, which DDIM leaves out.
+states, and x_K remembers nothing of x_0 (alpha_bar_K of 1e-5), which the tilt needs. The kernels
+are DDIM's with eta 1, but with the variance that is best for the prior (Analytic-DPM, arXiv
+2201.06503, theorem 1): what x_k leaves open of x_0 is part of it, which DDIM leaves out.
 """
 
 from __future__ import annotations

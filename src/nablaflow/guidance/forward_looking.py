@@ -88,13 +88,13 @@ def look_ahead(
     predictor: Predictor,
 ) -> Latents:
     """The forward-looking gradient at any states; at x_0 it is beta grad r, which is exact."""
-    with networks.model.reference() if predictor == "reference" else nullcontext():
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            x0_hat = networks.model.predict(leaf, k, condition).x0_hat
-            ended = (k == 0).reshape(-1, *[1] * (x.ndim - 1))
-            reached = torch.where(ended, leaf, x0_hat)
-            return forward_looking(networks, reached, leaf, k, prompts, strength)
+    by_reference = predictor == "reference"
+    with networks.model.reference() if by_reference else nullcontext(), torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        x0_hat = networks.model.predict(leaf, k, condition).x0_hat
+        ended = (k == 0).reshape(-1, *[1] * (x.ndim - 1))
+        reached = torch.where(ended, leaf, x0_hat)
+        return forward_looking(networks, reached, leaf, k, prompts, strength)
 
 
 @final

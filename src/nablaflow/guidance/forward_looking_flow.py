@@ -46,9 +46,9 @@ class ForwardLookingFlow(Estimator):
         strength = beta * gamma_table(self.gamma, networks.model.process)
         parts = []
         for part in path.parts():
-            t, rest = part.transitions, (part.condition, part.prompts, strength, self.predictor)
-            following = bootstrap(networks, t.x_next, t.k - 1, *rest)
-            looked = looked_ahead(networks, t.x, t.k, *rest)
+            t, rest = part.transitions, (part.condition, part.prompts, strength)
+            following = bootstrap(networks, t.x_next, t.k - 1, *rest, self.predictor)
+            looked = looked_ahead(networks, t.x, t.k, *rest, self.predictor)
             parts.append(ValueGradients(following, -reverse_score(part, networks) - looked))
         return ValueGradients.concatenate(parts)
 

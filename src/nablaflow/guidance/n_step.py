@@ -1,7 +1,7 @@
 """The adjoint over n steps, with a bootstrap at its end instead of the reward at x_0.
 
-grad V_{k-1}(x_{k-1}) ~ J_ref(x_{k-1})^T ... J_ref(x_{j+1})^T b_j(x_j), j = max(k - 1 - n, 0), where b
-is what forward-looking and flow score give. n = 0 is ∇-TD(0), n = K the adjoint.
+grad V_{k-1}(x_{k-1}) ~ J_ref(x_{k-1})^T ... J_ref(x_{j+1})^T b_j(x_j) with j = max(k - 1 - n, 0),
+where b is what forward-looking and flow score give. n = 0 is ∇-TD(0), n = K the adjoint.
 """
 
 from __future__ import annotations

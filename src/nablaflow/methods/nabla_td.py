@@ -1,6 +1,7 @@
 """∇-TD(lambda): temporal differences of the value gradient; see `nablaflow.guidance.nabla_td`.
 
-    T_j = (1 - lambda) (beta gamma_j grad r(x0_hat(x_j)) + g_phi(x_j, j)) + lambda J_ref(x_j)^T T_{j-1}
+    T_j = (1 - lambda) (beta gamma_j grad r(x0_hat(x_j)) + g_phi(x_j, j))
+          + lambda J_ref(x_j)^T T_{j-1}
 
     forward   (mu_theta - mu_ref)(x_k) / sigma_k^2           follows  T_{k-1}
     flow      beta gamma_k grad r(x0_hat(x_k)) + g_phi(x_k)  follows  J_ref(x_k)^T T_{k-1}
