@@ -97,7 +97,7 @@ def test_cells_are_in_the_order_of_problems_methods_and_seeds(tmp_path: Path) ->
 def test_names_may_be_left_out_said_twice_or_be_all(tmp_path: Path) -> None:
     default = Study.named([], [], tmp_path)
     assert default.problems == tuple(PROBLEMS)
-    assert default.methods == ("adjoint-matching", "residual-nabla-db-published")
+    assert default.methods == ("nabla-td", "residual-nabla-db-published")
     assert Study.named([], ["all"], tmp_path).methods == tuple(CONTENDERS)
     assert Study.named(["grid", "ring", "grid"], [], tmp_path).problems == ("grid", "ring")
 

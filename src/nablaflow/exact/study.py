@@ -82,7 +82,7 @@ class Study:
 
     def __post_init__(self) -> None:
         for problem in self.problems:
-            named_problem(problem)
+            _problem(problem)
         for method in self.methods:
             contender(method)
         for name, least in (("seeds", 1), ("updates", 0), ("batch", 1), ("n", 100)):
@@ -270,20 +270,22 @@ class Plan:
         context, others = get_context("spawn"), set(active_children())
         counter = context.Value("q", 0)
         pool = ProcessPoolExecutor(self.workers, context, _start_worker, (counter,))
+        with _workers_deaf_to_ctrl_c():
+            waiting = {pool.submit(_carry_out, self.study, cell): cell for cell in self.cells}
+            workers = set(active_children()) - others
         try:
-            with _workers_deaf_to_ctrl_c():
-                waiting = {pool.submit(_carry_out, self.study, cell): cell for cell in self.cells}
             while waiting:
                 finished, _ = wait(waiting, timeout=REFRESH, return_when=FIRST_COMPLETED)
                 on_updates(counter.get_obj().value)  # without the lock: nobody can hold this up
                 for future in finished:
                     future.result()
                     on_cell(waiting.pop(future))
-        except BaseException as error:
-            for worker in set(active_children()) - others:
+        except BrokenProcessPool as error:
+            pool.shutdown(cancel_futures=True)
+            raise _worker_ended([worker.exitcode for worker in workers]) from error
+        except BaseException:
+            for worker in workers:
                 worker.terminate()
-            if isinstance(error, BrokenProcessPool):
-                raise _worker_killed(self.workers) from error
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -366,10 +368,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _worker_killed(workers: int) -> TrainingStopped:
+def _worker_ended(statuses: Sequence[int | None]) -> TrainingStopped:
+    """Of one that a signal or the system ended; the pool then sends the others SIGTERM."""
+    own = [status for status in statuses if status not in (None, 0, -signal.SIGTERM)]
+    how = ", ".join(signal.Signals(-s).name if s < 0 else f"status {s}" for s in own) or "SIGTERM"
     return TrainingStopped(
-        "a worker was killed, most likely for want of memory; finished cells are kept, "
-        f"so run the same command with fewer than --workers {workers}"
+        f"a worker was ended from outside ({how}; SIGKILL is most likely for want of memory); "
+        "finished cells are kept: run the same command again, or with fewer --workers"
     )
 
 
