@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 
 from nablaflow import cli as program
@@ -27,6 +28,15 @@ FIGURES = (
     "network_evaluations",
     "seconds",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """What is that small only waits for other threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def rows(result: Result) -> list[dict[str, Any]]:

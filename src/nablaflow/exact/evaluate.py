@@ -106,12 +106,6 @@ def evaluate(
     samples = sample_policy(problem, trained.model, n, seed + 1)
     with trained.model.reference():
         untrained = sample_policy(problem, trained.model, n, seed + 1)
-    generator = torch.Generator().manual_seed(seed)
-    targets = [problem.target.sample(n, generator) for _ in range(TARGETS)]
-    prior = problem.prior.sample(n, generator)
-    prior_floor = 2.0 * mean_distance(prior, untrained) / n
-    directions = torch.Generator().manual_seed(0)
-    pairs = zip(targets, targets[1:] + targets[:1], strict=True)
     return Result(
         problem=problem.name,
         method=label,
@@ -119,11 +113,7 @@ def evaluate(
         updates=updates,
         batch=batch,
         n=n,
-        energy_distance=fmean(energy_distance(samples, target) for target in targets),
-        floor=2.0 * mean_distance(targets[0], targets[1]) / n,
-        discretization=energy_distance(untrained, prior) - prior_floor,
-        sliced_wasserstein=fmean(sliced_wasserstein(samples, y, directions) for y in targets),
-        sliced_wasserstein_floor=fmean(sliced_wasserstein(x, y, directions) for x, y in pairs),
+        **_distances(problem, samples, untrained, seed),
         mode_weight_error=mode_weight_error(samples, problem.modes, problem.mode_weights),
         reward_mean=problem.reward(samples).mean().item(),
         target_reward_mean=problem.mean_reward,
@@ -133,6 +123,23 @@ def evaluate(
         seconds=seconds,
         samples=samples,
     )
+
+
+def _distances(problem: Problem, samples: Points, untrained: Points, seed: int) -> dict[str, float]:
+    """From the exact tilt with its floor, and of the untrained sampler from the exact prior."""
+    n, generator = len(samples), torch.Generator().manual_seed(seed)
+    targets = [problem.target.sample(n, generator) for _ in range(TARGETS)]
+    prior = problem.prior.sample(n, generator)
+    prior_floor = 2.0 * mean_distance(prior, untrained) / n
+    directions = torch.Generator().manual_seed(0)
+    pairs = zip(targets, targets[1:] + targets[:1], strict=True)
+    return {
+        "energy_distance": fmean(energy_distance(samples, target) for target in targets),
+        "floor": 2.0 * mean_distance(targets[0], targets[1]) / n,
+        "discretization": energy_distance(untrained, prior) - prior_floor,
+        "sliced_wasserstein": fmean(sliced_wasserstein(samples, y, directions) for y in targets),
+        "sliced_wasserstein_floor": fmean(sliced_wasserstein(x, y, directions) for x, y in pairs),
+    }
 
 
 def _chosen(

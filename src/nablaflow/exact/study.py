@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -270,10 +271,11 @@ class Plan:
         context, others = get_context("spawn"), set(active_children())
         counter = context.Value("q", 0)
         pool = ProcessPoolExecutor(self.workers, context, _start_worker, (counter,))
-        with _workers_deaf_to_ctrl_c():
-            waiting = {pool.submit(_carry_out, self.study, cell): cell for cell in self.cells}
-            workers = set(active_children()) - others
+        workers: set[BaseProcess] = set()
         try:
+            with _workers_deaf_to_ctrl_c():
+                waiting = {pool.submit(_carry_out, self.study, cell): cell for cell in self.cells}
+                workers = set(active_children()) - others
             while waiting:
                 finished, _ = wait(waiting, timeout=REFRESH, return_when=FIRST_COMPLETED)
                 on_updates(counter.get_obj().value)  # without the lock: nobody can hold this up
