@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from nablaflow.errors import UserError
 from nablaflow.exact import CONTENDERS, PROBLEMS, Contender, LabSettings, evaluate, named_problem
+from nablaflow.exact.contenders import DEFAULT, PUBLISHED
 from nablaflow.exact.study import Cell, Study
 
 Files = dict[str, bytes]
@@ -97,7 +98,7 @@ def test_cells_are_in_the_order_of_problems_methods_and_seeds(tmp_path: Path) ->
 def test_names_may_be_left_out_said_twice_or_be_all(tmp_path: Path) -> None:
     default = Study.named([], [], tmp_path)
     assert default.problems == tuple(PROBLEMS)
-    assert default.methods == ("nabla-td", "residual-nabla-db-published")
+    assert default.methods == (DEFAULT, PUBLISHED)
     assert Study.named([], ["all"], tmp_path).methods == tuple(CONTENDERS)
     assert Study.named(["grid", "ring", "grid"], [], tmp_path).problems == ("grid", "ring")
 

@@ -18,8 +18,8 @@ class ValueNetwork(nn.Module):
     """A vector field of (x, timestep), zero at first: a residual perceptron, modulated by time.
 
     The timestep scales and shifts each layer (arXiv 1709.07871) as it does in the denoisers of
-    real models. Merely beside x in the input, it left 5 % of the exact field of `ring` unexplained,
-    with this 0.1 %: the rest would have been taken for the fault of whichever method was tried.
+    real models. With it merely beside x in the input the network does not follow even exact targets
+    on `ring`, and the rest would be taken for the fault of whichever method is tried.
     """
 
     def __init__(self, dim: int, width: int, layers: int) -> None:
