@@ -14,7 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from nablaflow.diffusion import ReverseProcess
+from nablaflow.diffusion import ReverseProcess, draw_transitions
 from nablaflow.errors import TrainingStopped
 from nablaflow.guidance import TrainingBatch
 from nablaflow.methods import ValueMatching
@@ -60,9 +60,14 @@ def estimate(trainer: Trainer, rollout: Rollout, size: int = TRAJECTORIES) -> An
 def rolled_out(parts: Parts, share: Share) -> Rollout:
     """A rollout of one process's share of four trajectories, with all its states."""
     prompts = ["a circle", "a star", "a circle", "a square"]
-    steps = parts.model.process.steps
     plan = RolloutPlan.draw(
-        prompts, seed=1, update=0, steps=steps, strata=2, always_last=True, share=share
+        prompts,
+        seed=1,
+        update=0,
+        draw=lambda n, generator: draw_transitions(
+            n, parts.model.process.steps, 2, generator, always_last=True
+        ),
+        share=share,
     )
     return make_rollout(parts.model, parts.reward, plan, batch=2, keep_states=True)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nablaflow.diffusion import draw_transitions
 from nablaflow.runs import run
 from nablaflow.training.config import Config
 from nablaflow.training.overrides import dump_config
@@ -71,11 +72,13 @@ def test_one_process_and_two_give_the_same_run(
     assert (ours - theirs).norm() < 0.01 * theirs.norm()
 
 
+def draw(trajectories: int, generator: torch.Generator) -> torch.Tensor:
+    return draw_transitions(trajectories, 9, 4, generator, always_last=True)
+
+
 def plan(share: Share) -> RolloutPlan:
     prompts = [f"prompt {i}" for i in range(share.total)]
-    return RolloutPlan.draw(
-        prompts, seed=3, update=5, steps=9, strata=4, always_last=True, share=share
-    )
+    return RolloutPlan.draw(prompts, seed=3, update=5, draw=draw, share=share)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 6])

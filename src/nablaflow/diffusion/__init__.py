@@ -16,7 +16,7 @@ from nablaflow.diffusion.trajectory import (
     sample_trajectories,
     trajectory_noise,
 )
-from nablaflow.diffusion.transitions import draw_transitions
+from nablaflow.diffusion.transitions import draw_transitions, strata_count
 
 __all__ = [
     "SAMPLERS",
@@ -34,5 +34,6 @@ __all__ = [
     "score",
     "score_of_next",
     "score_of_state",
+    "strata_count",
     "trajectory_noise",
 ]

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from nablaflow.diffusion import draw_transitions, sample_trajectories
+from nablaflow.diffusion import sample_trajectories, strata_count
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.mixture import Points
 from nablaflow.exact.model import MixtureModel
@@ -107,12 +107,10 @@ class LabTrainer:
         return {name: value.item() / len(rows) for name, value in figures.items()}
 
     def _rows(self, batch: int) -> TrainingBatch:
-        steps = self.problem.steps
-        strata = max(1, round(self.settings.transition_fraction * steps))
-        keep = draw_transitions(
-            batch, steps, strata, self.generator, always_last=self.method.always_last
-        )
+        strata = strata_count(self.problem.steps, self.settings.transition_fraction)
+        keep = self.method.draw(batch, self.problem.process, strata, self.generator)
         estimator = self.method.value_estimator()
+        by_estimator = estimator is not None and estimator.needs_states
         condition = self.model.condition([""] * batch)
         rollout = sample_trajectories(
             lambda x, k: self.model.predict(x, k, condition),
@@ -122,10 +120,19 @@ class LabTrainer:
             self.model.device,
             keep,
             n=batch,
-            keep_states=estimator is not None and estimator.needs_states,
+            keep_states=self.method.needs_states or by_estimator,
         )
-        path = Path(rollout.x0, rollout.states, condition, [""] * batch, rollout.transitions)
-        return path.training_batch(estimator, self.networks, self.method.beta)
+        prompts = [""] * batch
+        path = Path(rollout.x0, rollout.states, condition, prompts, rollout.transitions)
+        with torch.no_grad():
+            scores = self.networks.reward(self.model.decode(rollout.x0), prompts)
+        return path.training_batch(
+            estimator,
+            self.networks,
+            self.method.beta,
+            self.method.credits(scores, prompts),
+            with_states=self.method.needs_states,
+        )
 
     @torch.no_grad()
     def _move_averages(self) -> None:

@@ -64,20 +64,30 @@ class TrainingBatch:
         prompts: the prompt of each transition's own trajectory.
         estimate: value gradients that were found along whole trajectories, for methods with an
             estimator.
+        credit: what each transition's own trajectory is worth, for methods that weigh by it.
+        states: x_k by k of each transition's own trajectory, for methods that replay it.
     """
 
     transitions: Transitions
     condition: Condition
     prompts: list[str]
     estimate: ValueGradients | None = None
+    credit: Float[Tensor, "batch"] | None = None
+    states: Float[Tensor, "levels batch channel h w"] | None = None
 
     def __len__(self) -> int:
         return len(self.transitions)
 
-    def __getitem__(self, rows: slice) -> TrainingBatch:
-        estimate = None if self.estimate is None else self.estimate[rows]
-        condition: Condition = self.condition[rows]
-        return TrainingBatch(self.transitions[rows], condition, self.prompts[rows], estimate)
+    def __getitem__(self, rows: slice | Tensor) -> TrainingBatch:
+        index = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        return TrainingBatch(
+            self.transitions[rows],
+            self.condition[rows],
+            [self.prompts[row] for row in index],
+            None if self.estimate is None else self.estimate[rows],
+            None if self.credit is None else self.credit[rows],
+            None if self.states is None else self.states[:, rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -100,11 +110,24 @@ class Path:
     def __len__(self) -> int:
         return len(self.x0)
 
-    def batch(self) -> TrainingBatch:
-        """The transitions with the condition and the prompt of each one's own trajectory."""
+    def batch(
+        self, credits: Float[Tensor, "trajectory"] | None = None, *, with_states: bool = False
+    ) -> TrainingBatch:
+        """The transitions with the condition and the prompt of each one's own trajectory.
+
+        Args:
+            credits: of each trajectory.
+            with_states: whether all its states come along too.
+        """
         rows = self.transitions.trajectory
-        prompts = [self.prompts[row] for row in rows.tolist()]
-        return TrainingBatch(self.transitions, self.condition[rows], prompts)
+        assert self.states is not None or not with_states
+        return TrainingBatch(
+            self.transitions,
+            self.condition[rows],
+            [self.prompts[row] for row in rows.tolist()],
+            credit=None if credits is None else credits.to(rows.device)[rows],
+            states=self.states[:, rows] if with_states and self.states is not None else None,
+        )
 
     def parts(self) -> Iterator[TrainingBatch]:
         """The same, as many at once as there are trajectories, so that memory is bounded."""
@@ -113,10 +136,16 @@ class Path:
             yield whole[start : start + len(self)]
 
     def training_batch(
-        self, estimator: Estimator | None, networks: Networks, beta: float
+        self,
+        estimator: Estimator | None,
+        networks: Networks,
+        beta: float,
+        credits: Float[Tensor, "trajectory"] | None = None,
+        *,
+        with_states: bool = False,
     ) -> TrainingBatch:
         """`batch`, with the estimator's value gradients where there is one."""
-        batch = self.batch()
+        batch = self.batch(credits, with_states=with_states)
         if estimator is None:
             return batch
         return replace(batch, estimate=estimator.estimate(self, networks, beta))

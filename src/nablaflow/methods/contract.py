@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from nablaflow.diffusion import Prediction, Transitions
+from nablaflow.diffusion import Prediction, Transitions, draw_transitions
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.guidance import Estimator, Networks, TrainingBatch
@@ -37,16 +37,20 @@ class Losses:
 
 
 class Method(Settings, abc.ABC):
-    """Settings of one objective. Subclasses are final and fit on a page."""
+    """Settings of one objective. Subclasses are final and fit on a page.
+
+    Attributes:
+        needs_reward_gradient: whether the reward must be differentiable.
+        needs_group: whether each prompt needs several images in an update.
+        needs_states: whether the losses read `TrainingBatch.states`.
+    """
 
     name: ClassVar[str]
     needs_reward_gradient: ClassVar[bool]
+    needs_group: ClassVar[bool] = False
+    needs_states: ClassVar[bool] = False
 
     beta: float = Field(ge=0, description="the tilt: p* is p_ref exp(beta r)")
-    always_last: bool = Field(
-        default=False,
-        description="train the last transition of each trajectory besides the drawn ones",
-    )
 
     @abc.abstractmethod
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
@@ -59,6 +63,18 @@ class Method(Settings, abc.ABC):
 
     def value_estimator(self) -> Estimator | None:
         """What finds `TrainingBatch.estimate` before the losses; None for methods without."""
+        return None
+
+    def draw(
+        self, trajectories: int, process: ReverseProcess, strata: int, generator: torch.Generator
+    ) -> Int[Tensor, "trajectory transition"]:
+        """Which transitions of a rollout are trained, found before it is made."""
+        return draw_transitions(trajectories, process.steps, strata, generator)
+
+    def credits(
+        self, scores: Float[Tensor, "trajectory"], prompts: list[str]
+    ) -> Float[Tensor, "trajectory"] | None:
+        """`TrainingBatch.credit` from the scores of the whole rollout; None for methods without."""
         return None
 
     @property
@@ -77,6 +93,22 @@ class Method(Settings, abc.ABC):
     def model_dump_named(self) -> dict[str, Any]:
         """The settings with the method's name, as a recipe has them."""
         return {"name": self.name, **self.model_dump(mode="json")}
+
+
+class StepwiseMethod(Method, abc.ABC):
+    """A method that trains on transitions drawn from all along each trajectory."""
+
+    always_last: bool = Field(
+        default=False,
+        description="train the last transition of each trajectory besides the drawn ones",
+    )
+
+    def draw(
+        self, trajectories: int, process: ReverseProcess, strata: int, generator: torch.Generator
+    ) -> Int[Tensor, "trajectory transition"]:
+        return draw_transitions(
+            trajectories, process.steps, strata, generator, always_last=self.always_last
+        )
 
 
 def mean_square(residual: Latents) -> Float[Tensor, "batch"]:
@@ -113,7 +145,8 @@ def check_output_regularization(weight: float, on_policy: bool) -> None:
     if weight > 0 and on_policy:
         raise UserError(
             "method.output_regularization: on-policy there is no last iterate to stay near; set "
-            "training.data=previous-rollout, or method.output_regularization=0"
+            "training.data=previous-rollout, training.steps_per_rollout above 1, or "
+            "method.output_regularization=0"
         )
 
 

@@ -32,7 +32,7 @@ from nablaflow.guidance import (
 )
 from nablaflow.methods.contract import (
     Losses,
-    Method,
+    StepwiseMethod,
     check_output_regularization,
     mean_square,
     noise_prediction_change,
@@ -42,7 +42,7 @@ from nablaflow.methods.contract import (
 from nablaflow.typing import Latents
 
 
-class Matching(Method, abc.ABC):
+class Matching(StepwiseMethod, abc.ABC):
     """What all methods of this form share; a subclass names its estimator."""
 
     needs_reward_gradient: ClassVar[bool] = True

@@ -22,7 +22,7 @@ from nablaflow.errors import UserError
 from nablaflow.guidance import Networks, TrainingBatch, Weighting, forward_looking, step_weight
 from nablaflow.methods.contract import (
     Losses,
-    Method,
+    StepwiseMethod,
     check_output_regularization,
     flow_scores,
     mean_square,
@@ -34,7 +34,7 @@ from nablaflow.typing import Latents
 
 
 @final
-class NablaDB(Method):
+class NablaDB(StepwiseMethod):
     """Plain ∇-DB; the flow score is all of grad log F but at the end, where the reward gives it."""
 
     name: ClassVar[str] = "nabla-db"

@@ -33,7 +33,7 @@ from nablaflow.guidance import (
 )
 from nablaflow.methods.contract import (
     Losses,
-    Method,
+    StepwiseMethod,
     check_output_regularization,
     flow_scores,
     mean_square,
@@ -62,7 +62,7 @@ class _Kernels:
 
 
 @final
-class ResidualNablaDB(Method):
+class ResidualNablaDB(StepwiseMethod):
     """The published objective, its options by name. `published` has the paper's choices."""
 
     name: ClassVar[str] = "residual-nabla-db"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -62,12 +63,15 @@ class Trainer:
         self.flow_target = flow_target
         self.networks = Networks(model, reward, flow, flow_target)
         self.estimator = self.method.value_estimator()
+        by_estimator = self.estimator is not None and self.estimator.needs_states
+        self._keeps_states = self.method.needs_states or by_estimator
         self.objective = Objective(self.method, self.networks)
         self.optimizer = make_optimizer(config.optimizer, self.objective)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._wrapped, self._stepper = accelerator.prepare(self.objective, self.optimizer)
         self.average = self._policy_average()
         self.update = 0
+        self._applied = 0
         self.seconds = 0.0
         self._pending: Rollout | None = None
         self._skipped = 0
@@ -85,20 +89,20 @@ class Trainer:
         """One update: sample, score, estimate, train; its figures, means over all processes.
 
         Raises:
-            TrainingStopped: a figure is not finite; the weights are those before the update.
+            TrainingStopped: a figure is not finite; the weights are those before the optimizer step
+                that it was for.
         """
         started = time.perf_counter()
+        self._applied = 0
         try:
             trained, fresh = self._rollouts()
             rolled_out = time.perf_counter()
             batch = self._training_batch(trained)
             estimated = time.perf_counter()
-            figures = self._accumulate(batch)
+            records = [self._optimizer_step(part, fresh) for part in self._parts(batch)]
         except FloatingPointError as error:
             raise self._not_finite(str(error)) from error
-        record = self._reduce(fresh, figures)
-        self._stop_unless_finite(record)
-        record |= self._apply()
+        record = {name: fmean(part[name] for part in records) for name in records[0]}
         self.update += 1
         finished = time.perf_counter()
         self.seconds += finished - started
@@ -106,6 +110,22 @@ class Trainer:
         if self.estimator is not None:
             timing["estimate_seconds"] = estimated - rolled_out
         return {"update": self.update, **record, **timing}
+
+    def _parts(self, batch: TrainingBatch) -> list[TrainingBatch]:
+        """What each optimizer step of this update trains on: some of the trajectories."""
+        steps = self.config.training.steps_per_rollout
+        if steps == 1:
+            return [batch]
+        turn = batch.transitions.trajectory % steps
+        return [batch[(turn == step).nonzero()[:, 0]] for step in range(steps)]
+
+    def _optimizer_step(self, batch: TrainingBatch, fresh: Rollout) -> Record:
+        figures = self._accumulate(batch)
+        record = self._reduce(fresh, figures)
+        self._stop_unless_finite(record)
+        record |= self._apply()
+        self._applied += 1
+        return record
 
     def _rollouts(self) -> tuple[Rollout, Rollout]:
         """What this update trains on, and the newest rollout: the same one if on-policy."""
@@ -125,16 +145,17 @@ class Trainer:
             prompts,
             seed=self.config.seed,
             update=number,
-            steps=self.model.process.steps,
-            strata=self.config.strata,
-            always_last=self.method.always_last,
+            draw=lambda n, generator: self.method.draw(
+                n, self.model.process, self.config.strata, generator
+            ),
             share=Share.of(len(prompts), accelerator.process_index, accelerator.num_processes),
         )
-        keep_states = self.estimator is not None and self.estimator.needs_states
 
         def work(batch: int) -> Rollout:
             with accelerator.autocast():
-                return make_rollout(self.model, self.reward, plan, batch, keep_states=keep_states)
+                return make_rollout(
+                    self.model, self.reward, plan, batch, keep_states=self._keeps_states
+                )
 
         whole = self._rollout_batch or len(plan)
         rollout, batch = halving(work, whole, "training.rollout_batch")
@@ -144,7 +165,7 @@ class Trainer:
     def _training_batch(self, rollout: Rollout) -> TrainingBatch:
         """The rollout's transitions, with value gradients where the method has an estimator."""
         path, estimator = rollout.path(self.model), self.estimator
-        batch = path.batch()
+        batch = path.batch(self._credits(rollout), with_states=self.method.needs_states)
         if estimator is None:
             return batch
 
@@ -156,6 +177,14 @@ class Trainer:
         estimate, size = halving(work, whole, "training.estimate_batch")
         self._estimate_batch = size if size < len(path) else self._estimate_batch
         return replace(batch, estimate=estimate)
+
+    def _credits(self, rollout: Rollout) -> Tensor | None:
+        """Of this process's trajectories, found from the scores of all processes."""
+        accelerator = self.accelerator
+        scores: Any = accelerator.gather(rollout.scores.to(self.model.device))
+        credits = self.method.credits(scores, gather_object(rollout.prompts))
+        own = Share.of(len(scores), accelerator.process_index, accelerator.num_processes)
+        return None if credits is None else credits[own.slice]
 
     def _accumulate(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """Gradients of the mean loss over the batch, in as few parts as fit; mean figures."""
@@ -212,10 +241,16 @@ class Trainer:
 
     def _not_finite(self, what: str) -> TrainingStopped:
         return TrainingStopped(
-            f"update {self.update + 1}: {what} is not finite; nothing of this update was applied, "
+            f"update {self.update + 1}: {what} is not finite; {self._what_was_applied()}, "
             "what was saved is whole. Lower optimizer.learning_rate or method.beta and start again "
             "with --overwrite or another output_dir"
         )
+
+    def _what_was_applied(self) -> str:
+        if self._applied == 0:
+            return "nothing of this update was applied"
+        steps = self.config.training.steps_per_rollout
+        return f"{self._applied} of {steps} steps of this update were applied to what is not saved"
 
     def _apply(self) -> Record:
         """Clip, step once, move the averages."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import Tensor
 from nablaflow.diffusion import (
     Trajectories,
     Transitions,
-    draw_transitions,
     sample_trajectories,
     trajectory_noise,
 )
@@ -104,14 +104,16 @@ class RolloutPlan:
         *,
         seed: int,
         update: int,
-        steps: int,
-        strata: int,
-        always_last: bool,
+        draw: Callable[[int, torch.Generator], Tensor],
         share: Share,
     ) -> RolloutPlan:
-        """Plan one update; ``prompts`` are those of the whole global batch."""
+        """Plan one update; ``prompts`` are those of the whole global batch.
+
+        Args:
+            draw: says which transitions of so many trajectories are trained, see `Method.draw`.
+        """
         generator = torch.Generator().manual_seed(stream(seed, update, "transitions"))
-        keep = draw_transitions(share.total, steps, strata, generator, always_last=always_last)
+        keep = draw(share.total, generator)
         rows = range(share.start, share.stop)
         return RolloutPlan(
             prompts=prompts[share.slice],

@@ -39,11 +39,14 @@ class Optimizer(Settings):
 class Training(Settings):
     """The loop. Batch sizes are global: over all processes and accumulation steps."""
 
-    updates: Count = Field(description="optimizer updates in all")
+    updates: Count = Field(description="rollouts in all, each with its optimizer steps")
     prompts_per_update: Count = Field(description="prompts of one rollout")
     images_per_prompt: Count = Field(description="trajectories for each of them")
     transition_fraction: float = Field(
         gt=0, le=1, description="share of a trajectory's transitions that are trained"
+    )
+    steps_per_rollout: Count = Field(
+        default=1, description="optimizer steps of one update, each on its own trajectories"
     )
     micro_batch: Count | None = Field(
         default=None, description="transitions per forward pass; null halves on out-of-memory"

@@ -109,12 +109,29 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
 
 
 def check_shares(config: Config, processes: int) -> None:
-    total = config.training.prompts_per_update * config.training.images_per_prompt
+    training = config.training
+    total = training.prompts_per_update * training.images_per_prompt
     if total % processes:
         raise UserError(
             f"training.prompts_per_update: {total} trajectories do not divide among {processes} "
             "processes; choose a multiple"
         )
+    if total // processes % training.steps_per_rollout:
+        raise UserError(
+            f"training.steps_per_rollout: {total // processes} trajectories of a process do not "
+            f"divide among {training.steps_per_rollout} optimizer steps; choose a divisor"
+        )
+
+
+def check_group(method: Method, config: Config) -> None:
+    """Refuse one image a prompt for a method that compares a prompt's images."""
+    if not method.needs_group or config.training.images_per_prompt > 1:
+        return
+    others = ", ".join(name for name, kind in METHODS.items() if not kind.needs_group)
+    raise UserError(
+        f"training.images_per_prompt: {method.name} compares the images of a prompt and needs 2 or "
+        f"more; these do not: {others}"
+    )
 
 
 def check_evaluation(config: Config, prompts: list[str]) -> None:
@@ -164,6 +181,7 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     assert isinstance(method, Method)
     prompts = load_prompts(config.prompts, Path())
     check_evaluation(config, prompts)
+    check_group(method, config)
     reward = reward or load(config.reward)
     accelerator = make_accelerator(config, run)
     if accelerator.device.type == "cpu":
@@ -173,7 +191,8 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     mark = fingerprint(pipeline) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
     model = load_model(pipeline, config.sampler, config.adapter, accelerator.device)
-    on_policy = config.training.data == "on-policy"
+    training = config.training
+    on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
     method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
     check_reward(method, reward, model, prompts)
     if method.needs_second_derivatives:
