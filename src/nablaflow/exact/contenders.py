@@ -9,23 +9,29 @@ from nablaflow.errors import UserError, nearest
 from nablaflow.exact.training import LabSettings
 from nablaflow.methods import (
     AdjointMatching,
+    AlignProp,
+    BestOfN,
+    Draft,
+    GuidedSampling,
     Method,
     NablaTD,
+    ReFL,
     ResidualNablaDB,
     TerminalMatching,
+    Untrained,
 )
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A method for any tilt, and how it is trained.
+    """A method for any tilt, and how it is trained; or a reference that is not trained.
 
     Attributes:
         method: from beta.
         settings: docs/estimators.md has the grid that they were chosen from.
     """
 
-    method: Callable[[float], Method]
+    method: Callable[[float], Method | Untrained]
     settings: LabSettings = field(default_factory=LabSettings)
 
 
@@ -41,6 +47,12 @@ CONTENDERS: dict[str, Contender] = {
     "residual-nabla-db": Contender(lambda beta: ResidualNablaDB(beta=beta)),
     "terminal": Contender(lambda beta: TerminalMatching(beta=beta)),
     "nabla-td": Contender(lambda beta: NablaTD(beta=beta)),
+    "refl": Contender(lambda beta: ReFL(beta=beta)),
+    "draft": Contender(lambda beta: Draft(beta=beta, k="all", kl_weight=1.0, checkpointing=False)),
+    "draft-lv": Contender(lambda beta: Draft(beta=beta, low_variance_samples=2, kl_weight=1.0)),
+    "alignprop": Contender(lambda beta: AlignProp(beta=beta, kl_weight=1.0, checkpointing=False)),
+    "best-of-n": Contender(lambda beta: BestOfN()),
+    "guided-sampling": Contender(lambda beta: GuidedSampling(beta=beta)),
 }
 """Adding a contender is one line here."""
 

@@ -9,9 +9,11 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import nn
 
 from nablaflow.errors import UserError
 from nablaflow.exact.contenders import DEFAULT, contender
+from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.distances import (
     energy_distance,
     log_det_covariance,
@@ -20,9 +22,10 @@ from nablaflow.exact.distances import (
     sliced_wasserstein,
 )
 from nablaflow.exact.mixture import Points
+from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.problem import Problem
 from nablaflow.exact.training import LabSettings, sample_policy, train
-from nablaflow.methods import Method
+from nablaflow.methods import Method, Networks, Untrained
 
 TARGETS = 3  # exact sets that the samples are compared with; one alone would be a lottery
 
@@ -32,7 +35,8 @@ class Result:
     """How far a trained policy is from the exact tilt. Distances are in the problem's units.
 
     Attributes:
-        samples: (n, dim), of the trained policy.
+        samples: (n, dim), of the trained policy, or of a reference that is not trained.
+        updates: 0 for such a one.
         energy_distance: squared energy distance to the exact tilt, over all pairs; mean over
             `TARGETS` exact sets.
         floor: what it is expected to be between two exact sets of n, 2 E|X - X'| / n.
@@ -42,8 +46,9 @@ class Result:
             over pairs of exact sets.
         mode_weight_error: largest absolute error of a component's weight.
         log_det: log determinant of the samples' covariance, nats.
-        network_evaluations: of training, see `nablaflow.exact.counter`.
-        seconds: of training.
+        network_evaluations: of training, or of the samples where there is none; see
+            `nablaflow.exact.counter`.
+        seconds: of the same.
     """
 
     problem: str
@@ -74,7 +79,7 @@ class Result:
 
 def evaluate(
     problem: Problem,
-    method: Method | str | None = None,
+    method: Method | Untrained | str | None = None,
     updates: int = 600,
     batch: int = 256,
     seed: int = 0,
@@ -100,12 +105,15 @@ def evaluate(
         if value < least:
             raise UserError(f"{name}: {value} is too few; use {least} or more")
     label, method, settings = _chosen(problem, method, settings)
-    started = time.perf_counter()
-    trained = train(problem, method, updates, batch, seed, settings, on_update)
-    seconds = time.perf_counter() - started
-    samples = sample_policy(problem, trained.model, n, seed + 1)
-    with trained.model.reference():
-        untrained = sample_policy(problem, trained.model, n, seed + 1)
+    if isinstance(method, Untrained):
+        made = _sampled(problem, method, n, seed)
+        for update in range(updates):  # whoever counts them is told that none is left
+            on_update(update + 1)
+        updates = 0
+    else:
+        made = _trained(problem, method, updates, batch, n, seed, settings, on_update)
+    with made.model.reference():
+        untrained = sample_policy(problem, made.model, n, seed + 1)
     return Result(
         problem=problem.name,
         method=label,
@@ -113,16 +121,54 @@ def evaluate(
         updates=updates,
         batch=batch,
         n=n,
-        **_distances(problem, samples, untrained, seed),
-        mode_weight_error=mode_weight_error(samples, problem.modes, problem.mode_weights),
-        reward_mean=problem.reward(samples).mean().item(),
+        **_distances(problem, made.samples, untrained, seed),
+        mode_weight_error=mode_weight_error(made.samples, problem.modes, problem.mode_weights),
+        reward_mean=problem.reward(made.samples).mean().item(),
         target_reward_mean=problem.mean_reward,
-        log_det=log_det_covariance(samples),
+        log_det=log_det_covariance(made.samples),
         target_log_det=problem.log_det,
-        network_evaluations=trained.network_evaluations,
-        seconds=seconds,
-        samples=samples,
+        network_evaluations=made.network_evaluations,
+        seconds=made.seconds,
+        samples=made.samples,
     )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What is compared, and what it cost."""
+
+    model: MixtureModel
+    samples: Points
+    network_evaluations: int
+    seconds: float
+
+
+def _trained(
+    problem: Problem,
+    method: Method,
+    updates: int,
+    batch: int,
+    n: int,
+    seed: int,
+    settings: LabSettings,
+    on_update: Callable[[int], None],
+) -> _Made:
+    started = time.perf_counter()
+    trained = train(problem, method, updates, batch, seed, settings, on_update)
+    seconds = time.perf_counter() - started
+    samples = sample_policy(problem, trained.model, n, seed + 1)
+    return _Made(trained.model, samples, trained.network_evaluations, seconds)
+
+
+def _sampled(problem: Problem, reference: Untrained, n: int, seed: int) -> _Made:
+    reference.check(problem.process)
+    counter = PassCounter()
+    model = MixtureModel(problem.prior, problem.process, nn.Identity(), counter)
+    networks = Networks(model, problem.named_reward())
+    started = time.perf_counter()
+    x0 = reference.sample(networks, [""] * n, torch.Generator().manual_seed(seed + 1))
+    seconds = time.perf_counter() - started
+    return _Made(model, model.points(x0), counter.passes, seconds)
 
 
 def _distances(problem: Problem, samples: Points, untrained: Points, seed: int) -> dict[str, float]:
@@ -143,14 +189,14 @@ def _distances(problem: Problem, samples: Points, untrained: Points, seed: int) 
 
 
 def _chosen(
-    problem: Problem, method: Method | str | None, settings: LabSettings | None
-) -> tuple[str, Method, LabSettings]:
+    problem: Problem, method: Method | Untrained | str | None, settings: LabSettings | None
+) -> tuple[str, Method | Untrained, LabSettings]:
     """The method's label, itself, and how it is trained."""
-    if isinstance(method, Method):
-        if method.beta != problem.beta:
+    if isinstance(method, Method | Untrained):
+        beta = getattr(method, "beta", problem.beta)
+        if beta != problem.beta:
             raise UserError(
-                f"method: its beta is {method.beta:g}, the problem's {problem.beta:g}; "
-                "give both the same"
+                f"method: its beta is {beta:g}, the problem's {problem.beta:g}; give both the same"
             )
         return method.name, method, settings or LabSettings()
     name = DEFAULT if method is None else method

@@ -2,12 +2,18 @@
 
 from nablaflow.guidance import Networks, TrainingBatch
 from nablaflow.methods.adjoint_matching import AdjointMatching
+from nablaflow.methods.alignprop import AlignProp
+from nablaflow.methods.best_of_n import BestOfN
 from nablaflow.methods.contract import Losses, Method
+from nablaflow.methods.draft import Draft
+from nablaflow.methods.guided_sampling import GuidedSampling
 from nablaflow.methods.matching import ValueMatching
 from nablaflow.methods.nabla_db import NablaDB
 from nablaflow.methods.nabla_td import NablaTD
+from nablaflow.methods.refl import ReFL
 from nablaflow.methods.residual_nabla_db import ResidualNablaDB
 from nablaflow.methods.terminal import TerminalMatching
+from nablaflow.methods.untrained import Untrained
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -18,20 +24,35 @@ METHODS: dict[str, type[Method]] = {
         AdjointMatching,
         TerminalMatching,
         ValueMatching,
+        ReFL,
+        Draft,
+        AlignProp,
     )
 }
 """Adding a method is one file and one entry here."""
 
+UNTRAINED: dict[str, type[Untrained]] = {
+    reference.name: reference for reference in (BestOfN, GuidedSampling)
+}
+"""What a method should beat; adding one is one file and one entry here."""
+
 __all__ = [
     "METHODS",
+    "UNTRAINED",
     "AdjointMatching",
+    "AlignProp",
+    "BestOfN",
+    "Draft",
+    "GuidedSampling",
     "Losses",
     "Method",
     "NablaDB",
     "NablaTD",
     "Networks",
+    "ReFL",
     "ResidualNablaDB",
     "TerminalMatching",
     "TrainingBatch",
+    "Untrained",
     "ValueMatching",
 ]

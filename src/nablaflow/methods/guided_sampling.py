@@ -1,0 +1,80 @@
+"""Guided sampling: the reference's kernels, moved by the forward-looking value gradient.
+
+    x_{k-1} ~ N(mu_ref(x_k) + sigma_k^2 beta gamma_k grad r(x0_hat(x_k)), sigma_k^2)
+
+What forward-looking residual ∇-DB would learn, put in while sampling (as in arXiv 2209.14687): a
+backward pass of the reference and of the reward at each step of each image.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from nablaflow.diffusion.process import ReverseProcess, at
+from nablaflow.guidance import Gamma, Networks, forward_looking, gamma_table
+from nablaflow.guidance.reference import reference_step
+from nablaflow.methods.untrained import Untrained
+from nablaflow.models import Condition
+from nablaflow.typing import Latents, Steps
+
+
+@final
+class GuidedSampling(Untrained):
+    """Biased: the gradient is that at x_k, and looks ahead by one guess at x_0."""
+
+    name: ClassVar[str] = "guided-sampling"
+    needs_reward_gradient: ClassVar[bool] = True
+
+    beta: float = Field(ge=0, description="the tilt: p* is p_ref exp(beta r)")
+    gamma: Gamma = Field(default="one", description="gamma_k, trust in the forward-looking reward")
+
+    def check(self, process: ReverseProcess) -> None:
+        gamma_table(self.gamma, process)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        networks: Networks,
+        prompts: list[str],
+        generators: list[torch.Generator] | torch.Generator,
+    ) -> Latents:
+        model = networks.model
+        strength = self.beta * gamma_table(self.gamma, model.process)
+        condition = model.condition(prompts)
+        shape = (len(prompts), *model.state_shape)
+
+        def noise() -> Latents:
+            return randn_tensor(shape, generators, model.device, torch.float32)
+
+        x = noise()
+        for step in range(model.process.steps, 0, -1):
+            k = torch.full((len(prompts),), step, device=x.device)
+            mean = guided_mean(networks, x, k, condition, prompts, strength)
+            x = mean + at(model.process.sigma, k, x) * noise()
+        return x
+
+
+def guided_mean(
+    networks: Networks,
+    x: Latents,
+    k: Steps,
+    condition: Condition,
+    prompts: list[str],
+    strength: Float[Tensor, "levels"],
+) -> Latents:
+    """The mean of the moved kernel at x_k, detached.
+
+    Args:
+        strength: beta gamma_k by k.
+    """
+    process = networks.model.process
+    with reference_step(networks.model, x, k, k - 1, condition) as step:
+        x0_hat = step.prediction.x0_hat
+        gradient = forward_looking(networks, x0_hat, step.x, k, prompts, strength)
+    return step.mean.detach() + at(process.sigma, k, x).square() * gradient

@@ -1,0 +1,51 @@
+"""The reward of a state that the policy's parameters lead to, as a function of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nablaflow.guidance import Networks
+from nablaflow.rewards import check_finite
+from nablaflow.typing import Latents
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rewards of a batch of clean states.
+
+    Attributes:
+        reward: with the graph of the states.
+        gradient: grad r by the states, a constant.
+    """
+
+    reward: Float[Tensor, "batch"]
+    gradient: Latents
+
+
+def score(networks: Networks, x0: Latents, prompts: list[str]) -> Scored:
+    """r(decode(x0), prompt), whose gradient by ``x0`` is found at once.
+
+    So the graphs of reward and decoder are gone before the policy's are gone through, and a reward
+    with a bad gradient is blamed for it by name.
+
+    Raises:
+        UserError: the reward or its gradient is not finite.
+        FloatingPointError: the state is not.
+    """
+    if not x0.isfinite().all():
+        raise FloatingPointError("a state that the reward is asked about")
+    with torch.enable_grad():
+        leaf = x0.detach().requires_grad_()
+        scores = networks.reward(networks.model.decode(leaf), prompts)
+        (gradient,) = torch.autograd.grad(scores.sum(), leaf)
+    check_finite(networks.reward.name, gradient, "gradient")
+    return Scored(scores.detach() + slope(x0, gradient), gradient)
+
+
+def slope(x: Latents, gradient: Latents) -> Float[Tensor, "batch"]:
+    """Zero, with ``gradient`` as its gradient by ``x``."""
+    return ((x - x.detach()) * gradient).flatten(1).sum(1)
