@@ -27,8 +27,13 @@ def finite_difference(
     return torch.stack(slopes).reshape(at.shape)
 
 
-def normal_quadrature(n: int) -> tuple[Tensor, Tensor]:
-    """Gauss-Hermite nodes (n^2, 2) and weights of a standard normal in the plane."""
+def normal_nodes(n: int) -> tuple[Tensor, Tensor]:
+    """Gauss-Hermite nodes (n,) and weights of a standard normal on the line."""
     nodes, weights = (torch.as_tensor(part) for part in np.polynomial.hermite_e.hermegauss(n))
-    weights = weights / weights.sum()
+    return nodes, weights / weights.sum()
+
+
+def normal_quadrature(n: int) -> tuple[Tensor, Tensor]:
+    """The same in the plane, (n^2, 2)."""
+    nodes, weights = normal_nodes(n)
     return torch.cartesian_prod(nodes, nodes), torch.outer(weights, weights).flatten()

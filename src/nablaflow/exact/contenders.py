@@ -8,15 +8,19 @@ from dataclasses import dataclass, field
 from nablaflow.errors import UserError, nearest
 from nablaflow.exact.training import LabSettings
 from nablaflow.methods import (
+    DDPO,
     AdjointMatching,
     AlignProp,
     BestOfN,
+    DagDB,
+    DagKL,
     Draft,
     GuidedSampling,
     Method,
     NablaTD,
     ReFL,
     ResidualNablaDB,
+    RewardWeightedRegression,
     TerminalMatching,
     Untrained,
 )
@@ -53,6 +57,16 @@ CONTENDERS: dict[str, Contender] = {
     "alignprop": Contender(lambda beta: AlignProp(beta=beta, kl_weight=1.0, checkpointing=False)),
     "best-of-n": Contender(lambda beta: BestOfN()),
     "guided-sampling": Contender(lambda beta: GuidedSampling(beta=beta)),
+    "ddpo": Contender(lambda beta: DDPO.tilted(beta)),
+    "ddpo-published": Contender(lambda beta: DDPO(beta=beta)),
+    "dag-db": Contender(lambda beta: DagDB(beta=beta)),
+    "dag-kl": Contender(lambda beta: DagKL(beta=beta)),
+    "reward-weighted-regression": Contender(
+        lambda beta: RewardWeightedRegression(beta=beta, weights="tilt")
+    ),
+    "reward-weighted-regression-published": Contender(
+        lambda beta: RewardWeightedRegression(beta=beta)
+    ),
 }
 """Adding a contender is one line here."""
 

@@ -5,6 +5,9 @@ from nablaflow.methods.adjoint_matching import AdjointMatching
 from nablaflow.methods.alignprop import AlignProp
 from nablaflow.methods.best_of_n import BestOfN
 from nablaflow.methods.contract import Losses, Method
+from nablaflow.methods.dag_db import DagDB
+from nablaflow.methods.dag_kl import DagKL
+from nablaflow.methods.ddpo import DDPO
 from nablaflow.methods.draft import Draft
 from nablaflow.methods.guided_sampling import GuidedSampling
 from nablaflow.methods.matching import ValueMatching
@@ -12,6 +15,7 @@ from nablaflow.methods.nabla_db import NablaDB
 from nablaflow.methods.nabla_td import NablaTD
 from nablaflow.methods.refl import ReFL
 from nablaflow.methods.residual_nabla_db import ResidualNablaDB
+from nablaflow.methods.reward_weighted import RewardWeightedRegression
 from nablaflow.methods.terminal import TerminalMatching
 from nablaflow.methods.untrained import Untrained
 
@@ -27,6 +31,10 @@ METHODS: dict[str, type[Method]] = {
         ReFL,
         Draft,
         AlignProp,
+        DDPO,
+        DagDB,
+        DagKL,
+        RewardWeightedRegression,
     )
 }
 """Adding a method is one file and one entry here."""
@@ -37,11 +45,14 @@ UNTRAINED: dict[str, type[Untrained]] = {
 """What a method should beat; adding one is one file and one entry here."""
 
 __all__ = [
+    "DDPO",
     "METHODS",
     "UNTRAINED",
     "AdjointMatching",
     "AlignProp",
     "BestOfN",
+    "DagDB",
+    "DagKL",
     "Draft",
     "GuidedSampling",
     "Losses",
@@ -51,6 +62,7 @@ __all__ = [
     "Networks",
     "ReFL",
     "ResidualNablaDB",
+    "RewardWeightedRegression",
     "TerminalMatching",
     "TrainingBatch",
     "Untrained",

@@ -1,0 +1,143 @@
+"""DDPO (arXiv 2305.13301): policy gradients on the transitions; KL to the reference as in DPOK.
+
+    gradient of E r  =  E[ sum_k A  grad log p_theta(x_{k-1} | x_k) ],     A = advantage of x_0
+
+by PPO's clipped importance ratio (DDPO-IS) or as it stands (DDPO-SF). Without a KL term there is no
+tilt: the longer it trains, the nearer it comes to the best image alone. With R = beta r and DPOK's
+KL (arXiv 2305.16381) the objective is J = E[R - sum_k KL_k(x_k)], whose maximum over all paths is
+p_ref exp(R), the tilt, with the gradient
+
+    E[ sum_k (R - sum_{j<k} KL_j(x_j)) grad log p_theta(x_{k-1} | x_k)  -  grad KL_k(x_k) ].
+
+DPOK leaves the inner sum out, the price of what a step leads to; then the kernels follow the
+gradient of E[R | x] instead of that of log E_ref[exp R | x]. `kl_to_go` puts it back.
+
+A log probability is the *mean* over a state's values, as in the authors' code, and so is the KL
+beside it. That divides the gradient by their number, which Adam does not see; but `clip_range`
+so bounds the ratio of densities per value: 1e-4 is 1.6 nats of a latent of 4 x 64 x 64.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, final
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from nablaflow.diffusion import kernel_mean
+from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.errors import UserError
+from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.methods.contract import Losses, StepwiseMethod, mean_square, norm, sigma_at
+from nablaflow.methods.groups import by_prompt, less_the_others, standardized
+from nablaflow.methods.likelihood import (
+    along_path,
+    clip_metrics,
+    clipped_surrogate,
+    log_ratio,
+    reference_mean,
+    sampled_mean,
+)
+from nablaflow.typing import Batch
+
+
+@final
+class DDPO(StepwiseMethod):
+    """The published form by default; `tilted` is the one whose optimum is the tilt."""
+
+    name: ClassVar[str] = "ddpo"
+    needs_reward_gradient: ClassVar[bool] = False
+
+    form: Literal["importance-sampling", "score-function"] = Field(
+        default="importance-sampling", description="DDPO-IS, or DDPO-SF, which must be on-policy"
+    )
+    advantage: Literal["prompt", "batch", "centred"] = Field(
+        default="prompt",
+        description="scores standardized by prompt or over the rollout, without use for beta; or "
+        "beta times (score less the mean of the prompt's others)",
+    )
+    max_advantage: float | None = Field(
+        default=5.0, gt=0, description="largest size of an advantage; null does not clip"
+    )
+    clip_range: float = Field(
+        default=1e-4, gt=0, lt=1, description="of the importance ratio about 1, per value"
+    )
+    kl_weight: float = Field(
+        default=0.0, ge=0, description="of the kernels' KL divergence to the reference's"
+    )
+    kl_to_go: bool = Field(
+        default=False, description="take the KL of the steps that follow off the advantage"
+    )
+
+    @staticmethod
+    def tilted(beta: float) -> DDPO:
+        """The form whose optimum is the tilt by beta."""
+        return DDPO(
+            beta=beta, advantage="centred", max_advantage=None, kl_weight=1.0, kl_to_go=True
+        )
+
+    @property
+    def needs_group(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.advantage != "batch"
+
+    @property
+    def needs_states(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.kl_to_go
+
+    @property
+    def uses_flow(self) -> bool:
+        return False
+
+    def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
+        if self.form == "score-function" and not on_policy:
+            raise UserError(
+                "method.form: score-function is a gradient on-policy only; use importance-sampling,"
+                " or training.data=on-policy training.steps_per_rollout=1"
+            )
+        if self.kl_to_go and self.kl_weight == 0:
+            raise UserError(
+                "method.kl_to_go: without a KL term there is nothing to take off; set "
+                "method.kl_weight=1 or method.kl_to_go=false"
+            )
+
+    def credits(
+        self,
+        scores: Float[Tensor, "trajectory"],
+        prompts: list[str],
+        log_ratio: Float[Tensor, "trajectory"] | None = None,
+    ) -> Float[Tensor, "trajectory"]:
+        if self.advantage == "batch":
+            found = standardized(scores)
+        elif self.advantage == "prompt":
+            found = by_prompt(standardized, scores, prompts)
+        else:
+            found = self.beta * by_prompt(less_the_others, scores, prompts)
+        most = self.max_advantage
+        return found if most is None else found.clamp(-most, most)
+
+    def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
+        model, t = networks.model, batch.transitions
+        sigma = sigma_at(model.process, t)
+        mean = kernel_mean(model.process, t.x, model.predict(t.x, t.k, batch.condition), t.k)
+        moved = log_ratio(t.x_next, mean, sampled_mean(model.process, t), sigma).flatten(1).mean(1)
+        advantage = self._advantage(batch, networks)
+        if self.form == "score-function":
+            terms = {"policy": -advantage * moved}
+        else:
+            terms = {"policy": clipped_surrogate(moved, advantage, self.clip_range)}
+        metrics = {"advantage_size": advantage.abs(), **clip_metrics(moved, self.clip_range)}
+        if self.kl_weight > 0:
+            shift = (mean - reference_mean(model, t.x, t.k, batch.condition)) / sigma
+            terms["kl"] = self.kl_weight * 0.5 * mean_square(shift)
+            metrics["kl"] = 0.5 * norm(shift).square()
+        return Losses(terms, metrics)
+
+    def _advantage(self, batch: TrainingBatch, networks: Networks) -> Batch:
+        assert batch.credit is not None
+        if not self.kl_to_go:
+            return batch.credit
+        divergence, _ = along_path(batch, networks)
+        before = (batch.transitions.k - 1)[None]
+        to_go = divergence.cumsum(0).gather(0, before)[0]
+        return batch.credit - self.kl_weight * to_go
