@@ -1,10 +1,11 @@
-"""The ladder of estimators on one exact problem, over learning rates and weightings.
+"""The ladder of estimators on one exact problem, over a grid of settings.
 
     python benchmarks/estimators.py --problem ring --updates 600
 
 trains each method with each learning rate, as many at once as there are cores, and prints the
 energy distance over its floor. Finished trainings are kept below runs/benchmark-estimators and not
-run again. `--methods NAME …` and `--rates RATE …` choose a part of the grid.
+run again. `--methods NAME …` chooses among them; `--rates`, `--weightings` and `--steps` (optimizer
+steps of a rollout, each with a fifth of the transitions) are the grid that they are tuned over.
 """
 
 from __future__ import annotations
@@ -13,21 +14,24 @@ import argparse
 import json
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from nablaflow import guidance
 from nablaflow.exact import LabSettings, evaluate, named_problem
+from nablaflow.guidance import WEIGHTINGS
 from nablaflow.methods import (
     AdjointMatching,
     Method,
     NablaTD,
     ResidualNablaDB,
     TerminalMatching,
+    TiltedMatching,
     ValueMatching,
 )
 
@@ -61,6 +65,10 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "nabla-td 0.9": lambda beta: NablaTD(beta=beta, td_lambda=0.9),
     "nabla-td 0.9, alpha_bar": lambda beta: NablaTD(beta=beta, weighting="alpha_bar"),
     "5-step": _any(guidance.NStep(n=5)),
+    "tilted": lambda beta: TiltedMatching(beta=beta),
+    "tilted, no weights": lambda beta: TiltedMatching(beta=beta, effective_share=1.0),
+    "tilted, adjoint alone": lambda beta: TiltedMatching(beta=beta, power=0.0),
+    "tilted, denoising alone": lambda beta: TiltedMatching(beta=beta, power=1e6),
 }
 
 TRAINING: dict[str, dict[str, Any]] = {
@@ -70,46 +78,79 @@ TRAINING: dict[str, dict[str, Any]] = {
 """Settings of the training that some of them change."""
 
 
-def run(job: tuple[str, str, float, int, int]) -> dict[str, Any]:
-    """One training, on one thread."""
+class Job(NamedTuple):
+    """One training."""
+
+    problem: str
+    method: str
+    rate: float
+    weighting: str
+    steps: int
+    updates: int
+    seed: int
+
+    @property
+    def file(self) -> str:
+        return "-".join(map(str, self)).replace(" ", "_") + ".json"
+
+
+def run(job: Job) -> dict[str, Any]:
+    """On one thread."""
     torch.set_num_threads(1)
-    problem, method, rate, updates, seed = job
-    chosen = named_problem(problem)
-    changed = TRAINING.get(method, {})
-    settings = LabSettings(learning_rate=rate, flow_learning_rate=rate, **changed)
-    made = METHODS[method](chosen.beta)
-    result = evaluate(chosen, made, updates, seed=seed, settings=settings)
-    return {**result.row(), "method": method, "learning_rate": rate}
+    problem = named_problem(job.problem)
+    settings = LabSettings(
+        learning_rate=job.rate,
+        flow_learning_rate=job.rate,
+        steps_per_rollout=job.steps,
+        transition_fraction=0.2 * job.steps,
+        **TRAINING.get(job.method, {}),
+    )
+    method = METHODS[job.method](problem.beta)
+    if job.weighting != "own":
+        method = method.model_copy(update={"weighting": job.weighting})
+    result = evaluate(problem, method, job.updates, seed=job.seed, settings=settings)
+    return {**result.row(), **job._asdict()}
+
+
+def missing_done(jobs: list[Job], out: Path) -> None:
+    """Run what has not been run yet, as many at once as there are cores."""
+    missing = [job for job in jobs if not (out / job.file).is_file()]
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        running = {pool.submit(run, job): job for job in missing}
+        for done in as_completed(running):
+            job, row = running[done], done.result()
+            (out / job.file).write_text(json.dumps(row, indent=2) + "\n")
+            times = row["energy_distance"] / row["floor"]
+            print(*job, f"{times:.1f} times the floor", sep=", ", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problem", default="ring")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 2e-3, 5e-3])
+    parser.add_argument("--rates", nargs="+", type=float, default=[2e-3, 5e-3])
+    parser.add_argument("--weightings", nargs="+", default=["own"], choices=["own", *WEIGHTINGS])
+    parser.add_argument("--steps", nargs="+", type=int, default=[1])
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-estimators"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     jobs = [
-        (given.problem, method, rate, given.updates, given.seed)
-        for method in given.methods
-        for rate in given.rates
+        Job(given.problem, *choice, given.updates, given.seed)
+        for choice in product(given.methods, given.rates, given.weightings, given.steps)
     ]
-    paths = {job: given.out / ("-".join(map(str, job)).replace(" ", "_") + ".json") for job in jobs}
-    missing = [job for job in jobs if not paths[job].is_file()]
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        for job, row in zip(missing, pool.map(run, missing), strict=True):
-            paths[job].write_text(json.dumps(row, indent=2) + "\n")
-            print(job, f"{row['energy_distance'] / row['floor']:.1f} times the floor", flush=True)
-    print("| method | rate | distance | over floor | weight error | evaluations, M | seconds |")
-    print("|---|---|---|---|---|---|---|")
-    for job in jobs:
-        row = json.loads(paths[job].read_text())
+    missing_done(jobs, given.out)
+    print(
+        "| method | rate | weighting | steps | distance | over floor | weight error | reward ",
+        end="",
+    )
+    print("| passes, M | seconds |\n" + "|---" * 10 + "|")
+    for row in (json.loads((given.out / job.file).read_text()) for job in jobs):
         print(
-            f"| {row['method']} | {row['learning_rate']:g} | {row['energy_distance']:.4f} "
-            f"| {row['energy_distance'] / row['floor']:.1f} | {row['mode_weight_error']:.3f} "
+            f"| {row['method']} | {row['rate']:g} | {row['weighting']} | {row['steps']} "
+            f"| {row['energy_distance']:.4f} | {row['energy_distance'] / row['floor']:.1f} "
+            f"| {row['mode_weight_error']:.3f} | {row['reward_mean']:.2f} "
             f"| {row['network_evaluations'] / 1e6:.0f} | {row['seconds']:.0f} |"
         )
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nablaflow.diffusion import kernel_mean
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.mixture import GaussianMixture
 from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.networks import ValueNetwork, VectorFlowScore
-from nablaflow.exact.process import exact_process
+from nablaflow.exact.process import ALPHA_BAR, exact_process
+from nablaflow.exact.rewards import LinearReward
 from nablaflow.models import Condition
 
 STEPS = 8
@@ -22,7 +22,7 @@ PLANE = GaussianMixture(
 class Constant(nn.Module):
     """A value gradient that depends on state and timestep, and is not zero."""
 
-    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, x0_hat: Tensor) -> Tensor:
         return torch.sin(1.7 * x) + 0.01 * timestep[:, None].to(x) - 0.3
 
 
@@ -83,24 +83,36 @@ def test_both_predictions_are_of_one_state(policy: bool) -> None:
     torch.testing.assert_close(rebuilt, x, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("steps", [2, 5, 50])
+class Difference(nn.Module):
+    """Grad V_k of a tilt: the difference of two scores."""
+
+    def __init__(self, tilt: GaussianMixture, prior: GaussianMixture) -> None:
+        super().__init__()
+        self.tilt, self.prior = tilt, prior
+
+    def forward(self, x: Tensor, timestep: Tensor, x0_hat: Tensor) -> Tensor:
+        alpha_bar = ALPHA_BAR[timestep]
+        return self.tilt.score(x, alpha_bar) - self.prior.score(x, alpha_bar)
+
+
 @pytest.mark.parametrize("prior", [LINE, PLANE], ids=["line", "plane"])
-def test_the_policys_kernel_is_moved_by_the_variance_times_the_network(
-    prior: GaussianMixture, steps: int
+def test_with_the_exact_value_gradient_the_policy_predicts_what_a_model_of_the_tilt_does(
+    prior: GaussianMixture,
 ) -> None:
-    model = model_of(prior, steps=steps)
-    k, x = torch.arange(1, steps + 1), states(steps, prior.dim)
-    means = []
-    with model.reference():
-        means.append(kernel_mean(model.process, x, model.predict(x, k, Condition()), k))
-    means.append(kernel_mean(model.process, x, model.predict(x, k, Condition()), k))
-    value = Constant()(x.flatten(1), model.process.timestep[k]).reshape(x.shape)
-    shift = model.process.sigma.double()[k].square().reshape(-1, 1, 1, 1) * value
-    torch.testing.assert_close(means[1] - means[0], shift, rtol=1e-5, atol=1e-9)
+    standard = prior.standardized()
+    tilt = LinearReward([0.7, -0.4][: prior.dim]).tilt(standard, 1.0)
+    model = model_of(prior, Difference(tilt, standard))
+    x, k = states(STEPS, prior.dim), torch.arange(1, STEPS + 1)
+    alpha_bar = model.process.alpha_bar.double()[k]
+    score = tilt.score(x.flatten(1), alpha_bar)
+    alpha_bar = alpha_bar[:, None]
+    expected = (x.flatten(1) + (1 - alpha_bar) * score) / alpha_bar.sqrt()
+    found = model.predict(x, k, Condition()).x0_hat.flatten(1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_untrained_network_is_the_reference() -> None:
-    model = model_of(PLANE, ValueNetwork(2, 16, 2))
+    model = model_of(PLANE, ValueNetwork(2, 16, 2, inputs=2))
     x, k = states(STEPS, 2).float(), torch.arange(1, STEPS + 1)
     policy = model.predict(x, k, Condition())
     with model.reference():
@@ -148,7 +160,7 @@ def test_states_and_points_are_each_others_inverse() -> None:
 
 def test_passes_are_counted_forward_and_backward() -> None:
     counter = PassCounter()
-    network = ValueNetwork(2, 8, 1)
+    network = ValueNetwork(2, 8, 1, inputs=2)
     model = MixtureModel(PLANE, exact_process(PLANE.standardized(), STEPS), network, counter)
     x, k = states(5, 2).float(), torch.full((5,), 3)
     with torch.no_grad():
@@ -182,9 +194,9 @@ def test_a_flow_score_is_zero_before_training_and_of_the_states_shape() -> None:
 
 def test_a_value_network_tells_timesteps_apart() -> None:
     torch.manual_seed(0)
-    network = ValueNetwork(2, 32, 2)
+    network = ValueNetwork(2, 32, 2, inputs=2)
     nn.init.normal_(network.last.weight)
     x, timesteps = torch.zeros(1000, 2), torch.arange(1000)
     with torch.no_grad():
-        found = network(x, timesteps)
+        found = network(x, timesteps, x)
     assert (found.diff(dim=0).norm(dim=1) > 0).all()

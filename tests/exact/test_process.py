@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nablaflow.diffusion import kernel_mean, predict_from, sample_trajectories
+from nablaflow.diffusion import kernel_mean, mean_per_x0, predict_from, sample_trajectories
 from nablaflow.errors import UserError
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.mixture import GaussianMixture
@@ -14,7 +14,6 @@ from nablaflow.exact.process import (
     MOMENT_SAMPLES,
     TIMESTEPS,
     exact_process,
-    mean_per_x0,
     posterior_variance,
 )
 from nablaflow.models import Condition
@@ -25,7 +24,7 @@ LINE = GaussianMixture([[-1.0], [0.9], [1.2]], [[[0.05]], [[0.2]], [[0.1]]], [0.
 
 
 class Zero(nn.Module):
-    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, x0_hat: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
 

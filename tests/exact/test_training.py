@@ -170,9 +170,9 @@ def test_adjoint_matching_finds_the_value_gradient_of_a_linear_reward() -> None:
     k = torch.arange(1, STEPS + 1)
     x = torch.randn(STEPS, 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        value = found.model.network(x, process.timestep[k])
+        value = found.model.network(x, process.timestep[k], x)
     tilt = 2.0 * torch.tensor([0.4, -0.3])
-    expected = process.alpha_bar[k - 1].sqrt()[:, None] * tilt
+    expected = process.alpha_bar[k].sqrt()[:, None] * tilt
     # In units of what a step's residual costs, sigma_k, where the last steps can hardly be seen.
     error = process.sigma[k][:, None] * (value - expected)
     assert error.abs().max() < 0.06

@@ -1,8 +1,11 @@
 """Schedules, reverse kernels and trajectories: pure functions on tensors, no networks."""
 
 from nablaflow.diffusion.kernels import (
+    has_posterior_means,
     jump_mean,
     kernel_mean,
+    mean_per_score,
+    mean_per_x0,
     noising_scores,
     score_of_next,
     score_of_state,
@@ -26,8 +29,11 @@ __all__ = [
     "Transitions",
     "build_process",
     "draw_transitions",
+    "has_posterior_means",
     "jump_mean",
     "kernel_mean",
+    "mean_per_score",
+    "mean_per_x0",
     "noising_scores",
     "predict_from",
     "sample_trajectories",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from nablaflow.diffusion.prediction import Prediction
@@ -25,6 +26,36 @@ def kernel_mean(process: ReverseProcess, x: Latents, prediction: Prediction, k: 
         + at(process.from_x0, k, x) * prediction.x0_hat
         + at(process.from_epsilon, k, x) * prediction.epsilon
     )
+
+
+def mean_per_x0(process: ReverseProcess) -> Float[Tensor, "levels"]:
+    """How far the kernel's mean moves with x0_hat, at a given x_k; float64, 0 at k = 0."""
+    alpha_bar = process.alpha_bar.double()
+    ratio = (alpha_bar / (1.0 - alpha_bar).clamp_min(1e-12)).sqrt()
+    slope = process.from_x0.double() - process.from_epsilon.double() * ratio
+    return torch.where(torch.arange(process.steps + 1) > 0, slope, 0.0)
+
+
+def mean_per_score(process: ReverseProcess) -> Float[Tensor, "levels"]:
+    """How far the kernel's mean moves with the score at x_k: by Tweedie, through x0_hat.
+
+    sigma_k^2 in the limit of many steps. A tilt changes the score by grad V_k, and so the mean of
+    p(x_{k-1} | x_k) by this times grad V_k exactly, however long the step, where the kernels' means
+    are those of q(x_{k-1} | x_k, x_0). Float64, 0 at k = 0.
+    """
+    alpha_bar = process.alpha_bar.double()
+    return mean_per_x0(process) * (1.0 - alpha_bar) / alpha_bar.sqrt()
+
+
+def has_posterior_means(process: ReverseProcess) -> bool:
+    """Whether the kernels' means are those of q(x_{k-1} | x_k, x_0) at x0_hat.
+
+    So it is for all samplers here but DDIM with eta below 1.
+    """
+    alpha_bar = process.alpha_bar.double()
+    here, following = alpha_bar[1:], alpha_bar[:-1]
+    posterior = following.sqrt() * (1.0 - here / following) / (1.0 - here)
+    return torch.allclose(mean_per_x0(process)[1:], posterior, rtol=1e-2, atol=1e-4)
 
 
 def jump_mean(

@@ -13,7 +13,7 @@ from torch import Tensor
 from nablaflow.diffusion.kernels import kernel_mean
 from nablaflow.diffusion.prediction import Prediction
 from nablaflow.diffusion.process import ReverseProcess, at
-from nablaflow.typing import Latents, Steps
+from nablaflow.typing import Batch, Latents, Steps
 
 Predict = Callable[[Tensor, Tensor], Prediction]
 """``(x, k) -> Prediction`` for a whole batch, guidance included."""
@@ -65,11 +65,14 @@ class Trajectories:
     """The clean states of a batch of trajectories and what was kept besides.
 
     Attributes:
+        log_prob: of all x_{k-1} given x_k by the kernels that sampled them, without the constants
+            that other kernels of the same sigma have too.
         states: x_k by k, where they were asked for.
     """
 
     x0: Latents
     transitions: Transitions
+    log_prob: Batch
     states: Float[Tensor, "levels batch channel h w"] | None = None
 
 
@@ -106,6 +109,9 @@ def sample_trajectories(
         n = len(generators)
     x = randn_tensor((n, *shape), generator=generators, device=device, dtype=torch.float32)
     kept: list[Transitions] = []
+    # Hundreds of thousands of squares add up to it; Apple's accelerator has no float64.
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    log_prob = torch.zeros(n, device=device, dtype=wide)
     states = [x]
     for step in range(process.steps, 0, -1):
         k = torch.full((n,), step, device=device)
@@ -113,6 +119,7 @@ def sample_trajectories(
         noise = randn_tensor((n, *shape), generator=generators, device=device, dtype=torch.float32)
         mean = kernel_mean(process, x, prediction, k)
         x_next = mean + at(process.sigma, k, x) * noise
+        log_prob = log_prob - 0.5 * noise.square().flatten(1).sum(1)
         if keep is not None:
             rows = (keep == step).nonzero()[:, 0].to(device)
             kept.append(
@@ -126,4 +133,4 @@ def sample_trajectories(
     empty = torch.zeros(0, dtype=torch.long, device=device)
     none = Transitions(x[:0], x[:0], empty, x[:0], empty)
     path = torch.stack(states[::-1]) if keep_states else None
-    return Trajectories(x, Transitions.concatenate([none, *kept]), path)
+    return Trajectories(x, Transitions.concatenate([none, *kept]), log_prob, path)

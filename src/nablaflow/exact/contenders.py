@@ -22,6 +22,7 @@ from nablaflow.methods import (
     ResidualNablaDB,
     RewardWeightedRegression,
     TerminalMatching,
+    TiltedMatching,
     Untrained,
 )
 
@@ -51,6 +52,10 @@ CONTENDERS: dict[str, Contender] = {
     "residual-nabla-db": Contender(lambda beta: ResidualNablaDB(beta=beta)),
     "terminal": Contender(lambda beta: TerminalMatching(beta=beta)),
     "nabla-td": Contender(lambda beta: NablaTD(beta=beta)),
+    "tilted-matching": Contender(
+        lambda beta: TiltedMatching(beta=beta),
+        LabSettings(learning_rate=5e-3, transition_fraction=0.4, steps_per_rollout=2),
+    ),
     "refl": Contender(lambda beta: ReFL(beta=beta)),
     "draft": Contender(lambda beta: Draft(beta=beta, k="all", kl_weight=1.0, checkpointing=False)),
     "draft-lv": Contender(lambda beta: Draft(beta=beta, low_variance_samples=2, kl_weight=1.0)),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nablaflow.diffusion import ReverseProcess
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.mixture import GaussianMixture, Points
-from nablaflow.exact.process import ALPHA_BAR, mean_per_x0
+from nablaflow.exact.process import ALPHA_BAR
 from nablaflow.models import Condition, DiffusionModel
 from nablaflow.typing import Images, Latents
 
@@ -21,10 +21,12 @@ class MixtureModel(DiffusionModel):
 
     A state is a point in units of the prior's own scale, (1, 1, dim); an "image" is the point
     itself in each of three channels, in the units of the problem. The policy's kernel has the mean
-    of the reference's plus sigma_k^2 times what its network says, which so is a value gradient.
+    of the reference's plus c_k times what its network says (see `mean_per_score`), which so is a
+    value gradient. The network sees the reference's x0_hat too, as an adapter inside a pretrained
+    network would.
 
     Args:
-        network: ``(x, timestep) -> `` value gradient, both of the flattened state; zero at first.
+        network: ``(x, timestep, x0_hat) -> `` value gradient of the flattened state, at first 0.
         counter: counts the passes of this model.
     """
 
@@ -45,7 +47,6 @@ class MixtureModel(DiffusionModel):
         self.device = torch.device("cpu")
         self._counter = counter
         self._policy_active = True
-        self._x0_per_value = _x0_per_value(process)
 
     def condition(self, prompts: list[str]) -> Condition:
         return Condition()
@@ -63,8 +64,8 @@ class MixtureModel(DiffusionModel):
         score = self.standard.score(flat, alpha_bar)
         x0_hat = (flat + (1.0 - alpha_bar)[:, None] * score) / alpha_bar.sqrt()[:, None]
         if self._policy_active:
-            change = self._x0_per_value.to(x)[timestep][:, None]
-            x0_hat = x0_hat + change * self.network(flat, timestep)
+            change = ((1.0 - alpha_bar) / alpha_bar.sqrt())[:, None]  # of x0_hat with the score
+            x0_hat = x0_hat + change * self.network(flat, timestep, x0_hat)
         return self._counter.forward(x0_hat.reshape(x.shape))
 
     def allow_second_derivatives(self) -> None:
@@ -77,10 +78,3 @@ class MixtureModel(DiffusionModel):
             yield
         finally:
             self._policy_active = True
-
-
-def _x0_per_value(process: ReverseProcess) -> Tensor:
-    """By timestep, the change of x0_hat that moves the kernel's mean by sigma_k^2."""
-    table = torch.zeros_like(ALPHA_BAR)
-    table[process.timestep[1:]] = process.sigma[1:].double().square() / mean_per_x0(process)[1:]
-    return table

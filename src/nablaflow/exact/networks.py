@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nablaflow.exact.counter import PassCounter
+from nablaflow.exact.process import ALPHA_BAR
 from nablaflow.models import FlowScore
 from nablaflow.typing import Latents
 
@@ -19,23 +20,32 @@ class ValueNetwork(nn.Module):
 
     The timestep scales and shifts each layer (arXiv 1709.07871) as it does in the denoisers of
     real models. With it merely beside x in the input the network does not follow even exact targets
-    on `ring`, and the rest would be taken for the fault of whichever method is tried.
+    on `ring`, and the rest would be taken for the fault of whichever method is tried. The output is
+    in units of sqrt(alpha_bar), as grad V_k is to first order in beta: from pure noise to the next
+    level that is a factor of four, which features of the timestep do not resolve.
+
+    Args:
+        inputs: values beside x that the field may depend on.
     """
 
-    def __init__(self, dim: int, width: int, layers: int) -> None:
+    def __init__(self, dim: int, width: int, layers: int, inputs: int = 0) -> None:
         super().__init__()
         self.time = nn.Linear(2 * FREQUENCIES + 1, width)
         self.modulations = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(layers + 1))
         self.layers = nn.ModuleList(
-            [nn.Linear(dim, width), *(nn.Linear(width, width) for _ in range(layers))]
+            [nn.Linear(dim + inputs, width), *(nn.Linear(width, width) for _ in range(layers))]
         )
         self.last = nn.Linear(width, dim)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def forward(
-        self, x: Float[Tensor, "batch dim"], timestep: Int[Tensor, "batch"]
+        self,
+        x: Float[Tensor, "batch dim"],
+        timestep: Int[Tensor, "batch"],
+        beside: Float[Tensor, "batch input"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
+        inputs = x if beside is None else torch.cat([x, beside], 1)
         # Few timesteps, many rows: each one's modulations are computed once.
         steps, index = timestep.unique(return_inverse=True)
         time = nn.functional.silu(self.time(_time_features(steps).to(x)))
@@ -44,9 +54,9 @@ class ValueNetwork(nn.Module):
             zip(self.layers, self.modulations, strict=True)
         ):
             scale, shift = modulation(time)[index].chunk(2, 1)
-            after = nn.functional.silu(layer(h if place else x) * (1.0 + scale) + shift)
+            after = nn.functional.silu(layer(h if place else inputs) * (1.0 + scale) + shift)
             h = h + after
-        return self.last(h)
+        return ALPHA_BAR.to(x).sqrt()[timestep][:, None] * self.last(h)
 
 
 def _time_features(timestep: Int[Tensor, "batch"]) -> Float[Tensor, "batch feature"]:

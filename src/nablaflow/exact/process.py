@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from nablaflow.diffusion import ReverseProcess, build_process
+from nablaflow.diffusion import ReverseProcess, build_process, mean_per_x0
 from nablaflow.exact.mixture import GaussianMixture
 
 TIMESTEPS = 1000
@@ -71,11 +71,3 @@ def posterior_variance(
     x = alpha_bar.sqrt() * clean + (1.0 - alpha_bar).sqrt() * noise
     x0_hat = (x + (1.0 - alpha_bar) * prior.score(x, alpha_bar.item())) / alpha_bar.sqrt()
     return (clean - x0_hat).square().mean().item()
-
-
-def mean_per_x0(process: ReverseProcess) -> Tensor:
-    """How far the kernel's mean moves with x0_hat, at a given x_k; float64, 0 at k = 0."""
-    alpha_bar = process.alpha_bar.double()
-    ratio = (alpha_bar / (1.0 - alpha_bar).clamp_min(1e-12)).sqrt()
-    slope = process.from_x0.double() - process.from_epsilon.double() * ratio
-    return torch.where(torch.arange(process.steps + 1) > 0, slope, 0.0)

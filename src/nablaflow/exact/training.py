@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from nablaflow.exact.mixture import Points
 from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.networks import ValueNetwork, VectorFlowScore
 from nablaflow.exact.problem import Problem
-from nablaflow.guidance import Path, TrainingBatch
+from nablaflow.guidance import Path, TrainingBatch, path_log_ratio
 from nablaflow.methods import Method, Networks
 from nablaflow.models import Settings
 from nablaflow.models.adapters import trainable_state
@@ -37,6 +38,9 @@ class LabSettings(Settings):
         default=None, gt=0, description="of each network's gradient; null does not clip"
     )
     transition_fraction: float = Field(default=0.2, gt=0, le=1, description="share trained")
+    steps_per_rollout: int = Field(
+        default=1, ge=1, description="optimizer steps, each on its own trajectories"
+    )
     policy_ema: float = Field(default=0.99, ge=0, lt=1, description="of the policy that samples")
     flow_ema: float = Field(default=0.95, ge=0, lt=1, description="of the flow in targets")
     width: int = Field(default=64, ge=1, description="of the networks")
@@ -79,7 +83,7 @@ class LabTrainer:
         dim, sizes = problem.prior.dim, (settings.width, settings.layers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # layers draw their weights from the global state
-            policy = ValueNetwork(dim, *sizes)
+            policy = ValueNetwork(dim, *sizes, inputs=dim)
             flow = VectorFlowScore(dim, *sizes, self.counter) if method.uses_flow else None
             target = VectorFlowScore(dim, *sizes, self.counter) if method.uses_flow else None
         self.model = MixtureModel(problem.prior, problem.process, policy, self.counter)
@@ -93,11 +97,15 @@ class LabTrainer:
 
     def step(self, update: int, updates: int, batch: int) -> dict[str, float]:
         """Sample, estimate, train once; the figures are means over the batch."""
-        rows = self._rows(batch)
+        factor = learning_rate_factor(self.settings.optimizer(), update, updates)
+        parts = self._rows(batch).split(self.settings.steps_per_rollout)
+        records = [self._optimizer_step(part, factor) for part in parts]
+        return {name: fmean(record[name] for record in records) for name in records[0]}
+
+    def _optimizer_step(self, rows: TrainingBatch, factor: float) -> dict[str, float]:
         loss, figures = self.objective(rows)
         self.optimizer.zero_grad(set_to_none=True)
         (loss / len(rows)).backward()
-        factor = learning_rate_factor(self.settings.optimizer(), update, updates)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
             if self.settings.max_grad_norm is not None:
@@ -111,6 +119,7 @@ class LabTrainer:
         keep = self.method.draw(batch, self.problem.process, strata, self.generator)
         estimator = self.method.value_estimator()
         by_estimator = estimator is not None and estimator.needs_states
+        by_method = self.method.needs_states or self.method.needs_path_ratio
         condition = self.model.condition([""] * batch)
         rollout = sample_trajectories(
             lambda x, k: self.model.predict(x, k, condition),
@@ -120,17 +129,25 @@ class LabTrainer:
             self.model.device,
             keep,
             n=batch,
-            keep_states=self.method.needs_states or by_estimator,
+            keep_states=by_method or by_estimator,
         )
         prompts = [""] * batch
-        path = Path(rollout.x0, rollout.states, condition, prompts, rollout.transitions)
+        path = Path(
+            rollout.x0,
+            rollout.states,
+            condition,
+            prompts,
+            rollout.transitions,
+            rollout.log_prob,
+        )
         with torch.no_grad():
             scores = self.networks.reward(self.model.decode(rollout.x0), prompts)
+        ratio = path_log_ratio(path, self.model) if self.method.needs_path_ratio else None
         return path.training_batch(
             estimator,
             self.networks,
             self.method.beta,
-            self.method.credits(scores, prompts),
+            self.method.credits(scores, prompts, ratio),
             with_states=self.method.needs_states,
         )
 

@@ -12,15 +12,17 @@ from nablaflow.guidance.contract import (
     TrainingBatch,
     ValueGradients,
 )
+from nablaflow.guidance.denoising_adjoint import DenoisingAdjoint
 from nablaflow.guidance.forward_looking import ForwardLooking, Gamma, forward_looking, gamma_table
 from nablaflow.guidance.forward_looking_flow import ForwardLookingFlow
 from nablaflow.guidance.n_step import NStep
 from nablaflow.guidance.nabla_td import NablaTD
+from nablaflow.guidance.path_ratio import path_log_ratio, tempered_weights
 from nablaflow.guidance.terminal import Terminal
 from nablaflow.guidance.weighting import WEIGHTINGS, Weighting, by_band, step_weight
 
 AnyEstimator = Annotated[
-    ForwardLooking | ForwardLookingFlow | Terminal | Adjoint | NablaTD | NStep,
+    ForwardLooking | ForwardLookingFlow | Terminal | Adjoint | NablaTD | NStep | DenoisingAdjoint,
     Field(discriminator="name"),
 ]
 """Adding an estimator is one file and one name here."""
@@ -29,6 +31,7 @@ __all__ = [
     "WEIGHTINGS",
     "Adjoint",
     "AnyEstimator",
+    "DenoisingAdjoint",
     "Estimator",
     "ForwardLooking",
     "ForwardLookingFlow",
@@ -44,5 +47,7 @@ __all__ = [
     "by_band",
     "forward_looking",
     "gamma_table",
+    "path_log_ratio",
     "step_weight",
+    "tempered_weights",
 ]

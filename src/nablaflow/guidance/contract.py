@@ -15,7 +15,7 @@ from nablaflow.diffusion import Transitions
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.models import Condition, DiffusionModel, FlowScore, Settings
 from nablaflow.rewards import NamedReward
-from nablaflow.typing import Latents, Steps
+from nablaflow.typing import Batch, Latents, Steps
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,13 @@ class TrainingBatch:
     def __len__(self) -> int:
         return len(self.transitions)
 
+    def split(self, parts: int) -> list[TrainingBatch]:
+        """The trajectories dealt out to ``parts`` batches, each with all its transitions."""
+        if parts == 1:
+            return [self]
+        turn = self.transitions.trajectory % parts
+        return [self[(turn == part).nonzero()[:, 0]] for part in range(parts)]
+
     def __getitem__(self, rows: slice | Tensor) -> TrainingBatch:
         index = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
         return TrainingBatch(
@@ -99,6 +106,7 @@ class Path:
         states: x_k by k, for estimators that need them.
         condition: one row for each trajectory, as are ``prompts``.
         transitions: those that are trained; ``trajectory`` counts the rows here.
+        log_prob: see `nablaflow.diffusion.Trajectories`.
     """
 
     x0: Latents
@@ -106,6 +114,7 @@ class Path:
     condition: Condition
     prompts: list[str]
     transitions: Transitions
+    log_prob: Batch | None = None
 
     def __len__(self) -> int:
         return len(self.x0)

@@ -17,6 +17,7 @@ from nablaflow.methods.refl import ReFL
 from nablaflow.methods.residual_nabla_db import ResidualNablaDB
 from nablaflow.methods.reward_weighted import RewardWeightedRegression
 from nablaflow.methods.terminal import TerminalMatching
+from nablaflow.methods.tilted_matching import TiltedMatching
 from nablaflow.methods.untrained import Untrained
 
 METHODS: dict[str, type[Method]] = {
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
         NablaTD,
         AdjointMatching,
         TerminalMatching,
+        TiltedMatching,
         ValueMatching,
         ReFL,
         Draft,
@@ -64,6 +66,7 @@ __all__ = [
     "ResidualNablaDB",
     "RewardWeightedRegression",
     "TerminalMatching",
+    "TiltedMatching",
     "TrainingBatch",
     "Untrained",
     "ValueMatching",

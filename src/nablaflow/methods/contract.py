@@ -43,12 +43,14 @@ class Method(Settings, abc.ABC):
         needs_reward_gradient: whether the reward must be differentiable.
         needs_group: whether each prompt needs several images in an update.
         needs_states: whether the losses read `TrainingBatch.states`.
+        needs_path_ratio: whether `credits` reads the trajectories' log ratio.
     """
 
     name: ClassVar[str]
     needs_reward_gradient: ClassVar[bool]
     needs_group: ClassVar[bool] = False
     needs_states: ClassVar[bool] = False
+    needs_path_ratio: ClassVar[bool] = False
 
     beta: float = Field(ge=0, description="the tilt: p* is p_ref exp(beta r)")
 
@@ -72,9 +74,16 @@ class Method(Settings, abc.ABC):
         return draw_transitions(trajectories, process.steps, strata, generator)
 
     def credits(
-        self, scores: Float[Tensor, "trajectory"], prompts: list[str]
+        self,
+        scores: Float[Tensor, "trajectory"],
+        prompts: list[str],
+        log_ratio: Float[Tensor, "trajectory"] | None = None,
     ) -> Float[Tensor, "trajectory"] | None:
-        """`TrainingBatch.credit` from the scores of the whole rollout; None for methods without."""
+        """`TrainingBatch.credit` from the scores of the whole rollout; None for methods without.
+
+        Args:
+            log_ratio: see `nablaflow.guidance.path_log_ratio`; for methods that need it.
+        """
         return None
 
     @property

@@ -87,6 +87,8 @@ class Matching(StepwiseMethod, abc.ABC):
         )
         target = self._bounded(batch.estimate.following, sigma)
         weight = step_weight(self.weighting, model.process, t.k)
+        if batch.credit is not None:
+            weight = weight * batch.credit
         terms = {"forward": weight * mean_square(shift / sigma.square() - target)}
         if batch.estimate.flow is not None:
             terms["flow"] = weight * mean_square(_flow(batch, networks) - batch.estimate.flow)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.diffusion import Transitions
-from nablaflow.guidance import Estimator, Networks, Path, ValueGradients
+from nablaflow.guidance import Estimator, Networks, Path, ValueGradients, path_log_ratio
 
 
 def estimate_in_parts(
@@ -28,6 +28,13 @@ def estimate_in_parts(
     return ValueGradients.concatenate(parts)[torch.cat(order).argsort()]
 
 
+def log_ratio_in_parts(path: Path, networks: Networks, size: int) -> Tensor:
+    """`path_log_ratio`, from ``size`` trajectories at a time."""
+    none = torch.zeros(0, dtype=torch.long, device=path.x0.device)
+    slices = [slice(start, min(start + size, len(path))) for start in range(0, len(path), size)]
+    return torch.cat([path_log_ratio(_some(path, rows, none), networks.model) for rows in slices])
+
+
 def _some(path: Path, rows: slice, index: Tensor) -> Path:
     """Some trajectories with their transitions, which stand at ``index``."""
     t = path.transitions[index]
@@ -37,4 +44,5 @@ def _some(path: Path, rows: slice, index: Tensor) -> Path:
         condition=path.condition[rows],
         prompts=path.prompts[rows],
         transitions=Transitions(t.x, t.x_next, t.k, t.epsilon, t.trajectory - rows.start),
+        log_prob=None if path.log_prob is None else path.log_prob[rows],
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from nablaflow.errors import TrainingStopped, UserError
-from nablaflow.guidance import ValueGradients
+from nablaflow.guidance import Path as TrajectoryPath
 from nablaflow.methods import Method, Networks, TrainingBatch
 from nablaflow.models import FlowScore
 from nablaflow.models.adapters import load_trainable_state, trainable_state
@@ -26,7 +26,7 @@ from nablaflow.rewards import NamedReward
 from nablaflow.training.average import Average
 from nablaflow.training.checkpoint import Checkpoint, save_checkpoint
 from nablaflow.training.config import Config
-from nablaflow.training.estimates import estimate_in_parts
+from nablaflow.training.estimates import estimate_in_parts, log_ratio_in_parts
 from nablaflow.training.memory import halving
 from nablaflow.training.objective import Objective
 from nablaflow.training.optimizer import learning_rate_factor, make_optimizer
@@ -34,6 +34,7 @@ from nablaflow.training.prompts import prompt_batch
 from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout
 
 Record = dict[str, float]
+T = TypeVar("T")
 
 MOST_SKIPPED = 20  # updates in a row that a gradient scaler leaves out: it halves its scale at each
 
@@ -64,7 +65,8 @@ class Trainer:
         self.networks = Networks(model, reward, flow, flow_target)
         self.estimator = self.method.value_estimator()
         by_estimator = self.estimator is not None and self.estimator.needs_states
-        self._keeps_states = self.method.needs_states or by_estimator
+        by_method = self.method.needs_states or self.method.needs_path_ratio
+        self._keeps_states = by_method or by_estimator
         self.objective = Objective(self.method, self.networks)
         self.optimizer = make_optimizer(config.optimizer, self.objective)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -99,7 +101,8 @@ class Trainer:
             rolled_out = time.perf_counter()
             batch = self._training_batch(trained)
             estimated = time.perf_counter()
-            records = [self._optimizer_step(part, fresh) for part in self._parts(batch)]
+            parts = batch.split(self.config.training.steps_per_rollout)
+            records = [self._optimizer_step(part, fresh) for part in parts]
         except FloatingPointError as error:
             raise self._not_finite(str(error)) from error
         record = {name: fmean(part[name] for part in records) for name in records[0]}
@@ -110,14 +113,6 @@ class Trainer:
         if self.estimator is not None:
             timing["estimate_seconds"] = estimated - rolled_out
         return {"update": self.update, **record, **timing}
-
-    def _parts(self, batch: TrainingBatch) -> list[TrainingBatch]:
-        """What each optimizer step of this update trains on: some of the trajectories."""
-        steps = self.config.training.steps_per_rollout
-        if steps == 1:
-            return [batch]
-        turn = batch.transitions.trajectory % steps
-        return [batch[(turn == step).nonzero()[:, 0]] for step in range(steps)]
 
     def _optimizer_step(self, batch: TrainingBatch, fresh: Rollout) -> Record:
         figures = self._accumulate(batch)
@@ -165,24 +160,37 @@ class Trainer:
     def _training_batch(self, rollout: Rollout) -> TrainingBatch:
         """The rollout's transitions, with value gradients where the method has an estimator."""
         path, estimator = rollout.path(self.model), self.estimator
-        batch = path.batch(self._credits(rollout), with_states=self.method.needs_states)
+        batch = path.batch(self._credits(rollout, path), with_states=self.method.needs_states)
         if estimator is None:
             return batch
-
-        def work(size: int) -> ValueGradients:
-            with self.accelerator.autocast():
-                return estimate_in_parts(path, estimator, self.networks, self.method.beta, size)
-
-        whole = min(self._estimate_batch or len(path), len(path))
-        estimate, size = halving(work, whole, "training.estimate_batch")
-        self._estimate_batch = size if size < len(path) else self._estimate_batch
+        estimate = self._by_trajectories(
+            lambda size: estimate_in_parts(path, estimator, self.networks, self.method.beta, size),
+            len(path),
+        )
         return replace(batch, estimate=estimate)
 
-    def _credits(self, rollout: Rollout) -> Tensor | None:
+    def _by_trajectories(self, work: Callable[[int], T], trajectories: int) -> T:
+        """``work`` on as many trajectories at once as fit."""
+
+        def autocast(size: int) -> T:
+            with self.accelerator.autocast():
+                return work(size)
+
+        whole = min(self._estimate_batch or trajectories, trajectories)
+        found, size = halving(autocast, whole, "training.estimate_batch")
+        self._estimate_batch = size if size < trajectories else self._estimate_batch
+        return found
+
+    def _credits(self, rollout: Rollout, path: TrajectoryPath) -> Tensor | None:
         """Of this process's trajectories, found from the scores of all processes."""
-        accelerator = self.accelerator
+        accelerator, log_ratio = self.accelerator, None
+        if self.method.needs_path_ratio:
+            own: Any = self._by_trajectories(
+                lambda size: log_ratio_in_parts(path, self.networks, size), len(path)
+            )
+            log_ratio: Any = accelerator.gather(own)
         scores: Any = accelerator.gather(rollout.scores.to(self.model.device))
-        credits = self.method.credits(scores, gather_object(rollout.prompts))
+        credits = self.method.credits(scores, gather_object(rollout.prompts), log_ratio)
         own = Share.of(len(scores), accelerator.process_index, accelerator.num_processes)
         return None if credits is None else credits[own.slice]
 

@@ -50,19 +50,21 @@ class Rollout:
         x0: clean states.
         scores: rewards of the images.
         transitions: those that will be trained.
-        states: x_k by k, where the method's estimator needs them.
+        log_prob: see `nablaflow.diffusion.Trajectories`.
+        states: x_k by k, where the method or its estimator needs them.
     """
 
     prompts: list[str]
     x0: Latents
     scores: Batch
     transitions: Transitions
+    log_prob: Batch
     states: Float[Tensor, "levels batch channel h w"] | None = None
 
     def path(self, model: DiffusionModel) -> Path:
         """The trajectories as estimators see them."""
         condition = model.condition(self.prompts)
-        return Path(self.x0, self.states, condition, self.prompts, self.transitions)
+        return Path(self.x0, self.states, condition, self.prompts, self.transitions, self.log_prob)
 
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
@@ -77,6 +79,7 @@ class Rollout:
             state["x0"].to(device),
             state["scores"].to(device),
             Transitions(**transitions),
+            state["log_prob"].to(device),
             None if states is None else states.to(device),
         )
 
@@ -167,6 +170,7 @@ def make_rollout(
         x0,
         scores.float(),
         transitions,
+        torch.cat([part.log_prob for part in parts]),
         torch.cat(states, dim=1) if states else None,
     )
 
