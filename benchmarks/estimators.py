@@ -67,8 +67,8 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "5-step": _any(guidance.NStep(n=5)),
     "tilted": lambda beta: TiltedMatching(beta=beta),
     "tilted, no weights": lambda beta: TiltedMatching(beta=beta, effective_share=1.0),
-    "tilted, adjoint alone": lambda beta: TiltedMatching(beta=beta, power=0.0),
-    "tilted, denoising alone": lambda beta: TiltedMatching(beta=beta, power=1e6),
+    "tilted, adjoint alone": lambda beta: TiltedMatching(beta=beta, adjoint_above=0.0),
+    "tilted, denoising alone": lambda beta: TiltedMatching(beta=beta, adjoint_above=1.0),
 }
 
 TRAINING: dict[str, dict[str, Any]] = {

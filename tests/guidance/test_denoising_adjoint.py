@@ -12,6 +12,7 @@ from nablaflow.diffusion import ReverseProcess, Transitions, build_process
 from nablaflow.errors import UserError
 from nablaflow.guidance import DenoisingAdjoint, Networks, Path
 from nablaflow.models import Condition
+from nablaflow.rewards import NamedReward
 from tests.support.chain import Quadratic
 from tests.support.gaussian import GaussianModel
 from tests.support.paths import Nothing
@@ -60,7 +61,7 @@ def reference_and_tilt(process: ReverseProcess) -> tuple[Normal, Normal]:
     return prior, Normal(mean, covariance)
 
 
-def estimated(power: float, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+def estimated(adjoint_above: float, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
     """The estimate at ``x`` if x_0 is what is expected of it, and what it should be."""
     process = process_of()
     prior, tilt = reference_and_tilt(process)
@@ -73,7 +74,7 @@ def estimated(power: float, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
     path = Path(states[0], states, Condition(), [""] * len(x), transitions)
     model = GaussianModel(process, MEAN, COVARIANCE, Nothing())
     networks = Networks(model, REWARD.named())
-    found = DenoisingAdjoint(power=power).estimate(path, networks, BETA).following
+    found = DenoisingAdjoint(adjoint_above=adjoint_above).estimate(path, networks, BETA).following
     gradient = tilt.score(x, kept) - prior.score(x, kept)
     # How the kernel's mean answers to a change of the score, by asking it.
     moved = score_slope(process, k) / process.sigma[k].double().square()
@@ -89,15 +90,33 @@ def score_slope(process: ReverseProcess, k: int) -> Tensor:
     return -per_epsilon * (1 - alpha_bar).sqrt()
 
 
-@pytest.mark.parametrize("power", [0.0, 1.0, 8.0, 1e6])
+@pytest.mark.parametrize("adjoint_above", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("k", [1, 3, STEPS])
-def test_the_mean_is_the_difference_of_the_scores(power: float, k: int) -> None:
+def test_the_mean_is_the_difference_of_the_scores(adjoint_above: float, k: int) -> None:
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
-    found, expected = estimated(power, k, x)
+    found, expected = estimated(adjoint_above, k, x)
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5)
 
 
-def test_so_large_a_power_that_the_adjoint_has_no_share_asks_for_no_gradient() -> None:
+@pytest.mark.parametrize(("adjoint_above", "levels"), [(0.0, []), (1.0, [1, 2, 3, 4, 5, 6])])
+def test_the_ends_of_the_range_are_one_estimate_alone(
+    adjoint_above: float, levels: list[int]
+) -> None:
+    found = DenoisingAdjoint(adjoint_above=adjoint_above).denoising_levels(process_of())
+    assert found.nonzero()[:, 0].tolist() == levels
+
+
+def test_between_them_a_level_decides() -> None:
+    process = process_of()
+    found = DenoisingAdjoint(adjoint_above=0.4).denoising_levels(process)
+    assert found.tolist() == [
+        False,
+        *(process.alpha_bar[1:] / process.alpha_bar[0] <= 0.4).tolist(),
+    ]
+    assert 0 < found.sum() < STEPS
+
+
+def test_where_the_adjoint_has_no_level_the_reward_is_not_asked() -> None:
     process = process_of()
     states = torch.zeros(STEPS + 1, 1, 1, 1, 2, dtype=torch.float64)
     k, row = torch.tensor([STEPS]), torch.tensor([0])
@@ -109,9 +128,9 @@ def test_so_large_a_power_that_the_adjoint_has_no_share_asks_for_no_gradient() -
 
     networks = Networks(
         GaussianModel(process, MEAN, COVARIANCE, Nothing()),
-        REWARD.named().__class__("refuses", refuse),
+        NamedReward("refuses", refuse),
     )
-    DenoisingAdjoint(power=50.0).estimate(path, networks, BETA)
+    DenoisingAdjoint(adjoint_above=1.0).estimate(path, networks, BETA)
 
 
 def test_a_sampler_whose_x_0_is_a_function_of_x_k_is_refused() -> None:

@@ -12,6 +12,7 @@ from nablaflow.diffusion.kernels import (
 )
 from nablaflow.diffusion.prediction import Prediction, predict_from, score
 from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.diffusion.renoising import noised_afresh
 from nablaflow.diffusion.samplers import SAMPLERS, build_process
 from nablaflow.diffusion.trajectory import (
     Trajectories,
@@ -34,6 +35,7 @@ __all__ = [
     "kernel_mean",
     "mean_per_score",
     "mean_per_x0",
+    "noised_afresh",
     "noising_scores",
     "predict_from",
     "sample_trajectories",

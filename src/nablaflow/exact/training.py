@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from nablaflow.diffusion import sample_trajectories, strata_count
+from nablaflow.diffusion import noised_afresh, sample_trajectories, strata_count
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.mixture import Points
 from nablaflow.exact.model import MixtureModel
@@ -131,6 +131,9 @@ class LabTrainer:
             n=batch,
             keep_states=by_method or by_estimator,
         )
+        fresh_levels = self.method.fresh_levels(self.problem.process)
+        if fresh_levels is not None:
+            rollout = noised_afresh(self.problem.process, rollout, fresh_levels, self.generator)
         prompts = [""] * batch
         path = Path(
             rollout.x0,

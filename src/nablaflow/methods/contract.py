@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -72,6 +72,10 @@ class Method(Settings, abc.ABC):
     ) -> Int[Tensor, "trajectory transition"]:
         """Which transitions of a rollout are trained, found before it is made."""
         return draw_transitions(trajectories, process.steps, strata, generator)
+
+    def fresh_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"] | None:
+        """By k, whether transitions are trained with their x_k noised afresh from x_0."""
+        return None
 
     def credits(
         self,

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from typing import ClassVar, final
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
+from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.errors import UserError
 from nablaflow.guidance import DenoisingAdjoint, tempered_weights
+from nablaflow.guidance.denoising_adjoint import ADJOINT_ABOVE
 from nablaflow.methods.groups import by_prompt
 from nablaflow.methods.matching import Matching
 
@@ -29,9 +32,7 @@ class TiltedMatching(Matching):
     needs_group: ClassVar[bool] = True
     needs_path_ratio: ClassVar[bool] = True
 
-    power: float = Field(
-        default=8.0, ge=0, description="the adjoint's share is alpha_bar to this power; 0: it alone"
-    )
+    adjoint_above: float = ADJOINT_ABOVE
     effective_share: float = Field(
         default=0.3,
         gt=0,
@@ -41,7 +42,18 @@ class TiltedMatching(Matching):
     )
 
     def value_estimator(self) -> DenoisingAdjoint:
-        return DenoisingAdjoint(power=self.power)
+        return DenoisingAdjoint(adjoint_above=self.adjoint_above)
+
+    def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
+        super().check(process, flow=flow, on_policy=on_policy)
+        if self.output_regularization > 0:
+            raise UserError(
+                "method.output_regularization: tilted-matching trains on states that nothing was "
+                "predicted at before; use method.output_regularization=0"
+            )
+
+    def fresh_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"]:
+        return self.value_estimator().denoising_levels(process)
 
     def credits(
         self,

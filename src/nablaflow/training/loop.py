@@ -149,7 +149,12 @@ class Trainer:
         def work(batch: int) -> Rollout:
             with accelerator.autocast():
                 return make_rollout(
-                    self.model, self.reward, plan, batch, keep_states=self._keeps_states
+                    self.model,
+                    self.reward,
+                    plan,
+                    batch,
+                    keep_states=self._keeps_states,
+                    fresh_levels=self.method.fresh_levels(self.model.process),
                 )
 
         whole = self._rollout_batch or len(plan)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nablaflow.diffusion import (
     Trajectories,
     Transitions,
+    noised_afresh,
     sample_trajectories,
     trajectory_noise,
 )
@@ -139,17 +140,19 @@ def make_rollout(
     batch: int,
     *,
     keep_states: bool = False,
+    fresh_levels: Bool[Tensor, "levels"] | None = None,
 ) -> Rollout:
     """Sample the planned trajectories with the policy, ``batch`` at once, and score them.
 
     Args:
         keep_states: keep every state of every trajectory besides the planned transitions.
+        fresh_levels: at which levels these are noised afresh from their trajectory's end.
 
     Raises:
         FloatingPointError: a state is not finite, so that no reward is blamed for it.
     """
     parts = [
-        _sample(model, plan[start : start + batch], keep_states)
+        _sample(model, plan[start : start + batch], keep_states, fresh_levels)
         for start in range(0, len(plan), batch)
     ]
     x0 = torch.cat([part.x0 for part in parts])
@@ -175,17 +178,25 @@ def make_rollout(
     )
 
 
-def _sample(model: DiffusionModel, plan: RolloutPlan, keep_states: bool) -> Trajectories:
-    condition = model.condition(plan.prompts)
-    return sample_trajectories(
+def _sample(
+    model: DiffusionModel,
+    plan: RolloutPlan,
+    keep_states: bool,
+    fresh_levels: Bool[Tensor, "levels"] | None,
+) -> Trajectories:
+    condition, generators = model.condition(plan.prompts), trajectory_noise(plan.seeds)
+    found = sample_trajectories(
         lambda x, k: model.predict(x, k, condition),
         model.process,
         model.state_shape,
-        trajectory_noise(plan.seeds),
+        generators,
         model.device,
         keep=plan.keep,
         keep_states=keep_states,
     )
+    if fresh_levels is None:
+        return found
+    return noised_afresh(model.process, found, fresh_levels, generators)
 
 
 def _shifted(transitions: Transitions, offset: int) -> Transitions:
