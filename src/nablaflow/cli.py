@@ -175,6 +175,7 @@ def exact(
     def work() -> None:
         from rich.console import Console
 
+        from nablaflow.exact.pool import plan
         from nablaflow.exact.study import Study
         from nablaflow.report.exact_plot import write_plots
         from nablaflow.report.exact_table import exact_table
@@ -182,7 +183,7 @@ def exact(
         study = Study.named(
             problem or [], method or [], out, seeds=seeds, updates=updates, batch=batch, n=n
         )
-        rows = _under_a_bar(study.plan(workers=workers, overwrite=overwrite))
+        rows = _under_a_bar(plan(study, workers=workers, overwrite=overwrite))
         pictures = write_plots(out, rows, study.samples) if plot else []
         if as_json:
             print(json.dumps({"rows": rows}))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from nablaflow.errors import UserError
 from nablaflow.exact import CONTENDERS, PROBLEMS, Contender, LabSettings, evaluate, named_problem
 from nablaflow.exact.contenders import DEFAULT, PUBLISHED
+from nablaflow.exact.pool import plan
 from nablaflow.exact.study import Cell, Study
 
 Files = dict[str, bytes]
@@ -31,7 +32,7 @@ def study_in(out: Path, **changes: Any) -> Study:
 def run(study: Study, **flags: Any) -> tuple[list[dict[str, Any]], list[str], list[int]]:
     """Its rows, the cells that were run, and the updates that were told of."""
     cells, updates = [], []
-    rows = study.plan(workers=1, **flags).run(updates.append, lambda cell: cells.append(str(cell)))
+    rows = plan(study, workers=1, **flags).run(updates.append, lambda cell: cells.append(str(cell)))
     return rows, cells, updates
 
 
@@ -196,7 +197,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study.plan(workers=1).run(on_updates=stop)
+        plan(study, workers=1).run(on_updates=stop)
     assert study.done() == 1
     edit(tmp_path / BUMPS, "row", "energy_distance", 123.0)
     rows, cells, _ = run(study)
@@ -218,7 +219,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
 def test_other_numbers_are_refused(done: Study, changes: dict[str, int], words: str) -> None:
     before = contents(done.out)
     with pytest.raises(UserError, match=rf"--out: .*terminal .*\({words}\).*--overwrite"):
-        replace(done, **changes).plan()
+        plan(replace(done, **changes))
     assert contents(done.out) == before
 
 
@@ -236,7 +237,7 @@ def test_other_settings_of_a_method_are_refused(
         other = Contender(CONTENDERS["nabla-td"].method, method.settings)
     monkeypatch.setitem(CONTENDERS, "terminal", other)
     with pytest.raises(UserError, match=words):
-        done.plan()
+        plan(done)
 
 
 def test_overwriting_replaces_only_what_differs(done: Study) -> None:
@@ -245,7 +246,7 @@ def test_overwriting_replaces_only_what_differs(done: Study) -> None:
     kept = done.out / "unequal" / "terminal" / "seed-0.json"
     edit(kept, "row", "energy_distance", 123.0)
     with pytest.raises(UserError, match="updates: 5 there, 2 here"):
-        done.plan()
+        plan(done)
     rows, cells, _ = run(done, overwrite=True)
     assert cells == ["bumps/terminal/seed-0"]
     assert rows[1]["energy_distance"] == 123.0
@@ -255,7 +256,7 @@ def test_overwriting_replaces_only_what_differs(done: Study) -> None:
 def test_a_damaged_file_is_named(done: Study, content: str) -> None:
     (done.out / BUMPS).write_text(content)
     with pytest.raises(UserError, match=r"seed-0\.json is not a finished cell; remove it"):
-        done.plan()
+        plan(done)
     assert [str(cell) for cell in done.missing(overwrite=True)] == ["bumps/terminal/seed-0"]
 
 
@@ -263,7 +264,7 @@ def test_a_folder_that_cannot_be_made_is_the_users(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "file", tmp_path / "file" / "inside"):
         with pytest.raises(UserError, match="--out: cannot write"):
-            study_in(out).plan()
+            plan(study_in(out))
 
 
 # --- several processes ----------------------------------------------------------------------------
@@ -279,7 +280,7 @@ def test_workers_find_the_same_are_stopped_together_and_leave_whole_cells(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study.plan(workers=2).run(on_cell=stop)
+        plan(study, workers=2).run(on_cell=stop)
     assert multiprocessing.active_children() == before
     assert 1 <= study.done() <= 4
     for cell in set(study.cells) - set(study.missing()):
@@ -297,4 +298,4 @@ def test_a_workers_mistake_is_one_of_the_users(tmp_path: Path) -> None:
     (tmp_path / "unequal" / "terminal").write_text("in the way")
     study = study_in(tmp_path, problems=("unequal",), seeds=2, updates=0)
     with pytest.raises(UserError, match=r"--out: cannot write .*terminal"):
-        study.plan(workers=2).run()
+        plan(study, workers=2).run()

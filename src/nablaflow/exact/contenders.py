@@ -54,7 +54,7 @@ CONTENDERS: dict[str, Contender] = {
     "nabla-td": Contender(lambda beta: NablaTD(beta=beta)),
     "tilted-matching": Contender(
         lambda beta: TiltedMatching(beta=beta),
-        LabSettings(learning_rate=5e-3, transition_fraction=0.4, steps_per_rollout=2),
+        LabSettings(learning_rate=5e-3, transition_fraction=0.8, steps_per_rollout=4),
     ),
     "refl": Contender(lambda beta: ReFL(beta=beta)),
     "draft": Contender(lambda beta: Draft(beta=beta, k="all", kl_weight=1.0, checkpointing=False)),

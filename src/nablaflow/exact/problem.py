@@ -11,7 +11,7 @@ from torch import Tensor
 from nablaflow.diffusion import ReverseProcess
 from nablaflow.errors import UserError
 from nablaflow.exact.mixture import GaussianMixture, Points
-from nablaflow.exact.process import exact_process
+from nablaflow.exact.process import TIMESTEPS, exact_process
 from nablaflow.exact.rejection import Target
 from nablaflow.exact.rewards import ExactReward, check_dimension
 from nablaflow.rewards import NamedReward
@@ -29,7 +29,8 @@ class Problem:
         name: for tables.
 
     Raises:
-        UserError: the tilt cannot be normalised, dimensions disagree, or fewer than 2 steps.
+        UserError: the tilt cannot be normalised, dimensions disagree, fewer than 2 steps, or more
+            than the schedule has.
     """
 
     prior: GaussianMixture
@@ -41,6 +42,8 @@ class Problem:
     def __post_init__(self) -> None:
         if self.steps < 2:
             raise UserError(f"steps: {self.steps}; a sampler has at least 2")
+        if self.steps > TIMESTEPS:
+            raise UserError(f"steps: {self.steps}; the laboratory's schedule has {TIMESTEPS}")
         if not 0 <= self.beta < float("inf"):
             raise UserError(f"beta: {self.beta:g}; give a finite tilt of at least 0")
         check_dimension(self.reward, self.prior)

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from nablaflow.diffusion import noised_afresh, sample_trajectories, strata_count
+from nablaflow.errors import TrainingStopped
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.mixture import Points
 from nablaflow.exact.model import MixtureModel
@@ -131,6 +132,8 @@ class LabTrainer:
             n=batch,
             keep_states=by_method or by_estimator,
         )
+        if not rollout.x0.isfinite().all():
+            raise FloatingPointError("a state that the policy sampled")
         fresh_levels = self.method.fresh_levels(self.problem.process)
         if fresh_levels is not None:
             rollout = noised_afresh(self.problem.process, rollout, fresh_levels, self.generator)
@@ -172,11 +175,21 @@ def train(
     settings: LabSettings,
     on_update: Callable[[int], None],
 ) -> Trained:
-    """Train a policy; the model that is returned samples with the average of its weights."""
+    """Train a policy; the model that is returned samples with the average of its weights.
+
+    Raises:
+        TrainingStopped: the policy diverged.
+    """
     trainer = LabTrainer(problem, method, settings, seed)
     records = []
     for update in range(updates):
-        records.append(trainer.step(update, updates, batch))
+        try:
+            records.append(trainer.step(update, updates, batch))
+        except FloatingPointError as error:
+            raise TrainingStopped(
+                f"{problem.name}, {method.name}, seed {seed}: update {update + 1}: {error} is not "
+                "finite; lower the learning rate of the training or the method's beta"
+            ) from error
         on_update(update + 1)
     evaluations = trainer.counter.passes
     with torch.no_grad():

@@ -50,12 +50,14 @@ class NablaTD(Estimator):
         strength = beta * gamma_table(self.gamma, networks.model.process)
         target = beta * reward_gradient(networks, path.x0, path.prompts)
         following, flow = torch.empty_like(t.x), torch.empty_like(t.x)
-        for k in range(1, int(t.k.max()) + 1):
+        last = int(t.k.max())
+        for k in range(1, last + 1):
             here = t.k == k
             following[here] = target[t.trajectory[here]]
             pulled, looked = self._step(path, networks, k, target, strength)
             flow[here] = (pulled - looked)[t.trajectory[here]]
-            target = self._mix(path, networks, k, pulled, looked)
+            if k < last:
+                target = self._mix(path, networks, k, pulled, looked)
         return ValueGradients(following, flow)
 
     def _step(

@@ -101,7 +101,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "The row of exact samples is what a perfect method has. The floor is the energy distance "
         f"to expect between two exact samples of {sizes} points, 2 E|X - X'| / n.",
         "Passes, in millions: one forward or one backward pass of one state through the denoiser "
-        "or the flow network is 1; of training alone, and so are the seconds.",
+        "or the flow network is 1; of training, as are the seconds, or of sampling where nothing "
+        "trains.",
     ]
     seeds = len({row["seed"] for row in rows})
     return [f"Medians over {seeds} seeds, with their range below.", *found] if seeds > 1 else found

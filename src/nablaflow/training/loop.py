@@ -336,8 +336,8 @@ class Trainer:
         """All state that the next update depends on; every process must call it."""
         tensors = {"policy": trainable_state(self.model.network)}
         if self.flow is not None and self.flow_target is not None:
-            tensors["flow"] = dict(self.flow.state_dict())
-            tensors["flow_target"] = dict(self.flow_target.state_dict())
+            for name, network in (("flow", self.flow), ("flow_target", self.flow_target)):
+                tensors[name] = {k: value.clone() for k, value in network.state_dict().items()}
         if self.average is not None:
             tensors["policy_average"] = self.average.values
         scaler = self.accelerator.scaler
