@@ -553,3 +553,11 @@ def test_the_simple_animals_are_there():
     prompts = load_config(RECIPES / "sd15_fast.yaml", GIVEN[:1], {}).prompts
     found = load_prompts(prompts, Path())
     assert (len(found), len(set(found)), found[0], found[-1]) == (45, 45, "cat", "kangaroo")
+
+
+@pytest.mark.usefixtures("_all_methods")
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("nano*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_embedded_model_loads_as_it_is(path):
+    config = load_config(path, [], {})
+    assert config.model == "nano"
+    assert path.read_text().splitlines()[2] == f"#   nablaflow train recipes/{path.name}"
