@@ -155,7 +155,7 @@ def exact(
         typer.Option(help="again for more, or all; default: this project's and the published form"),
     ] = None,
     seeds: Annotated[int, typer.Option(help="runs of each, seeds 0 to N - 1")] = 1,
-    updates: Annotated[int, typer.Option(help="of each training")] = 600,
+    updates: Annotated[int, typer.Option(help="of each training")] = 300,
     batch: Annotated[int, typer.Option(help="trajectories of an update")] = 256,
     n: Annotated[int, typer.Option("--n", help="samples that are compared")] = 8000,
     out: Annotated[Path, typer.Option(help="folder for figures and samples")] = Path("runs/exact"),

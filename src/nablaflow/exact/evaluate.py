@@ -80,7 +80,7 @@ class Result:
 def evaluate(
     problem: Problem,
     method: Method | Untrained | str | None = None,
-    updates: int = 600,
+    updates: int = 300,
     batch: int = 256,
     seed: int = 0,
     n: int = 8000,

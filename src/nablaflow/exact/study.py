@@ -69,7 +69,7 @@ class Study:
     methods: tuple[str, ...]
     out: Path
     seeds: int = 1
-    updates: int = 600
+    updates: int = 300
     batch: int = 256
     n: int = 8000
 

@@ -78,7 +78,8 @@ class LabTrainer:
 
     def __init__(self, problem: Problem, method: Method, settings: LabSettings, seed: int) -> None:
         self.problem, self.method, self.settings = problem, method, settings
-        method.check(problem.process, flow=method.uses_flow, on_policy=True)
+        on_policy = settings.steps_per_rollout == 1
+        method.check(problem.process, flow=method.uses_flow, on_policy=on_policy)
         self.generator = torch.Generator().manual_seed(seed)
         self.counter = PassCounter()
         dim, sizes = problem.prior.dim, (settings.width, settings.layers)
