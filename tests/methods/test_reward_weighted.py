@@ -1,19 +1,24 @@
 """Reward-weighted regression: its weights, and where the regression ends for a known tilt."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from nablaflow.diffusion import ReverseProcess, Transitions, build_process
+from nablaflow.diffusion import (
+    ReverseProcess,
+    Transitions,
+    build_process,
+    has_posterior_means,
+)
 from nablaflow.errors import UserError
 from nablaflow.guidance import Networks, TrainingBatch
 from nablaflow.methods import RewardWeightedRegression
-from nablaflow.methods.reward_weighted import has_posterior_means
 from nablaflow.models import Condition
 from tests.support.chain import kernel_of
 from tests.support.gaussian import GaussianModel, MeanShift, linear_reward
 from tests.support.numeric import normal_quadrature
-from tests.support.quadrature import Trajectories, line
 from tests.support.schedules import DDPM, STABLE_DIFFUSION
 
 STEPS = 6
@@ -130,40 +135,28 @@ def test_each_row_is_regressed_on_its_own_end_in_units_of_noise() -> None:
 # --- the weights of the tilt ----------------------------------------------------------------------
 
 
-def regression(
-    networks: Networks, *, policy: bool, weights: str
-) -> tuple[float, tuple[Tensor, ...]]:
-    """Expected loss of exp(beta r) by all trajectories of two steps, and its gradient."""
-    found = Trajectories.of(networks, policy=policy)
-    with torch.no_grad():
-        reward = networks.reward(networks.model.decode(found.states[0]), [""] * len(found.weights))
-    batch = found.batch(networks, torch.exp(BETA * reward))
-    method = RewardWeightedRegression(beta=BETA, weights=weights)
-    loss = method.losses(batch, networks).total @ found.weights.repeat(2)
-    return loss.item(), torch.autograd.grad(loss, list(networks.model.network.parameters()))
+LOG_RATIO = torch.tensor([0.3, 0.0, -0.2, 0.4, 0.1], dtype=torch.float64)
 
 
-def test_by_the_weights_of_the_tilt_the_policys_samples_count_as_the_references() -> None:
-    networks = line(strength=0.2)
-    loss, gradient = regression(networks, policy=True, weights="tilt")
-    expected, wanted = regression(networks, policy=False, weights="reward")
-    assert loss == pytest.approx(expected, rel=1e-3)
-    for part, other in zip(gradient, wanted, strict=True):
-        torch.testing.assert_close(part, other, rtol=5e-3, atol=1e-3 * expected)
-    assert regression(networks, policy=True, weights="reward")[0] != pytest.approx(loss, rel=0.05)
+def test_the_weights_of_the_tilt_are_exponentials_of_mean_1() -> None:
+    scores, prompts = torch.tensor([1.0, 2.0, 0.5]), ["a", "b", "a"]
+    found = RewardWeightedRegression(beta=2.0, weights="tilt").credits(
+        scores, prompts, LOG_RATIO[:3]
+    )
+    first, last = math.exp(2.0 - 0.3), math.exp(1.0 + 0.2)
+    expected = [2 * first / (first + last), 1.0, 2 * last / (first + last)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_weights_do_not_depend_on_how_a_batch_is_split() -> None:
-    networks = line(strength=0.2)
-    found = Trajectories.of(networks, policy=True)
-    rows = torch.arange(0, 2 * len(found.weights), 777)
-    batch = found.batch(networks, torch.ones_like(found.weights))[rows]
-    method = RewardWeightedRegression(beta=BETA, weights="tilt")
-    whole = method.losses(batch, networks).total
-    halves = [method.losses(batch[part], networks).total for part in (slice(0, 4), slice(4, None))]
-    torch.testing.assert_close(torch.cat(halves), whole)
-    order = torch.arange(len(rows)).flip(0)
-    torch.testing.assert_close(method.losses(batch[order], networks).total.flip(0), whole)
+def test_at_the_tilt_all_weights_are_1_whatever_the_rewards() -> None:
+    """There log p_theta / p_ref of a trajectory is beta r - log Z, with a Z for each prompt."""
+    scores, prompts = torch.tensor([1.0, 2.0, -3.0, 0.4, 5.0]), ["a", "b", "a", "b", "a"]
+    log_z = torch.tensor([0.7, -1.0, 0.7, -1.0, 0.7], dtype=torch.float64)
+    method = RewardWeightedRegression(beta=1.3, weights="tilt")
+    found = method.credits(scores, prompts, 1.3 * scores.double() - log_z)
+    torch.testing.assert_close(found, torch.ones(5), rtol=0.0, atol=1e-5)
+    assert method.needs_path_ratio
+    assert not RewardWeightedRegression(beta=1.3).needs_path_ratio
 
 
 # --- what does not fit ----------------------------------------------------------------------------
@@ -180,10 +173,3 @@ def test_samplers_whose_noise_is_not_the_noising_process_are_refused() -> None:
     for eta in (0.1, 0.9):
         with pytest.raises(UserError, match=r"^sampler\.eta: [^\n]*; set sampler\.eta=1$"):
             method.check(process_of(eta=eta), flow=False, on_policy=True)
-
-
-def test_the_weights_of_the_tilt_are_refused_off_policy() -> None:
-    method = RewardWeightedRegression(beta=1.0, weights="tilt")
-    method.check(process_of(), flow=False, on_policy=True)
-    with pytest.raises(UserError, match=r"^method\.weights: tilt [^\n]*weights=reward$"):
-        method.check(process_of(), flow=False, on_policy=False)

@@ -58,11 +58,13 @@ CONTENDERS: dict[str, Contender] = {
     PUBLISHED: Contender(lambda beta: ResidualNablaDB.published(beta, 0.0), TUNED),
     "residual-nabla-db": Contender(lambda beta: ResidualNablaDB(beta=beta)),
     "terminal": Contender(lambda beta: TerminalMatching(beta=beta), TUNED),
-    "nabla-td": Contender(lambda beta: NablaTD(beta=beta, weighting="constant"), TUNED),
+    "nabla-td": Contender(lambda beta: NablaTD(beta=beta, td_lambda=0.5), TUNED),
     "tilted-matching": Contender(lambda beta: TiltedMatching(beta=beta), TUNED),
     "refl": Contender(lambda beta: ReFL(beta=beta)),
     "draft": Contender(lambda beta: Draft(beta=beta, k="all", kl_weight=1.0, checkpointing=False)),
-    "draft-lv": Contender(lambda beta: Draft(beta=beta, low_variance_samples=2, kl_weight=1.0)),
+    "draft-lv": Contender(
+        lambda beta: Draft(beta=beta, low_variance_samples=2, kl_weight=1.0, checkpointing=False)
+    ),
     "alignprop": Contender(lambda beta: AlignProp(beta=beta, kl_weight=1.0, checkpointing=False)),
     "best-of-n": Contender(lambda beta: BestOfN()),
     "guided-sampling": Contender(lambda beta: GuidedSampling(beta=beta)),

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nablaflow.errors import UserError
-from nablaflow.exact.contenders import DEFAULT, contender
+from nablaflow.exact.contenders import CONTENDERS, DEFAULT, contender
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.distances import (
     energy_distance,
@@ -95,7 +95,8 @@ def evaluate(
             problem's.
         batch: trajectories of an update.
         n: samples that are compared.
-        settings: of the training; None is what the method was tuned to.
+        settings: of the training; None is what a contender was tuned to, `LabSettings()` for
+            methods that are none.
         on_update: called with the updates done.
 
     Raises:
@@ -105,6 +106,7 @@ def evaluate(
         if value < least:
             raise UserError(f"{name}: {value} is too few; use {least} or more")
     label, method, settings = _chosen(problem, method, settings)
+    _check_batch(method, batch, settings.steps_per_rollout)
     if isinstance(method, Untrained):
         made = _sampled(problem, method, n, seed)
         for update in range(updates):  # whoever counts them is told that none is left
@@ -188,6 +190,25 @@ def _distances(problem: Problem, samples: Points, untrained: Points, seed: int) 
     }
 
 
+def _tuned(method: Method | Untrained) -> LabSettings:
+    """The contender's whose method this is; for others the defaults."""
+    beta = getattr(method, "beta", 0.0)
+    found = (each for each in CONTENDERS.values() if each.method(beta) == method)
+    return next((each.settings for each in found), LabSettings())
+
+
+def _check_batch(method: Method | Untrained, batch: int, steps: int) -> None:
+    if isinstance(method, Untrained):
+        return
+    if batch % steps:
+        raise UserError(
+            f"batch: {batch} trajectories do not divide among the {steps} optimizer steps of a "
+            "rollout; choose a multiple"
+        )
+    if method.needs_group and batch < 2:
+        raise UserError(f"batch: {method.name} compares trajectories; use 2 or more")
+
+
 def _chosen(
     problem: Problem, method: Method | Untrained | str | None, settings: LabSettings | None
 ) -> tuple[str, Method | Untrained, LabSettings]:
@@ -198,7 +219,7 @@ def _chosen(
             raise UserError(
                 f"method: its beta is {beta:g}, the problem's {problem.beta:g}; give both the same"
             )
-        return method.name, method, settings or LabSettings()
+        return method.name, method, settings or _tuned(method)
     name = DEFAULT if method is None else method
     found = contender(name)
     return name, found.method(problem.beta), settings or found.settings

@@ -41,7 +41,8 @@ def tempered_weights(log_weight: Batch, effective_share: float) -> Batch:
         effective_share: least effective sample size, (sum w)^2 / sum w^2, over the number of
             weights.
     """
-    log_weight = log_weight.double() - log_weight.max()
+    log_weight = log_weight.cpu().double()  # not all accelerators have it
+    log_weight = log_weight - log_weight.max()
     low, high = 0.0, 1.0
     if _effective_share(log_weight) < effective_share:
         for _ in range(30):

@@ -6,7 +6,8 @@ With D = log p_theta - log p_ref + V_k(x_k) - V_{k-1}(x_{k-1}) the residual of d
 
 where E is over x_{k-1} of the policy: a policy gradient with the reward -D, whose baseline is V_k.
 The flow network is trained by D^2, in which the policy is a constant. At the tilt D is 0 for every
-transition, and so is the variance of both.
+transition, and so is the variance of both, as far as kernels of fixed variance can be the tilt's:
+exactly for an affine V, else up to O(1 / K).
 """
 
 from __future__ import annotations

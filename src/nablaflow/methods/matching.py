@@ -101,6 +101,8 @@ class Matching(StepwiseMethod, abc.ABC):
             "kl": 0.5 * norm(shift / sigma).square(),
             **by_band("strength", weight * mean_square(target), model.process, t.k),
         }
+        if batch.credit is not None:
+            metrics["weight_square"] = batch.credit.square()
         return Losses(terms, metrics)
 
     def _bounded(self, target: Latents, sigma: Tensor) -> Latents:

@@ -25,14 +25,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from nablaflow.diffusion import jump_mean
+from nablaflow.diffusion import has_posterior_means, jump_mean
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.guidance import Networks, TrainingBatch
 from nablaflow.methods.contract import Losses, StepwiseMethod, mean_square
 from nablaflow.methods.groups import Scores, by_prompt
-from nablaflow.methods.likelihood import along_path
-from nablaflow.typing import Batch, Latents
+from nablaflow.typing import Latents
 
 
 @final
@@ -45,15 +44,19 @@ class RewardWeightedRegression(StepwiseMethod):
 
     weights: Literal["reward", "tilt"] = Field(
         default="reward",
-        description="exp(beta r); or times p_ref / p_theta of the trajectory, for K passes of both",
+        description="exp(beta r); or times p_ref / p_theta of the trajectory, for K passes of the reference",
     )
     normalization: Literal["prompt", "batch"] = Field(
-        default="prompt", description="over whose images the mean of exp(beta r) is taken"
+        default="prompt", description="over whose images the mean of the weights is 1"
     )
 
     @property
     def needs_group(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.normalization == "prompt"
+
+    @property
+    def needs_path_ratio(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.weights == "tilt"
 
     @property
     def uses_flow(self) -> bool:
@@ -65,11 +68,6 @@ class RewardWeightedRegression(StepwiseMethod):
                 f"sampler.eta: {self.name} regresses on the x_0 that followed, which needs the "
                 "noise of the noising process; set sampler.eta=1"
             )
-        if self.weights == "tilt" and not on_policy:
-            raise UserError(
-                "method.weights: tilt weighs by the policy that sampled; set "
-                "training.data=on-policy training.steps_per_rollout=1, or method.weights=reward"
-            )
 
     def credits(
         self,
@@ -77,12 +75,16 @@ class RewardWeightedRegression(StepwiseMethod):
         prompts: list[str],
         log_ratio: Float[Tensor, "trajectory"] | None = None,
     ) -> Float[Tensor, "trajectory"]:
-        def weights(scores: Scores) -> Scores:
-            return len(scores) * torch.softmax(self.beta * scores, 0)
+        def weights(log_weight: Scores) -> Scores:
+            return len(log_weight) * torch.softmax(log_weight, 0)
 
+        log_weight = self.beta * scores
+        if self.weights == "tilt":
+            assert log_ratio is not None
+            log_weight = (log_weight - log_ratio.to(log_weight)).to(scores)
         if self.normalization == "batch":
-            return weights(scores)
-        return by_prompt(weights, scores, prompts)
+            return weights(log_weight)
+        return by_prompt(weights, log_weight, prompts)
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
         assert batch.states is not None
@@ -91,16 +93,10 @@ class RewardWeightedRegression(StepwiseMethod):
         end = torch.zeros_like(t.k)
         expected = jump_mean(model.process, t.x, prediction, t.k, end)
         error = mean_square(_as_noise(model.process, batch, expected - batch.states[0]))
-        weight = self._weight(batch, networks)
+        assert batch.credit is not None
+        weight = batch.credit
         metrics = {"weight": weight, "weight_square": weight.square(), "error": error}
         return Losses({"regression": weight * error}, metrics)
-
-    def _weight(self, batch: TrainingBatch, networks: Networks) -> Batch:
-        assert batch.credit is not None
-        if self.weights == "reward":
-            return batch.credit
-        _, ratio = along_path(batch, networks)
-        return batch.credit * torch.exp(-ratio.sum(0))
 
 
 def _as_noise(process: ReverseProcess, batch: TrainingBatch, change: Latents) -> Latents:
@@ -108,12 +104,3 @@ def _as_noise(process: ReverseProcess, batch: TrainingBatch, change: Latents) ->
     t = batch.transitions
     kept = at(process.alpha_bar, t.k, t.x) / at(process.alpha_bar, torch.zeros_like(t.k), t.x)
     return (kept / (1.0 - kept)).sqrt() * change
-
-
-def has_posterior_means(process: ReverseProcess) -> bool:
-    """Whether the kernels' means are those of q(x_{k-1} | x_k, x_0) at x0_hat."""
-    alpha_bar = process.alpha_bar.double()
-    here, following = alpha_bar[1:], alpha_bar[:-1]
-    per_x0 = process.from_x0[1:] - process.from_epsilon[1:] * (here / (1.0 - here)).sqrt()
-    posterior = following.sqrt() * (1.0 - here / following) / (1.0 - here)
-    return torch.allclose(per_x0.double(), posterior, rtol=1e-2, atol=1e-4)

@@ -38,7 +38,7 @@ class TiltedMatching(Matching):
         gt=0,
         le=1,
         description="least effective sample size of a prompt's weights, as a share of its images; "
-        "1: no weights",
+        "1: all equal, which leaves the reward to the adjoint's levels",
     )
 
     def value_estimator(self) -> DenoisingAdjoint:

@@ -26,6 +26,7 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
 from nablaflow.training.allocator import keep_freed_memory
 from nablaflow.training.config import Config
+from nablaflow.training.guard import guard_prompts, held_out_reward, make_guard
 from nablaflow.training.loop import Trainer
 from nablaflow.training.prompts import load_prompts
 
@@ -123,6 +124,16 @@ def check_shares(config: Config, processes: int) -> None:
         )
 
 
+def check_precision(method: Method, config: Config) -> None:
+    """Densities of whole trajectories are sums of many small differences."""
+    precision = config.training.precision
+    if method.needs_path_ratio and precision != "float32":
+        raise UserError(
+            f"training.precision: {method.name} weighs by densities of whole trajectories, which "
+            f"{precision} rounds by nats; use float32"
+        )
+
+
 def check_group(method: Method, config: Config) -> None:
     """Refuse one image a prompt for a method that compares a prompt's images."""
     if not method.needs_group or config.training.images_per_prompt > 1:
@@ -182,7 +193,12 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     prompts = load_prompts(config.prompts, Path())
     check_evaluation(config, prompts)
     check_group(method, config)
+    check_precision(method, config)
     reward = reward or load(config.reward)
+    held_out = None
+    if config.guard is not None:
+        guard_prompts(config.guard, prompts)
+        held_out = held_out_reward(config.guard, reward)
     accelerator = make_accelerator(config, run)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
@@ -200,7 +216,8 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     if config.training.gradient_checkpointing:
         _checkpoint_gradients(model)
     flow = make_flow(config, model) if method.uses_flow else None
-    trainer = Trainer(config, prompts, model, reward, flow, accelerator)
+    guard = make_guard(config, prompts, model, reward, held_out, accelerator)
+    trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard)
     return Parts(config, prompts, model, reward, mark, trainer, accelerator)
 
 
