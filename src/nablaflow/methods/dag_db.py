@@ -2,8 +2,8 @@
 
     loss = (log p_theta(x_{k-1} | x_k) - log p_ref(x_{k-1} | x_k) + V_k(x_k) - V_{k-1}(x_{k-1}))^2
 
-trains policy and flow network together. It is 0 for all transitions at the tilt alone, if kernels of
-fixed variance can be the tilt's (V affine); else the least is above 0, by O(1 / K).
+trains policy and flow network together. It is 0 for all transitions at the tilt alone, if kernels
+of fixed variance can be the tilt's (V affine); else the least is above 0, by O(1 / K).
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ class RewardWeightedRegression(StepwiseMethod):
 
     weights: Literal["reward", "tilt"] = Field(
         default="reward",
-        description="exp(beta r); or times p_ref / p_theta of the trajectory, for K passes of the reference",
+        description="exp(beta r); or times p_ref / p_theta of the trajectory, for K passes of the "
+        "reference",
     )
     normalization: Literal["prompt", "batch"] = Field(
         default="prompt", description="over whose images the mean of the weights is 1"
