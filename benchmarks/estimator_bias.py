@@ -57,7 +57,10 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 class ExactValueGradient(nn.Module):
-    """grad V by timestep, of flat standardised states: the tilt's score less the prior's."""
+    """grad V by timestep, of flat standardised states: the tilt's score less the prior's.
+
+    As a policy's network it is the exact policy.
+    """
 
     def __init__(self, model: MixtureModel) -> None:
         super().__init__()
@@ -67,22 +70,9 @@ class ExactValueGradient(nn.Module):
         self.tilt = GaussianMixture(means, target.covariances / model.scale**2, target.weights)
         self.prior = model.standard
 
-    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, beside: Tensor | None = None) -> Tensor:
         alpha_bar = ALPHA_BAR.to(x)[timestep]
         return self.tilt.score(x, alpha_bar) - self.prior.score(x, alpha_bar)
-
-
-class ExactPolicy(nn.Module):
-    """The value gradient at x_k in the kernel's own unit, so that its mean moves as it should."""
-
-    def __init__(self, model: MixtureModel, exact: ExactValueGradient) -> None:
-        super().__init__()
-        self.exact, self.x0_per_value = exact, model._x0_per_value
-
-    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        alpha_bar = ALPHA_BAR.to(x)[timestep][:, None]
-        change = (1.0 - alpha_bar) / alpha_bar.sqrt() * self.exact(x, timestep)
-        return change / self.x0_per_value.to(x)[timestep][:, None]
 
 
 class ExactFlow(VectorFlowScore):
@@ -109,7 +99,7 @@ def measure(trajectories: int, seed: int) -> Biases:
     """Every estimator on the same trajectories of the exact policy."""
     model = MixtureModel(PROBLEM.prior, PROBLEM.process, nn.Identity(), PassCounter())
     exact = ExactValueGradient(model)
-    model.network = ExactPolicy(model, exact)
+    model.network = exact
     steps = torch.arange(1, PROBLEM.steps + 1).expand(trajectories, -1)
     condition = model.condition([])
     rollout = sample_trajectories(

@@ -119,6 +119,7 @@ def test_the_defaults_are_those_of_evaluate() -> None:
         ({"seeds": 0}, "--seeds: 0"),
         ({"updates": -1}, "--updates: -1"),
         ({"batch": 0}, "--batch: 0"),
+        ({"batch": 6}, "batch: 6 trajectories do not divide among the 4 optimizer steps"),
         ({"n": 99}, "--n: 99 .*100 or more"),
     ],
 )
@@ -212,7 +213,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"updates": 3}, "updates: 2 there, 3 here"),
-        ({"batch": 9}, "batch: 8 there, 9 here"),
+        ({"batch": 12}, "batch: 8 there, 12 here"),
         ({"n": 101}, "n: 100 there, 101 here"),
     ],
 )
@@ -230,7 +231,8 @@ def test_other_numbers_are_refused(done: Study, changes: dict[str, int], words: 
 def test_other_settings_of_a_method_are_refused(
     done: Study, monkeypatch: pytest.MonkeyPatch, part: str, words: str
 ) -> None:
-    method, changed = CONTENDERS["terminal"], LabSettings(width=16)
+    method = CONTENDERS["terminal"]
+    changed = method.settings.model_copy(update={"width": 16})
     if part == "settings":
         other = Contender(method.method, changed)
     else:

@@ -106,7 +106,7 @@ def evaluate(
         if value < least:
             raise UserError(f"{name}: {value} is too few; use {least} or more")
     label, method, settings = _chosen(problem, method, settings)
-    _check_batch(method, batch, settings.steps_per_rollout)
+    check_batch(method, batch, settings.steps_per_rollout)
     if isinstance(method, Untrained):
         made = _sampled(problem, method, n, seed)
         for update in range(updates):  # whoever counts them is told that none is left
@@ -197,7 +197,8 @@ def _tuned(method: Method | Untrained) -> LabSettings:
     return next((each.settings for each in found), LabSettings())
 
 
-def _check_batch(method: Method | Untrained, batch: int, steps: int) -> None:
+def check_batch(method: Method | Untrained, batch: int, steps: int) -> None:
+    """Raise `UserError` unless so many trajectories are enough, and divide among the steps."""
     if isinstance(method, Untrained):
         return
     if batch % steps:

@@ -19,7 +19,7 @@ from torch import Tensor
 from nablaflow.errors import UserError
 from nablaflow.exact.catalog import PROBLEMS, named_problem
 from nablaflow.exact.contenders import CONTENDERS, DEFAULT, PUBLISHED, contender
-from nablaflow.exact.evaluate import Result, evaluate
+from nablaflow.exact.evaluate import Result, check_batch, evaluate
 from nablaflow.training.run_folder import write_whole
 
 ALL = "all"
@@ -80,6 +80,8 @@ class Study:
             contender(method)
         for name, least in (("seeds", 1), ("updates", 0), ("batch", 1), ("n", 100)):
             at_least(name, getattr(self, name), least)
+        for found in map(contender, self.methods):
+            check_batch(found.method(1.0), self.batch, found.settings.steps_per_rollout)
 
     @staticmethod
     def named(problems: Sequence[str], methods: Sequence[str], out: Path, **numbers: int) -> Study:

@@ -26,7 +26,6 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
 from nablaflow.training.allocator import keep_freed_memory
 from nablaflow.training.config import Config
-from nablaflow.training.guard import guard_prompts, held_out_reward, make_guard
 from nablaflow.training.loop import Trainer
 from nablaflow.training.prompts import load_prompts
 
@@ -195,10 +194,6 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     check_group(method, config)
     check_precision(method, config)
     reward = reward or load(config.reward)
-    held_out = None
-    if config.guard is not None:
-        guard_prompts(config.guard, prompts)
-        held_out = held_out_reward(config.guard, reward)
     accelerator = make_accelerator(config, run)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
@@ -216,8 +211,7 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     if config.training.gradient_checkpointing:
         _checkpoint_gradients(model)
     flow = make_flow(config, model) if method.uses_flow else None
-    guard = make_guard(config, prompts, model, reward, held_out, accelerator)
-    trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard)
+    trainer = Trainer(config, prompts, model, reward, flow, accelerator)
     return Parts(config, prompts, model, reward, mark, trainer, accelerator)
 
 
