@@ -125,9 +125,9 @@ def test_what_is_no_problem_is_refused_in_one_line(settings: dict[str, Any], mes
         Problem(**parts)
 
 
-def test_more_steps_than_the_schedule_has_are_refused_when_the_sampler_is_made() -> None:
-    with pytest.raises(UserError, match=r"^sampler\.steps: 1001 are more than the model's 1000"):
-        _ = Problem(NORMAL, LINEAR, 1.0, steps=1001).process
+def test_more_steps_than_the_schedule_has_are_refused_at_once() -> None:
+    with pytest.raises(UserError, match=r"^steps: 1001; the laboratory's schedule has 1000$"):
+        Problem(NORMAL, LINEAR, 1.0, steps=1001)
 
 
 def test_without_a_tilt_the_target_is_the_prior() -> None:
