@@ -123,14 +123,20 @@ def test_where_the_adjoint_has_no_level_the_reward_is_not_asked() -> None:
     transitions = Transitions(states[STEPS], states[STEPS - 1], k, states[STEPS], row)
     path = Path(states[0], states, Condition(), [""], transitions)
 
-    def refuse(images: Tensor, prompts: list[str]) -> Tensor:
-        raise AssertionError("the reward was asked")
+    asked: list[int] = []
+
+    def count(images: Tensor, prompts: list[str]) -> Tensor:
+        asked.append(len(images))
+        return images.sum((1, 2, 3))
 
     networks = Networks(
         GaussianModel(process, MEAN, COVARIANCE, Nothing()),
-        NamedReward("refuses", refuse),
+        NamedReward("counts", count),
     )
     DenoisingAdjoint(adjoint_above=1.0).estimate(path, networks, BETA)
+    assert asked == []
+    DenoisingAdjoint(adjoint_above=0.0).estimate(path, networks, BETA)
+    assert asked == [1]
 
 
 def test_a_sampler_whose_x_0_is_a_function_of_x_k_is_refused() -> None:

@@ -67,8 +67,9 @@ class DenoisingAdjoint(Estimator):
         gain = (mean_per_score(process) / process.sigma.double().square()).float()
         found = self._adjoints(path, networks, beta)
         chosen = self.denoising_levels(process).to(t.k.device)[t.k].nonzero()[:, 0]
+        batch = path.batch()
         for rows in chosen.split(max(1, len(path))):
-            found[rows] = _denoising(path, networks, path.batch()[rows])
+            found[rows] = _denoising(path, networks, batch[rows])
         return ValueGradients(at(gain, t.k, t.x) * found)
 
     def _adjoints(self, path: Path, networks: Networks, beta: float) -> Latents:

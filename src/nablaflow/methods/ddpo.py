@@ -32,9 +32,9 @@ from nablaflow.guidance import Networks, TrainingBatch
 from nablaflow.methods.contract import Losses, StepwiseMethod, mean_square, norm, sigma_at
 from nablaflow.methods.groups import by_prompt, less_the_others, standardized
 from nablaflow.methods.likelihood import (
-    along_path,
     clip_metrics,
     clipped_surrogate,
+    divergence_along_path,
     log_ratio,
     reference_mean,
     sampled_mean,
@@ -137,7 +137,7 @@ class DDPO(StepwiseMethod):
         assert batch.credit is not None
         if not self.kl_to_go:
             return batch.credit
-        divergence, _ = along_path(batch, networks)
+        divergence = divergence_along_path(batch, networks)
         before = (batch.transitions.k - 1)[None]
         to_go = divergence.cumsum(0).gather(0, before)[0]
         return batch.credit - self.kl_weight * to_go

@@ -26,6 +26,7 @@ from nablaflow.diffusion import Prediction, kernel_mean
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
 from nablaflow.guidance import Gamma, Networks, TrainingBatch, gamma_table
+from nablaflow.guidance.bootstrap import target_flow
 from nablaflow.methods.contract import (
     StepwiseMethod,
     check_output_regularization,
@@ -123,11 +124,12 @@ class DetailedBalance(StepwiseMethod, abc.ABC):
     def _flows(self, batch: TrainingBatch, networks: Networks) -> tuple[Batch, Batch]:
         """f_phi at x_k and at x_{k-1}: 0 at the end."""
         assert networks.flow is not None
-        process = networks.model.process
-        here, following = flow_scores(networks.flow, process, batch)
-        if self.next_flow == "detached-ema":
-            assert networks.flow_target is not None
-            with torch.no_grad():
-                following = flow_scores(networks.flow_target, process, batch)[1]
+        process, t = networks.model.process, batch.transitions
+        if self.next_flow == "attached":
+            here, following = flow_scores(networks.flow, process, batch)
+        else:
+            timestep = process.timestep.to(t.k.device)[t.k]
+            here = networks.flow(t.x, timestep, batch.condition.prompt)
+            following = target_flow(networks, t.x_next, t.k - 1, batch.condition)
         after = following.flatten(1).mean(1)
         return here.flatten(1).mean(1), torch.where(batch.transitions.k == 1, 0.0, after)

@@ -51,14 +51,12 @@ def clip_metrics(log_ratio: Batch, clip_range: float) -> dict[str, Batch]:
 
 
 @torch.no_grad()
-def along_path(
+def divergence_along_path(
     batch: TrainingBatch, networks: Networks
-) -> tuple[Float[Tensor, "levels batch"], Float[Tensor, "levels batch"]]:
-    """Both kernels along each transition's own trajectory: K passes of policy and reference each.
+) -> Float[Tensor, "levels batch"]:
+    """KL(p_theta(. | x_k) || p_ref(. | x_k)), nats, along each transition's own trajectory.
 
-    Returns:
-        By k, 0 for k = 0: the KL divergence of p_theta(. | x_k) to p_ref(. | x_k), and
-        log p_theta - log p_ref of the x_{k-1} that followed; nats.
+    By k, 0 for k = 0. Costs K passes of policy and reference for each trajectory.
     """
     assert batch.states is not None
     model, process = networks.model, networks.model.process
@@ -66,12 +64,10 @@ def along_path(
     rows = (index[None] == torch.arange(len(own), device=index.device)[:, None]).long().argmax(1)
     states, condition = batch.states[:, rows], batch.condition[rows]
     divergence = states.new_zeros(len(states), len(rows))
-    ratio = torch.zeros_like(divergence)
     for step in range(1, process.steps + 1):
         x, k = states[step], torch.full_like(rows, step)
         mean = kernel_mean(process, x, model.predict(x, k, condition), k)
         reference = reference_mean(model, x, k, condition)
         sigma = at(process.sigma, k, x)
         divergence[step] = 0.5 * ((mean - reference) / sigma).square().flatten(1).sum(1)
-        ratio[step] = log_ratio(states[step - 1], mean, reference, sigma).flatten(1).sum(1)
-    return divergence[:, index], ratio[:, index]
+    return divergence[:, index]
