@@ -69,3 +69,19 @@ def test_one_image_a_prompt_is_refused_before_training(make_parts: MakeParts):
         with pytest.raises(UserError, match=r"^training\.images_per_prompt: .* 2 or more; these"):
             make_parts(*METHODS[name], *GIVEN, *one)
     train(make_parts(*METHODS["ddpo"], "method.advantage=batch", *GIVEN, *one).trainer, 1)
+
+
+def test_steps_that_do_not_divide_the_trajectories_are_refused(make_parts: MakeParts):
+    with pytest.raises(
+        UserError, match=r"^training\.steps_per_rollout: 4 trajectories .* divisor$"
+    ):
+        make_parts("method=ddpo", "training.steps_per_rollout=3", *GIVEN)
+
+
+def test_weights_of_whole_trajectories_are_refused_in_half_precision(make_parts: MakeParts):
+    for method in ("method=tilted-matching", "method=reward-weighted-regression"):
+        given = [method, "method.beta=0.5", "reward=warmth", "training.precision=bf16"]
+        if "regression" in method:
+            given.append("method.weights=tilt")
+        with pytest.raises(UserError, match=r"^training\.precision: .* use float32$"):
+            make_parts(*given)
