@@ -82,7 +82,7 @@ def progress_display(console: Console) -> Progress:
 
 
 @contextmanager
-def _stopping(asked: list[bool]) -> Iterator[None]:
+def stopping(asked: list[bool]) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM asks for a stop after the update; the second stops at once."""
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in signals}
@@ -217,9 +217,9 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
         if shown and trainer.update % config.training.sample_every == 0:
             _write_sheet(parts, folder)
 
-    with _stopping(pressed):
+    with stopping(pressed):
         trainer.train(folder, on_update, on_saved)
-    if pressed and trainer.update < config.training.updates:
+    if pressed and not trainer.finished:
         accelerator.end_training()
         raise Interrupted(f"stopped after update {trainer.update}; go on with --resume")
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from nablaflow.nano.captions import HEIGHTS, SHADES, SIDES, SIZES
 from nablaflow.nano.reader import read
 from nablaflow.nano.scenes import COLORS, RADIUS, SHADE, SHAPES, Scenes, render, sample_scenes
+from nablaflow.nano.shown import CLEAN_OVERLAP
 
 HUE_TOLERANCE = 0.02  # turns: a colour this close to the named sector of the hue circle counts
 BINS = 8
-CLEAN_OVERLAP = 0.7
 
 
 def generate(

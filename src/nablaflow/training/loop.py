@@ -45,6 +45,7 @@ class Trainer:
     Attributes:
         update: updates done so far.
         seconds: of training so far, earlier sessions of a resumed run included.
+        spent: share of `training.minutes` so far, the same on all processes; 0 without.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Trainer:
         self.update = 0
         self._applied = 0
         self.seconds = 0.0
+        self.spent = 0.0
         self._pending: Rollout | None = None
         self._skipped = 0
         self._micro_batch = config.training.micro_batch
@@ -108,11 +110,24 @@ class Trainer:
         record = {name: fmean(part[name] for part in records) for name in records[0]}
         self.update += 1
         finished = time.perf_counter()
-        self.seconds += finished - started
+        self._spend(finished - started)
         timing = {"seconds": finished - started, "rollout_seconds": rolled_out - started}
         if self.estimator is not None:
             timing["estimate_seconds"] = estimated - rolled_out
         return {"update": self.update, **record, **timing}
+
+    def _spend(self, seconds: float) -> None:
+        self.seconds += seconds
+        minutes = self.config.training.minutes
+        if minutes is not None:
+            own = torch.tensor(self.seconds / (60.0 * minutes), device=self.model.device)
+            shared: Any = self.accelerator.reduce(own, reduction="mean")
+            self.spent = shared.item()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all updates are done, or all the time is spent."""
+        return self.update >= self.config.training.updates or self.spent >= 1.0
 
     def _optimizer_step(self, batch: TrainingBatch, fresh: Rollout) -> Record:
         figures = self._accumulate(batch)
@@ -268,7 +283,8 @@ class Trainer:
     def _apply(self) -> Record:
         """Clip, step once, move the averages."""
         settings = self.config.optimizer
-        factor = learning_rate_factor(settings, self.update, self.config.training.updates)
+        updates = self.config.training.updates
+        factor = learning_rate_factor(settings, self.update, updates, self.spent)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         # Once for both groups: a gradient scaler must not unscale twice.
@@ -309,11 +325,11 @@ class Trainer:
             on_saved: called after that, when what is to be kept of the update is on disk.
         """
         training = self.config.training
-        while self.update < training.updates:
+        while not self.finished:
             record = self.step()
             stop = self._on_any_process(on_update(record))
             at_interval = self.update % training.checkpoint_every == 0
-            if stop or at_interval or self.update == training.updates:
+            if stop or at_interval or self.finished:
                 self.save(run)
             on_saved()
             if stop:
@@ -381,7 +397,8 @@ class Trainer:
         self._rollout_batch = training.rollout_batch or state["rollout_batch"]
         estimate_batch = training.estimate_batch or training.micro_batch
         self._estimate_batch = estimate_batch or state.get("estimate_batch")
-        self.update, self.seconds = checkpoint.update, checkpoint.seconds
+        self.update, self.seconds = checkpoint.update, 0.0
+        self._spend(checkpoint.seconds)
 
     def _own_share(self, pending: list[dict[str, Any] | None]) -> Rollout | None:
         if all(share is None for share in pending):

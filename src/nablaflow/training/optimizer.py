@@ -11,14 +11,21 @@ from nablaflow.training.objective import Objective
 from nablaflow.training.settings import Optimizer
 
 
-def learning_rate_factor(settings: Optimizer, update: int, updates: int) -> float:
-    """Share of the learning rate at an update: a linear warm-up, then constant or half a cosine."""
+def learning_rate_factor(
+    settings: Optimizer, update: int, updates: int, spent: float = 0.0
+) -> float:
+    """Share of the learning rate at an update: a linear warm-up, then constant or half a cosine.
+
+    Args:
+        spent: share of the run's time, for one that ends by time; the cosine follows whichever of
+            updates and time is further.
+    """
     if update < settings.warmup:
         return (update + 1) / settings.warmup
     if settings.schedule == "constant":
         return 1.0
     done = (update - settings.warmup) / max(1, updates - settings.warmup)
-    return 0.5 * (1.0 + math.cos(math.pi * done))
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(done, spent))))
 
 
 def make_optimizer(settings: Optimizer, objective: Objective) -> torch.optim.AdamW:

@@ -22,6 +22,7 @@ from nablaflow.training.overrides import dump_config
 FREE = {
     "output_dir",
     "training.updates",
+    "training.minutes",
     "training.micro_batch",
     "training.rollout_batch",
     "training.estimate_batch",

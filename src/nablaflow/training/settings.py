@@ -40,6 +40,11 @@ class Training(Settings):
     """The loop. Batch sizes are global: over all processes and accumulation steps."""
 
     updates: Count = Field(description="rollouts in all, each with its optimizer steps")
+    minutes: Positive | None = Field(
+        default=None,
+        description="of training after which a run ends before its updates are done; a cosine "
+        "schedule then ends there as well, so such a run is not the same twice",
+    )
     prompts_per_update: Count = Field(description="prompts of one rollout")
     images_per_prompt: Count = Field(description="trajectories for each of them")
     transition_fraction: float = Field(

@@ -1,0 +1,10 @@
+"""Methods side by side: the same time for each, one gauge for all, and the exact tilt beside."""
+
+from nablaflow.comparison.entrants import BYSTANDERS, ENTRANTS
+from nablaflow.comparison.finished import compare_runs
+from nablaflow.comparison.gauge import Gauge
+from nablaflow.comparison.outcome import Outcome
+from nablaflow.comparison.race import race
+from nablaflow.comparison.study import Cell, Study
+
+__all__ = ["BYSTANDERS", "ENTRANTS", "Cell", "Gauge", "Outcome", "Study", "compare_runs", "race"]

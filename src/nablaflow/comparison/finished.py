@@ -1,0 +1,128 @@
+"""A comparison of runs that exist: every checkpoint of each, measured alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from nablaflow.comparison.gauge import Gauge, scored_bank
+from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
+from nablaflow.comparison.race import curve_of_run, held_out_reward, starter
+from nablaflow.errors import UserError
+from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint, load_policy_state
+from nablaflow.training.config import Config, method_settings
+from nablaflow.training.overrides import load_config
+from nablaflow.training.prompts import load_prompts
+from nablaflow.training.run_folder import CONFIG
+from nablaflow.training.setup import Parts, fresh_accelerator, prepare
+
+SMALLEST_BANK = 4  # times the images that are measured, for runs that have no bank of their own
+
+
+def compare_runs(
+    folders: Sequence[Path], out: Path, progress: Progress, *, n: int | None, held_out: str | None
+) -> Outcome:
+    """Measure the checkpoints of runs of one model, one reward and the same prompts.
+
+    Args:
+        n: images that are measured each time; None: as many as the first run's evaluation.
+        held_out: spec of a reward that nothing was trained on; None: for the embedded model
+            whether the shape is shown, for another model none.
+
+    Raises:
+        UserError: a folder is no run, or has no checkpoint; or the runs are of different models,
+            prompts, samplers, rewards or beta.
+    """
+    configs = [_config(folder, n) for folder in folders]
+    _check_alike(folders, configs)
+    first = configs[0]
+    out_room, gauge, cells = out, None, []
+    for folder, config, label in zip(folders, configs, _labels(folders, configs), strict=True):
+        with fresh_accelerator():
+            parts = prepare(config, folder)
+            gauge = gauge or _gauge(parts, first, held_out, out_room, progress)
+            cells.append(_measure(parts, folder, label, gauge, progress))
+    assert gauge is not None
+    return outcome_of(gauge, tilt_curve(gauge, out_room, starter(progress)), cells)
+
+
+def _config(folder: Path, n: int | None) -> Config:
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} holds no run: there is no {CONFIG} in it")
+    if not list_checkpoints(folder):
+        raise UserError(f"{folder} has no checkpoint yet; train it first")
+    overrides = [] if n is None else [f"evaluation.n={n}"]
+    return load_config(folder / CONFIG, overrides, {"output_dir": str(folder)})
+
+
+def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:
+    """Figures of runs can be compared only where one gauge measures them all."""
+
+    def beta(config: Config) -> Any:
+        return method_settings(config.method).get("beta")
+
+    for name, value in (
+        ("model", lambda config: config.model),
+        ("prompts", lambda config: load_prompts(config.prompts, Path())),
+        ("reward", lambda config: config.reward),
+        ("sampler", lambda config: config.sampler),
+        ("method.beta", beta),
+    ):
+        for folder, config in zip(folders[1:], configs[1:], strict=True):
+            if value(config) != value(configs[0]):
+                raise UserError(
+                    f"{name}: {folder} has another than {folders[0]}; compare runs that share it"
+                )
+
+
+def _labels(folders: Sequence[Path], configs: Sequence[Config]) -> list[str]:
+    """A method's name where that tells runs apart but for their seeds, else the folder's."""
+    kinds: dict[str, set[str]] = {}
+    for config in configs:
+        plain = config.model_dump(mode="json", exclude={"output_dir", "seed", "evaluation"})
+        kinds.setdefault(method_settings(config.method)["name"], set()).add(repr(plain))
+    names = [method_settings(config.method)["name"] for config in configs]
+    return [
+        name if len(kinds[name]) == 1 else folder.name
+        for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def _gauge(
+    parts: Parts, config: Config, held_out: str | None, out: Path, progress: Progress
+) -> Gauge:
+    size = config.evaluation.bank or SMALLEST_BANK * config.evaluation.n
+    evaluation = config.evaluation.model_copy(update={"bank": size})
+    config = config.model_copy(update={"evaluation": evaluation})
+    second = held_out_reward(held_out, embedded=config.model == "nano")
+    rewards = (parts.reward, second)
+    bank = scored_bank(
+        parts.model, rewards, config, parts.prompts, parts.fingerprint, out, starter(progress)
+    )
+    beta = parts.trainer.method.beta
+    return Gauge.of(parts.reward, second, beta, parts.prompts, bank)
+
+
+def _measure(
+    parts: Parts, folder: Path, label: str, gauge: Gauge, progress: Progress
+) -> Mapping[str, Any]:
+    found = list_checkpoints(folder)
+    task = progress.add_task(f"measure {label}"[:40], total=len(found))
+    points = []
+    for path in found:
+        checkpoint = load_checkpoint(path)
+        load_policy_state(parts.model.network, path, parts.config.model)
+        figures = gauge.measure_policy(parts.model, parts.config, lambda done: None)
+        points.append({"update": checkpoint.update, "seconds": checkpoint.seconds, **figures})
+        progress.advance(task)
+    return {
+        "method": label,
+        "seed": parts.config.seed,
+        "points": points,
+        "curve": curve_of_run(folder),
+        "updates": points[-1]["update"],
+        "seconds": points[-1]["seconds"],
+    }

@@ -1,0 +1,235 @@
+"""What all methods are measured by: one reference bank, its tilts, and a reward held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nablaflow.metrics import Estimate, ImportanceWeights, SampleSet, Yardstick, reward_mean
+from nablaflow.metrics.features import pooled_pixels
+from nablaflow.metrics.summary import Column
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.rewards import NamedReward
+from nablaflow.training.bank import reference_bank, sample_states, spread
+from nablaflow.training.config import Config
+from nablaflow.training.evaluation import StartProgress
+from nablaflow.training.memory import in_parts
+from nablaflow.typing import Batch, Latents
+
+SHARE = 1 / 3
+"""Of the bank's images, which count at the default beta: as many as at the demo's, nearly."""
+
+CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+"""Multiples of beta at which the exact tilt is drawn, as far as the bank carries."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Images as the figures see them, with a second reward beside the first.
+
+    Attributes:
+        held_out: (n,) scores of the reward that nothing was trained on; None without one.
+    """
+
+    samples: SampleSet
+    held_out: Batch | None
+
+
+@torch.no_grad()
+def score_states(
+    model: PipelineModel,
+    rewards: tuple[NamedReward, NamedReward | None],
+    states: Latents,
+    prompts: list[str],
+    *,
+    batch: int,
+    on_progress: Callable[[int], None],
+) -> Scored:
+    """Decode states, prompts in turns, to features and the scores of both rewards."""
+    index = spread(len(states), len(prompts))
+    reward, held_out = rewards
+
+    def work(rows: slice) -> tuple[Tensor, ...]:
+        pictures = model.decode(states[rows].to(model.device).float())
+        texts = [prompts[i] for i in index[rows].tolist()]
+        found = [pooled_pixels(pictures), reward(pictures, texts)]
+        if held_out is not None:
+            found.append(held_out(pictures, texts))
+        on_progress(len(pictures))
+        return tuple(part.cpu() for part in found)
+
+    parts = list(in_parts(work, len(states), batch, "evaluation.batch"))
+    features, scores, *rest = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Scored(SampleSet(features, scores, index), rest[0] if rest else None)
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """A model, prompts and a reward, ready to measure policies.
+
+    Attributes:
+        yardstick: at ``beta``.
+        bank: the reference's own images.
+    """
+
+    reward: NamedReward
+    held_out: NamedReward | None
+    beta: float
+    prompts: list[str]
+    bank: Scored
+    yardstick: Yardstick
+
+    @staticmethod
+    def of(
+        reward: NamedReward,
+        held_out: NamedReward | None,
+        beta: float | None,
+        prompts: list[str],
+        bank: Scored,
+    ) -> Gauge:
+        """With `default_beta` where there is none."""
+        if beta is None:
+            beta = default_beta(bank.samples)
+        yardstick = Yardstick.of(bank.samples, beta)
+        return Gauge(reward, held_out, beta, prompts, bank, yardstick)
+
+    def measure(
+        self, model: PipelineModel, states: Latents, batch: int, on_progress: Callable[[int], None]
+    ) -> Column:
+        """The figures of states, prompts in turns."""
+        rewards = (self.reward, self.held_out)
+        scored = score_states(
+            model, rewards, states, self.prompts, batch=batch, on_progress=on_progress
+        )
+        return self.column(scored)
+
+    def measure_policy(
+        self, model: PipelineModel, config: Config, on_progress: Callable[[int], None]
+    ) -> Column:
+        """The figures of whichever network is active, on the evaluation's prompts and noise."""
+        settings = config.evaluation
+        states = sample_states(
+            model,
+            self.prompts,
+            settings.n,
+            seed=settings.seed,
+            batch=settings.batch,
+            purpose="evaluation",
+            on_progress=on_progress,
+        )
+        return self.measure(model, states, settings.batch, lambda done: None)
+
+    def column(self, scored: Scored) -> Column:
+        column = self.yardstick.column(scored.samples)
+        return column | self._held_out(scored.held_out, scored.samples.prompt_index, None)
+
+    def reference(self) -> Column:
+        """The bank itself, which is at no distance from itself; for one too small for a curve."""
+        none = ("distance_to_reference", "distance_to_tilt")
+        nothing = {name + end: None for name in none for end in ("", "_se")}
+        return self.column(self.bank) | nothing
+
+    def tilt_curve(self, on_progress: Callable[[int], None]) -> list[Column]:
+        """The exact tilt at multiples of ``beta``, from the reference on, as far as it carries."""
+        columns = []
+        for multiple in CURVE:
+            columns.append(self._tilt(multiple * self.beta))
+            on_progress(1)
+        return [column for column in columns if column is not None]
+
+    def _tilt(self, beta: float) -> Column | None:
+        bank = self.bank.samples
+        column = Yardstick.of(bank, beta).exact_tilt()
+        if column is None:
+            return None
+        weights = ImportanceWeights.of_rewards(bank.rewards, bank.prompt_index, beta).weights
+        held_out = self._held_out(self.bank.held_out, bank.prompt_index, weights)
+        return column | held_out | {"beta": beta}
+
+    def _held_out(self, scores: Batch | None, index: Tensor, weights: Batch | None) -> Column:
+        if scores is None:
+            return {"held_out": None, "held_out_se": None}
+        found: Estimate = reward_mean(scores, index, weights)
+        return {"held_out": found.value, "held_out_se": found.se}
+
+
+def default_beta(bank: SampleSet) -> float:
+    """The tilt at which a third of the bank counts, in two digits: as strong for each reward.
+
+    By bisection of Kish's effective sample size, the smallest over prompts, which falls with beta.
+    """
+    low, high = 0.0, 1.0
+
+    def share(beta: float) -> float:
+        found = ImportanceWeights.of_rewards(bank.rewards, bank.prompt_index, beta)
+        return found.effective_sample_size / (len(bank) / int(bank.prompt_index.max() + 1))
+
+    while share(high) > SHARE and high < 1e9:
+        low, high = high, 2.0 * high
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if share(middle) > SHARE else (low, middle)
+    return float(f"{low:.2g}")
+
+
+def scored_bank(
+    model: PipelineModel,
+    rewards: tuple[NamedReward, NamedReward | None],
+    config: Config,
+    prompts: list[str],
+    fingerprint: str,
+    folder: Path,
+    progress: StartProgress,
+) -> Scored:
+    """The reference bank with its scores, from the folder if it is there.
+
+    Args:
+        fingerprint: of the pretrained weights.
+    """
+    names = [reward and reward.name for reward in rewards]
+    told = json.dumps([fingerprint, prompts, config.sampler.model_dump(), config.evaluation.bank])
+    key = hashlib.sha256((told + json.dumps(names)).encode()).hexdigest()[:24]
+    path = folder / "bank.safetensors"
+    index = spread(config.evaluation.bank, len(prompts))
+    if path.is_file() and _key(path) == key:
+        found = load_file(path)
+        return Scored(SampleSet(found["features"], found["rewards"], index), found.get("held_out"))
+    settings = config.evaluation
+    states = reference_bank(
+        model,
+        fingerprint,
+        prompts,
+        config.sampler,
+        settings.bank,
+        batch=settings.batch,
+        on_progress=progress("sample the reference bank", settings.bank),
+    )
+    told_progress = progress("score the reference bank", settings.bank)
+    scored = score_states(
+        model, rewards, states, prompts, batch=settings.batch, on_progress=told_progress
+    )
+    _save(path, scored, key)
+    return scored
+
+
+def _key(path: Path) -> str | None:
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("key")
+
+
+def _save(path: Path, scored: Scored, key: str) -> None:
+    tensors = {"features": scored.samples.features, "rewards": scored.samples.rewards}
+    if scored.held_out is not None:
+        tensors["held_out"] = scored.held_out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    save_file({name: part.contiguous() for name, part in tensors.items()}, partial, {"key": key})
+    partial.replace(path)

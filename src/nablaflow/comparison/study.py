@@ -1,0 +1,207 @@
+"""Rewards by methods by seeds: each cell is a run folder, stored when finished."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nablaflow.comparison.entrants import (
+    BYSTANDERS,
+    DEFAULT,
+    ENTRANTS,
+    check_entrant,
+    entrant_settings,
+)
+from nablaflow.errors import UserError
+from nablaflow.training.config import Config
+from nablaflow.training.demo import PROMPTS
+from nablaflow.training.overrides import load_config
+from nablaflow.training.run_folder import write_whole
+
+ALL = "all"
+CELL = "cell.json"
+ENDLESS = 10**6  # updates: time ends a run
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a method with a reward and a seed."""
+
+    reward: str
+    method: str
+    seed: int
+
+    @property
+    def trained(self) -> bool:
+        return self.method in ENTRANTS
+
+    def __str__(self) -> str:
+        return f"{self.reward} {self.method} {self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Every method with every reward and every seed.
+
+    Attributes:
+        seeds: how many: 0, 1, ... Those that train nothing have one.
+        minutes: of training, for each.
+        beta: the tilt; None: for each reward the one at which the bank's images count for a third,
+            see `nablaflow.comparison.gauge.default_beta`.
+        learning_rate: of the policy, in place of each entrant's own.
+        n: images that are measured each time.
+        measurements: how often in a run, the times evenly apart and the last at its end.
+        held_out: spec of a reward that nothing is trained on; None: whether the shape is shown.
+        out: folder; cells are ``<reward>/<method>/seed-<s>``.
+
+    Raises:
+        UserError: a method that is none, or too small a number.
+    """
+
+    methods: tuple[str, ...]
+    rewards: tuple[str, ...]
+    out: Path
+    seeds: int = 3
+    minutes: float = 2.0
+    beta: float | None = None
+    learning_rate: float | None = None
+    n: int = 256
+    measurements: int = 3
+    held_out: str | None = None
+    first_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            check_entrant(method)
+        least = 2 * len(PROMPTS)
+        for name, lowest in (("seeds", 1), ("n", least), ("measurements", 1)):
+            if getattr(self, name) < lowest:
+                raise UserError(f"--{name}: {getattr(self, name)} is too few; use {lowest} or more")
+        for name in ("minutes", "beta", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"--{name.replace('_', '-')}: must be above 0, not {value:g}")
+
+    @staticmethod
+    def named(methods: Iterable[str], rewards: Iterable[str], out: Path, **settings: Any) -> Study:
+        """By names as the command line has them: ``all`` for every method, none for a few."""
+        chosen = tuple(dict.fromkeys(methods)) or DEFAULT
+        if ALL in chosen:
+            chosen = (*ENTRANTS, *BYSTANDERS)
+        return Study(chosen, tuple(dict.fromkeys(rewards)) or ("warmth",), out, **settings)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """In the order of rewards, then seeds, then methods: a whole round before the next."""
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        return [
+            Cell(reward, method, seed)
+            for reward in self.rewards
+            for seed in seeds
+            for method in self.methods
+            if method in ENTRANTS or seed == self.first_seed
+        ]
+
+    def room(self, reward: str) -> Path:
+        """Folder of a reward's cells."""
+        return self.out / slug(reward)
+
+    def folder(self, cell: Cell) -> Path:
+        return self.room(cell.reward) / cell.method / f"seed-{cell.seed}"
+
+    def config(self, cell: Cell, beta: float) -> Config:
+        """A cell's configuration; of one that trains nothing what sampling needs."""
+        own = entrant_settings(
+            cell.method if cell.trained else DEFAULT[0], beta, self.learning_rate
+        )
+        endless = {"updates": ENDLESS, "checkpoint_every": ENDLESS, "sample_every": ENDLESS}
+        own["training"] |= endless | {
+            "minutes": self.minutes,
+            "keep_checkpoints": 1,
+            "trackers": [],
+        }
+        values = {
+            "model": "nano",
+            "reward": cell.reward,
+            "prompts": PROMPTS,
+            "output_dir": str(self.folder(cell)),
+            "seed": cell.seed,
+            "sampler": {"name": "ddim", "steps": 10},
+            "adapter": {"rank": 16},
+            "evaluation": {"n": self.n, "batch": 64, "bank": 2048 * len(PROMPTS)},
+        }
+        return load_config(None, [], values | own)
+
+    def settings(self, cell: Cell, beta: float) -> dict[str, Any]:
+        """What decides a cell's figures, as plain data."""
+        config = self.config(cell, beta).model_dump(mode="json")
+        del config["output_dir"]
+        if not cell.trained:
+            config["method"] = [m.model_dump_named() for m in BYSTANDERS[cell.method](beta)]
+        return config | {"measurements": self.measurements, "held_out": self.held_out}
+
+    def is_done(self, cell: Cell, beta: float, *, overwrite: bool = False) -> bool:
+        """Whether the cell is there, made with these settings.
+
+        Args:
+            overwrite: one with other settings counts as missing.
+
+        Raises:
+            UserError: it has other settings, and is not to be overwritten.
+        """
+        path = self.folder(cell) / CELL
+        if not path.is_file():
+            return False
+        change = difference(read_cell(path)["settings"], self.settings(cell, beta))
+        if change and not overwrite:
+            raise UserError(
+                f"--out: {path.parent} has figures of other settings ({change}); "
+                "use --overwrite or another --out"
+            )
+        return not change
+
+    def store(self, cell: Cell, beta: float, found: dict[str, Any]) -> None:
+        """Write a finished cell; where the file is, the cell is whole."""
+        head = {"reward": cell.reward, "method": cell.method, "seed": cell.seed, "beta": beta}
+        whole = head | found | {"settings": self.settings(cell, beta)}
+        write_whole(self.folder(cell) / CELL, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+
+def slug(reward: str) -> str:
+    """A reward's name as a folder's.
+
+    >>> slug("symmetry + 0.5*colorfulness")
+    'symmetry-0.5-colorfulness'
+    """
+    return re.sub(r"[^\w.]+", "-", reward).strip("-.")
+
+
+def read_cell(path: Path) -> dict[str, Any]:
+    """A finished cell.
+
+    Raises:
+        UserError: the file is not one.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        whole = {"settings", "points"} <= found.keys()
+    except (ValueError, AttributeError):
+        whole, found = False, {}
+    if not whole:
+        raise UserError(f"--out: {path} is not a finished cell; remove it")
+    return found
+
+
+def difference(old: Any, new: Any, name: str = "") -> str | None:
+    """The first setting that differs, with both values; None: all are the same."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return None if old == new else f"{name}: {old} there, {new} here"
+    for key in {**old, **new}:
+        inner = f"{name}.{key}" if name else key
+        if change := difference(old.get(key), new.get(key), inner):
+            return change
+    return None
