@@ -28,7 +28,12 @@ from nablaflow.models.export import save_policy
 from nablaflow.report import before_after, grid, write_report
 from nablaflow.rewards import NamedReward
 from nablaflow.training.bank import sample_states
-from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint, load_policy_state
+from nablaflow.training.checkpoint import (
+    best_folder,
+    list_checkpoints,
+    load_checkpoint,
+    load_policy_state,
+)
 from nablaflow.training.config import Config
 from nablaflow.training.evaluation import Evaluation, evaluate
 from nablaflow.training.loop import Record
@@ -143,6 +148,8 @@ def run(
     check_run(config, resume=resume, overwrite=overwrite)
     with fresh_accelerator():
         parts = prepare(config, folder, reward)
+        if not resume:
+            _begin_guard(parts, console)  # before the folder: it may refuse
         if parts.accelerator.is_main_process:
             folder = open_run(config, resume=resume)
         parts.accelerator.wait_for_everyone()
@@ -153,6 +160,26 @@ def run(
             result = _finish(parts, folder, progress)
         parts.accelerator.end_training()  # of the trackers, and of the group of processes
     return result
+
+
+def _begin_guard(parts: Parts, console: Console) -> None:
+    with progress_display(console) as progress:
+        parts.trainer.begin_guard(_looking(parts, progress))
+
+
+def _looking(parts: Parts, progress: Progress) -> Callable[[int], None]:
+    """The guard's bar: it fills anew at each look, and is seen only until it is full."""
+    if parts.trainer.guard is None or not parts.accelerator.is_main_process:
+        return lambda done: None
+    total = parts.trainer.guard.settings.n
+    task = progress.add_task("guard", total=total, visible=False)
+    count = [0]
+
+    def told(done: int) -> None:
+        count[0] = (count[0] + done) % total
+        progress.update(task, completed=count[0], visible=count[0] > 0)
+
+    return told
 
 
 def evaluate_run(folder: Path, n: int | None, console: Console | None = None) -> dict[str, Any]:
@@ -200,17 +227,18 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
     trainer, accelerator, config = parts.trainer, parts.accelerator, parts.config
     shown = accelerator.is_main_process
     accelerator.init_trackers("nablaflow", {"method": parts.trainer.method.name})
-    task = progress.add_task(
-        "train", total=config.training.updates, completed=trainer.update, visible=shown
-    )
+    task = progress.add_task("train", total=trainer.total, completed=trainer.done, visible=shown)
     pressed: list[bool] = []
+    on_look = _looking(parts, progress)
+    trainer.begin_guard(on_look)
 
     def on_update(record: Record) -> bool:
         if shown:
             append_record(folder, record)
             accelerator.log({k: v for k, v in record.items() if k != "update"}, step=trainer.update)
             told = f"train: reward {record['reward_mean']:.3f}, loss {record['loss']:.2g}"
-            progress.update(task, completed=trainer.update, description=told)
+            told += _guard_told(parts)
+            progress.update(task, completed=trainer.done, description=told)
         return bool(pressed)
 
     def on_saved() -> None:
@@ -218,10 +246,18 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
             _write_sheet(parts, folder)
 
     with stopping(pressed):
-        trainer.train(folder, on_update, on_saved)
+        trainer.train(folder, on_update, on_saved, on_look)
     if pressed and not trainer.finished:
         accelerator.end_training()
         raise Interrupted(f"stopped after update {trainer.update}; go on with --resume")
+
+
+def _guard_told(parts: Parts) -> str:
+    """The latest of the guard's figures, for the progress bar."""
+    guard = parts.trainer.guard
+    if guard is None or guard.last is None:
+        return ""
+    return f", kl {guard.last.kl:.3g}, diversity {guard.last.diversity:.0%}"
 
 
 @torch.no_grad()
@@ -274,6 +310,10 @@ def _finish(parts: Parts, folder: Path, progress: Progress) -> Run:
         "peak_rss_mb": peak_rss_mb(),
         "updates": parts.trainer.update,
     }
+    guard = parts.trainer.guard
+    if guard is not None and guard.best is not None:
+        best = best_folder(folder, guard.best.update).relative_to(folder)
+        summary["guard"] = guard.summary(best.as_posix())
     write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     _write_pictures(parts, folder, evaluation, summary, saved)
     parts.accelerator.wait_for_everyone()

@@ -12,7 +12,7 @@ import torch
 
 from nablaflow.errors import TrainingStopped
 from nablaflow.rewards import NamedReward, load
-from nablaflow.training import loop
+from nablaflow.training import batches as making
 from nablaflow.training.config import Config
 from nablaflow.training.loop import Trainer
 from nablaflow.training.objective import Objective
@@ -75,14 +75,14 @@ def test_out_of_memory_halves_the_rollout_batch_and_not_the_figures(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ):
     direct = train(make_parts("training.rollout_batch=2").trainer)
-    whole = loop.make_rollout
+    whole = making.make_rollout
 
     def limited(model: Any, reward: Any, plan: Any, batch: int, **options: Any) -> Rollout:
         if batch > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(model, reward, plan, batch, **options)
 
-    monkeypatch.setattr(loop, "make_rollout", limited)
+    monkeypatch.setattr(making, "make_rollout", limited)
     assert train(make_parts().trainer) == direct
 
 
@@ -171,13 +171,13 @@ def test_the_norm_of_the_applied_gradient_is_at_most_the_limit(make_parts: MakeP
 def watch(trainer: Trainer, patch: pytest.MonkeyPatch) -> tuple[list[Rollout], list[Any]]:
     """The rollouts made and the batches trained, in order."""
     rollouts, batches = [], []
-    make = loop.make_rollout
+    make = making.make_rollout
 
     def spy(*arguments: Any, **options: Any) -> Rollout:
         rollouts.append(make(*arguments, **options))
         return rollouts[-1]
 
-    patch.setattr(loop, "make_rollout", spy)
+    patch.setattr(making, "make_rollout", spy)
     trainer.objective.register_forward_pre_hook(lambda _, given: batches.append(given[0]))
     return rollouts, batches
 

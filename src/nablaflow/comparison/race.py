@@ -144,12 +144,12 @@ def _train(
     config, trainer = parts.config, parts.trainer
     folder, points = _open(parts)
     times = [60.0 * study.minutes * (i + 1) / study.measurements for i in range(study.measurements)]
-    progress.update(task, total=round(60 * study.minutes))
+    progress.update(task, total=trainer.total)
     pressed: list[bool] = []
 
     def on_update(record: Record) -> bool:
         append_record(folder, record)
-        progress.update(task, completed=min(round(trainer.seconds), round(60 * study.minutes)))
+        progress.update(task, completed=trainer.done)
         if len(points) < len(times) and trainer.seconds >= times[len(points)]:
             figures = gauge.measure_policy(parts.model, config, lambda done: None)
             points.append({"update": trainer.update, "seconds": trainer.seconds, **figures})
@@ -160,7 +160,7 @@ def _train(
     diverged = None
     with stopping(pressed):
         try:
-            trainer.train(folder, on_update, lambda: None)
+            trainer.train(folder, on_update, on_saved=lambda: None)
         except TrainingStopped as error:
             diverged = str(error)
     if pressed and not trainer.finished:

@@ -97,6 +97,35 @@ def loss_curves(records: Records, *, theme: Theme = LIGHT) -> Figure | None:
     return figure
 
 
+def guard_curve(
+    records: Records,
+    metric: str,
+    *,
+    start: float | None = None,
+    budget: float | None = None,
+    theme: Theme = LIGHT,
+) -> Figure | None:
+    """One of the guard's figures over updates; None where it was not recorded.
+
+    Args:
+        records: of the run.
+        metric: kl, diversity, held_out or reward.
+        start: its value at the reference, which is update 0.
+        budget: its limit, a horizontal line.
+        theme: colours.
+    """
+    first = [] if start is None else [{"update": 0, f"guard_{metric}": start}]
+    updates, values = series([*first, *records], f"guard_{metric}")
+    if len(values) <= len(first):
+        return None
+    figure, axes = _axes(metric.replace("_", "-"), theme)
+    if budget is not None:
+        axes.axhline(budget, color=theme.tilt, linestyle=(0, (5, 3)), linewidth=1.3, label="budget")
+    _draw(axes, updates, values, "aligned", theme.series[0])
+    _legend(axes, theme)
+    return figure
+
+
 def png(figure: Figure) -> bytes:
     """A figure as a PNG with a transparent background."""
     buffer = io.BytesIO()

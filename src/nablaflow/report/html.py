@@ -13,7 +13,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from nablaflow.report.curves import DARK, LIGHT, Records, Theme, loss_curves, png, reward_curve
+from nablaflow.report.curves import (
+    DARK,
+    LIGHT,
+    Records,
+    Theme,
+    guard_curve,
+    loss_curves,
+    png,
+    reward_curve,
+)
 from nablaflow.report.pictures import by_prompt, check_same_number, to_picture
 from nablaflow.report.style import CSS
 from nablaflow.report.table import html_table
@@ -64,6 +73,7 @@ def write_report(
             html_table(summary),
             _pictures(before, after, prompts),
             _curves(records, summary),
+            _guard(records, summary),
             _lora(lora_path, model),
             _config(config_text),
         ]
@@ -178,6 +188,37 @@ def _curves(records: Records, summary: Mapping[str, Any]) -> str:
 
     figures = _figure("Mean reward over updates", reward) + _figure("Loss over updates", loss)
     return f'<h2>Training</h2><div class="curves">{figures}</div>' if figures else ""
+
+
+_GUARDED = {
+    "kl": "Divergence of the paths from the reference's, nats",
+    "diversity": "Diversity within prompts, as a share of the reference's",
+    "held_out": "Mean of the held-out reward",
+    "reward": "Mean of the trained reward, on the guard's images",
+}
+
+
+def _guard(records: Records, summary: Mapping[str, Any]) -> str:
+    """A curve for each figure of the guard, with its budget."""
+    guard = summary.get("guard")
+    if guard is None:
+        return ""
+    start = {**guard["reference"], "kl": 0.0, "diversity": 1.0}
+    figures = "".join(
+        _figure(
+            caption,
+            lambda theme, metric=metric: guard_curve(
+                records,
+                metric,
+                start=start[metric],
+                budget=guard["budgets"].get(metric),
+                theme=theme,
+            ),
+        )
+        for metric, caption in _GUARDED.items()
+    )
+    note = "The same prompts and the same noise each time; update 0 is the reference."
+    return f'<h2>Guard</h2><p class="note">{note}</p><div class="curves">{figures}</div>'
 
 
 def _figure(caption: str, draw: Callable[[Theme], Figure | None]) -> str:

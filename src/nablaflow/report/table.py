@@ -69,7 +69,11 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
     """The sentences that go below the table."""
-    return [note for note in (_closing(summary), _refusal(summary), _basis(summary)) if note]
+    return [
+        note
+        for note in (_closing(summary), _guard(summary), _refusal(summary), _basis(summary))
+        if note
+    ]
 
 
 def rich_table(summary: Mapping[str, Any]) -> Group:
@@ -112,6 +116,25 @@ def _closing(summary: Mapping[str, Any]) -> str | None:
     return (
         f"The aligned model closes {closing:.0%} of the way from the reference's mean reward "
         f"to the exact tilt's (± {error:.0%}){past}."
+    )
+
+
+def _guard(summary: Mapping[str, Any]) -> str | None:
+    """What the guard did, and the best policy under it."""
+    guard = summary.get("guard")
+    if guard is None:
+        return None
+    best = f"best under it: update {guard['best_update']}, {guard['best_checkpoint']}"
+    trip = guard["tripped"]
+    if trip is None:
+        return f"The guard stayed within its budgets; {best}."
+    rolled = guard["action"] == "roll-back"
+    what = "rolled the run back" if rolled else "stopped the run"
+    side = "above" if trip["metric"] == "kl" else "below"
+    name = trip["metric"].replace("_", "-")
+    return (
+        f"The guard {what} after update {trip['update']}: {name} {trip['value']:.3g} is {side} its "
+        f"budget of {trip['limit']:g}; {best}."
     )
 
 

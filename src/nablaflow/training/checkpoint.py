@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -57,6 +58,39 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
         UserError: it cannot be written.
     """
     final = run / FOLDER / _name(checkpoint.update)
+    _write_whole(final, checkpoint)
+    for old in list_checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    _prune_best(run)
+    return final
+
+
+def best_folder(run: Path, update: int) -> Path:
+    """Where the policy that was the best under the guard after ``update`` is."""
+    return run / FOLDER / f"best-{update:06d}"
+
+
+def save_best(run: Path, checkpoint: Checkpoint) -> Path:
+    """Write the best checkpoint so far, which ``keep`` of the others does not touch.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    final = best_folder(run, checkpoint.update)
+    _write_whole(final, checkpoint)
+    return final
+
+
+def _prune_best(run: Path) -> None:
+    """Remove those that no kept checkpoint has for its best: a newer one was there before it."""
+    oldest = int(list_checkpoints(run)[0].name.removeprefix("step-"))
+    best = sorted((run / FOLDER).glob("best-*"))
+    for old, newer in itertools.pairwise(best):
+        if int(newer.name.removeprefix("best-")) <= oldest:
+            shutil.rmtree(old)
+
+
+def _write_whole(final: Path, checkpoint: Checkpoint) -> None:
     partial = final.with_name(f".partial-{final.name}")
     try:
         _write(partial, checkpoint)
@@ -69,9 +103,6 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"output_dir: cannot write {final} ({reason}); free some space and run again with "
             "--resume, the checkpoint before is whole"
         ) from error
-    for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
-    return final
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     Field,
     InstanceOf,
     ValidationError,
@@ -25,39 +23,11 @@ from pydantic import (
 
 from nablaflow.errors import UserError, nearest
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings, Settings
-from nablaflow.training.settings import Evaluation, Optimizer, Seed, Training
+from nablaflow.training.settings import Evaluation, Guard, Optimizer, Seed, Training
+from nablaflow.training.values import PromptsSpec, RewardSpec, one_line, show
 
 # Validation is strict, but YAML has text for paths.
 AnyPath = Annotated[Path, Field(strict=False)]
-
-
-def _check_reward(value: Any) -> str | dict[str, float]:
-    """A name, ``file.py:function``, or a mapping of those to finite weights."""
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    if not isinstance(value, Mapping) or not value:
-        raise ValueError(
-            f"must be a name, path/to/file.py:function or a mapping of those to weights, "
-            f"not {_show(value)}"
-        )
-    for name, weight in value.items():
-        if not _is_number(weight):
-            raise ValueError(f"the weight of {name} must be a finite number, not {_show(weight)}")
-    return {str(name): float(weight) for name, weight in value.items()}
-
-
-def _check_prompts(value: Any) -> list[str] | str:
-    """A list of prompts or the path of a file; the file itself is read by ``load_prompts``."""
-    if isinstance(value, Path) or (isinstance(value, str) and value.strip()):
-        return str(value)
-    if not isinstance(value, list | tuple) or not all(isinstance(p, str) for p in value):
-        raise ValueError(
-            f"must be a list of texts or the path of a text file, not {_show(value)}; "
-            f"put quotes around a prompt that YAML reads otherwise"
-        )
-    if not value:
-        raise ValueError("the list is empty; give at least one prompt")
-    return list(value)
 
 
 class Config(Settings):
@@ -68,10 +38,10 @@ class Config(Settings):
         min_length=1,
         description='"nano", a folder in diffusers format, or a hub id',
     )
-    reward: Annotated[str | dict[str, float], BeforeValidator(_check_reward)] = Field(
+    reward: RewardSpec = Field(
         description="name of a reward, path/to/file.py:function, or a mapping of those to weights"
     )
-    prompts: Annotated[list[str] | str, BeforeValidator(_check_prompts)] = Field(
+    prompts: PromptsSpec = Field(
         description="list of prompts, or path of a UTF-8 text file with one prompt per line"
     )
     output_dir: AnyPath = Field(description="the run folder")
@@ -94,6 +64,9 @@ class Config(Settings):
     optimizer: Optimizer = Field(default_factory=Optimizer, description="the optimizer")
     training: Training = Field(description="the loop")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="the measurement")
+    guard: Guard | None = Field(
+        default=None, description="watches for reward hacking during training; null is none"
+    )
 
     @model_validator(mode="after")
     def _only_ddim_has_eta(self) -> Config:
@@ -111,6 +84,16 @@ class Config(Settings):
                 f"training.transition_fraction: {self.training.transition_fraction:g} of "
                 f"sampler.steps={steps} is no transition at all; "
                 f"use training.transition_fraction={_least_fraction(steps):g} or more steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_guard_comes_before_the_end(self) -> Config:
+        if self.guard is not None and self.guard.every > self.training.updates:
+            raise ValueError(
+                f"guard.every: {self.guard.every} is more than "
+                f"training.updates={self.training.updates}, so the guard would never look; "
+                "use a smaller interval, or guard=null"
             )
         return self
 
@@ -199,7 +182,7 @@ def _chosen(kinds: Kinds, value: Any, place: str) -> tuple[type[BaseModel], dict
     name = settings["name"]
     if name not in kinds:
         what = place.rpartition(".")[2]
-        raise _refusal(f"{place}.name: no {what} {_show(name)}; {nearest(name, kinds)}")
+        raise _refusal(f"{place}.name: no {what} {show(name)}; {nearest(name, kinds)}")
     given = {key: inner for key, inner in settings.items() if key != "name"}
     for key in given:
         if key not in kinds[name].model_fields:
@@ -260,7 +243,7 @@ def _require_finite(value: Any, place: tuple[int | str, ...] = ()) -> None:
 
 def _refusal(text: str) -> UserError:
     """One line, whatever the user's keys and values hold."""
-    return UserError(_one_line(text))
+    return UserError(one_line(text))
 
 
 def _explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> str:
@@ -291,11 +274,11 @@ def _problem(error: Any, key: str, description: str | None) -> str:
         return re.sub(r"^(Value|Assertion) error, ", "", message)
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        return f"{_show(value)} is not a choice; {nearest(str(value), choices)}"
+        return f"{show(value)} is not a choice; {nearest(str(value), choices)}"
     if kind in ("model_type", "model_attributes_type"):
-        return f"must hold settings of its own, such as {key}.…=…, not {_show(value)}"
+        return f"must hold settings of its own, such as {key}.…=…, not {show(value)}"
     must = re.sub(r"^Input (should|is not) (be )?", "must be ", message)
-    return f"{must}, not {_show(value)}"
+    return f"{must}, not {show(value)}"
 
 
 def _suggest(word: str, group: type[BaseModel]) -> str:
@@ -350,19 +333,3 @@ def _dotted(place: tuple[int | str, ...]) -> str:
     """``("training", "trackers", 0)`` as ``training.trackers[0]``."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     return "".join(parts).removeprefix(".")
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a float can hold it: no truth value, no NaN, no infinity, no integer beyond."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max
-
-
-def _show(value: Any) -> str:
-    """A value as the user wrote it, short enough for one line."""
-    text = "null" if value is None else _one_line(repr(value))
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

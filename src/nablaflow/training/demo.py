@@ -38,5 +38,10 @@ def demo_settings() -> dict[str, Any]:
             "checkpoint_every": 25,
             "sample_every": 25,
         },
+        "guard": {
+            "every": 25,
+            "n": 32,
+            "held_out": {"reward": "contrast"},
+        },
         "evaluation": {"n": 512, "batch": 64, "bank": BANK},
     }

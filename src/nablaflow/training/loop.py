@@ -13,25 +13,30 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from nablaflow.errors import TrainingStopped, UserError
-from nablaflow.guidance import Path as TrajectoryPath
 from nablaflow.methods import Method, Networks, TrainingBatch
 from nablaflow.models import FlowScore
 from nablaflow.models.adapters import load_trainable_state, trainable_state
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
 from nablaflow.training.average import Average
-from nablaflow.training.checkpoint import Checkpoint, save_checkpoint
+from nablaflow.training.batches import Batches
+from nablaflow.training.checkpoint import (
+    Checkpoint,
+    best_folder,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
 from nablaflow.training.config import Config
-from nablaflow.training.estimates import estimate_in_parts, log_ratio_in_parts
+from nablaflow.training.guard import Guard, as_record
 from nablaflow.training.memory import halving
 from nablaflow.training.objective import Objective
 from nablaflow.training.optimizer import learning_rate_factor, make_optimizer
-from nablaflow.training.prompts import prompt_batch
-from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout
+from nablaflow.training.rollout import Rollout
 
 Record = dict[str, float]
 T = TypeVar("T")
@@ -56,18 +61,16 @@ class Trainer:
         reward: NamedReward,
         flow: FlowScore | None,
         accelerator: Accelerator,
+        guard: Guard | None = None,
     ) -> None:
         self.config, self.model, self.reward, self.flow = config, model, reward, flow
-        self.accelerator, self.prompts = accelerator, prompts
+        self.accelerator, self.prompts, self.guard = accelerator, prompts, guard
         assert isinstance(config.method, Method)
         self.method: Method = config.method
         flow_target = None if flow is None else copy.deepcopy(flow).requires_grad_(False)
         self.flow_target = flow_target
         self.networks = Networks(model, reward, flow, flow_target)
-        self.estimator = self.method.value_estimator()
-        by_estimator = self.estimator is not None and self.estimator.needs_states
-        by_method = self.method.needs_states or self.method.needs_path_ratio
-        self._keeps_states = by_method or by_estimator
+        self.batches = Batches(config, prompts, self.method, self.networks, accelerator)
         self.objective = Objective(self.method, self.networks)
         self.optimizer = make_optimizer(config.optimizer, self.objective)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -77,11 +80,8 @@ class Trainer:
         self._applied = 0
         self.seconds = 0.0
         self.spent = 0.0
-        self._pending: Rollout | None = None
         self._skipped = 0
         self._micro_batch = config.training.micro_batch
-        self._rollout_batch = config.training.rollout_batch
-        self._estimate_batch = config.training.estimate_batch or config.training.micro_batch
 
     def _policy_average(self) -> Average | None:
         decay = self.config.adapter.ema_decay
@@ -99,9 +99,9 @@ class Trainer:
         started = time.perf_counter()
         self._applied = 0
         try:
-            trained, fresh = self._rollouts()
+            trained, fresh = self.batches.rollouts(self.update)
             rolled_out = time.perf_counter()
-            batch = self._training_batch(trained)
+            batch = self.batches.training_batch(trained)
             estimated = time.perf_counter()
             parts = batch.split(self.config.training.steps_per_rollout)
             records = [self._optimizer_step(part, fresh) for part in parts]
@@ -112,7 +112,7 @@ class Trainer:
         finished = time.perf_counter()
         self._spend(finished - started)
         timing = {"seconds": finished - started, "rollout_seconds": rolled_out - started}
-        if self.estimator is not None:
+        if self.batches.estimator is not None:
             timing["estimate_seconds"] = estimated - rolled_out
         return {"update": self.update, **record, **timing}
 
@@ -123,6 +123,18 @@ class Trainer:
             own = torch.tensor(self.seconds / (60.0 * minutes), device=self.model.device)
             shared: Any = self.accelerator.reduce(own, reduction="mean")
             self.spent = shared.item()
+
+    @property
+    def total(self) -> int:
+        """What a run is of: updates, or seconds where those are given."""
+        training = self.config.training
+        return training.updates if training.minutes is None else round(60 * training.minutes)
+
+    @property
+    def done(self) -> int:
+        """How much of `total` is done."""
+        by_time = self.config.training.minutes is not None
+        return min(self.total, round(self.seconds)) if by_time else self.update
 
     @property
     def finished(self) -> bool:
@@ -136,83 +148,6 @@ class Trainer:
         record |= self._apply()
         self._applied += 1
         return record
-
-    def _rollouts(self) -> tuple[Rollout, Rollout]:
-        """What this update trains on, and the newest rollout: the same one if on-policy."""
-        if self.config.training.data == "on-policy":
-            rollout = self._rollout(self.update)
-            return rollout, rollout
-        trained = self._pending or self._rollout(self.update)
-        self._pending = self._rollout(self.update + 1)
-        return trained, self._pending
-
-    def _rollout(self, number: int) -> Rollout:
-        training = self.config.training
-        texts = prompt_batch(self.prompts, number, training.prompts_per_update, self.config.seed)
-        prompts = [text for text in texts for _ in range(training.images_per_prompt)]
-        accelerator = self.accelerator
-        plan = RolloutPlan.draw(
-            prompts,
-            seed=self.config.seed,
-            update=number,
-            draw=lambda n, generator: self.method.draw(
-                n, self.model.process, self.config.strata, generator
-            ),
-            share=Share.of(len(prompts), accelerator.process_index, accelerator.num_processes),
-        )
-
-        def work(batch: int) -> Rollout:
-            with accelerator.autocast():
-                return make_rollout(
-                    self.model,
-                    self.reward,
-                    plan,
-                    batch,
-                    keep_states=self._keeps_states,
-                    fresh_levels=self.method.fresh_levels(self.model.process),
-                )
-
-        whole = self._rollout_batch or len(plan)
-        rollout, batch = halving(work, whole, "training.rollout_batch")
-        self._rollout_batch = batch if batch < len(plan) else self._rollout_batch
-        return rollout
-
-    def _training_batch(self, rollout: Rollout) -> TrainingBatch:
-        """The rollout's transitions, with value gradients where the method has an estimator."""
-        path, estimator = rollout.path(self.model), self.estimator
-        batch = path.batch(self._credits(rollout, path), with_states=self.method.needs_states)
-        if estimator is None:
-            return batch
-        estimate = self._by_trajectories(
-            lambda size: estimate_in_parts(path, estimator, self.networks, self.method.beta, size),
-            len(path),
-        )
-        return replace(batch, estimate=estimate)
-
-    def _by_trajectories(self, work: Callable[[int], T], trajectories: int) -> T:
-        """``work`` on as many trajectories at once as fit."""
-
-        def autocast(size: int) -> T:
-            with self.accelerator.autocast():
-                return work(size)
-
-        whole = min(self._estimate_batch or trajectories, trajectories)
-        found, size = halving(autocast, whole, "training.estimate_batch")
-        self._estimate_batch = size if size < trajectories else self._estimate_batch
-        return found
-
-    def _credits(self, rollout: Rollout, path: TrajectoryPath) -> Tensor | None:
-        """Of this process's trajectories, found from the scores of all processes."""
-        accelerator, log_ratio = self.accelerator, None
-        if self.method.needs_path_ratio:
-            own: Any = self._by_trajectories(
-                lambda size: log_ratio_in_parts(path, self.networks, size), len(path)
-            )
-            log_ratio: Any = accelerator.gather(own)
-        scores: Any = accelerator.gather(rollout.scores.to(self.model.device))
-        credits = self.method.credits(scores, gather_object(rollout.prompts), log_ratio)
-        own = Share.of(len(scores), accelerator.process_index, accelerator.num_processes)
-        return None if credits is None else credits[own.slice]
 
     def _accumulate(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """Gradients of the mean loss over the batch, in as few parts as fit; mean figures."""
@@ -316,24 +251,88 @@ class Trainer:
     # --- between updates --------------------------------------------------------------------------
 
     def train(
-        self, run: Path, on_update: Callable[[Record], bool], on_saved: Callable[[], None]
+        self,
+        run: Path,
+        on_update: Callable[[Record], bool],
+        on_saved: Callable[[], None],
+        on_look: Callable[[int], None] = lambda done: None,
     ) -> None:
-        """Update until done; save a checkpoint at each interval and at the end.
+        """Update until done, or until the guard ends it; save at each interval and at the end.
 
         Args:
             on_update: called on every process after each update; True asks to stop here.
             on_saved: called after that, when what is to be kept of the update is on disk.
+            on_look: told how many of the guard's images are done.
         """
         training = self.config.training
-        while not self.finished:
+        if self.guard is not None and self.update == 0:
+            self._save_best(run)
+        while not (self.finished or self._tripped):
             record = self.step()
-            stop = self._on_any_process(on_update(record))
+            record |= self._look(run, on_look)
+            stop = self._on_any_process(on_update(record)) or self._tripped
             at_interval = self.update % training.checkpoint_every == 0
             if stop or at_interval or self.finished:
                 self.save(run)
             on_saved()
             if stop:
                 return
+
+    @property
+    def _tripped(self) -> bool:
+        return self.guard is not None and self.guard.trip is not None
+
+    def begin_guard(self, on_look: Callable[[int], None]) -> None:
+        """Measure the reference on the main process, unless a resumed run has done so.
+
+        Raises:
+            UserError: it exceeds a budget itself.
+        """
+        if self.guard is None or self.guard.reference is not None:
+            return
+        if self.accelerator.is_main_process:
+            self.guard.begin(on_look)
+        self.guard.restore(self._from_main(self.guard.state()))
+
+    def _look(self, run: Path, on_look: Callable[[int], None]) -> Record:
+        """The guard's figures, if it is its turn; the main process finds them, all obey."""
+        guard = self.guard
+        if guard is None or self.update % guard.settings.every:
+            return {}
+        started = time.perf_counter()
+        look = None
+        if self.accelerator.is_main_process:
+            try:
+                look = guard.look(self.update, on_look)
+            except FloatingPointError as error:
+                raise TrainingStopped(
+                    f"update {self.update}: {error} is not finite; what was saved is whole. Lower "
+                    "optimizer.learning_rate or method.beta and start again with --overwrite"
+                ) from error
+        look = self._from_main(look)
+        if guard.judge(look):
+            self._save_best(run)
+        if guard.trip is not None and guard.settings.action == "roll-back":
+            self._roll_back(run)
+        seconds = time.perf_counter() - started
+        self._spend(seconds)
+        return {**as_record(look), "guard_seconds": seconds}
+
+    def _from_main(self, value: Any) -> Any:
+        return broadcast_object_list([value])[0]
+
+    def _save_best(self, run: Path) -> None:
+        checkpoint = self.checkpoint()
+        if self.accelerator.is_main_process:
+            save_best(run, checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _roll_back(self, run: Path) -> None:
+        """The best policy in place of this one; updates and what the guard knows stay."""
+        assert self.guard is not None and self.guard.best is not None
+        best = load_checkpoint(best_folder(run, self.guard.best.update))
+        state = {**best.state, "guard": self.guard.state()}
+        self.restore(replace(best, update=self.update, seconds=self.seconds, state=state))
 
     def _on_any_process(self, flag: bool) -> bool:
         """Whether it is set on one of them, so that all stop after the same update."""
@@ -360,11 +359,9 @@ class Trainer:
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            # Each process has its own share of the rollout that is trained next.
-            "pending": gather_object([self._pending and self._pending.state()]),
+            "guard": self.guard and self.guard.state(),
             "micro_batch": self._micro_batch,
-            "rollout_batch": self._rollout_batch,
-            "estimate_batch": self._estimate_batch,
+            **self.batches.state(),
         }
         return Checkpoint(self.update, self.seconds, tensors, state)
 
@@ -390,24 +387,10 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self._pending = self._own_share(state["pending"])
         # What this session's settings say comes first: memory may be why they were changed.
-        training = self.config.training
-        self._micro_batch = training.micro_batch or state["micro_batch"]
-        self._rollout_batch = training.rollout_batch or state["rollout_batch"]
-        estimate_batch = training.estimate_batch or training.micro_batch
-        self._estimate_batch = estimate_batch or state.get("estimate_batch")
+        self._micro_batch = self.config.training.micro_batch or state["micro_batch"]
+        self.batches.restore(state)
+        if self.guard is not None:
+            self.guard.restore(state["guard"])
         self.update, self.seconds = checkpoint.update, 0.0
         self._spend(checkpoint.seconds)
-
-    def _own_share(self, pending: list[dict[str, Any] | None]) -> Rollout | None:
-        if all(share is None for share in pending):
-            return None
-        if len(pending) != self.accelerator.num_processes:
-            raise UserError(
-                f"--resume: training.data=previous-rollout goes on with {len(pending)} processes, "
-                f"not {self.accelerator.num_processes}"
-            )
-        share = pending[self.accelerator.process_index]
-        assert share is not None
-        return Rollout.from_state(share, self.model.device)

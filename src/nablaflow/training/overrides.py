@@ -140,6 +140,10 @@ def _read_recipe(path: Path) -> Values:
 
 
 def _absolute_prompts(values: Values, folder: Path) -> Values:
+    """Of the run and of its guard."""
+    guard = values.get("guard")
+    if isinstance(guard, dict):
+        values = {**values, "guard": _absolute_prompts(guard, folder)}
     prompts = values.get("prompts")
     if not isinstance(prompts, str) or not prompts.strip():
         return values
@@ -220,7 +224,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> Valu
     settings.sort(key=lambda setting: _rank(setting[0]))
     result = dict(values)
     for path, value in settings:
-        if path == ("prompts",):
+        if path in (("prompts",), ("guard", "prompts")):
             value = _absolute_prompts({"prompts": value}, Path())["prompts"]
         result[path[0]] = _assign(result.get(path[0]), path, 1, value)
     return result

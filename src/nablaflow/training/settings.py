@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nablaflow.models import Settings
+from nablaflow.training.values import PromptsSpec, RewardSpec
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -97,3 +98,47 @@ class Evaluation(Settings):
     seed: Seed = Field(
         default=1, description="of the evaluation's noise, apart from the training's"
     )
+
+
+class HeldOut(Settings):
+    """A reward that is measured and never trained."""
+
+    reward: RewardSpec = Field(description="as the run's reward; its gradient is not needed")
+    min: float | None = Field(default=None, description="least mean; null: no budget, only shown")
+
+
+class Guard(Settings):
+    """What is looked at during training, on the same prompts and noise each time, and budgets."""
+
+    every: Count = Field(default=50, description="updates between two looks")
+    n: Count = Field(default=64, description="images in all, two or more for each prompt")
+    prompts: PromptsSpec | None = Field(
+        default=None, description="list or file, as the run's; null: the run's"
+    )
+    seed: Seed = Field(default=2, description="of the guard's noise, apart from all other noise")
+    held_out: HeldOut | None = Field(default=None, description="a reward that is not trained")
+    max_kl: Positive | None = Field(
+        default=None, description="budget: most divergence of its paths from the reference's, nats"
+    )
+    min_diversity: Positive | None = Field(
+        default=None, description="budget: least diversity, as a share of the reference's"
+    )
+    action: Literal["stop", "roll-back"] = Field(
+        default="stop",
+        description="when a budget is exceeded: end with the policy as it is, or as it was best",
+    )
+
+    @property
+    def budgets(self) -> dict[str, float | None]:
+        """Limit of each metric; null is none."""
+        held_out = None if self.held_out is None else self.held_out.min
+        return {"kl": self.max_kl, "diversity": self.min_diversity, "held_out": held_out}
+
+    @model_validator(mode="after")
+    def _something_can_trip(self) -> Guard:
+        if self.action == "roll-back" and set(self.budgets.values()) == {None}:
+            raise ValueError(
+                "guard.action: nothing can cause a roll-back without a budget; set guard.max_kl, "
+                "guard.min_diversity or guard.held_out.min"
+            )
+        return self

@@ -26,6 +26,7 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
 from nablaflow.training.allocator import keep_freed_memory
 from nablaflow.training.config import Config
+from nablaflow.training.guard import Guard
 from nablaflow.training.loop import Trainer
 from nablaflow.training.prompts import load_prompts
 
@@ -178,6 +179,46 @@ def make_flow(config: Config, model: PipelineModel) -> FlowScore | None:
     return UNetFlowScore(config.flow, channel, math.gcd(*sides), width).to(model.device)
 
 
+def make_guard(
+    config: Config, prompts: list[str], model: PipelineModel, reward: NamedReward
+) -> Guard | None:
+    """The guard that the configuration asks for.
+
+    Raises:
+        UserError: too few images for its prompts, or a held-out reward that is not one.
+    """
+    settings = config.guard
+    if settings is None:
+        return None
+    if settings.prompts is not None:
+        prompts = load_prompts(settings.prompts, Path())
+    if settings.n < 2 * len(prompts):
+        raise UserError(
+            f"guard.n: {settings.n} images are fewer than 2 for each of the {len(prompts)} "
+            f"prompts; use {2 * len(prompts)} or more"
+        )
+    held_out = None
+    if settings.held_out is not None:
+        held_out = _held_out(settings.held_out.reward, reward.name, model, prompts)
+    return Guard(settings, prompts, model, reward, held_out, config.evaluation.batch)
+
+
+def _held_out(
+    spec: str | dict[str, float], trained: str, model: PipelineModel, prompts: list[str]
+) -> NamedReward:
+    try:
+        found = load(spec)
+        height, width = model.image_size
+        probe(found, height=height, width=width, device=model.device, prompts=prompts)
+    except UserError as error:
+        raise UserError(f"guard.held_out.reward: {error}") from error
+    if found.name == trained:
+        raise UserError(
+            f"guard.held_out.reward: {trained} is the reward that is trained; use another"
+        )
+    return found
+
+
 def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Parts:
     """Load and check everything that the configuration names; writes nothing.
 
@@ -211,7 +252,8 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     if config.training.gradient_checkpointing:
         _checkpoint_gradients(model)
     flow = make_flow(config, model) if method.uses_flow else None
-    trainer = Trainer(config, prompts, model, reward, flow, accelerator)
+    guard = make_guard(config, prompts, model, reward)
+    trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard)
     return Parts(config, prompts, model, reward, mark, trainer, accelerator)
 
 
