@@ -49,6 +49,7 @@ class Trainer:
 
     Attributes:
         update: updates done so far.
+        clock: seconds from some moment on, by which training is timed.
         seconds: of training so far, earlier sessions of a resumed run included.
         spent: share of `training.minutes` so far, the same on all processes; 0 without.
     """
@@ -78,6 +79,7 @@ class Trainer:
         self.average = self._policy_average()
         self.update = 0
         self._applied = 0
+        self.clock: Callable[[], float] = time.perf_counter
         self.seconds = 0.0
         self.spent = 0.0
         self._skipped = 0
@@ -96,20 +98,20 @@ class Trainer:
             TrainingStopped: a figure is not finite; the weights are those before the optimizer step
                 that it was for.
         """
-        started = time.perf_counter()
+        started = self.clock()
         self._applied = 0
         try:
             trained, fresh = self.batches.rollouts(self.update)
-            rolled_out = time.perf_counter()
+            rolled_out = self.clock()
             batch = self.batches.training_batch(trained)
-            estimated = time.perf_counter()
+            estimated = self.clock()
             parts = batch.split(self.config.training.steps_per_rollout)
             records = [self._optimizer_step(part, fresh) for part in parts]
         except FloatingPointError as error:
             raise self._not_finite(str(error)) from error
         record = {name: fmean(part[name] for part in records) for name in records[0]}
         self.update += 1
-        finished = time.perf_counter()
+        finished = self.clock()
         self._spend(finished - started)
         timing = {"seconds": finished - started, "rollout_seconds": rolled_out - started}
         if self.batches.estimator is not None:
@@ -299,7 +301,7 @@ class Trainer:
         guard = self.guard
         if guard is None or self.update % guard.settings.every:
             return {}
-        started = time.perf_counter()
+        started = self.clock()
         look = None
         if self.accelerator.is_main_process:
             try:
@@ -314,7 +316,7 @@ class Trainer:
             self._save_best(run)
         if guard.trip is not None and guard.settings.action == "roll-back":
             self._roll_back(run)
-        seconds = time.perf_counter() - started
+        seconds = self.clock() - started
         self._spend(seconds)
         return {**as_record(look), "guard_seconds": seconds}
 
