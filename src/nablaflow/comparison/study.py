@@ -18,7 +18,7 @@ from nablaflow.comparison.entrants import (
 )
 from nablaflow.errors import UserError
 from nablaflow.training.config import Config
-from nablaflow.training.demo import PROMPTS
+from nablaflow.training.demo import BANK, PROMPTS
 from nablaflow.training.overrides import load_config
 from nablaflow.training.run_folder import write_whole
 
@@ -55,6 +55,7 @@ class Study:
         learning_rate: of the policy, in place of each entrant's own.
         n: images that are measured each time.
         measurements: how often in a run, the times evenly apart and the last at its end.
+        bank: images of the reference that are reweighted to the exact tilt.
         held_out: spec of a reward that nothing is trained on; None: whether the shape is shown.
         out: folder; cells are ``<reward>/<method>/seed-<s>``.
 
@@ -73,6 +74,7 @@ class Study:
     measurements: int = 3
     held_out: str | None = None
     first_seed: int = 0
+    bank: int = BANK
 
     def __post_init__(self) -> None:
         for method in self.methods:
@@ -132,7 +134,7 @@ class Study:
             "seed": cell.seed,
             "sampler": {"name": "ddim", "steps": 10},
             "adapter": {"rank": 16},
-            "evaluation": {"n": self.n, "batch": 64, "bank": 2048 * len(PROMPTS)},
+            "evaluation": {"n": self.n, "batch": 64, "bank": self.bank},
         }
         return load_config(None, [], values | own)
 
@@ -168,6 +170,7 @@ class Study:
         """Write a finished cell; where the file is, the cell is whole."""
         head = {"reward": cell.reward, "method": cell.method, "seed": cell.seed, "beta": beta}
         whole = head | found | {"settings": self.settings(cell, beta)}
+        self.folder(cell).mkdir(parents=True, exist_ok=True)
         write_whole(self.folder(cell) / CELL, json.dumps(whole, indent=1, allow_nan=False) + "\n")
 
 

@@ -1,0 +1,32 @@
+"""A comparison small enough for a test: few images, and a tilt that is believed all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from nablaflow.comparison import Study, race
+from nablaflow.comparison.outcome import Outcome
+from nablaflow.metrics import tilt
+from nablaflow.runs import progress_display
+
+Race = Callable[..., list[Outcome]]
+
+
+@pytest.fixture
+def small_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Race:
+    """``small_race("refl", "best-of-n")``: one update each, eight images."""
+    monkeypatch.setenv("NABLAFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tilt, "MIN_EFFECTIVE_SAMPLE_SIZE", 1)
+
+    def run(*methods: str, **settings: Any) -> list[Outcome]:
+        small = {"seeds": 1, "minutes": 0.001, "beta": 1.0, "n": 8, "measurements": 1, "bank": 16}
+        study = Study.named(methods, [], tmp_path / "out", **{**small, **settings})
+        with progress_display(Console(quiet=True)) as progress:
+            return race(study, progress)
+
+    return run

@@ -1,0 +1,96 @@
+"""Comparisons carried out: what is stored, what is not run again, and what is refused first."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from nablaflow.comparison import BYSTANDERS, Study
+from nablaflow.comparison.outcome import Outcome
+from nablaflow.errors import TrainingStopped, UserError
+from nablaflow.methods import BestOfN
+from nablaflow.runs import Interrupted, progress_display
+from nablaflow.training.loop import Trainer
+
+Race = Callable[..., list[Outcome]]
+race = importlib.import_module(
+    "nablaflow.comparison.race"
+)  # the package has a function of the name
+
+
+def test_a_comparison_is_stored_and_goes_on(
+    small_race: Race, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(BYSTANDERS, "best-of-n", lambda beta: [BestOfN(n=2)])
+    (outcome,) = small_race("refl", "best-of-n")
+    names = [row["method"] for row in outcome.rows()]
+    assert names == ["reference", "exact tilt", "refl", "best-of-n"]
+    rows = {row["method"]: row for row in outcome.rows()}
+    assert rows["exact tilt"]["closing"] == pytest.approx(1.0)
+    assert rows["reference"]["closing"] == pytest.approx(0.0)
+    assert rows["refl"]["updates"] == 1
+    cell = json.loads((tmp_path / "out/warmth/refl/seed-0/cell.json").read_text())
+    assert [point["update"] for point in cell["points"]] == [1]
+    assert len(cell["curve"]["reward"]) == 1
+
+    def again(*arguments: Any) -> None:
+        raise AssertionError("a finished cell was run again")
+
+    monkeypatch.setattr(race, "_carry_out", again)
+    (second,) = small_race("refl", "best-of-n")
+    assert second.rows() == outcome.rows()
+
+
+def test_a_stopped_run_goes_on_from_its_checkpoint(
+    small_race: Race, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    @contextmanager
+    def at_once(asked: list[bool]) -> Iterator[None]:
+        asked.append(True)
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(race, "stopping", at_once)
+        with pytest.raises(Interrupted):
+            small_race("refl", minutes=10.0)
+    folder = tmp_path / "out/warmth/refl/seed-0"
+    assert not (folder / "cell.json").exists()
+    # The second session ends by time at its first update, the run's second.
+    step = Trainer.step
+
+    def late(self: Trainer) -> dict[str, float]:
+        record = step(self)
+        self.spent, self.seconds = 1.0, 600.0
+        return record
+
+    monkeypatch.setattr(Trainer, "step", late)
+    small_race("refl", minutes=10.0)
+    cell = json.loads((folder / "cell.json").read_text())
+    assert cell["updates"] == 2
+    assert [json.loads(line)["update"] for line in (folder / "metrics.jsonl").open()] == [1, 2]
+
+
+def test_a_run_that_diverges_is_a_result(small_race: Race, monkeypatch: pytest.MonkeyPatch):
+    def stop(self: Trainer) -> dict[str, float]:
+        raise TrainingStopped("update 1: loss is not finite")
+
+    monkeypatch.setattr(Trainer, "step", stop)
+    (outcome,) = small_race("refl")
+    row = outcome.rows()[-1]
+    assert (row["method"], row["diverged"], row["reward_mean"]) == ("refl", 1, None)
+
+
+def test_a_reward_without_gradient_is_refused_before_anything_runs(tmp_path: Path):
+    study = Study.named(["ddpo", "refl"], ["jpeg_compressibility"], tmp_path / "o")
+    with progress_display(Console(quiet=True)) as progress, pytest.raises(UserError) as caught:
+        race.race(study, progress)
+    assert "jpeg_compressibility" in str(caught.value)
+    assert "ddpo" in str(caught.value)  # of those that can
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,81 @@
+"""What a comparison is made of, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nablaflow.comparison import BYSTANDERS, ENTRANTS, Cell, Study
+from nablaflow.comparison.study import CELL, slug
+from nablaflow.errors import UserError
+from nablaflow.methods import METHODS, UNTRAINED
+from nablaflow.training.config import method_settings
+
+
+def test_every_method_competes():
+    """Of the two that stand for others, value-matching is any of them with an estimator."""
+    entered = {entrant.method(1.0).name for entrant in ENTRANTS.values()}
+    assert entered == set(METHODS) - {"value-matching"}
+    assert set(BYSTANDERS) == set(UNTRAINED)
+
+
+@pytest.mark.parametrize("method", [*ENTRANTS, *BYSTANDERS])
+def test_every_cell_has_a_configuration(method: str, tmp_path: Path):
+    study = Study.named(["all"], [], tmp_path, minutes=1.5, learning_rate=7e-4)
+    config = study.config(Cell("warmth", method, 2), beta=3.0)
+    assert method_settings(config.method)["beta"] == 3.0
+    assert (config.seed, config.training.minutes) == (2, 1.5)
+    assert config.optimizer.learning_rate == 7e-4
+
+
+def test_a_round_of_all_methods_comes_before_the_next_seed(tmp_path: Path):
+    study = Study.named(["refl", "best-of-n"], ["warmth", "contrast"], tmp_path, seeds=2)
+    assert [str(cell) for cell in study.cells][:4] == [
+        "warmth refl 0",
+        "warmth best-of-n 0",
+        "warmth refl 1",
+        "contrast refl 0",
+    ]
+
+
+def test_a_cell_of_other_settings_is_not_taken_for_this_one(tmp_path: Path):
+    study, cell = Study.named(["refl"], [], tmp_path), Cell("warmth", "refl", 0)
+    assert not study.is_done(cell, 4.0)
+    study.store(cell, 4.0, {"points": []})
+    assert study.is_done(cell, 4.0)
+    longer = Study.named(["refl"], [], tmp_path, minutes=9.0)
+    with pytest.raises(UserError, match=r"other settings \(training\.minutes: 2\.0 there, 9\.0"):
+        longer.is_done(cell, 4.0)
+    assert not longer.is_done(cell, 4.0, overwrite=True)
+
+
+def test_a_damaged_cell_is_named(tmp_path: Path):
+    study, cell = Study.named(["refl"], [], tmp_path), Cell("warmth", "refl", 0)
+    path = study.folder(cell) / CELL
+    path.parent.mkdir(parents=True)
+    for text in ("{", json.dumps({"points": []}), "[]"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="is not a finished cell"):
+            study.is_done(cell, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seeds": 0}, "--seeds: 0"),
+        ({"minutes": 0.0}, "--minutes: must be above 0"),
+        ({"beta": -1.0}, "--beta: must be above 0"),
+        ({"n": 3}, "--n: 3 is too few; use 8"),
+    ],
+)
+def test_a_number_that_is_none(tmp_path: Path, settings: dict[str, Any], words: str):
+    with pytest.raises(UserError, match=words):
+        Study.named(["refl"], [], tmp_path, **settings)
+
+
+def test_folders_of_rewards():
+    assert slug("symmetry + 0.5*colorfulness") == "symmetry-0.5-colorfulness"
+    assert slug("my/file.py:score") == "my-file.py-score"
