@@ -40,16 +40,18 @@ class Metric:
 
     Attributes:
         label: heading of its column.
-        hint: what it says, in a few words.
         space: what it looks at: ``rewards``, ``pictures``, a space of its own, or `CHOSEN`.
         measure: images of the model and of the reference to the figure; raises ``UserError`` where
             they are too few.
+        least: numbers of prompts and of dimensions to the images that it needs in all.
+        ready: raises ``UserError`` where a package or weights are missing; called before any work.
     """
 
     label: str
-    hint: str
     space: str
     measure: Callable[[View, View, Resampling], Measured]
+    least: Callable[[int, int], int]
+    ready: Callable[[], object] = bool
 
 
 def double(rows: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError
-from nablaflow.metrics.weights import extra, fetched, read_weights
+from nablaflow.hub import read_weights
+from nablaflow.metrics.weights import extra, fetched
 from nablaflow.typing import Features, Images
 
 DIM = 2048
@@ -36,9 +37,8 @@ class Inception:
             UserError: the package is missing, or the weights are.
         """
         package = extra("torch_fidelity.feature_extractor_inceptionv3", "metrics")
-        state = fetched(package.URL_INCEPTION_V3, self.name) if weights is None else None
-        state = read_weights(weights, self.name) if weights is not None else state
-        assert state is not None
+        address = package.URL_INCEPTION_V3
+        state = fetched(address, self.name) if weights is None else read_weights(Path(weights))
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "inception.pt"
             torch.save(state, file)

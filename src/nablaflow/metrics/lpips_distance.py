@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError
+from nablaflow.hub import read_weights
 from nablaflow.metrics.bootstrap import Counts, Measured, Resampling
 from nablaflow.metrics.contract import View
 from nablaflow.metrics.pair_diversity import measure_pairs
 from nablaflow.metrics.quadratic import matrix_mean
-from nablaflow.metrics.weights import extra, fetched, read_weights
+from nablaflow.metrics.weights import extra, fetched
 from nablaflow.typing import Batch, Images
 
 _BATCH = 64  # pairs at once
@@ -34,7 +35,7 @@ class Lpips:
         """
         package = extra("lpips", "metrics")
         alexnet = extra("torchvision.models", "metrics").AlexNet_Weights.IMAGENET1K_V1
-        state = fetched(alexnet.url, "lpips") if weights is None else read_weights(weights, "lpips")
+        state = fetched(alexnet.url, "lpips") if weights is None else read_weights(Path(weights))
         network = package.LPIPS(net="alex", pnet_rand=True, verbose=False)
         _load_trunk(network.net, state)
         self._network = network.requires_grad_(False).to(device)

@@ -1,4 +1,4 @@
-"""Optional packages of the metrics, and the weights of their networks, read without pickle."""
+"""Optional packages of the metrics, and weights that are at an address and not on the hub."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from nablaflow.errors import UserError
@@ -47,22 +45,3 @@ def fetched(url: str, what: str) -> dict[str, Tensor]:
             f"{what}: no weights here and none to be had ({type(error).__name__}); put {url} "
             f"at {place}"
         ) from error
-
-
-def read_weights(path: str | Path, what: str) -> dict[str, Tensor]:
-    """Named tensors from a safetensors file, or from one of torch read with ``weights_only``.
-
-    Raises:
-        UserError: there is no such file, or it holds something else.
-    """
-    path = Path(path).expanduser()
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{what}: no file {path}; give the path of its weights") from None
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(f"{what}: {path} holds no weights ({type(error).__name__})") from error
-    except Exception as error:  # torch raises its own kind of unpickling error
-        raise UserError(f"{what}: {path} is no file of plain weights; nothing was run") from error

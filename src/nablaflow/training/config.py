@@ -25,6 +25,7 @@ from pydantic import (
 
 from nablaflow.errors import UserError, nearest
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings, Settings
+from nablaflow.training.prompt_source import PromptSource
 from nablaflow.training.settings import Evaluation, Optimizer, Seed, Training
 
 # Validation is strict, but YAML has text for paths.
@@ -46,20 +47,6 @@ def _check_reward(value: Any) -> str | dict[str, float]:
     return {str(name): float(weight) for name, weight in value.items()}
 
 
-def _check_prompts(value: Any) -> list[str] | str:
-    """A list of prompts or the path of a file; the file itself is read by ``load_prompts``."""
-    if isinstance(value, Path) or (isinstance(value, str) and value.strip()):
-        return str(value)
-    if not isinstance(value, list | tuple) or not all(isinstance(p, str) for p in value):
-        raise ValueError(
-            f"must be a list of texts or the path of a text file, not {_show(value)}; "
-            f"put quotes around a prompt that YAML reads otherwise"
-        )
-    if not value:
-        raise ValueError("the list is empty; give at least one prompt")
-    return list(value)
-
-
 class Config(Settings):
     """All settings of a run. Every command reads this and nothing else."""
 
@@ -71,8 +58,9 @@ class Config(Settings):
     reward: Annotated[str | dict[str, float], BeforeValidator(_check_reward)] = Field(
         description="name of a reward, path/to/file.py:function, or a mapping of those to weights"
     )
-    prompts: Annotated[list[str] | str, BeforeValidator(_check_prompts)] = Field(
-        description="list of prompts, or path of a UTF-8 text file with one prompt per line"
+    prompts: PromptSource = Field(
+        description="list of prompts, a text file with one a line, .jsonl or .csv, a set by name, "
+        "hub:owner/name; or a mapping of source, column and split"
     )
     output_dir: AnyPath = Field(description="the run folder")
     seed: Seed = Field(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nablaflow.models import Settings
+from nablaflow.training.prompt_source import PromptSource
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -92,3 +93,18 @@ class Evaluation(Settings):
     seed: Seed = Field(
         default=1, description="of the evaluation's noise, apart from the training's"
     )
+    prompts: PromptSource | None = Field(
+        default=None, description="to measure on in place of those trained on; as prompts"
+    )
+    hold_out: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the prompts that is measured on and not trained on; 0 is none",
+    )
+
+    @model_validator(mode="after")
+    def _one_set_apart(self) -> Evaluation:
+        if self.prompts is not None and self.hold_out:
+            raise ValueError("prompts and hold_out are two ways to the same; leave one out")
+        return self
