@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nablaflow.metrics.features import pooled_pixels
+from nablaflow.features import pooled_pixels
 from nablaflow.metrics.summary import SampleSet, Summary, summarize
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
