@@ -110,7 +110,7 @@ def test_means_are_taken_within_prompts_first():
     ("measure", "images", "words"),
     [
         (measure_reward, 1, "reward: 1 images .* 2 are needed; use --n 6"),
-        (measure_clip_score, 1, "CLIPScore"),
+        (measure_clip_score, 1, "clip-score"),
         (measure_diversity, 3, "diversity: 3 images .* 4 are needed; use --n 12"),
     ],
 )

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from nablaflow.errors import UserError
-from nablaflow.metrics.clip_score import clip_score
 from nablaflow.metrics.fid import frechet_of_samples
 from nablaflow.metrics.kid import kernel_distance
 
@@ -82,16 +81,6 @@ def test_precision_and_recall_of_torch_fidelity():
     expected = theirs.prc_features_to_metric(x, y, prc_neighborhood=3, verbose=False)
     assert near.precision(ones, ones).item() == pytest.approx(expected["precision"], abs=1e-3)
     assert near.recall(ones, ones).item() == pytest.approx(expected["recall"], abs=1e-3)
-
-
-def test_clip_score_of_torchmetrics():
-    """Theirs from the embeddings on: 100 * cosine, and the mean of it not below zero."""
-    pytest.importorskip("torchmetrics")
-    from torchmetrics.functional import pairwise_cosine_similarity
-
-    images, texts = _features(20, 8, 1).abs(), _features(20, 8, 2).abs()
-    expected = 100.0 * pairwise_cosine_similarity(images, texts).diagonal()
-    torch.testing.assert_close(clip_score(images, texts), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_inception_features_are_torch_fidelitys(random_inception):

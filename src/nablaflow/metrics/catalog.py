@@ -11,7 +11,7 @@ from nablaflow.metrics.fid import measure_frechet
 from nablaflow.metrics.kid import measure_kernel_distance
 from nablaflow.metrics.lpips_distance import Lpips, measure_lpips
 from nablaflow.metrics.pair_diversity import measure_diversity
-from nablaflow.metrics.scores import measure_reward
+from nablaflow.metrics.scores import measure_clip_score, measure_reward
 from nablaflow.metrics.vendi import measure_vendi
 
 
@@ -42,6 +42,7 @@ METRICS: dict[str, Metric] = {
     "lpips": Metric(
         "LPIPS diversity", "pictures", measure_lpips, _a_prompt(pair_diversity.LEAST), Lpips
     ),
+    "clip-score": Metric("CLIPScore", "clip-score", measure_clip_score, _a_prompt(scores.LEAST)),
 }
 """Name to metric; docs/metrics.md has what each says, and when it lies."""
 

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError, nearest
-from nablaflow.metrics.features import pooled_pixels
+from nablaflow.features import FEATURES, load
 from nablaflow.metrics.inception import DIM, Inception
-from nablaflow.metrics.quadratic import Kernel, euclidean
+from nablaflow.metrics.quadratic import Kernel, cosine, euclidean
+from nablaflow.rewards.clip_score import ClipScore
 from nablaflow.training.evaluation import Look
 
-FEATURES = ("pixels",)
-"""What ``--features`` may name."""
 COSINE = ("clip", "dinov2", "dreamsim")
 """Features whose length says nothing; DreamSim's own distance is 1 - cos."""
 
@@ -36,14 +35,16 @@ class Space:
 
 
 def load_space(name: str, device: torch.device) -> Space:
-    """The look of a name, its network loaded.
+    """The look of a name that is known to be one, its network loaded.
 
     Raises:
-        UserError: there is none, or its package or weights are missing.
+        UserError: its package or weights are missing.
     """
     if name in _OTHERS:
         return _OTHERS[name](device)
-    return Space(lambda images, prompts: pooled_pixels(images), 192)
+    extractor = load(name, device=device)
+    distance = cosine if name in COSINE else euclidean
+    return Space(lambda images, prompts: extractor(images), extractor.dim, distance)
 
 
 def check_features(name: str) -> None:
@@ -57,6 +58,16 @@ def _inception(device: torch.device) -> Space:
     return Space(lambda images, prompts: network(images), DIM)
 
 
+def _clip_score(device: torch.device) -> Space:
+    network = ClipScore().network().freeze(torch.float32, device)
+
+    @torch.no_grad()
+    def look(images: Tensor, prompts: list[str]) -> Tensor:
+        return network(images, prompts)
+
+    return Space(look, 1)
+
+
 def _pictures(device: torch.device) -> Space:
     def look(images: Tensor, prompts: list[str]) -> Tensor:
         return (images.clamp(0.0, 1.0) * 255.0).round().byte()
@@ -65,6 +76,7 @@ def _pictures(device: torch.device) -> Space:
 
 
 _OTHERS: dict[str, Callable[[torch.device], Space]] = {
+    "clip-score": _clip_score,
     "inception": _inception,
     "pictures": _pictures,
 }
