@@ -17,7 +17,7 @@ from rich.text import Text
 from nablaflow.metrics.catalog import METRICS
 from nablaflow.report.curves import LIGHT, Theme
 
-_COLUMNS = 3  # panels a line
+_COLUMNS = 3  # panels, and columns of figures, a line
 _PAPER = "#ffffff"
 
 
@@ -36,20 +36,25 @@ def with_interval(figure: Mapping[str, float]) -> str:
 
 
 def protocol_table(protocol: Mapping[str, Any]) -> Group:
-    """For a terminal: a line for each model, a column for each metric.
+    """For a terminal: a line for each model, a column for each metric, a few columns at a time.
 
     Args:
         protocol: as ``nablaflow eval --json`` has it.
     """
+    metrics = protocol["metrics"]
+    parts = [metrics[start : start + _COLUMNS] for start in range(0, len(metrics), _COLUMNS)]
+    tables = [_table(protocol["rows"], part) for part in parts]
+    return Group(*tables, *(Text(f"\n{note}") for note in _notes(protocol)))
+
+
+def _table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, header_style="")
     table.add_column("", no_wrap=True)
-    table.add_column("update", justify="right")
-    for name in protocol["metrics"]:
+    for name in metrics:
         table.add_column(METRICS[name].label, justify="right")
-    for row in protocol["rows"]:
-        cells = (with_interval(row[name]) for name in protocol["metrics"])
-        table.add_row(_label(row), str(row["update"]), *cells)
-    return Group(table, *(Text(f"\n{note}") for note in _notes(protocol)))
+    for row in rows:
+        table.add_row(_label(row), *(with_interval(row[name]) for name in metrics))
+    return table
 
 
 def protocol_curves(protocol: Mapping[str, Any], *, theme: Theme = LIGHT) -> Figure:
