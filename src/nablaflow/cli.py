@@ -55,7 +55,9 @@ def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **
 @app.command()
 def demo(
     settings: Settings = None,
-    reward: Annotated[str, typer.Option(help="warmth, or preference: fitted to 200 pairs")] = "warmth",
+    reward: Annotated[
+        str, typer.Option(help="warmth, or preference: fitted to 200 pairs")
+    ] = "warmth",
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -63,16 +65,13 @@ def demo(
 ) -> None:
     """Align the embedded model with a reward and write a run folder."""
 
-
     def work() -> None:
         from nablaflow.commands.progress import bars
         from nablaflow.training.demo import demo_settings
 
         with bars() as start:
             defaults = demo_settings(reward, start)
-        _run(
-            None, defaults, settings or [], resume=resume, overwrite=overwrite, as_json=as_json
-        )
+        _run(None, defaults, settings or [], resume=resume, overwrite=overwrite, as_json=as_json)
 
     guarded(work, debug)
 

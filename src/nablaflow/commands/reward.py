@@ -90,8 +90,6 @@ def score(
             ]
             print(json.dumps({"reward": found.name, "images": listed}))
             return
-        Console().print(
-            score_table([(row.image.name, row.score, row.uncertainty) for row in rows])
-        )
+        Console().print(score_table([(row.image.name, row.score, row.uncertainty) for row in rows]))
 
     guarded(work, debug)

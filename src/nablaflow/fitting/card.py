@@ -1,4 +1,4 @@
-"""The card that lies beside a fitted reward: what it was fitted to, and how far it can be trusted."""
+"""The card beside a fitted reward: what it was fitted to, and how far it can be trusted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def card(name: str, about: dict[str, Any]) -> str:
         [
             f"# {name}",
             "",
-            f"A reward fitted to {about['rows']} {about['judgements']} of {about['images']} images by "
-            "`nablaflow reward fit`.",
+            f"A reward fitted to {about['rows']} {about['judgements']} of {about['images']} images "
+            "by `nablaflow reward fit`.",
             "",
             f"- Features: `{about['features']}`, frozen.",
             f"- Heads: {about['members']}, {_form(about['hidden'])}, each on its own bootstrap "

@@ -1,4 +1,4 @@
-"""Which judgements are held out together, so that nothing of a held-out row was seen in training."""
+"""Which judgements are held out together: nothing of a held-out row was seen in training."""
 
 from __future__ import annotations
 

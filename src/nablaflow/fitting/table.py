@@ -49,7 +49,9 @@ def read_judgements(folder: Path) -> Judgements:
     path = _table(folder)
     lines = _read(path)
     if len(lines) < LEAST:
-        raise UserError(f"{path}: {len(lines)} rows are too few to learn from; give {LEAST} or more")
+        raise UserError(
+            f"{path}: {len(lines)} rows are too few to learn from; give {LEAST} or more"
+        )
     prompts = [line[PROMPT] for _, line in lines] if PROMPT in lines[0][1] else None
     if path.name == PAIRS:
         return _pairs(path, lines, prompts)

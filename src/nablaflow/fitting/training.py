@@ -37,7 +37,7 @@ class HeadSettings:
     members: int = 8
     hidden: int = 0
     learning_rate: float = 3e-3
-    penalty: float = 1e-3
+    penalty: float = 1e-2
     steps: int = 2000
     patience: int = 200
 
@@ -104,7 +104,9 @@ def train_heads(
     """
     used = torch.cat([rows.first, rows.first if rows.second is None else rows.second]).unique()
     heads = _fresh(features[used], len(weights), settings.hidden, generator)
-    trained = {name: v.requires_grad_() for name, v in heads.tensors().items() if name not in _FIXED}
+    trained = {
+        name: v.requires_grad_() for name, v in heads.tensors().items() if name not in _FIXED
+    }
     optimizer = torch.optim.Adam(trained.values(), lr=settings.learning_rate)
     inside = weights / weights.sum(1, keepdim=True)
     outside = (weights == 0).float()

@@ -57,7 +57,9 @@ def _spread(axes: Axes, held_out: HeldOut) -> None:
 
 def fit_table(about: Mapping[str, Any]) -> Table:
     """The held-out figures of a fit."""
-    title = f"{about['rows']} {about['judgements']}, {about['folds']} folds by {about['held_out_by']}"
+    title = (
+        f"{about['rows']} {about['judgements']}, {about['folds']} folds by {about['held_out_by']}"
+    )
     table = Table("held out", "", title=title)
     for name, value in about["held_out"].items():
         table.add_row(name.replace("_", " "), f"{value:.3f}")

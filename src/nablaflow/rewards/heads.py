@@ -24,7 +24,7 @@ METADATA = "nablaflow_reward"
 
 @dataclass(frozen=True)
 class Heads:
-    """Members of one form, batched: score_m(f) = slope_m . silu(A_m f' + b_m) + direct_m . f' + o_m.
+    """score_m(f) = direct_m . f' + slope_m . silu(inner_m f' + bias_m) + offset_m.
 
     f' are the features, less ``mean``, over ``std``. With hidden = 0 every member is linear.
     """
