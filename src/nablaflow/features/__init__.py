@@ -10,13 +10,19 @@ from collections.abc import Callable
 import torch
 
 from nablaflow.errors import UserError, nearest
+from nablaflow.features.clip import load_clip
 from nablaflow.features.contract import Feature, FeatureExtractor
+from nablaflow.features.dinov2 import load_dinov2
+from nablaflow.features.dreamsim import load_dreamsim
 from nablaflow.features.nano import load_nano
 from nablaflow.features.pixels import load_pixels, pooled_pixels
 
 __all__ = ["FEATURES", "Feature", "FeatureExtractor", "load", "pooled_pixels"]
 
 FEATURES: dict[str, Callable[[str | None, torch.device], FeatureExtractor]] = {
+    "clip": load_clip,
+    "dinov2": load_dinov2,
+    "dreamsim": load_dreamsim,
     "nano": load_nano,
     "pixels": load_pixels,
 }

@@ -32,8 +32,8 @@ from nablaflow.training.settings import Evaluation, Optimizer, Seed, Training
 AnyPath = Annotated[Path, Field(strict=False)]
 
 
-def _check_reward(value: Any) -> str | dict[str, float]:
-    """A name, ``file.py:function``, or a mapping of those to finite weights."""
+def _check_reward(value: Any) -> str | dict[str, Any]:
+    """A name, ``file.py:function``, a mapping of those to finite weights, or one with ``name``."""
     if isinstance(value, str) and value.strip():
         return value.strip()
     if not isinstance(value, Mapping) or not value:
@@ -41,6 +41,8 @@ def _check_reward(value: Any) -> str | dict[str, float]:
             f"must be a name, path/to/file.py:function or a mapping of those to weights, "
             f"not {_show(value)}"
         )
+    if isinstance(value.get("name"), str):
+        return dict(value)  # a reward with settings, which it checks itself when it is loaded
     for name, weight in value.items():
         if not _is_number(weight):
             raise ValueError(f"the weight of {name} must be a finite number, not {_show(weight)}")
@@ -55,8 +57,9 @@ class Config(Settings):
         min_length=1,
         description='"nano", a folder in diffusers format, or a hub id',
     )
-    reward: Annotated[str | dict[str, float], BeforeValidator(_check_reward)] = Field(
-        description="name of a reward, path/to/file.py:function, or a mapping of those to weights"
+    reward: Annotated[str | dict[str, Any], BeforeValidator(_check_reward)] = Field(
+        description="name of a reward, path/to/file.py:function, a mapping of those to weights, "
+        "or one with name and settings"
     )
     prompts: PromptSource = Field(
         description="list of prompts, a text file with one a line, .jsonl or .csv, a set by name, "
