@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def _table(path: Path, text: str, column: str) -> Iterator[tuple[int, str]]:
         raise UserError(f"prompts: {path}, line {reader.line_num}: {error}") from None
 
 
-def _cell(row: dict[str, object], column: str, place: str) -> str:
+def _cell(row: Mapping[str, object], column: str, place: str) -> str:
     if column not in row:
         names = [str(name) for name in row if name is not None]
         hint = nearest(column, names) if names else "it has none"

@@ -57,7 +57,7 @@ def data_set(repo: str, column: str | None, split: str | None) -> Found:
         UserError: the package is missing, the hub cannot be reached, there is no such column.
     """
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
             "prompts: data sets of the hub need a package; pip install 'nablaflow[datasets]'"

@@ -91,8 +91,8 @@ class Plan:
         figures = {}
         for name, metric in self.metrics.items():
             resampling = Resampling(torch.Generator().manual_seed(seed))
-            views = (self._view(metric.space, sampled) for sampled in (own, reference))
-            figures[name] = metric.measure(*views, resampling)
+            view, known = (self._view(metric.space, sampled) for sampled in (own, reference))
+            figures[name] = metric.measure(view, known, resampling)
             told(1)
         return figures
 
