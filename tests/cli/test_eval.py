@@ -25,13 +25,7 @@ def run(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
     root = tmp_path_factory.mktemp("run")
     recipe = root / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**settings, "output_dir": str(root / "run")}))
-    changes = (
-        "training.updates=3",
-        "training.checkpoint_every=2",
-        "evaluation.n=8",
-        "flow=null",
-        "method.reverse_weight=0.0",
-    )
+    changes = ("training.updates=3", "training.checkpoint_every=2", "evaluation.n=8")
     result = CliRunner().invoke(app, ["train", str(recipe), *changes, "--json"])
     assert result.exit_code == 0, result.stderr
     return root / "run"
