@@ -62,7 +62,7 @@ def align(
     *,
     model: str = "nano",
     reward: str | dict[str, float] | Reward,
-    prompts: Sequence[str] | str,
+    prompts: Sequence[str] | str | dict[str, str],
     method: Method | str | dict[str, Any],
     output_dir: str | Path,
     steps: int | None = None,
@@ -75,7 +75,7 @@ def align(
     Args:
         model: ``nano``, a diffusers folder, or a hub id.
         reward: name, ``file.py:function``, sum of those, or a callable ``(images, prompts)``.
-        prompts: a list, or a text file with one prompt per line.
+        prompts: a list, a file, a set by name, or a mapping of source, column and split.
         method: an object such as ``ResidualNablaDB(beta=100.0)``, a name, or a mapping.
         steps: optimizer updates; 200 unless ``training`` has them.
         settings: groups as in a recipe, such as ``sampler={"steps": 50}``; what is left out has
@@ -90,14 +90,13 @@ def align(
     from nablaflow.training.config import parse_config
     from nablaflow.training.defaults import DEFAULTS
     from nablaflow.training.overrides import merge
+    from nablaflow.training.prompt_source import absolute
 
     given = load(reward)
     values = {
         "model": model,
         "reward": reward if isinstance(reward, str | dict) else f"{CALLABLE}{given.name}",
-        "prompts": str(Path(prompts).expanduser().absolute())
-        if isinstance(prompts, str)
-        else list(prompts),
+        "prompts": absolute(prompts if isinstance(prompts, str | dict) else list(prompts), Path()),
         "method": method,
         "output_dir": str(output_dir),
     }

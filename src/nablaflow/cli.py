@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from nablaflow.errors import ExportError, TrainingStopped, UserError
+from nablaflow.commands.evaluate import evaluate
+from nablaflow.commands.reward import app as reward_app
+from nablaflow.commands.shared import AsJson, Debug, guarded
 
 app = typer.Typer(
     name="nablaflow",
@@ -22,14 +22,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(reward_app, name="reward")
+app.command("eval")(evaluate)
 
 Settings = Annotated[
     list[str] | None, typer.Argument(metavar="[key.sub=value …]", help="settings to change")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, nothing else")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the run in output_dir")]
-Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of a mistake")]
 
 
 def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **flags: Any) -> None:
@@ -57,25 +57,25 @@ def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **
 @app.command()
 def demo(
     settings: Settings = None,
+    reward: Annotated[
+        str, typer.Option(help="warmth, or preference: fitted to 200 pairs")
+    ] = "warmth",
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Align the embedded model with warm colours and write a run folder."""
-    from nablaflow.training.demo import demo_settings
+    """Align the embedded model with a reward and write a run folder."""
 
-    _guarded(
-        lambda: _run(
-            None,
-            demo_settings(),
-            settings or [],
-            resume=resume,
-            overwrite=overwrite,
-            as_json=as_json,
-        ),
-        debug,
-    )
+    def work() -> None:
+        from nablaflow.commands.progress import bars
+        from nablaflow.training.demo import demo_settings
+
+        with bars() as start:
+            defaults = demo_settings(reward, start)
+        _run(None, defaults, settings or [], resume=resume, overwrite=overwrite, as_json=as_json)
+
+    guarded(work, debug)
 
 
 @app.command()
@@ -88,7 +88,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Carry out a recipe."""
-    _guarded(
+    guarded(
         lambda: _run(
             recipe, {}, settings or [], resume=resume, overwrite=overwrite, as_json=as_json
         ),
@@ -118,31 +118,7 @@ def sample(
         else:
             print(f"{len(paths)} images in {out}")
 
-    _guarded(work, debug)
-
-
-@app.command("eval")
-def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
-    n: Annotated[int | None, typer.Option("--n", min=2, help="images in all")] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Measure a run again: reward, diversity, prior, distance to the tilt."""
-
-    def work() -> None:
-        from rich.console import Console
-
-        from nablaflow.report import rich_table
-        from nablaflow.runs import evaluate_run
-
-        summary = evaluate_run(folder, n)
-        if as_json:
-            print(json.dumps(summary))
-        else:
-            Console().print(rich_table(summary))
-
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command()
@@ -192,7 +168,7 @@ def exact(
         for picture in pictures:
             print(picture)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 def _under_a_bar(plan: Any) -> list[dict[str, Any]]:
@@ -283,21 +259,7 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
         found = examine()
         print(json.dumps(found)) if as_json else Console().print(table(found))
 
-    _guarded(work, debug)
-
-
-def _guarded(work: Callable[[], None], debug: bool) -> None:
-    """A mistake becomes one line and status 2; what only the program can be blamed for, a trace."""
-    from nablaflow.runs import Interrupted
-
-    try:
-        work()
-    except (UserError, TrainingStopped, ExportError, Interrupted) as error:
-        if debug:
-            raise
-        print(f"nablaflow: {' '.join(str(error).split())}", file=sys.stderr)
-        status = {UserError: 2, Interrupted: 130}.get(type(error), 1)
-        raise typer.Exit(status) from None
+    guarded(work, debug)
 
 
 def _quiet_libraries() -> None:

@@ -28,19 +28,13 @@ from nablaflow.models.export import save_policy
 from nablaflow.report import before_after, grid, write_report
 from nablaflow.rewards import NamedReward
 from nablaflow.training.bank import sample_states
-from nablaflow.training.checkpoint import (
-    best_folder,
-    list_checkpoints,
-    load_checkpoint,
-    load_policy_state,
-)
+from nablaflow.training.checkpoint import best_folder, list_checkpoints, load_checkpoint
 from nablaflow.training.config import Config
 from nablaflow.training.evaluation import Evaluation, evaluate
 from nablaflow.training.loop import Record
 from nablaflow.training.memory import in_parts
-from nablaflow.training.overrides import dump_config, load_config
+from nablaflow.training.overrides import dump_config
 from nablaflow.training.run_folder import (
-    CONFIG,
     REPORT,
     SUMMARY,
     append_record,
@@ -182,36 +176,15 @@ def _looking(parts: Parts, progress: Progress) -> Callable[[int], None]:
     return told
 
 
-def evaluate_run(folder: Path, n: int | None, console: Console | None = None) -> dict[str, Any]:
-    """Measure a run's last checkpoint again; writes nothing.
-
-    Args:
-        n: images in all; None: as many as the run's own evaluation.
-
-    Raises:
-        UserError: the folder holds no run, or no checkpoint yet.
-    """
-    overrides = [] if n is None else [f"evaluation.n={n}"]
-    config = load_config(folder / CONFIG, overrides, {"output_dir": str(folder)})
-    found = list_checkpoints(folder)
-    if not found:
-        raise UserError(f"{folder} has no checkpoint yet; train it first")
-    with fresh_accelerator():
-        parts = prepare(config, folder)
-        load_policy_state(parts.model.network, found[-1], config.model)
-        with progress_display(console or Console(stderr=True)) as progress:
-            return dict(_measure(parts, progress).summary)
-
-
 def _measure(parts: Parts, progress: Progress) -> Evaluation:
     return evaluate(
         parts.config,
-        parts.prompts,
+        parts.evaluated,
         parts.model,
         parts.reward,
         parts.fingerprint,
         parts.trainer.method.beta,
-        _starter(progress),
+        starter(progress),
     )
 
 
@@ -284,7 +257,9 @@ def _write_sheet(parts: Parts, folder: Path) -> None:
     sheet.save(folder / "samples" / f"step-{parts.trainer.update:06d}.png")
 
 
-def _starter(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
+def starter(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
+    """Shows each piece of work as a bar of its own."""
+
     def start(what: str, total: int) -> Callable[[int], None]:
         task = progress.add_task(what, total=total)
         return lambda done: progress.advance(task, done)

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 
 import nablaflow as nf
 from nablaflow.errors import UserError
-from nablaflow.runs import evaluate_run
+from nablaflow.measuring import evaluate_run
 
 
 def redness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:

@@ -187,11 +187,11 @@ def test_a_run_with_a_pending_rollout_is_measured_by_any_number_of_processes(
     make_config: MakeConfig, tmp_path: Path
 ):
     runs.run(make_config("training.data=previous-rollout", "training.updates=1"))
-    expected = runs.evaluate_run(tmp_path / "run", None)["policy"]["reward_mean"]
+    expected = measuring.evaluate_run(tmp_path / "run", None)["policy"]["reward_mean"]
     (folder,) = list_checkpoints(tmp_path / "run")
     checkpoint = load_checkpoint(folder)
     pending = checkpoint.state["pending"]
     checkpoint.state["pending"] = [*pending, *pending]  # as two processes leave it
     save_checkpoint(tmp_path / "run", checkpoint, keep=1)
-    found = runs.evaluate_run(tmp_path / "run", None)["policy"]["reward_mean"]
+    found = measuring.evaluate_run(tmp_path / "run", None)["policy"]["reward_mean"]
     assert found == expected

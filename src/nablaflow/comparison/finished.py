@@ -100,10 +100,10 @@ def _gauge(
     second = held_out_reward(held_out, embedded=config.model == "nano")
     rewards = (parts.reward, second)
     bank = scored_bank(
-        parts.model, rewards, config, parts.prompts, parts.fingerprint, out, starter(progress)
+        parts.model, rewards, config, parts.evaluated, parts.fingerprint, out, starter(progress)
     )
     beta = parts.trainer.method.beta
-    return Gauge.of(parts.reward, second, beta, parts.prompts, bank)
+    return Gauge.of(parts.reward, second, beta, parts.evaluated, bank)
 
 
 def _measure(

@@ -105,12 +105,12 @@ def _gauge(
             parts.model,
             (reward, held_out),
             config,
-            parts.prompts,
+            parts.evaluated,
             parts.fingerprint,
             study.room(reward.name),
             starter(progress),
         )
-    return Gauge.of(reward, held_out, study.beta, parts.prompts, bank)
+    return Gauge.of(reward, held_out, study.beta, parts.evaluated, bank)
 
 
 def starter(progress: Progress) -> StartProgress:

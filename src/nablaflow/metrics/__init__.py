@@ -1,9 +1,9 @@
 """Reward, diversity, prior preservation and distance to the tilt, each with its standard error."""
 
+from nablaflow.features import Feature, pooled_pixels
 from nablaflow.metrics.diversity import diversity
 from nablaflow.metrics.energy import energy_distance, energy_distance_by_prompt
 from nablaflow.metrics.estimate import Estimate
-from nablaflow.metrics.features import Feature, pooled_pixels
 from nablaflow.metrics.frechet import Projection, frechet_distance, frechet_to_reweighted
 from nablaflow.metrics.pairs import Cloud, clouds
 from nablaflow.metrics.reward import reward_mean

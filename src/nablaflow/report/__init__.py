@@ -3,6 +3,7 @@
 from nablaflow.report.curves import loss_curves, png, reward_curve
 from nablaflow.report.html import write_report
 from nablaflow.report.pictures import before_after, grid
+from nablaflow.report.protocol import protocol_curves, protocol_table
 from nablaflow.report.table import html_table, rich_table, rows
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "html_table",
     "loss_curves",
     "png",
+    "protocol_curves",
+    "protocol_table",
     "reward_curve",
     "rich_table",
     "rows",

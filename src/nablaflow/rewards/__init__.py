@@ -15,9 +15,11 @@ from nablaflow.rewards.colorfulness import colorfulness
 from nablaflow.rewards.combine import WeightedSum, parse, weighted_sum
 from nablaflow.rewards.contract import NamedReward, check_finite, named, score_and_gradient
 from nablaflow.rewards.contrast import contrast
-from nablaflow.rewards.custom import is_custom, load_function
+from nablaflow.rewards.custom import is_custom, is_fitted, load_function
+from nablaflow.rewards.fitted import Fitted
 from nablaflow.rewards.jpeg_size import jpeg_compressibility, jpeg_incompressibility
 from nablaflow.rewards.probe import RewardProbe, probe, require_gradient
+from nablaflow.rewards.settings import parse_settings
 from nablaflow.rewards.symmetry import symmetry
 from nablaflow.rewards.warmth import warmth
 from nablaflow.typing import Reward
@@ -53,14 +55,15 @@ def load(spec: str | Mapping[str, Any] | Reward) -> NamedReward:
     """The reward that a spec means.
 
     Args:
-        spec: a name of ``REWARDS``, ``path/to/file.py:function``, a sum of those such as
+        spec: a name of ``REWARDS``, ``path/to/file.py:function``, the file of a fitted
+            reward, a mapping with such a ``name`` and settings, a sum of those such as
             ``warmth + 0.5*symmetry``, the same sum as a mapping of spec to weight, or a callable.
 
     Raises:
         UserError: there is no such reward, or a sum or a file cannot be read.
     """
     if isinstance(spec, Mapping):
-        return _named_sum(spec)
+        return _configured(spec) if isinstance(spec.get("name"), str) else _named_sum(spec)
     if not isinstance(spec, str):
         return named(spec)
     weights = parse(spec)
@@ -74,6 +77,16 @@ def _named_sum(weights: Mapping[str, Any]) -> NamedReward:
     return NamedReward(total.name, total)
 
 
+def _configured(values: Mapping[str, Any]) -> NamedReward:
+    """A reward with settings: a mapping with its name among them."""
+    name, settings = values["name"], {k: v for k, v in values.items() if k != "name"}
+    if is_fitted(name):
+        return parse_settings(name, Fitted, settings).build(name, load)
+    if settings:
+        raise UserError(f"reward.{next(iter(settings))}: {name} has no settings; leave it out")
+    return _find(name)
+
+
 def _find(spec: str) -> NamedReward:
     """One reward, by its name or its path."""
     if spec.startswith(CALLABLE):
@@ -83,6 +96,8 @@ def _find(spec: str) -> NamedReward:
         )
     if is_custom(spec):
         return NamedReward(spec, load_function(spec))
+    if is_fitted(spec):
+        return _configured({"name": spec})
     if spec not in REWARDS:
         raise UserError(
             f"unknown reward {spec!r}: {nearest(spec, REWARDS)} "

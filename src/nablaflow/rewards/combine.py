@@ -21,7 +21,7 @@ import torch
 
 from nablaflow.errors import UserError
 from nablaflow.rewards.contract import NamedReward
-from nablaflow.rewards.custom import is_custom
+from nablaflow.rewards.custom import is_custom, is_fitted
 from nablaflow.typing import Batch, Images
 
 _SIGN = re.compile(r"\s+([+-])\s+")
@@ -92,7 +92,8 @@ def parse(text: str) -> dict[str, float]:
 
 def _term(term: str, text: str) -> tuple[float, str]:
     found = _TERM.fullmatch(term)
-    if found is None or (not is_custom(found["spec"]) and re.search(r"[-+*]", found["spec"])):
+    is_path = found is not None and (is_custom(found["spec"]) or is_fitted(found["spec"]))
+    if found is None or (not is_path and re.search(r"[-+*]", found["spec"])):
         raise UserError(
             f"cannot read {term!r} in the reward {text!r}: write terms as name or number*name, "
             "with a space on both sides of + and -"

@@ -19,6 +19,11 @@ def is_custom(spec: str) -> bool:
     return ":" in spec or spec.endswith(".py")
 
 
+def is_fitted(spec: str) -> bool:
+    """Whether a spec is the file of a fitted reward."""
+    return spec.endswith(".safetensors")
+
+
 def load_function(spec: str) -> Reward:
     """Import a Python file, which runs it, and take one function out of it.
 

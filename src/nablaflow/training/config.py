@@ -23,8 +23,9 @@ from pydantic import (
 
 from nablaflow.errors import UserError, nearest
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings, Settings
+from nablaflow.training.prompt_source import PromptSource
 from nablaflow.training.settings import Evaluation, Guard, Optimizer, Seed, Training
-from nablaflow.training.values import PromptsSpec, RewardSpec, one_line, show
+from nablaflow.training.values import RewardSpec, one_line, show
 
 # Validation is strict, but YAML has text for paths.
 AnyPath = Annotated[Path, Field(strict=False)]
@@ -39,10 +40,12 @@ class Config(Settings):
         description='"nano", a folder in diffusers format, or a hub id',
     )
     reward: RewardSpec = Field(
-        description="name of a reward, path/to/file.py:function, or a mapping of those to weights"
+        description="name of a reward, path/to/file.py:function, a mapping of those to weights, "
+        "or one with name and settings"
     )
-    prompts: PromptsSpec = Field(
-        description="list of prompts, or path of a UTF-8 text file with one prompt per line"
+    prompts: PromptSource = Field(
+        description="list of prompts, a text file with one a line, .jsonl or .csv, a set by name, "
+        "hub:owner/name; or a mapping of source, column and split"
     )
     output_dir: AnyPath = Field(description="the run folder")
     seed: Seed = Field(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from nablaflow.metrics.features import pooled_pixels
+from nablaflow.features import pooled_pixels
 from nablaflow.metrics.summary import SampleSet, Summary, summarize
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
@@ -20,17 +20,25 @@ from nablaflow.typing import Images, Latents
 StartProgress = Callable[[str, int], Callable[[int], None]]
 """``(what, total) -> told how many are done``: how long work shows itself."""
 
+Look = Callable[[Tensor, list[str]], Tensor]
+"""``(images in [0, 1], prompts) -> rows``: what a metric looks at, a row for each image."""
+
 SHOWN = 8  # images of each prompt that the report shows
 MOST_SHOWN = 64
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A set of samples as the figures see them, with some images to look at."""
+    """A set of samples as the figures see them, with some images to look at.
+
+    Attributes:
+        rows: of all images, by the name of each further look at them.
+    """
 
     samples: SampleSet
     images: Images
     prompts: list[str]
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -42,22 +50,27 @@ def measure_states(
     *,
     batch: int,
     on_progress: Callable[[int], None],
+    looks: Mapping[str, Look] | None = None,
 ) -> Sampled:
     """Decode states, prompts in turns, to features and rewards; keep the first images."""
+    looks = looks or {}
     index = spread(len(states), len(prompts))
     shown = min(MOST_SHOWN, SHOWN * len(prompts), len(states))
 
-    def work(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def work(rows: slice) -> tuple[Tensor, ...]:
         pictures = model.decode(states[rows].to(model.device).float())
-        scores = reward(pictures, [prompts[i] for i in index[rows].tolist()])
+        texts = [prompts[i] for i in index[rows].tolist()]
+        scores = reward(pictures, texts)
+        seen = [look(pictures, texts).cpu() for look in looks.values()]
         on_progress(len(pictures))
         kept = pictures[: max(0, shown - rows.start)]
-        return pooled_pixels(pictures).cpu(), scores.cpu(), kept.cpu()
+        return pooled_pixels(pictures).cpu(), scores.cpu(), kept.cpu(), *seen
 
     parts = in_parts(work, len(states), batch, "evaluation.batch")
-    features, rewards, images = (torch.cat(part) for part in zip(*parts, strict=True))
+    features, rewards, images, *seen = (torch.cat(part) for part in zip(*parts, strict=True))
     shown_prompts = [prompts[i] for i in index[:shown].tolist()]
-    return Sampled(SampleSet(features, rewards, index), images, shown_prompts)
+    rows = dict(zip(looks, seen, strict=True))
+    return Sampled(SampleSet(features, rewards, index), images, shown_prompts, rows)
 
 
 def sample_and_measure(
@@ -67,8 +80,15 @@ def sample_and_measure(
     config: Config,
     progress: StartProgress,
     what: str,
+    *,
+    looks: Mapping[str, Look] | None = None,
+    purpose: str = "evaluation",
 ) -> Sampled:
-    """The evaluation's own samples of whichever network is active."""
+    """The evaluation's own samples of whichever network is active.
+
+    Args:
+        purpose: names the noise; the same noise for all models that share it.
+    """
     settings = config.evaluation
     states = sample_states(
         model,
@@ -76,7 +96,7 @@ def sample_and_measure(
         settings.n,
         seed=settings.seed,
         batch=settings.batch,
-        purpose="evaluation",
+        purpose=purpose,
         on_progress=progress(f"sample the {what}", settings.n),
     )
     return measure_states(
@@ -86,17 +106,30 @@ def sample_and_measure(
         prompts,
         batch=settings.batch,
         on_progress=progress(f"score the {what}", settings.n),
+        looks=looks,
     )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures and the images behind them."""
+    """The figures and the samples behind them."""
 
     summary: Summary
-    before: Images
-    after: Images
-    prompts: list[str]
+    reference: Sampled
+    policy: Sampled
+
+    @property
+    def before(self) -> Images:
+        return self.reference.images
+
+    @property
+    def after(self) -> Images:
+        return self.policy.images
+
+    @property
+    def prompts(self) -> list[str]:
+        """One for each image before, and after."""
+        return self.policy.prompts
 
 
 def evaluate(
@@ -107,6 +140,7 @@ def evaluate(
     fingerprint: str,
     beta: float,
     progress: StartProgress,
+    looks: Mapping[str, Look] | None = None,
 ) -> Evaluation:
     """Measure reference, policy and, with ``evaluation.bank``, the exact tilt.
 
@@ -114,13 +148,17 @@ def evaluate(
     then measured against them, and the exact tilt is left out.
     """
     with model.reference():
-        reference = sample_and_measure(model, reward, prompts, config, progress, "reference")
-    policy = sample_and_measure(model, reward, prompts, config, progress, "aligned model")
+        reference = sample_and_measure(
+            model, reward, prompts, config, progress, "reference", looks=looks
+        )
+    policy = sample_and_measure(
+        model, reward, prompts, config, progress, "aligned model", looks=looks
+    )
     bank = _bank(config, prompts, model, reward, fingerprint, progress)
     summary = summarize(reference.samples, policy.samples, bank or reference.samples, beta)
     if bank is None:
         summary = _without_tilt(summary)
-    return Evaluation(summary, reference.images, policy.images, policy.prompts)
+    return Evaluation(summary, reference, policy)
 
 
 def _bank(

@@ -20,6 +20,7 @@ from nablaflow.training.config import (
     registered_methods,
     uses_flow,
 )
+from nablaflow.training.prompt_source import absolute
 
 Values = dict[str, Any]
 
@@ -140,14 +141,15 @@ def _read_recipe(path: Path) -> Values:
 
 
 def _absolute_prompts(values: Values, folder: Path) -> Values:
-    """Of the run and of its guard."""
-    guard = values.get("guard")
-    if isinstance(guard, dict):
-        values = {**values, "guard": _absolute_prompts(guard, folder)}
-    prompts = values.get("prompts")
-    if not isinstance(prompts, str) or not prompts.strip():
-        return values
-    return {**values, "prompts": str((folder / Path(prompts).expanduser()).absolute())}
+    """With paths of prompts, the evaluation's and the guard's as well, that start at ``folder``."""
+    found = dict(values)
+    if "prompts" in found:
+        found["prompts"] = absolute(found["prompts"], folder)
+    for name in ("evaluation", "guard"):
+        group = found.get(name)
+        if isinstance(group, Mapping) and "prompts" in group:
+            found[name] = {**group, "prompts": absolute(group["prompts"], folder)}
+    return found
 
 
 # --- laying one set of values over another --------------------------------------------------------
@@ -164,8 +166,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
 def _merge_value(key: str, old: Any, new: Any) -> Any:
     if key == "method":
         return _merge_named(old, new, registered_methods())
-    # A mapping of rewards is one value: two recipes' rewards do not add up.
-    if key != "reward" and isinstance(old, Mapping) and isinstance(new, Mapping):
+    # A mapping of rewards, or one source of prompts, is one value: two of them do not add up.
+    if key not in ("reward", "prompts") and isinstance(old, Mapping) and isinstance(new, Mapping):
         return {**old, **new}
     return new
 
@@ -224,8 +226,9 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> Valu
     settings.sort(key=lambda setting: _rank(setting[0]))
     result = dict(values)
     for path, value in settings:
-        if path in (("prompts",), ("guard", "prompts")):
-            value = _absolute_prompts({"prompts": value}, Path())["prompts"]
+        groups = {("prompts",), ("evaluation", "prompts"), ("guard", "prompts")}
+        if path in groups or path[-2:] == ("prompts", "source"):
+            value = absolute(value, Path())
         result[path[0]] = _assign(result.get(path[0]), path, 1, value)
     return result
 

@@ -1,53 +1,114 @@
-"""Prompts: where they come from, and which of them an update trains on."""
+"""Prompts: which there are, which of them are held out, and which an update trains on."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from nablaflow.errors import UserError
+from nablaflow.training.config import Config
+from nablaflow.training.prompt_files import Found, read_file
+from nablaflow.training.prompt_hub import data_set, named_set
+from nablaflow.training.prompt_source import HUB, SETS
+
+Source = Sequence[str] | str | Mapping[str, str]
 
 
-def load_prompts(value: Sequence[str] | str, base: Path) -> list[str]:
-    """The prompts themselves, from a list or from a UTF-8 text file with one prompt per line.
+@dataclass(frozen=True)
+class PromptSets:
+    """The prompts of a run.
 
-    In a file, blank lines and lines that begin with ``#`` are skipped.
+    Attributes:
+        training: as they came; a prompt that comes twice is trained twice as often.
+        evaluation: different texts, in the order they came.
+        notes: lines about what was found on the way.
+    """
+
+    training: list[str]
+    evaluation: list[str]
+    notes: tuple[str, ...] = ()
+
+
+def prompt_sets(config: Config) -> PromptSets:
+    """What a run trains on and what it is measured on.
+
+    Raises:
+        UserError: as `find_prompts` and `hold_out` say.
+    """
+    settings = config.evaluation
+    found = find_prompts(config.prompts, Path())
+    notes = [found.note()]
+    training = list(found.texts)
+    evaluation = list(dict.fromkeys(training))
+    if settings.prompts is not None:
+        apart = find_prompts(settings.prompts, Path())
+        notes.append(apart.note())
+        evaluation = list(dict.fromkeys(apart.texts))
+    elif settings.hold_out:
+        training, evaluation = hold_out(training, settings.hold_out, config.seed)
+    return PromptSets(training, evaluation, tuple(note for note in notes if note))
+
+
+def hold_out(prompts: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """Prompts to train on, and a share of the different texts among them to measure on.
+
+    A text is never on both sides. It depends on the texts, the fraction and the seed only.
+
+    Args:
+        fraction: share of the texts that is held out, at least one of them.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    texts = list(dict.fromkeys(prompts))
+    held = max(1, round(fraction * len(texts)))
+    if held >= len(texts):
+        raise UserError(
+            f"evaluation.hold_out: {fraction:g} of {len(texts)} different prompts leaves none to "
+            "train on; use a smaller share or more prompts"
+        )
+    draw = random.Random(f"{seed}/hold-out").random
+    apart = set(sorted(texts, key={text: draw() for text in texts}.__getitem__)[:held])
+    training = [text for text in prompts if text not in apart]
+    return training, [text for text in texts if text in apart]
+
+
+def load_prompts(value: Source, base: Path) -> list[str]:
+    """The prompts themselves, see `find_prompts`."""
+    return list(find_prompts(value, base).texts)
+
+
+def find_prompts(value: Source, base: Path) -> Found:
+    """The prompts of a source, with what a note says about them.
+
+    A list is taken as it is. In a text file, blank lines and lines that begin with ``#`` are
+    skipped; of ``.jsonl``, ``.csv`` and data sets of the hub a column is taken.
 
     Args:
         base: folder that a relative path starts from.
 
     Raises:
-        UserError: no prompts, or a file that cannot be read as text.
+        UserError: no prompts, a file that cannot be read, a data set that cannot be had.
     """
-    if not isinstance(value, str):
-        if not value:
+    source, column, split = value, None, None
+    if isinstance(value, Mapping):
+        source, column, split = value["source"], value.get("column"), value.get("split")
+    if not isinstance(source, str):
+        if not source:
             raise UserError("prompts: the list is empty; give at least one prompt")
-        return list(value)
-    path = base / Path(value).expanduser()
-    lines = (line.strip() for line in _read_text(path).split("\n"))
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise UserError(f"prompts: {path} holds no prompt; write one per line")
-    return prompts
-
-
-def _read_text(path: Path) -> str:
-    try:
-        # "utf-8-sig" also takes off the mark that some editors put first.
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"prompts: {path} is not UTF-8 text; save it with one per line") from None
-    except FileNotFoundError:
-        remedy = "give the path of a text file, or the prompts themselves as [a cat, a dog]"
-        raise UserError(f"prompts: no file {path}; {remedy}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"prompts: cannot read {path} ({reason}); give a text file") from None
-    if any(ord(letter) < 32 and letter not in "\t\n\r\f" for letter in text):
-        raise UserError(f"prompts: {path} is a binary file; give a text file, one prompt per line")
-    return text
+        return Found("the list", list(source), range(1, len(source) + 1))
+    if source.startswith(HUB):
+        return data_set(source.removeprefix(HUB), column, split)
+    if split is not None:
+        raise UserError(f"prompts.split: only data sets of the hub have one; {source} is none")
+    if source in SETS:
+        if column is not None:
+            raise UserError(f"prompts.column: {source} is a set of texts and has none")
+        return named_set(source)
+    return read_file(base / Path(source).expanduser(), column)
 
 
 @lru_cache(maxsize=4)

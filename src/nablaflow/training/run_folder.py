@@ -18,7 +18,7 @@ from nablaflow.errors import UserError
 from nablaflow.training.config import Config
 from nablaflow.training.overrides import dump_config
 
-# What may change when a run is resumed; all of `evaluation` may as well.
+# What may change when a run is resumed; all of `evaluation` may as well, but for what is held out.
 FREE = {
     "output_dir",
     "training.updates",
@@ -80,7 +80,8 @@ def _check_same(existing: Path, text: str) -> None:
     """A run goes on with its own settings, but for those that leave its figures alone."""
     old, new = yaml.safe_load(existing.read_text(encoding="utf-8")), yaml.safe_load(text)
     for part in _differences(old, new):
-        if part not in FREE and not part.startswith("evaluation."):
+        measured = part.startswith("evaluation.") and part != "evaluation.hold_out"
+        if part not in FREE and not measured:
             raise UserError(f"{part}: the run to resume has another value; use --overwrite")
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from nablaflow.models import Settings
-from nablaflow.training.values import PromptsSpec, RewardSpec
+from nablaflow.training.prompt_source import PromptSource
+from nablaflow.training.values import RewardSpec
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -98,6 +99,21 @@ class Evaluation(Settings):
     seed: Seed = Field(
         default=1, description="of the evaluation's noise, apart from the training's"
     )
+    prompts: PromptSource | None = Field(
+        default=None, description="to measure on in place of those trained on; as prompts"
+    )
+    hold_out: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the prompts that is measured on and not trained on; 0 is none",
+    )
+
+    @model_validator(mode="after")
+    def _one_set_apart(self) -> Evaluation:
+        if self.prompts is not None and self.hold_out:
+            raise ValueError("prompts and hold_out are two ways to the same; leave one out")
+        return self
 
 
 class HeldOut(Settings):
@@ -112,7 +128,7 @@ class Guard(Settings):
 
     every: Count = Field(default=50, description="updates between two looks")
     n: Count = Field(default=64, description="images in all, two or more for each prompt")
-    prompts: PromptsSpec | None = Field(
+    prompts: PromptSource | None = Field(
         default=None, description="list or file, as the run's; null: the run's"
     )
     seed: Seed = Field(default=2, description="of the guard's noise, apart from all other noise")

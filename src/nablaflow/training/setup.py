@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from nablaflow.training.allocator import keep_freed_memory
 from nablaflow.training.config import Config
 from nablaflow.training.guard import Guard
 from nablaflow.training.loop import Trainer
-from nablaflow.training.prompts import load_prompts
+from nablaflow.training.prompts import prompt_sets
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The others wait while the main process measures the run at its end.
@@ -41,7 +42,9 @@ class Parts:
     """A run, ready to train.
 
     Attributes:
+        prompts: to train on.
         fingerprint: of the pretrained weights; names their reference bank.
+        evaluated: prompts to measure on.
     """
 
     config: Config
@@ -51,6 +54,7 @@ class Parts:
     fingerprint: str
     trainer: Trainer
     accelerator: Accelerator
+    evaluated: list[str]
 
 
 def model_source(config: Config) -> str:
@@ -230,12 +234,16 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     """
     method = config.method
     assert isinstance(method, Method)
-    prompts = load_prompts(config.prompts, Path())
-    check_evaluation(config, prompts)
+    sets = prompt_sets(config)
+    prompts = sets.training
+    check_evaluation(config, sets.evaluation)
     check_group(method, config)
     check_precision(method, config)
     reward = reward or load(config.reward)
     accelerator = make_accelerator(config, run)
+    if accelerator.is_main_process:
+        for note in sets.notes:
+            print(note, file=sys.stderr)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_shares(config, accelerator.num_processes)
@@ -254,7 +262,9 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     flow = make_flow(config, model) if method.uses_flow else None
     guard = make_guard(config, prompts, model, reward)
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard)
-    return Parts(config, prompts, model, reward, mark, trainer, accelerator)
+    return Parts(
+        config, prompts, model, reward, mark, trainer, accelerator, evaluated=sets.evaluation
+    )
 
 
 def _dtype(config: Config) -> torch.dtype:

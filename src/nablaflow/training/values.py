@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
 
-def check_reward(value: Any) -> str | dict[str, float]:
-    """A name, ``file.py:function``, or a mapping of those to finite weights."""
+def check_reward(value: Any) -> str | dict[str, Any]:
+    """A name, ``file.py:function``, one with settings, or a mapping of those to finite weights.
+
+    The settings themselves are checked by `nablaflow.rewards.load`, before any weights are read.
+    """
     if isinstance(value, str) and value.strip():
         return value.strip()
     if not isinstance(value, Mapping) or not value:
@@ -19,28 +21,16 @@ def check_reward(value: Any) -> str | dict[str, float]:
             f"must be a name, path/to/file.py:function or a mapping of those to weights, "
             f"not {show(value)}"
         )
-    for name, weight in value.items():
+    if isinstance(value.get("name"), str):
+        return dict(value)
+    for name, term in value.items():
+        weight = term.get("weight", 1.0) if isinstance(term, Mapping) else term
         if not is_number(weight):
             raise ValueError(f"the weight of {name} must be a finite number, not {show(weight)}")
-    return {str(name): float(weight) for name, weight in value.items()}
+    return {str(k): dict(v) if isinstance(v, Mapping) else float(v) for k, v in value.items()}
 
 
-def check_prompts(value: Any) -> list[str] | str:
-    """A list of prompts or the path of a file; the file itself is read by ``load_prompts``."""
-    if isinstance(value, Path) or (isinstance(value, str) and value.strip()):
-        return str(value)
-    if not isinstance(value, list | tuple) or not all(isinstance(p, str) for p in value):
-        raise ValueError(
-            f"must be a list of texts or the path of a text file, not {show(value)}; "
-            f"put quotes around a prompt that YAML reads otherwise"
-        )
-    if not value:
-        raise ValueError("the list is empty; give at least one prompt")
-    return list(value)
-
-
-RewardSpec = Annotated[str | dict[str, float], BeforeValidator(check_reward)]
-PromptsSpec = Annotated[list[str] | str, BeforeValidator(check_prompts)]
+RewardSpec = Annotated[str | dict[str, Any], BeforeValidator(check_reward)]
 
 
 def is_number(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import torch
 
-from nablaflow.metrics import pooled_pixels
+from nablaflow.features import pooled_pixels
 
 
 def test_one_cell_is_the_mean_colour():

@@ -1,0 +1,1 @@
+"""Groups of subcommands, one file each, and what all commands share."""

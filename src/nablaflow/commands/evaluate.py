@@ -1,0 +1,67 @@
+"""`nablaflow eval`: a run measured again."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nablaflow.commands.shared import AsJson, Debug, guarded
+
+
+class Checkpoints(str, Enum):
+    """Which checkpoints of a run are measured."""
+
+    all = "all"
+    last = "last"
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    n: Annotated[int | None, typer.Option("--n", min=2, help="images of each model")] = None,
+    features: Annotated[str, typer.Option(help="what images are compared by")] = "pixels",
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="names with commas; default: what needs no more than features"),
+    ] = None,
+    checkpoints: Annotated[Checkpoints, typer.Option(help="which to measure")] = Checkpoints.all,
+    prompts: Annotated[
+        str | None, typer.Option(help="file, set or hub id in place of the run's own prompts")
+    ] = None,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="curves over training, to the run's folder or to --out")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="folder for the curves; implies --plot")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a run again: reward, diversity, prior, distance to the tilt, over its checkpoints."""
+
+    def work() -> None:
+        from rich.console import Console
+
+        from nablaflow.measuring import evaluate_run, write_curves
+        from nablaflow.report import protocol_table, rich_table
+
+        summary = evaluate_run(
+            folder,
+            n,
+            features=features,
+            metrics=None if metrics is None else [m.strip() for m in metrics.split(",")],
+            only_last=checkpoints is Checkpoints.last,
+            prompts=prompts,
+        )
+        picture = write_curves(summary["protocol"], out or folder) if plot or out else None
+        if as_json:
+            print(json.dumps(summary))
+            return
+        console = Console()
+        for table in (rich_table(summary), "", protocol_table(summary["protocol"])):
+            console.print(table)
+        if picture is not None:
+            print(picture)
+
+    guarded(work, debug)

@@ -1,0 +1,95 @@
+"""`nablaflow reward`: fit a reward to judged images, score images with any reward."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nablaflow.commands.progress import bars
+from nablaflow.commands.shared import AsJson, Debug, guarded
+
+app = typer.Typer(help="Fit a reward to judged images; score images.", no_args_is_help=True)
+
+
+@app.command()
+def fit(
+    folder: Annotated[Path, typer.Argument(help="images with ratings.csv or pairs.csv")],
+    features: Annotated[
+        str, typer.Option(help="frozen features: clip, dinov2, dreamsim, nano or pixels")
+    ] = "clip",
+    out: Annotated[Path, typer.Option(help="file of the reward")] = Path("reward.safetensors"),
+    members: Annotated[int, typer.Option(min=2, help="heads of the ensemble")] = 8,
+    hidden: Annotated[int, typer.Option(min=0, help="hidden units of a head; 0: linear")] = 0,
+    pessimism: Annotated[
+        float, typer.Option(min=0.0, help="standard deviations the file's default subtracts")
+    ] = 0.0,
+    weights: Annotated[str | None, typer.Option(help="folder of the features' weights")] = None,
+    device: Annotated[str, typer.Option(help="for the features")] = "cpu",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Fit a reward to ratings or pairs; write it, its card and a picture of its calibration."""
+
+    def work() -> None:
+        from rich.console import Console
+
+        from nablaflow.fitting import HeadSettings, check_out, fit_folder, save
+        from nablaflow.report.fit_plot import fit_table, write_fit_plot
+
+        check_out(out, overwrite=overwrite)
+        with bars() as start:
+            found = fit_folder(
+                folder,
+                features,
+                HeadSettings(members=members, hidden=hidden),
+                pessimism=pessimism,
+                seed=seed,
+                weights=weights,
+                device=device,
+                start=start,
+            )
+        picture, card = write_fit_plot(out.with_suffix(".png"), found.held_out), save(found, out)
+        if as_json:
+            print(json.dumps({"reward": str(out), "card": str(card), **found.about}))
+            return
+        Console().print(fit_table(found.about))
+        print(f"{out} · {card} · {picture}")
+
+    guarded(work, debug)
+
+
+@app.command()
+def score(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="folder of images")],
+    reward: Annotated[str, typer.Option(help="as in a recipe: a name, a path, a sum")],
+    prompt: Annotated[str, typer.Option(help="of all the images, for a reward that reads it")] = "",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Score a folder of images, best first."""
+
+    def work() -> None:
+        from rich.console import Console
+
+        from nablaflow.fitting import score_folder
+        from nablaflow.report.fit_plot import score_table
+        from nablaflow.rewards import load
+
+        found = load(reward)
+        with bars() as start:
+            rows = score_folder(images, found, prompt, start)
+        if as_json:
+            listed = [
+                {"image": str(row.image), "score": row.score, "uncertainty": row.uncertainty}
+                for row in rows
+            ]
+            print(json.dumps({"reward": found.name, "images": listed}))
+            return
+        Console().print(score_table([(row.image.name, row.score, row.uncertainty) for row in rows]))
+
+    guarded(work, debug)

@@ -1,0 +1,23 @@
+"""Fits a reward to ratings or pairs of images: `nablaflow reward fit`."""
+
+from nablaflow.fitting.fit import Fit, check_out, fit, fit_folder, save
+from nablaflow.fitting.score import Scored, score_folder
+from nablaflow.fitting.table import Judgements, read_judgements
+from nablaflow.fitting.training import HeadSettings
+from nablaflow.fitting.validation import HeldOut, accuracy, reliability
+
+__all__ = [
+    "Fit",
+    "HeadSettings",
+    "HeldOut",
+    "Judgements",
+    "Scored",
+    "accuracy",
+    "check_out",
+    "fit",
+    "fit_folder",
+    "read_judgements",
+    "reliability",
+    "save",
+    "score_folder",
+]

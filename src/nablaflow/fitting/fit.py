@@ -1,0 +1,186 @@
+"""From a folder of judged images to a reward: features, cross-validation, the final heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nablaflow import features
+from nablaflow.errors import UserError
+from nablaflow.fitting.card import card
+from nablaflow.fitting.folds import folds, groups
+from nablaflow.fitting.images import image_features
+from nablaflow.fitting.table import Judgements, read_judgements
+from nablaflow.fitting.training import HeadSettings, Told, bootstrap, train_heads
+from nablaflow.fitting.validation import HeldOut, figures, predictions
+from nablaflow.rewards.heads import Heads, save_heads
+from nablaflow.typing import Features
+
+StartProgress = Callable[[str, int], Callable[[int], None]]
+"""``(what, total) -> told how many more are done``."""
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted reward, and how good it is on judgements that it had not learned from.
+
+    Attributes:
+        heads: their scores are log-odds of being preferred, or in the units of the ratings.
+        about: what the file says of them.
+    """
+
+    heads: Heads
+    held_out: HeldOut
+    about: dict[str, Any]
+
+
+def fit_folder(
+    folder: Path,
+    name: str,
+    settings: HeadSettings,
+    *,
+    pessimism: float = 0.0,
+    seed: int = 0,
+    weights: str | None = None,
+    device: str = "cpu",
+    start: StartProgress = lambda what, total: lambda done: None,
+) -> Fit:
+    """Fit a reward to the ``ratings.csv`` or ``pairs.csv`` of a folder; writes nothing.
+
+    Args:
+        name: of the features, see ``features.FEATURES``.
+        pessimism: the file's default, in standard deviations of the ensemble.
+        weights: of the features.
+        start: shows how the work goes.
+
+    Raises:
+        UserError: the judgements, an image or the features cannot be used.
+    """
+    judgements = read_judgements(folder)
+    extractor = features.load(name, weights=weights, device=device)
+    told = start("features", len(judgements.images))
+    found = image_features(judgements.images, extractor, told)
+    return fit(judgements, found, name, settings, pessimism=pessimism, seed=seed, start=start)
+
+
+def fit(
+    judgements: Judgements,
+    found: Features,
+    name: str,
+    settings: HeadSettings,
+    *,
+    pessimism: float = 0.0,
+    seed: int = 0,
+    start: StartProgress = lambda what, total: lambda done: None,
+) -> Fit:
+    """Cross-validate, then train on all judgements.
+
+    Args:
+        found: (image, d), features of the judgements' images.
+        name: what they are called.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    group, grouped_by = groups(judgements)
+    parts = folds(group, generator)
+    told = _counted(start("heads", (len(parts) + 1) * settings.steps))
+    held_out = _cross_validate(judgements, found, group, parts, settings, generator, told)
+    weights = bootstrap(group, settings.members, generator)
+    heads = train_heads(found, judgements.rows, weights, settings, generator, told())
+    about = {
+        "features": name,
+        "judgements": judgements.kind,
+        "rows": len(judgements.rows),
+        "images": len(judgements.images),
+        "folds": len(parts),
+        "held_out_by": grouped_by,
+        "prompts": "folds" if judgements.prompts is not None else "none",
+        "members": settings.members,
+        "hidden": settings.hidden,
+        "seed": seed,
+        "pessimism": pessimism,
+        "held_out": figures(held_out),
+    }
+    return Fit(_in_units(heads, judgements, found), held_out, about)
+
+
+def save(fitted: Fit, out: Path) -> Path:
+    """Write the reward and its card, whole or not at all; returns the card's path."""
+    text = out.with_suffix(".md")
+    save_heads(out, fitted.heads, fitted.about)
+    partial = text.with_name(f".partial-{text.name}")
+    partial.write_text(card(out.name, fitted.about), encoding="utf-8")
+    partial.replace(text)
+    return text
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Find out before the work whether the reward can be written.
+
+    Raises:
+        UserError: the name ends otherwise, the folder is missing, or there is a file already.
+    """
+    if out.suffix != SUFFIX:
+        raise UserError(f"--out: {out} must end in {SUFFIX}")
+    if not out.parent.is_dir():
+        raise UserError(f"--out: there is no folder {out.parent}; make it first")
+    if out.exists() and not overwrite:
+        raise UserError(f"--out: {out} is there already; use --overwrite or another name")
+
+
+def _cross_validate(
+    judgements: Judgements,
+    found: Features,
+    group: Tensor,
+    parts: list[Tensor],
+    settings: HeadSettings,
+    generator: torch.Generator,
+    told: Callable[[], Told],
+) -> HeldOut:
+    """Every row as heads see it that were trained on the other folds, at the end's own recipe."""
+    rows = judgements.rows
+    predicted, spread, fold = (torch.zeros(len(rows)) for _ in range(3))
+    for number, held in enumerate(parts):
+        inside = torch.ones(len(rows), dtype=torch.bool)
+        inside[held] = False
+        rest = rows.take(inside.nonzero()[:, 0])
+        weights = bootstrap(group[inside], settings.members, generator)
+        heads = train_heads(found, rest, weights, settings, generator, told())
+        predicted[held], spread[held] = predictions(heads(found), rows.take(held))
+        fold[held] = float(number)
+    return HeldOut(judgements.kind, predicted, spread, rows.target, fold)
+
+
+def _in_units(heads: Heads, judgements: Judgements, found: Features) -> Heads:
+    """Scores as the user knows them.
+
+    A comparison leaves a constant of each member open, so each is 0 on average over the images and
+    the members part only where they order images differently. Ratings get their own unit back.
+    """
+    if judgements.kind == "pairs":
+        return replace(heads, offset=heads.offset - heads(found).mean(1))
+    scale = judgements.scale
+    offset = heads.offset * scale + judgements.shift
+    return replace(heads, direct=heads.direct * scale, slope=heads.slope * scale, offset=offset)
+
+
+def _counted(advance: Callable[[int], None]) -> Callable[[], Told]:
+    """Turns steps done, counted anew in each training, into steps more."""
+
+    def anew() -> Told:
+        before = 0
+
+        def told(done: int) -> None:
+            nonlocal before
+            advance(done - before)
+            before = done
+
+        return told
+
+    return anew

@@ -1,0 +1,123 @@
+"""Precision, recall, density and coverage, by nearest neighbours in a feature space.
+
+A sample's manifold is the union of the balls around its points that reach to their k-th nearest
+neighbours. Precision and recall: Kynkäänniemi et al. (arXiv 1904.06991), equation 2. Density and
+coverage: Naeem et al. (arXiv 2002.09797), equations 6 and 7, less moved by single outliers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from nablaflow.errors import UserError
+from nablaflow.metrics.bootstrap import Counts, Measured, ReferenceCounts, Resampling, measured
+from nablaflow.metrics.contract import View, double
+from nablaflow.metrics.quadratic import euclidean
+
+NEIGHBOURS = 5
+LEAST = 4 * NEIGHBOURS
+"""Images in all: with fewer a ball around a point takes in much of the sample."""
+_KEPT = 12  # times k: as many nearest neighbours are looked at for the counted k-th
+
+
+@dataclass(frozen=True)
+class Neighbourhoods:
+    """Distances among and between two samples, of which each drawn sample takes its part.
+
+    Attributes:
+        own: (n, l) distances to the nearest other rows of the first sample, ascending.
+        own_order: (n, l) which these are.
+        known: (m, l), and ``known_order``: the same of the second, the reference.
+        across: (n, m) from the first to the second.
+        k: the neighbour that a ball reaches to.
+    """
+
+    own: Tensor
+    own_order: Tensor
+    known: Tensor
+    known_order: Tensor
+    across: Tensor
+    k: int
+
+    @classmethod
+    def of(cls, features: Tensor, reference: Tensor, k: int = NEIGHBOURS) -> Neighbourhoods:
+        """Of (n, d) features and an (m, d) reference, Euclidean."""
+        x, y = double(features), double(reference)
+        return cls(*_nearest(x, k), *_nearest(y, k), euclidean(x, y), k)
+
+    def precision(self, counts: Tensor, known_counts: Tensor) -> Tensor:
+        """Share of the images that lie on the reference's manifold; counts (n,) and (m,)."""
+        inside = self.across <= self._known_radii(known_counts)
+        return _share(inside[:, known_counts > 0].any(1), counts)
+
+    def recall(self, counts: Tensor, known_counts: Tensor) -> Tensor:
+        """Share of the reference that lies on the images' manifold."""
+        inside = self.across <= self._own_radii(counts)[:, None]
+        return _share(inside[counts > 0].any(0), known_counts)
+
+    def density(self, counts: Tensor, known_counts: Tensor) -> Tensor:
+        """In how many of the reference's balls an image lies, over k; may be above 1."""
+        inside = (self.across <= self._known_radii(known_counts)).double()
+        return counts @ inside @ known_counts / (self.k * counts.sum())
+
+    def coverage(self, counts: Tensor, known_counts: Tensor) -> Tensor:
+        """Share of the reference whose ball holds an image."""
+        inside = self.across <= self._known_radii(known_counts)
+        return _share(inside[counts > 0].any(0), known_counts)
+
+    def _own_radii(self, counts: Tensor) -> Tensor:
+        return _radii(self.own, self.own_order, counts, self.k)
+
+    def _known_radii(self, counts: Tensor) -> Tensor:
+        return _radii(self.known, self.known_order, counts, self.k)
+
+
+Figure = Callable[[Neighbourhoods, Tensor, Tensor], Tensor]
+
+
+def _measure(
+    figure: Figure, most: float, own: View, reference: View, resampling: Resampling
+) -> Measured:
+    found = min(len(own), len(reference))
+    if found < LEAST:
+        raise UserError(
+            f"nearest neighbours: {found} images are too few for neighbour {NEIGHBOURS}; use --n "
+            f"{LEAST} or more"
+        )
+    near = Neighbourhoods.of(own.rows, reference.rows)
+
+    def statistic(counts: Counts, known_counts: ReferenceCounts) -> Tensor:
+        pairs = zip(counts, known_counts, strict=True)
+        return torch.stack([figure(near, c, e) for c, e in pairs])
+
+    drawn = (resampling.counts(view.prompt_index) for view in (own, reference))
+    return measured(statistic, resampling, *drawn, n=len(own), bounds=(0.0, most))
+
+
+measure_precision = partial(_measure, Neighbourhoods.precision, 1.0)
+measure_recall = partial(_measure, Neighbourhoods.recall, 1.0)
+measure_density = partial(_measure, Neighbourhoods.density, float("inf"))
+measure_coverage = partial(_measure, Neighbourhoods.coverage, 1.0)
+
+
+def _nearest(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    distances = euclidean(points, points)
+    distances.fill_diagonal_(float("inf"))  # a point is not its own neighbour
+    kept = min(_KEPT * k, len(points) - 1)
+    near = distances.topk(kept, largest=False)
+    return near.values, near.indices
+
+
+def _radii(distances: Tensor, order: Tensor, counts: Tensor, k: int) -> Tensor:
+    """Distance at which the neighbours of each row count for k in all."""
+    reached = (counts[order].cumsum(1) >= k).double().argmax(1)
+    return distances.gather(1, reached[:, None])[:, 0]
+
+
+def _share(holds: Tensor, counts: Tensor) -> Tensor:
+    return counts @ holds.double() / counts.sum()

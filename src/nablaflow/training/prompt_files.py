@@ -1,0 +1,146 @@
+"""Prompts in files: one a line, or a column of JSON lines or of a table with commas."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nablaflow.errors import UserError, nearest
+
+COLUMN = "prompt"
+"""Where no column is named."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Prompts as they were found.
+
+    Attributes:
+        source: what a message calls it.
+        texts: without the empty ones.
+        lines: of each, from 1.
+        empty: lines without a prompt.
+    """
+
+    source: str
+    texts: Sequence[str]
+    lines: Sequence[int]
+    empty: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, source: str, rows: Iterator[tuple[int, str]]) -> Found:
+        """From lines and their texts; what is blank counts as empty.
+
+        Raises:
+            UserError: there is no prompt.
+        """
+        stripped = [(line, text.strip()) for line, text in rows]
+        kept = [(line, text) for line, text in stripped if text]
+        if not kept:
+            raise UserError(f"prompts: {source} holds no prompt; write one per line")
+        lines, texts = zip(*kept, strict=True)
+        return cls(source, texts, lines, [line for line, text in stripped if not text])
+
+    def note(self) -> str | None:
+        """One line on prompts that come again and on empty lines; None if there are neither."""
+        first: dict[str, int] = {}
+        again = []
+        for line, text in zip(self.lines, self.texts, strict=True):
+            if text in first:
+                again.append((line, first[text]))
+            first.setdefault(text, line)
+        parts = []
+        if again:
+            parts.append(
+                f"{len(again)} duplicates, which count again (line {again[0][0]} repeats line "
+                f"{again[0][1]})"
+            )
+        if self.empty:
+            parts.append(f"{len(self.empty)} empty lines, left out (line {self.empty[0]})")
+        return f"prompts: {self.source} has {' and '.join(parts)}" if parts else None
+
+
+def read_file(path: Path, column: str | None) -> Found:
+    """The prompts of a text file, of ``.jsonl`` or of ``.csv``.
+
+    Args:
+        column: of the latter two; None is `COLUMN`.
+
+    Raises:
+        UserError: it cannot be read as that, or holds no prompt.
+    """
+    text = read_text(path)
+    if path.suffix == ".jsonl":
+        return Found.of(str(path), _json_lines(path, text, column or COLUMN))
+    if path.suffix == ".csv":
+        return Found.of(str(path), _table(path, text, column or COLUMN))
+    if column is not None:
+        raise UserError(f"prompts.column: {path} is plain text, one prompt per line; leave it out")
+    return Found.of(str(path), _plain(text))
+
+
+def _plain(text: str) -> Iterator[tuple[int, str]]:
+    lines = text.removesuffix("\n").split("\n") if text else []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip().startswith("#"):
+            yield number, line
+
+
+def _json_lines(path: Path, text: str, column: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+        if not line.strip():
+            yield number, ""
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise UserError(f"prompts: {path}, line {number} is not JSON") from None
+        if not isinstance(row, dict):
+            raise UserError(f"prompts: {path}, line {number} is no object with a {column!r}")
+        yield number, _cell(row, column, f"{path}, line {number}")
+
+
+def _table(path: Path, text: str, column: str) -> Iterator[tuple[int, str]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            yield reader.line_num, _cell(row, column, str(path))
+    except csv.Error as error:
+        raise UserError(f"prompts: {path}, line {reader.line_num}: {error}") from None
+
+
+def _cell(row: Mapping[str, object], column: str, place: str) -> str:
+    if column not in row:
+        names = [str(name) for name in row if name is not None]
+        hint = nearest(column, names) if names else "it has none"
+        raise UserError(f"prompts.column: {place} has no column {column!r}; {hint}")
+    value = row[column]
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"prompts.column: {place} has no text in column {column!r}")
+    return value or ""
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        # "utf-8-sig" also takes off the mark that some editors put first.
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"prompts: {path} is not UTF-8 text; save it with one per line") from None
+    except FileNotFoundError:
+        remedy = "give the path of a text file, or the prompts themselves as [a cat, a dog]"
+        raise UserError(f"prompts: no file {path}; {remedy}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"prompts: cannot read {path} ({reason}); give a text file") from None
+    if any(ord(letter) < 32 and letter not in "\t\n\r\f" for letter in text):
+        raise UserError(f"prompts: {path} is a binary file; give a text file, one prompt per line")
+    return text

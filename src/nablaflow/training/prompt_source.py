@@ -1,0 +1,59 @@
+"""Where prompts come from, as a setting: a list, a file, a set by name, a data set of the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from nablaflow.errors import nearest
+
+HUB = "hub:"
+SETS = ("simple-animals", "drawbench", "hpdv2-photo", "hpdv2-paintings")
+"""The sets that the papers train on, by name; a file of such a name is written ./drawbench."""
+KEYS = ("source", "column", "split")
+
+
+def _check(value: Any) -> list[str] | str | dict[str, str]:
+    if isinstance(value, Path) or (isinstance(value, str) and value.strip()):
+        return str(value)
+    if isinstance(value, Mapping):
+        return _check_mapping(value)
+    if not isinstance(value, list | tuple) or not all(isinstance(p, str) for p in value):
+        shown = "null" if value is None else " ".join(repr(value).split())
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        raise ValueError(
+            f"must be a list of texts or the path of a text file, not {shown}; "
+            f"put quotes around a prompt that YAML reads otherwise"
+        )
+    if not value:
+        raise ValueError("the list is empty; give at least one prompt")
+    return list(value)
+
+
+def _check_mapping(value: Mapping[Any, Any]) -> dict[str, str]:
+    for key, inner in value.items():
+        if key not in KEYS:
+            raise ValueError(f"unknown key {key}; {nearest(str(key), KEYS)}")
+        if not isinstance(inner, str) or not inner.strip():
+            raise ValueError(f"{key} must be a text, such as {key}: prompt")
+    if "source" not in value:
+        raise ValueError("source is missing; give a file or hub:owner/name beside the column")
+    return {str(key): inner for key, inner in value.items()}
+
+
+PromptSource = Annotated[list[str] | str | dict[str, str], BeforeValidator(_check)]
+"""Checked for its form alone; what it names is read by ``prompts.load_prompts``."""
+
+
+def absolute(value: Any, folder: Path) -> Any:
+    """A source whose relative path, if it is one, starts at ``folder`` no longer."""
+    if isinstance(value, Mapping) and "source" in value:
+        return {**value, "source": absolute(value["source"], folder)}
+    if not isinstance(value, str) or not value.strip():
+        return value
+    if value.startswith(HUB) or value in SETS:
+        return value
+    return str((folder / Path(value).expanduser()).absolute())

@@ -1,0 +1,221 @@
+"""The paper's protocol: fixed prompts and seeds, for the reference and each checkpoint of a run.
+
+Mean reward, within-prompt diversity and distance to the reference's own samples (arXiv 2412.07775,
+section 4.1). Every model draws the same noise, but for the samples that distances are measured
+from: those are a second set of the reference's, so that the reference's own distance is the floor
+that any distance has at this number of images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nablaflow.errors import UserError
+from nablaflow.metrics.bootstrap import Measured, Resampling
+from nablaflow.metrics.catalog import DEFAULT, chosen_metrics
+from nablaflow.metrics.contract import CHOSEN, Metric, View
+from nablaflow.metrics.quadratic import euclidean
+from nablaflow.training.checkpoint import load_policy_state
+from nablaflow.training.evaluation import (
+    Evaluation,
+    Look,
+    Sampled,
+    StartProgress,
+    evaluate,
+    sample_and_measure,
+)
+from nablaflow.training.setup import Parts
+from nablaflow.training.spaces import Space, check_features, load_space
+
+REWARDS = "rewards"
+SECOND = "yardstick"
+"""Names the noise of the samples that distances are measured from."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, its networks loaded.
+
+    Attributes:
+        features: the space that most metrics look at.
+        metrics: by name.
+        spaces: looks by name, those of ``metrics``.
+        refused: metrics left out, and why.
+    """
+
+    features: str
+    metrics: Mapping[str, Metric]
+    spaces: Mapping[str, Space]
+    refused: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls, names: Sequence[str] | None, features: str, n: int, prompts: int, device: torch.device
+    ) -> Plan:
+        """Choose metrics and load what they look through, before anything is sampled.
+
+        Args:
+            names: of metrics, each of which must be measured; None takes the default ones, less
+                those that ``n`` images are too few for.
+            features: a name of `spaces.FEATURES`.
+            n: images of a model.
+            prompts: among which they are spread.
+
+        Raises:
+            UserError: unknown metric or features, too few images, a missing package or weights.
+        """
+        check_features(features)
+        metrics = chosen_metrics(DEFAULT if names is None else names)
+        spaces = _spaces(metrics, features, device)
+        refused = dict(_too_few(metrics, spaces, n, prompts))
+        if names is not None and refused:
+            raise UserError(next(iter(refused.values())))
+        kept = {name: metric for name, metric in metrics.items() if name not in refused}
+        for metric in kept.values():
+            metric.ready()
+        return cls(features, kept, spaces, refused)
+
+    def looks(self) -> dict[str, Look]:
+        return {name: space.look for name, space in self.spaces.items()}
+
+    def measure(
+        self, own: Sampled, reference: Sampled, seed: int, told: Callable[[int], None]
+    ) -> dict[str, Measured]:
+        """Every figure of a model's images; the draws of each depend on the seed alone."""
+        figures = {}
+        for name, metric in self.metrics.items():
+            resampling = Resampling(torch.Generator().manual_seed(seed))
+            view, known = (self._view(metric.space, sampled) for sampled in (own, reference))
+            figures[name] = metric.measure(view, known, resampling)
+            told(1)
+        return figures
+
+    def _view(self, space: str, sampled: Sampled) -> View:
+        index = sampled.samples.prompt_index
+        if space == REWARDS:
+            return View(sampled.samples.rewards, index, euclidean)
+        return View(sampled.rows[space], index, self.spaces[space].distance)
+
+
+def _spaces(metrics: Mapping[str, Metric], features: str, device: torch.device) -> dict[str, Space]:
+    names = {metric.space for metric in metrics.values()} - {REWARDS}
+    return {
+        name: load_space(features if name == CHOSEN else name, device) for name in sorted(names)
+    }
+
+
+def _too_few(
+    metrics: Mapping[str, Metric], spaces: Mapping[str, Space], n: int, prompts: int
+) -> Iterator[tuple[str, str]]:
+    for name, metric in metrics.items():
+        dim = 1 if metric.space == REWARDS else spaces[metric.space].dim
+        least = metric.least(prompts, dim)
+        if n < least:
+            yield name, f"{name}: {n} images are too few, {least} are needed; use --n {least}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's figures.
+
+    Attributes:
+        name: ``reference``, ``policy``, or the checkpoint's folder.
+        update: how many updates it has behind it.
+    """
+
+    name: str
+    update: int
+    figures: Mapping[str, Measured]
+
+    def as_dict(self) -> dict[str, Any]:
+        figures = {name: figure.as_dict() for name, figure in self.figures.items()}
+        return {"name": self.name, "update": self.update, **figures}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The rows of a run, in order of updates, and what they were measured on."""
+
+    plan: Plan
+    rows: Sequence[Row]
+    prompts: int
+    n: int
+    seed: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``nablaflow eval --json`` has under ``protocol``."""
+        return {
+            "features": self.plan.features,
+            "metrics": list(self.plan.metrics),
+            "refused": dict(self.plan.refused),
+            "prompts": self.prompts,
+            "n": self.n,
+            "seed": self.seed,
+            "rows": [row.as_dict() for row in self.rows],
+        }
+
+
+def carry_out(
+    parts: Parts, plan: Plan, checkpoints: Sequence[Path], progress: StartProgress
+) -> tuple[Evaluation, Protocol]:
+    """Sample and measure the reference and every checkpoint; the last one is the policy.
+
+    Returns:
+        The run's own figures, of the policy, and the protocol's.
+
+    Raises:
+        UserError: a checkpoint is damaged.
+    """
+    config, seed = parts.config, parts.config.evaluation.seed
+    _load(parts, checkpoints[-1])
+    evaluation = evaluate(
+        config,
+        parts.evaluated,
+        parts.model,
+        parts.reward,
+        parts.fingerprint,
+        parts.trainer.method.beta,
+        progress,
+        plan.looks(),
+    )
+    with parts.model.reference():
+        second = _sampled(parts, plan, progress, "reference again", purpose=SECOND)
+    told = progress("measure", (len(checkpoints) + 1) * len(plan.metrics))
+    rows = [Row("reference", 0, plan.measure(evaluation.reference, second, seed, told))]
+    for folder in checkpoints[:-1]:
+        _load(parts, folder)
+        sampled = _sampled(parts, plan, progress, folder.name)
+        rows.append(Row(folder.name, _update(folder), plan.measure(sampled, second, seed, told)))
+    figures = plan.measure(evaluation.policy, second, seed, told)
+    rows.append(Row("policy", _update(checkpoints[-1]), figures))
+    protocol = Protocol(plan, rows, len(parts.evaluated), config.evaluation.n, seed)
+    return evaluation, protocol
+
+
+def _load(parts: Parts, folder: Path) -> None:
+    load_policy_state(parts.model.network, folder, parts.config.model)
+
+
+def _sampled(
+    parts: Parts, plan: Plan, progress: StartProgress, what: str, purpose: str = "evaluation"
+) -> Sampled:
+    return sample_and_measure(
+        parts.model,
+        parts.reward,
+        parts.evaluated,
+        parts.config,
+        progress,
+        what,
+        looks=plan.looks(),
+        purpose=purpose,
+    )
+
+
+def _update(folder: Path) -> int:
+    return json.loads((folder / "progress.json").read_text())["update"]

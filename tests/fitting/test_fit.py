@@ -1,0 +1,94 @@
+"""From a folder to a reward: held-out accuracy, the file and its card, units."""
+
+import pytest
+import torch
+from PIL import Image
+
+from nablaflow.errors import UserError
+from nablaflow.fitting import HeadSettings, check_out, fit_folder, save, score_folder
+from nablaflow.nano.judged import write_judged
+from nablaflow.nano.preferences import draw_pairs, shipped_pairs, utility
+from nablaflow.rewards import load
+
+QUICK = HeadSettings(members=3, steps=150, learning_rate=0.02)
+
+
+@pytest.fixture
+def rated(tmp_path):
+    """Grey levels, rated ten times their level; of two sizes."""
+    lines = ["image,score"]
+    for n in range(30):
+        size = (8, 8) if n % 3 else (16, 24)
+        Image.new("RGB", size, (8 * n,) * 3).save(tmp_path / f"{n}.png")
+        lines.append(f"{n}.png,{10 * 8 * n / 255}")
+    (tmp_path / "ratings.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_ratings_come_back_in_their_own_unit(rated, tmp_path):
+    out = tmp_path / "grey.safetensors"
+    found = fit_folder(rated, "pixels", QUICK, seed=1)
+    card = save(found, out)
+    images = torch.tensor([0.2, 0.8])[:, None, None, None].expand(2, 3, 8, 8)
+    torch.testing.assert_close(
+        load(str(out))(images, ["", ""]), torch.tensor([2.0, 8.0]), atol=0.5, rtol=0
+    )
+    assert found.about["held_out"]["accuracy"] > 0.95
+    assert found.about["held_out"]["r2"] > 0.9
+    assert "30 ratings of 30 images" in card.read_text()
+    assert sorted(p.name for p in tmp_path.iterdir() if "grey" in p.name) == [
+        "grey.md",
+        "grey.safetensors",
+    ]
+
+
+def test_the_same_seed_gives_the_same_heads(rated):
+    one, again = (fit_folder(rated, "pixels", QUICK, seed=3).heads.direct for _ in range(2))
+    assert one.equal(again)
+
+
+def test_an_image_that_cannot_be_decoded_stops_it(rated):
+    (rated / "3.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"3\.png: not an image that can be decoded"):
+        fit_folder(rated, "pixels", QUICK)
+
+
+def test_scores_are_sorted_and_have_an_uncertainty(rated, tmp_path):
+    out = tmp_path / "grey.safetensors"
+    save(fit_folder(rated, "pixels", QUICK, pessimism=1.0), out)
+    ticks = []
+    rows = score_folder(rated, load(str(out)), "", lambda what, total: ticks.append)
+    assert sum(ticks) == len(rows) == 30
+    assert [row.score for row in rows] == sorted((row.score for row in rows), reverse=True)
+    assert rows[0].image.name in ("29.png", "28.png", "27.png")
+    assert all(row.uncertainty is not None and row.uncertainty > 0 for row in rows)
+    plain = score_folder(rated, load("brightness"), "", lambda what, total: ticks.append)
+    assert all(row.uncertainty is None for row in plain)
+    assert plain[0].score == pytest.approx(8 * 29 / 255, abs=1e-6)
+
+
+def test_where_a_reward_may_be_written(tmp_path):
+    with pytest.raises(UserError, match=r"must end in \.safetensors"):
+        check_out(tmp_path / "reward.pt", overwrite=False)
+    with pytest.raises(UserError, match="there is no folder"):
+        check_out(tmp_path / "none" / "r.safetensors", overwrite=False)
+    there = tmp_path / "r.safetensors"
+    there.touch()
+    with pytest.raises(UserError, match="is there already"):
+        check_out(there, overwrite=False)
+    check_out(there, overwrite=True)
+
+
+def test_few_of_the_shipped_pairs_go_against_the_rule():
+    preferred, rejected = shipped_pairs()
+    assert len(preferred) == len(rejected) == 200
+    against = (utility(preferred) < utility(rejected)).float().mean()
+    assert 0 < against < 0.06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_two_hundred_pairs_are_enough_for_nine_in_ten(tmp_path, seed):
+    write_judged(tmp_path, draw_pairs(200, torch.Generator().manual_seed(seed)))
+    found = fit_folder(tmp_path, "nano", HeadSettings(), seed=seed)
+    assert found.about["held_out"]["accuracy"] >= 0.9
