@@ -1,8 +1,8 @@
 """What a model is aligned with: the list of rewards, and how one is found by name or by path.
 
 A reward is any callable from images (batch, 3, h, w) in [0, 1] and one prompt each to (batch,)
-scores. To add one, write its file here and its line in ``REWARDS``, or in ``CONFIGURABLE`` if it has
-settings.
+scores. To add one, write its file here and its line in ``REWARDS``, or, if it has settings, in
+``CONFIGURABLE``.
 """
 
 from __future__ import annotations

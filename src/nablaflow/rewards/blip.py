@@ -77,7 +77,7 @@ class Blip(nn.Module):
         return found.last_hidden_state[:, 0]
 
 
-# Transformers' names, and those of salesforce/BLIP: of timm, and of a BERT of its own. # is a number.
+# Transformers' names beside those of salesforce/BLIP; # is the number of a layer.
 _NAMES = (
     ("vision.embeddings.class_embedding", "visual_encoder.cls_token"),
     ("vision.embeddings.position_embedding", "visual_encoder.pos_embed"),

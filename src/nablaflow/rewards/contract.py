@@ -13,7 +13,6 @@ from torch import Tensor
 from nablaflow.errors import UserError
 from nablaflow.typing import Batch, Images, Reward
 
-
 Components = dict[str, Batch]
 """The scores (batch,) of each reward that another is made of, by its name."""
 

@@ -8,9 +8,10 @@ from typing import Any
 from pydantic import Field
 
 from nablaflow.hub import check_keys, load_weights, read_weights
-from nablaflow.rewards.aesthetic import LinearHead
 from nablaflow.rewards import blip
+from nablaflow.rewards.aesthetic import LinearHead
 from nablaflow.rewards.blip import Blip, BlipSizes
+from nablaflow.rewards.clip import TOKENIZER as TOKENIZER_FILES
 from nablaflow.rewards.clip import read_tokenizer
 from nablaflow.rewards.preprocess import Preprocess
 from nablaflow.rewards.scorer import ScorerSettings, ScoringNetwork
@@ -34,12 +35,10 @@ class ImageReward(ScorerSettings):
     tokenizer: str = Field(default=TOKENIZER, description="BERT's, uncased: hub id or folder")
 
     def network(self) -> ScoringNetwork:
-        from transformers import BertTokenizer
+        from transformers import BertTokenizerFast
 
-        folder = source_folder(
-            self.tokenizer, ("tokenizer_config.json", "vocab.txt"), field="reward.tokenizer"
-        )
-        tokenizer = read_tokenizer(BertTokenizer, folder, "reward.tokenizer")
+        folder = source_folder(self.tokenizer, TOKENIZER_FILES, field="reward.tokenizer")
+        tokenizer = read_tokenizer(BertTokenizerFast, folder, "reward.tokenizer")
         # The original's own two; a prompt that holds one of them is otherwise cut up.
         tokenizer.add_special_tokens({"bos_token": "[DEC]"})
         tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})

@@ -82,6 +82,6 @@ def memory(reward: NamedReward) -> dict[str, Tensor]:
 
 
 def recall(reward: NamedReward, saved: Mapping[str, Tensor]) -> None:
-    """Give a reward its memory back."""
+    """Give a reward its memory back; what was not saved remembers nothing."""
     for name, part in windows(reward).items():
-        part.restore(saved[name])
+        part.restore(saved.get(name, part.scores))

@@ -1,8 +1,8 @@
 """Rewards behind HTTP: a judge in a process, an environment or a machine of its own.
 
 The protocol: ``POST url`` with a JSON object ``{"images": […], "prompts": […]}``, as many images as
-prompts, each image a PNG in base64; the answer is a JSON object ``{"scores": […]}``, one number each.
-Status 429 and 5xx mean "try again"; any other than 200 is an error, whose body's first line is shown.
+prompts, each image a PNG in base64; the answer is a JSON object ``{"scores": […]}``, a number each.
+Status 429 and 5xx mean "try again"; other errors are final, and their body's first line is shown.
 """
 
 from __future__ import annotations

@@ -31,8 +31,11 @@ from nablaflow.training.settings import Evaluation, Optimizer, Seed, Training
 AnyPath = Annotated[Path, Field(strict=False)]
 
 
-def _check_reward(value: Any) -> str | dict[str, float]:
-    """A name, ``file.py:function``, or a mapping of those to finite weights."""
+def _check_reward(value: Any) -> str | dict[str, Any]:
+    """A name, ``file.py:function``, one with settings, or a mapping of those to finite weights.
+
+    The settings themselves are checked by `nablaflow.rewards.load`, before any weights are read.
+    """
     if isinstance(value, str) and value.strip():
         return value.strip()
     if not isinstance(value, Mapping) or not value:
@@ -40,10 +43,13 @@ def _check_reward(value: Any) -> str | dict[str, float]:
             f"must be a name, path/to/file.py:function or a mapping of those to weights, "
             f"not {_show(value)}"
         )
-    for name, weight in value.items():
+    if isinstance(value.get("name"), str):
+        return dict(value)
+    for name, term in value.items():
+        weight = term.get("weight", 1.0) if isinstance(term, Mapping) else term
         if not _is_number(weight):
             raise ValueError(f"the weight of {name} must be a finite number, not {_show(weight)}")
-    return {str(name): float(weight) for name, weight in value.items()}
+    return {str(k): dict(v) if isinstance(v, Mapping) else float(v) for k, v in value.items()}
 
 
 def _check_prompts(value: Any) -> list[str] | str:
@@ -68,8 +74,9 @@ class Config(Settings):
         min_length=1,
         description='"nano", a folder in diffusers format, or a hub id',
     )
-    reward: Annotated[str | dict[str, float], BeforeValidator(_check_reward)] = Field(
-        description="name of a reward, path/to/file.py:function, or a mapping of those to weights"
+    reward: Annotated[str | dict[str, Any], BeforeValidator(_check_reward)] = Field(
+        description="name of a reward, path/to/file.py:function, a mapping with name and settings, "
+        "or a mapping of those to weights"
     )
     prompts: Annotated[list[str] | str, BeforeValidator(_check_prompts)] = Field(
         description="list of prompts, or path of a UTF-8 text file with one prompt per line"
