@@ -81,7 +81,7 @@ def test_pickscore_has_the_models_own_temperature(clip_folder, images, prompts):
     folder = str(clip_folder)
     spec = {"name": "pickscore", "weights": folder, "tokenizer": folder}
     wanted = scale * (image * text).sum(-1)
-    torch.testing.assert_close(load(spec)(images, prompts), wanted, atol=1e-3, rtol=0)
+    torch.testing.assert_close(load(spec)(images, prompts), wanted, atol=1e-3 * scale, rtol=0)
     assert wanted.std() > 0.05
     # In bf16 the temperature itself must not be rounded.
     half = load({**spec, "dtype": "bf16"})
@@ -99,14 +99,12 @@ def tiny_image_reward(monkeypatch, tmp_path, bert_folder) -> dict[str, Any]:
 
 
 def test_image_reward_is_the_published_network(tiny_image_reward, bert_folder, images, prompts):
-    images = eight_bit(images)[..., :40]  # square: no choice in the crop
+    images = eight_bit(images)[..., :32, :32]  # its own size: the resize has tests of its own
     state = blip.random_checkpoint(blip.TINY)
     tokens = BertTokenizerFast.from_pretrained(bert_folder)(
         prompts, padding="max_length", max_length=35, return_tensors="pt"
     )
-    wanted = blip.score(
-        state, blip.TINY, pixels(images), tokens.input_ids, tokens.attention_mask
-    )
+    wanted = blip.score(state, blip.TINY, pixels(images), tokens.input_ids, tokens.attention_mask)
     found = load(tiny_image_reward)(images, prompts)
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
     assert wanted.std() > 0.02

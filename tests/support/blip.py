@@ -107,16 +107,16 @@ def _see(state: State, sizes: BlipSizes, images: Tensor) -> Tensor:
     x = torch.cat([first, patches.flatten(2).mT], dim=1) + state[f"{image}.pos_embed"]
     for index in range(sizes.vision_layers):
         block = f"{image}.blocks.{index}"
-        q, k, v = _linear(state, f"{block}.attn.qkv", _norm(state, f"{block}.norm1", x)).chunk(3, -1)
+        q, k, v = _linear(state, f"{block}.attn.qkv", _norm(state, f"{block}.norm1", x)).chunk(
+            3, -1
+        )
         x = x + _linear(state, f"{block}.attn.proj", _attend(q, k, v, sizes.vision_heads))
         inner = F.gelu(_linear(state, f"{block}.mlp.fc1", _norm(state, f"{block}.norm2", x)))
         x = x + _linear(state, f"{block}.mlp.fc2", inner)
     return _norm(state, f"{image}.norm", x)
 
 
-def _read(
-    state: State, sizes: BlipSizes, patches: Tensor, tokens: Tensor, mask: Tensor
-) -> Tensor:
+def _read(state: State, sizes: BlipSizes, patches: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     text = "blip.text_encoder"
     words = state[f"{text}.embeddings.word_embeddings.weight"][tokens]
     places = state[f"{text}.embeddings.position_embeddings.weight"][: tokens.shape[1]]
