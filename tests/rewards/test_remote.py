@@ -35,7 +35,7 @@ class Server(HTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         server: Any = self.server
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.requests.append(request)
@@ -94,7 +94,7 @@ def test_it_has_no_gradient_and_methods_that_need_one_refuse_it(server):
     server.answer = mean_red
     found = probe(judge(server), height=6, width=5, device="cpu", prompts=PROMPTS)
     assert not found.differentiable
-    with pytest.raises(UserError, match="reward 'remote' has no usable gradient.*: ddpo"):
+    with pytest.raises(UserError, match=r"reward 'remote' has no usable gradient.*: ddpo"):
         require_gradient("remote", found, ["ddpo"])
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nablaflow.errors import UserError
 from nablaflow.guidance import NablaTD, NStep
 from nablaflow.methods import METHODS, AdjointMatching, ResidualNablaDB, ValueMatching
+from nablaflow.rewards import load
 from nablaflow.training.config import Config, named_kinds, parse_config
 from nablaflow.training.demo import demo_settings
 from nablaflow.training.overrides import dump_config, load_config, parse_override
@@ -531,10 +532,10 @@ def test_recipes_hold_the_published_settings(
 
 @pytest.mark.usefixtures("_all_methods")
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("sd15*.yaml")), ids=lambda path: path.stem)
-def test_every_published_recipe_loads_asks_for_a_reward_and_says_where_values_come_from(path):
+def test_every_published_recipe_loads_names_its_scorer_and_says_where_values_come_from(path):
     assert load_config(path, GIVEN, {}) == load_recipe(path.stem)
-    with pytest.raises(UserError, match=r"^reward: missing; set reward="):
-        load_config(path, GIVEN[1:], {})
+    config = load_config(path, [*GIVEN[1:], "reward.batch=2"], {})
+    assert load(config.reward).function.settings.batch == 2
     settings = [line for line in path.read_text().splitlines() if re.match(r" *\w+: .", line)]
     untraced = [line for line in settings if "#" not in line]
     ours = ("output_dir:", "name: residual-nabla-db")
