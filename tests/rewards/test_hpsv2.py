@@ -22,9 +22,21 @@ def spec(tmp_path, monkeypatch) -> dict[str, Any]:
     """A small architecture of open_clip, saved as the published checkpoint is."""
     sizes = {
         "embed_dim": 32,
-        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-    }  # fmt: skip
+        "vision_cfg": {
+            "image_size": 32,
+            "patch_size": 8,
+            "layers": 2,
+            "width": 64,
+            "head_width": 32,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "layers": 2,
+            "width": 32,
+            "heads": 2,
+        },
+    }
     (tmp_path / f"{NAME}.json").write_text(json.dumps(sizes))
     open_clip.add_model_config(tmp_path)
     monkeypatch.setattr(hpsv2, "ARCHITECTURE", NAME)
