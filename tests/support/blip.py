@@ -34,7 +34,8 @@ def random_checkpoint(sizes: BlipSizes, seed: int = 0) -> State:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(name: str, *shape: int) -> None:
-        state[name] = 0.3 * torch.randn(shape, generator=generator)
+        inputs = torch.Size(shape[1:]).numel() if len(shape) > 1 else 16
+        state[name] = torch.randn(shape, generator=generator) / max(inputs, 16) ** 0.5
 
     def linear(name: str, out: int, into: int) -> None:
         draw(f"{name}.weight", out, into)
@@ -83,7 +84,7 @@ def random_checkpoint(sizes: BlipSizes, seed: int = 0) -> State:
     linear("mlp.layers.7", 1, 16)
     for name in list(state):
         if name.startswith("mlp."):  # scores then have the size of the published ones
-            state[name] *= 0.4
+            state[name] *= 0.7
     return state
 
 
