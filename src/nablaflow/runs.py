@@ -26,7 +26,7 @@ from nablaflow.errors import UserError
 from nablaflow.models.adapters import swapped
 from nablaflow.models.export import save_policy
 from nablaflow.report import before_after, grid, write_report
-from nablaflow.rewards import NamedReward
+from nablaflow.rewards import NamedReward, recall
 from nablaflow.training.bank import sample_states
 from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint, load_policy_state
 from nablaflow.training.config import Config
@@ -172,6 +172,7 @@ def evaluate_run(folder: Path, n: int | None, console: Console | None = None) ->
     with fresh_accelerator():
         parts = prepare(config, folder)
         load_policy_state(parts.model.network, found[-1], config.model)
+        recall(parts.reward, load_checkpoint(found[-1]).state.get("reward", {}))
         with progress_display(console or Console(stderr=True)) as progress:
             return dict(_measure(parts, progress).summary)
 

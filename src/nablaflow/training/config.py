@@ -32,7 +32,10 @@ AnyPath = Annotated[Path, Field(strict=False)]
 
 
 def _check_reward(value: Any) -> str | dict[str, Any]:
-    """A name, ``file.py:function``, a mapping of those to finite weights, or one with ``name``."""
+    """A name, ``file.py:function``, one with settings, or a mapping of those to finite weights.
+
+    The settings themselves are checked by `nablaflow.rewards.load`, before any weights are read.
+    """
     if isinstance(value, str) and value.strip():
         return value.strip()
     if not isinstance(value, Mapping) or not value:
@@ -41,11 +44,12 @@ def _check_reward(value: Any) -> str | dict[str, Any]:
             f"not {_show(value)}"
         )
     if isinstance(value.get("name"), str):
-        return dict(value)  # a reward with settings, which it checks itself when it is loaded
-    for name, weight in value.items():
+        return dict(value)
+    for name, term in value.items():
+        weight = term.get("weight", 1.0) if isinstance(term, Mapping) else term
         if not _is_number(weight):
             raise ValueError(f"the weight of {name} must be a finite number, not {_show(weight)}")
-    return {str(name): float(weight) for name, weight in value.items()}
+    return {str(k): dict(v) if isinstance(v, Mapping) else float(v) for k, v in value.items()}
 
 
 def _check_prompts(value: Any) -> list[str] | str:
@@ -71,8 +75,8 @@ class Config(Settings):
         description='"nano", a folder in diffusers format, or a hub id',
     )
     reward: Annotated[str | dict[str, Any], BeforeValidator(_check_reward)] = Field(
-        description="name of a reward, path/to/file.py:function, a mapping of those to weights, "
-        "or one with name and settings"
+        description="name of a reward, path/to/file.py:function, a mapping with name and settings, "
+        "or a mapping of those to weights"
     )
     prompts: Annotated[list[str] | str, BeforeValidator(_check_prompts)] = Field(
         description="list of prompts, or path of a UTF-8 text file with one prompt per line"

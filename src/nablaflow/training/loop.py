@@ -22,7 +22,7 @@ from nablaflow.methods import Method, Networks, TrainingBatch
 from nablaflow.models import FlowScore
 from nablaflow.models.adapters import load_trainable_state, trainable_state
 from nablaflow.models.pipelines import PipelineModel
-from nablaflow.rewards import NamedReward
+from nablaflow.rewards import NamedReward, memory, observe, recall
 from nablaflow.training.average import Average
 from nablaflow.training.checkpoint import Checkpoint, save_checkpoint
 from nablaflow.training.config import Config
@@ -106,6 +106,7 @@ class Trainer:
         except FloatingPointError as error:
             raise self._not_finite(str(error)) from error
         record = {name: fmean(part[name] for part in records) for name in records[0]}
+        self._observe(fresh)
         self.update += 1
         finished = time.perf_counter()
         self.seconds += finished - started
@@ -113,6 +114,11 @@ class Trainer:
         if self.estimator is not None:
             timing["estimate_seconds"] = estimated - rolled_out
         return {"update": self.update, **record, **timing}
+
+    def _observe(self, rollout: Rollout) -> None:
+        """Let the reward remember the scores of all processes, in their order, on each of them."""
+        gathered: Any = self.accelerator.gather(rollout.components)
+        observe(self.reward, gathered)
 
     def _optimizer_step(self, batch: TrainingBatch, fresh: Rollout) -> Record:
         figures = self._accumulate(batch)
@@ -236,6 +242,10 @@ class Trainer:
         local = {
             "reward_mean": scores.mean(),
             "reward_square": scores.square().mean(),
+            **{
+                f"reward/{name}": value.to(device).double().mean()
+                for name, value in rollout.components.items()
+            },
             **{name: value.to(device).double() for name, value in figures.items()},
         }
         stacked = torch.stack(list(local.values()))
@@ -346,6 +356,7 @@ class Trainer:
             "scaler": None if scaler is None else scaler.state_dict(),
             # Each process has its own share of the rollout that is trained next.
             "pending": gather_object([self._pending and self._pending.state()]),
+            "reward": memory(self.reward),
             "micro_batch": self._micro_batch,
             "rollout_batch": self._rollout_batch,
             "estimate_batch": self._estimate_batch,
@@ -374,6 +385,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        recall(self.reward, state.get("reward", {}))
         self._pending = self._own_share(state["pending"])
         # What this session's settings say comes first: memory may be why they were changed.
         training = self.config.training

@@ -21,6 +21,12 @@ from nablaflow.training.overrides import dump_config
 # What may change when a run is resumed; all of `evaluation` may as well.
 FREE = {
     "output_dir",
+    "reward.batch",
+    "reward.device",
+    "reward.gradient_checkpointing",
+    "reward.retries",
+    "reward.timeout",
+    "reward.url",
     "training.updates",
     "training.micro_batch",
     "training.rollout_batch",
