@@ -61,7 +61,7 @@ def __getattr__(name: str) -> Any:
 def align(
     *,
     model: str = "nano",
-    reward: str | dict[str, float] | Reward,
+    reward: str | dict[str, Any] | Reward,
     prompts: Sequence[str] | str | dict[str, str],
     method: Method | str | dict[str, Any],
     output_dir: str | Path,
@@ -74,7 +74,8 @@ def align(
 
     Args:
         model: ``nano``, a diffusers folder, or a hub id.
-        reward: name, ``file.py:function``, sum of those, or a callable ``(images, prompts)``.
+        reward: name, ``file.py:function``, sum of those, a mapping with ``name`` and settings, or
+            a callable ``(images, prompts)``.
         prompts: a list, a file, a set by name, or a mapping of source, column and split.
         method: an object such as ``ResidualNablaDB(beta=100.0)``, a name, or a mapping.
         steps: optimizer updates; 200 unless ``training`` has them.

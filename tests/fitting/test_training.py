@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from nablaflow.fitting.training import HeadSettings, Rows, bootstrap, losses, train_heads
 from nablaflow.rewards.heads import mean_and_spread
 
-TO_THE_END = HeadSettings(members=2, learning_rate=0.02, penalty=0.05, steps=1500)
+TO_THE_END = HeadSettings(members=2, learning_rate=0.03, penalty=0.05, steps=600)
 
 
 def problem(n=120, d=5, seed=0):
@@ -70,7 +70,7 @@ def test_ratings_give_ridge_regression():
 def test_a_known_truth_is_ranked_again(hidden):
     features, truth, generator = problem(n=400)
     rows = pairs_of(features, truth, generator)
-    settings = HeadSettings(hidden=hidden)
+    settings = HeadSettings(members=4, hidden=hidden, learning_rate=0.02, steps=300)
     weights = bootstrap(torch.arange(len(rows)), settings.members, generator)
     heads = train_heads(features, rows, weights, settings, generator)
     fresh = torch.randn(200, 5, generator=generator) * torch.arange(1, 6) + 3.0
@@ -85,7 +85,7 @@ def test_hidden_units_learn_what_no_line_can():
     target = features[:, 0] * features[:, 1]
     target = (target - target.mean()) / target.std()
     rows = Rows(torch.arange(300), target=target)
-    settings = HeadSettings(members=2, hidden=32, learning_rate=0.02, penalty=1e-4, steps=800)
+    settings = HeadSettings(members=2, hidden=32, learning_rate=0.03, penalty=1e-4, steps=400)
     found = {}
     for hidden in (0, 32):
         one = HeadSettings(**{**vars(settings), "hidden": hidden})

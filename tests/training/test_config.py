@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
+from nablaflow import rewards
 from nablaflow.errors import UserError
 from nablaflow.guidance import NablaTD, NStep
 from nablaflow.methods import METHODS, AdjointMatching, ResidualNablaDB, ValueMatching
@@ -531,10 +532,10 @@ def test_recipes_hold_the_published_settings(
 
 @pytest.mark.usefixtures("_all_methods")
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("sd15*.yaml")), ids=lambda path: path.stem)
-def test_every_published_recipe_loads_asks_for_a_reward_and_says_where_values_come_from(path):
+def test_every_published_recipe_loads_names_its_scorer_and_says_where_values_come_from(path):
     assert load_config(path, GIVEN, {}) == load_recipe(path.stem)
-    with pytest.raises(UserError, match=r"^reward: missing; set reward="):
-        load_config(path, GIVEN[1:], {})
+    config = load_config(path, [*GIVEN[1:], "reward.batch=2"], {})
+    assert rewards.load(config.reward).function.settings.batch == 2
     settings = [line for line in path.read_text().splitlines() if re.match(r" *\w+: .", line)]
     untraced = [line for line in settings if "#" not in line]
     ours = ("output_dir:", "name: residual-nabla-db")

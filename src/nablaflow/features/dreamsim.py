@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def load_dreamsim(weights: str | None, device: torch.device) -> FeatureExtractor
         UserError: the package is not installed, or its weights cannot be had.
     """
     try:
-        from dreamsim import dreamsim  # pyright: ignore[reportMissingImports]
+        dreamsim: Any = importlib.import_module("dreamsim").dreamsim
     except ImportError as error:
         raise UserError(
             "features dreamsim: the package is not installed; pip install 'nablaflow[dreamsim]'"

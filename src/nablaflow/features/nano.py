@@ -4,7 +4,8 @@ Mean, standard deviation and maximum over all places of every channel, after the
 and the first two down blocks. Mean and deviation are the style statistics of Huang & Belongie
 (arXiv 1703.06868, eq. 5); the maximum tells a small object's colour, which a mean mixes with its
 size. They tell colour, size and background of a scene and forget where the object lies. Later
-stages cost a fit to few judgements more than they give it: docs/reward_fit.md has the figures.
+stages cost more than they give: of fresh pairs of scenes, logistic fits to 160 pairs tell 93 %
+right from these, 92 % with a third block as well (means of six draws, penalty 0.01).
 """
 
 from __future__ import annotations

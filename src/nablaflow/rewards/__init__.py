@@ -1,7 +1,8 @@
 """What a model is aligned with: the list of rewards, and how one is found by name or by path.
 
 A reward is any callable from images (batch, 3, h, w) in [0, 1] and one prompt each to (batch,)
-scores. To add one, write its file here and its line in ``REWARDS``.
+scores. To add one, write its file here and its line in ``REWARDS``, or, if it has settings, in
+``CONFIGURABLE``.
 """
 
 from __future__ import annotations
@@ -10,29 +11,50 @@ from collections.abc import Mapping
 from typing import Any
 
 from nablaflow.errors import UserError, nearest
+from nablaflow.rewards.aesthetic import Aesthetic
 from nablaflow.rewards.brightness import brightness
+from nablaflow.rewards.cap import Cap
+from nablaflow.rewards.clip_score import ClipScore
 from nablaflow.rewards.colorfulness import colorfulness
 from nablaflow.rewards.combine import WeightedSum, parse, weighted_sum
-from nablaflow.rewards.contract import NamedReward, check_finite, named, score_and_gradient
+from nablaflow.rewards.contract import (
+    Components,
+    NamedReward,
+    check_finite,
+    named,
+    score_and_gradient,
+    walk,
+)
 from nablaflow.rewards.contrast import contrast
 from nablaflow.rewards.custom import is_custom, is_fitted, load_function
 from nablaflow.rewards.fitted import Fitted
+from nablaflow.rewards.hpsv2 import HPSv2
+from nablaflow.rewards.image_reward import ImageReward
 from nablaflow.rewards.jpeg_size import jpeg_compressibility, jpeg_incompressibility
+from nablaflow.rewards.minimum import Minimum
+from nablaflow.rewards.normalized import Normalized, memory, observe, recall
+from nablaflow.rewards.pickscore import PickScore
 from nablaflow.rewards.probe import RewardProbe, probe, require_gradient
-from nablaflow.rewards.settings import parse_settings
+from nablaflow.rewards.remote import Remote
+from nablaflow.rewards.settings import RewardSettings, parse_settings
 from nablaflow.rewards.symmetry import symmetry
 from nablaflow.rewards.warmth import warmth
 from nablaflow.typing import Reward
 
 __all__ = [
     "CALLABLE",
+    "CONFIGURABLE",
     "REWARDS",
+    "Components",
     "NamedReward",
     "RewardProbe",
     "WeightedSum",
     "check_finite",
     "load",
+    "memory",
+    "observe",
     "probe",
+    "recall",
     "require_gradient",
     "score_and_gradient",
 ]
@@ -51,17 +73,38 @@ REWARDS: dict[str, Reward] = {
 }
 
 
+CONFIGURABLE: dict[str, type[RewardSettings]] = {
+    "aesthetic": Aesthetic,
+    "cap": Cap,
+    "clip_score": ClipScore,
+    "hpsv2": HPSv2,
+    "image_reward": ImageReward,
+    "minimum": Minimum,
+    "normalized": Normalized,
+    "pickscore": PickScore,
+    "remote": Remote,
+}
+"""Rewards with settings; those with weights read them when they first score."""
+
+
 def load(spec: str | Mapping[str, Any] | Reward) -> NamedReward:
-    """The reward that a spec means.
+    """The reward that a spec means; weights of learned ones are not read yet.
 
     Args:
-        spec: a name of ``REWARDS``, ``path/to/file.py:function``, the file of a fitted
-            reward, a mapping with such a ``name`` and settings, a sum of those such as
-            ``warmth + 0.5*symmetry``, the same sum as a mapping of spec to weight, or a callable.
+        spec: a name of ``REWARDS`` or ``CONFIGURABLE``, ``path/to/file.py:function``, the file
+            of a fitted reward, a sum of those such as ``warmth + 0.5*symmetry``, a mapping with
+            ``name`` and settings, a sum as a mapping of spec to weight or of a name to settings
+            and ``weight``, or a callable.
 
     Raises:
-        UserError: there is no such reward, or a sum or a file cannot be read.
+        UserError: there is no such reward, or a sum, a setting or a file cannot be read.
     """
+    reward = _load(spec)
+    _refuse_namesakes(reward)
+    return reward
+
+
+def _load(spec: Any) -> NamedReward:
     if isinstance(spec, Mapping):
         return _configured(spec) if isinstance(spec.get("name"), str) else _named_sum(spec)
     if not isinstance(spec, str):
@@ -72,19 +115,33 @@ def load(spec: str | Mapping[str, Any] | Reward) -> NamedReward:
     return _named_sum(weights)
 
 
-def _named_sum(weights: Mapping[str, Any]) -> NamedReward:
-    total = weighted_sum(weights, _find)
+def _named_sum(terms: Mapping[str, Any]) -> NamedReward:
+    """A sum; a term's value is its weight, or its settings with ``weight`` among them."""
+    weights = {
+        key: value.get("weight", 1.0) if isinstance(value, Mapping) else value
+        for key, value in terms.items()
+    }
+    total = weighted_sum(weights, lambda key: _term(key, terms[key]))
     return NamedReward(total.name, total)
 
 
+def _term(key: str, value: Any) -> NamedReward:
+    if not isinstance(value, Mapping):
+        return _find(key)
+    settings = {inner: v for inner, v in value.items() if inner != "weight"}
+    # With a name among the settings, the key is a label of the user's own.
+    return NamedReward(key, _configured({"name": key, **settings}).function)
+
+
 def _configured(values: Mapping[str, Any]) -> NamedReward:
-    """A reward with settings: a mapping with its name among them."""
     name, settings = values["name"], {k: v for k, v in values.items() if k != "name"}
-    if is_fitted(name):
-        return parse_settings(name, Fitted, settings).build(name, load)
+    kind = Fitted if is_fitted(name) else CONFIGURABLE.get(name)
+    if kind is not None:
+        return parse_settings(name, kind, settings).build(name, _load)
+    found = _find(name)
     if settings:
         raise UserError(f"reward.{next(iter(settings))}: {name} has no settings; leave it out")
-    return _find(name)
+    return found
 
 
 def _find(spec: str) -> NamedReward:
@@ -96,11 +153,22 @@ def _find(spec: str) -> NamedReward:
         )
     if is_custom(spec):
         return NamedReward(spec, load_function(spec))
-    if is_fitted(spec):
+    if spec in CONFIGURABLE or is_fitted(spec):
         return _configured({"name": spec})
     if spec not in REWARDS:
         raise UserError(
-            f"unknown reward {spec!r}: {nearest(spec, REWARDS)} "
+            f"unknown reward {spec!r}: {nearest(spec, [*REWARDS, *CONFIGURABLE])} "
             "(your own goes in as path/to/file.py:function)"
         )
     return NamedReward(spec, REWARDS[spec])
+
+
+def _refuse_namesakes(reward: NamedReward) -> None:
+    """What is logged and remembered goes by name; one reward twice is no harm."""
+    seen: dict[str, Reward] = {}
+    for part in walk(reward):
+        if seen.setdefault(part.name, part.function) != part.function:
+            raise UserError(
+                f"two different rewards are called {part.name!r}: give them keys of their own, as "
+                "in reward: {first: {name: …, weight: 1}, second: {name: …, weight: 1}}"
+            )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +54,7 @@ class Blip(nn.Module):
             max_position_embeddings=sizes.positions,
             is_decoder=True,  # it is what adds the cross attention; the mask is chosen by the call
         )
+        self.image_size = sizes.image
         self.vision = BlipVisionModel(vision)
         self.text = BlipTextModel(text, add_pooling_layer=False)
 
@@ -77,30 +77,25 @@ class Blip(nn.Module):
         return found.last_hidden_state[:, 0]
 
 
-# From salesforce/BLIP's names, of timm and of its own BERT, to transformers'.
-_RENAMED = (
-    (r"^visual_encoder\.cls_token$", "vision.embeddings.class_embedding"),
-    (r"^visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
-    (r"^visual_encoder\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
-    (r"^visual_encoder\.norm\.", "vision.post_layernorm."),
-    (r"^visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision.encoder.layers.\1.layer_norm\2."),
-    (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision.encoder.layers.\1.self_attn.projection."),
-    (r"^visual_encoder\.blocks\.(\d+)\.attn\.", r"vision.encoder.layers.\1.self_attn."),
-    (r"^visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision.encoder.layers.\1.mlp."),
-    (r"^text_encoder\.", "text."),
-)  # fmt: skip
+# Transformers' names beside those of salesforce/BLIP; # is the number of a layer.
+_NAMES = (
+    ("vision.embeddings.class_embedding", "visual_encoder.cls_token"),
+    ("vision.embeddings.position_embedding", "visual_encoder.pos_embed"),
+    ("vision.embeddings.patch_embedding.", "visual_encoder.patch_embed.proj."),
+    ("vision.post_layernorm.", "visual_encoder.norm."),
+    ("vision.encoder.layers.#.layer_norm1.", "visual_encoder.blocks.#.norm1."),
+    ("vision.encoder.layers.#.layer_norm2.", "visual_encoder.blocks.#.norm2."),
+    ("vision.encoder.layers.#.self_attn.projection.", "visual_encoder.blocks.#.attn.proj."),
+    ("vision.encoder.layers.#.self_attn.", "visual_encoder.blocks.#.attn."),
+    ("vision.encoder.layers.#.mlp.", "visual_encoder.blocks.#.mlp."),
+    ("text.", "text_encoder."),
+)
 
 
-def renamed(name: str) -> str:
-    """The key that transformers has for one of salesforce/BLIP's; others stay as they are."""
-    for pattern, replacement in _RENAMED:
-        new, count = re.subn(pattern, replacement, name)
-        if count:
-            return new
-    return name
-
-
-def original_names(network: Blip, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """For each key of ``network`` the original one of ``state`` that becomes it, where there is."""
-    own = network.state_dict().keys()
-    return {new: name for name in state if (new := renamed(name)) in own}
+def original_name(name: str) -> str:
+    """What salesforce/BLIP calls a tensor of ``Blip``."""
+    for own, original in _NAMES:
+        found = re.match(re.escape(own).replace(r"\#", r"(\d+)"), name)
+        if found:
+            return original.replace("#", "".join(found.groups())) + name[found.end() :]
+    raise KeyError(name)

@@ -16,7 +16,7 @@ from nablaflow.rewards.sources import source_folder
 from nablaflow.typing import Features, Images
 
 WEIGHTS = ("config.json", "model.safetensors")
-TOKENIZER = ("tokenizer_config.json", "vocab.json", "merges.txt")
+TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
 TEXT_LENGTH = 77  # tokens, with those of the start and the end
 
 OPENAI = "openai/clip-vit-large-patch14"
@@ -32,12 +32,13 @@ def load_clip(source: str, *, field: str, revision: str | None = None) -> Any:
 
     folder = source_folder(source, WEIGHTS, field=field, revision=revision)
     try:
-        model, report = CLIPModel.from_pretrained(
+        loaded: Any = CLIPModel.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # the libraries raise many kinds for one cause: unreadable files
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{field}: {source} cannot be read ({reason}); get it again") from error
+    model, report = loaded
     check_keys(report["missing_keys"], (), folder / WEIGHTS[1])
     return model.float()
 
@@ -48,10 +49,10 @@ def load_tokenizer(source: str, *, field: str, revision: str | None = None) -> A
     Raises:
         UserError: it cannot be found or read.
     """
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizerFast
 
     folder = source_folder(source, TOKENIZER, field=field, revision=revision)
-    return read_tokenizer(CLIPTokenizer, folder, field)
+    return read_tokenizer(CLIPTokenizerFast, folder, field)
 
 
 def read_tokenizer(kind: Any, folder: Path, field: str) -> Any:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from nablaflow.errors import UserError
-from nablaflow.rewards.contract import NamedReward
+from nablaflow.rewards.contract import Composite, NamedReward
 from nablaflow.rewards.custom import is_custom, is_fitted
-from nablaflow.typing import Batch, Images
+from nablaflow.typing import Batch
 
 _SIGN = re.compile(r"\s+([+-])\s+")
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -30,7 +30,7 @@ _TERM = re.compile(rf"(?:(?P<weight>{_NUMBER})\s*\*\s*)?(?P<spec>\S.*)")
 
 
 @dataclass(frozen=True)
-class WeightedSum:
+class WeightedSum(Composite):
     """A reward that is the weighted sum of others; ``weighted_sum`` makes one."""
 
     terms: tuple[tuple[float, NamedReward], ...]
@@ -42,10 +42,13 @@ class WeightedSum:
         head = f"-{first[1]}" if first[0] < 0 else first[1]
         return head + "".join(f" {'-' if weight < 0 else '+'} {text}" for weight, text in rest)
 
-    def __call__(self, images: Images, prompts: list[str]) -> Batch:
-        """Score images in [0, 1], one prompt each."""
-        parts = [weight * reward(images, prompts) for weight, reward in self.terms]
-        return torch.stack(parts).sum(0)
+    @property
+    def parts(self) -> tuple[NamedReward, ...]:
+        return tuple(reward for _, reward in self.terms)
+
+    def combine(self, scores: list[Batch]) -> Batch:
+        weighted = [weight * score for (weight, _), score in zip(self.terms, scores, strict=True)]
+        return torch.stack(weighted).sum(0)
 
 
 def weighted_sum(weights: Mapping[str, Any], find: Callable[[str], NamedReward]) -> WeightedSum:

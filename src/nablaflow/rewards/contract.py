@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +12,36 @@ from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.typing import Batch, Images, Reward
+
+Components = dict[str, Batch]
+"""The scores (batch,) of each reward that another is made of, by its name."""
+
+
+class Composite(ABC):
+    """A reward that is made of others."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[NamedReward, ...]:
+        """The rewards that it is made of."""
+
+    @abstractmethod
+    def combine(self, scores: list[Batch]) -> Batch:
+        """Its scores (batch,) from those of its parts, in their order."""
+
+    def evaluate(self, images: Images, prompts: list[str]) -> tuple[Batch, Components]:
+        """Its scores, and those of its parts and of theirs."""
+        components: Components = {}
+        scores = []
+        for part in self.parts:
+            score, inner = part.detailed(images, prompts)
+            components |= {**inner, part.name: score}
+            scores.append(score)
+        return self.combine(scores), components
+
+    def __call__(self, images: Images, prompts: list[str]) -> Batch:
+        """Score images in [0, 1], one prompt each."""
+        return self.evaluate(images, prompts)[0]
 
 
 @dataclass(frozen=True)
@@ -34,12 +66,23 @@ class NamedReward:
             UserError: the reward is not a finite float32 tensor of shape (batch,) on the images'
                 device.
         """
+        return self.detailed(images, prompts)[0]
+
+    def detailed(self, images: Images, prompts: list[str]) -> tuple[Batch, Components]:
+        """Score as a call does, and give the scores of all rewards that it is made of, by name.
+
+        Raises:
+            UserError: as in a call.
+        """
         images = at_least_float32(images)
         with torch.autocast(images.device.type, enabled=False):
-            scores = self.function(images, prompts)
+            if isinstance(self.function, Composite):
+                scores, components = self.function.evaluate(images, prompts)
+            else:
+                scores, components = self.function(images, prompts), {}
         check_form(self.name, scores, images)
         check_finite(self.name, scores)
-        return scores
+        return scores, components
 
 
 def named(reward: Any) -> NamedReward:
@@ -130,3 +173,11 @@ def summary(error: BaseException) -> str:
     """An exception on one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def walk(reward: NamedReward) -> Iterator[NamedReward]:
+    """A reward and all that it is made of, parts after the whole."""
+    yield reward
+    if isinstance(reward.function, Composite):
+        for part in reward.function.parts:
+            yield from walk(part)

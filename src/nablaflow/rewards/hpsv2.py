@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -30,8 +31,7 @@ class HPSv2(ScorerSettings):
             raise UserError("reward hpsv2 needs open_clip: pip install nablaflow[scorers]")
 
     def network(self) -> ScoringNetwork:
-        import open_clip
-
+        open_clip: Any = importlib.import_module("open_clip")
         path = source_file(
             self.weights or REPO, FILE, field="reward.weights", revision=self.revision
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from torch import Tensor
 
-from nablaflow.hub import load_weights, read_weights
+from nablaflow.hub import check_keys, load_weights, read_weights
+from nablaflow.rewards import blip
 from nablaflow.rewards.aesthetic import LinearHead
-from nablaflow.rewards.blip import Blip, BlipSizes, renamed
+from nablaflow.rewards.blip import Blip, BlipSizes
+from nablaflow.rewards.clip import TOKENIZER as TOKENIZER_FILES
 from nablaflow.rewards.clip import read_tokenizer
 from nablaflow.rewards.preprocess import Preprocess
 from nablaflow.rewards.scorer import ScorerSettings, ScoringNetwork
@@ -34,12 +35,10 @@ class ImageReward(ScorerSettings):
     tokenizer: str = Field(default=TOKENIZER, description="BERT's, uncased: hub id or folder")
 
     def network(self) -> ScoringNetwork:
-        from transformers import BertTokenizer
+        from transformers import BertTokenizerFast
 
-        folder = source_folder(
-            self.tokenizer, ("tokenizer_config.json", "vocab.txt"), field="reward.tokenizer"
-        )
-        tokenizer = read_tokenizer(BertTokenizer, folder, "reward.tokenizer")
+        folder = source_folder(self.tokenizer, TOKENIZER_FILES, field="reward.tokenizer")
+        tokenizer = read_tokenizer(BertTokenizerFast, folder, "reward.tokenizer")
         # The original's own two; a prompt that holds one of them is otherwise cut up.
         tokenizer.add_special_tokens({"bos_token": "[DEC]"})
         tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
@@ -47,29 +46,35 @@ class ImageReward(ScorerSettings):
             self.weights or REPO, FILE, field="reward.weights", revision=self.revision
         )
         network = ImageRewardNetwork(Blip(SIZES), LinearHead(SIZES.text_width), tokenizer)
-        load_weights(network, own_names(read_weights(path)), path)
+        load_published(network, path)
         return network
 
 
-def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published checkpoint under our keys: ``blip.…`` as backbone, ``mlp.…`` as head."""
-    named: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if name.startswith(UNUSED):
-            continue
-        part, _, rest = name.partition(".")
-        known = {"blip": f"backbone.{renamed(rest)}", "mlp": f"head.{rest}"}
-        named[known.get(part, name)] = value
-    return named
+def original_name(name: str) -> str:
+    """What the published checkpoint calls a tensor of ``ImageRewardNetwork``."""
+    part, _, rest = name.partition(".")
+    return f"mlp.{rest}" if part == "head" else f"blip.{blip.original_name(rest)}"
+
+
+def load_published(network: ImageRewardNetwork, path: Path) -> None:
+    """Read the published checkpoint into a network.
+
+    Raises:
+        UserError: it cannot be read, or a key, by its published name, is missing or unknown.
+    """
+    state = {k: v for k, v in read_weights(path).items() if not k.startswith(UNUSED)}
+    names = {own: original_name(own) for own in network.state_dict()}
+    check_keys(names.values(), state, path)
+    load_weights(network, {own: state[name] for own, name in names.items()}, path)
 
 
 class ImageRewardNetwork(ScoringNetwork):
     """The head on the first token of a text encoder that attends to the image."""
 
-    def __init__(self, blip: Blip, head: LinearHead, tokenizer: Any) -> None:
+    def __init__(self, encoder: Blip, head: LinearHead, tokenizer: Any) -> None:
         super().__init__()
-        self.backbone, self.head, self.tokenizer = blip, head, tokenizer
-        self.preprocess = Preprocess(SIZES.image, odd_crop="even")
+        self.backbone, self.head, self.tokenizer = encoder, head, tokenizer
+        self.preprocess = Preprocess(encoder.image_size, odd_crop="even")
 
     def forward(self, images: Images, prompts: list[str]) -> Batch:
         tokens = self.tokenizer(

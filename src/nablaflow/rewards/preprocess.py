@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,9 +19,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class Preprocess:
     """Shortest side to ``size``, centre crop, normalise: the preprocessing of CLIP and BLIP.
 
-    The resize is bicubic with antialiasing, Pillow's filter (a = -0.5), and its overshoot is cut
-    off as Pillow cuts it, at 0 and 1. Pillow rounds to 8 bits besides, which has no gradient; it
-    is left out, and a result may therefore differ by half an 8-bit level, 0.5 / 255 / std.
+    The resize is bicubic with antialiasing, Pillow's filter (a = -0.5), along rows and then along
+    columns, and its overshoot is cut off at 0 and 1 after each of the two, as Pillow does. Pillow
+    rounds to 8 bits there besides, which has no gradient and is left out: a pixel may differ by
+    about an 8-bit level, 1 / 255 / std after normalising.
 
     Attributes:
         size: of the square that the network sees, pixels.
@@ -34,8 +35,8 @@ class Preprocess:
     std: tuple[float, float, float] = CLIP_STD
     odd_crop: Literal["down", "even"] = "down"
 
-    def __call__(self, images: Images) -> Images:
-        """Images in [0, 1], of any size, to normalised (batch, 3, size, size)."""
+    def __call__(self, images: Images) -> Float[Tensor, "batch 3 size size"]:
+        """Images in [0, 1], of any size, normalised for the network."""
         images = self._crop(self._resize(images))
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
@@ -45,11 +46,12 @@ class Preprocess:
         short = min(height, width)
         if short == self.size:
             return images
-        sides = [int(self.size * side / short) for side in (height, width)]
-        resized = functional.interpolate(
-            images, sides, mode="bicubic", align_corners=False, antialias=True
-        )
-        return resized.clamp(0.0, 1.0)
+        high, wide = (int(self.size * side / short) for side in (height, width))
+        for sides in ((height, wide), (high, wide)):
+            images = functional.interpolate(
+                images, sides, mode="bicubic", align_corners=False, antialias=True
+            ).clamp(0.0, 1.0)
+        return images
 
     def _crop(self, images: Tensor) -> Tensor:
         top, left = (self._start(side) for side in images.shape[-2:])
@@ -62,4 +64,4 @@ class Preprocess:
 
 def unit(features: Tensor) -> Tensor:
     """Rows scaled to length 1 in float32, whatever the precision of the network before."""
-    return torch.nn.functional.normalize(features.float(), dim=-1)
+    return functional.normalize(features.float(), dim=-1)

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nablaflow.errors import UserError
-from nablaflow.rewards.combine import WeightedSum
-from nablaflow.rewards.contract import NamedReward, named, summary
+from nablaflow.rewards.contract import Composite, NamedReward, named, summary, walk
 from nablaflow.typing import Batch, Images, Reward
 
 ROWS = 4
@@ -43,8 +42,8 @@ def probe(
 ) -> RewardProbe:
     """Try a reward on four smooth random images, the same ones every time.
 
-    A sum has a gradient only if every term has one: otherwise training would follow the others
-    alone and say nothing.
+    What is made of others has a gradient only if each of them has one: otherwise training would
+    follow the others alone and say nothing.
 
     Args:
         reward: a ``NamedReward`` or any callable.
@@ -61,12 +60,13 @@ def probe(
     images = _images(height, width).to(device)
     prompts = list(islice(cycle(prompts or [""]), ROWS))
     _check_contract(reward, images, prompts)
-    if not isinstance(reward.function, WeightedSum):
+    if not isinstance(reward.function, Composite):
         return _gradient(reward, images, prompts)
-    for _, term in reward.function.terms:
-        part = _gradient(term, images, prompts)
-        if not part.differentiable:
-            return RewardProbe(False, f"in its term {term.name!r}, {part.reason}")
+    for term in walk(reward):
+        if not isinstance(term.function, Composite):
+            part = _gradient(term, images, prompts)
+            if not part.differentiable:
+                return RewardProbe(False, f"in its term {term.name!r}, {part.reason}")
     return RewardProbe(True)
 
 

@@ -1,4 +1,4 @@
-"""Learned scorers: a frozen network, loaded at its first call, in batches, on a device of choice."""
+"""Learned scorers: a frozen network, loaded at its first call, in batches, on its own device."""
 
 from __future__ import annotations
 

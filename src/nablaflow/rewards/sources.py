@@ -1,4 +1,4 @@
-"""Where a scorer's parts come from: a path, ``owner/name`` on the hub, or ``owner/name@revision``."""
+"""Where a scorer's parts come from: a path, or ``owner/name`` or ``owner/name@revision``."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ class Config(Settings):
         description='"nano", a folder in diffusers format, or a hub id',
     )
     reward: RewardSpec = Field(
-        description="name of a reward, path/to/file.py:function, a mapping of those to weights, "
-        "or one with name and settings"
+        description="name of a reward, path/to/file.py:function, a mapping with name and settings, "
+        "or a mapping of those to weights"
     )
     prompts: PromptSource = Field(
         description="list of prompts, a text file with one a line, .jsonl or .csv, a set by name, "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from nablaflow.errors import UserError, nearest
 from nablaflow.nano.scenes import SHAPES
+from nablaflow.training.bank import cache_folder
 
 PROMPTS = [f"a {shape}" for shape in SHAPES]
 """They name the shape and leave hue, position, size and background free."""
@@ -86,7 +86,7 @@ def fitted_preference(start: StartProgress) -> Path:
     from nablaflow.nano.preferences import SHIPPED, shipped_pairs
 
     digest = hashlib.sha256(SHIPPED.read_bytes()).hexdigest()[:12]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nablaflow"
+    root = cache_folder()
     cached = root / f"preference-{digest}.safetensors"
     if cached.is_file():
         return cached
@@ -100,6 +100,6 @@ def fitted_preference(start: StartProgress) -> Path:
             save(found, cached)
     except OSError as error:
         raise UserError(
-            f"--reward preference: cannot write {root} ({error.strerror}); set XDG_CACHE_HOME"
+            f"--reward preference: cannot write {root} ({error.strerror}); set NABLAFLOW_CACHE"
         ) from error
     return cached

@@ -21,7 +21,7 @@ from nablaflow.methods import Method, Networks, TrainingBatch
 from nablaflow.models import FlowScore
 from nablaflow.models.adapters import load_trainable_state, trainable_state
 from nablaflow.models.pipelines import PipelineModel
-from nablaflow.rewards import NamedReward
+from nablaflow.rewards import NamedReward, memory, observe, recall
 from nablaflow.training.average import Average
 from nablaflow.training.batches import Batches
 from nablaflow.training.checkpoint import (
@@ -110,6 +110,7 @@ class Trainer:
         except FloatingPointError as error:
             raise self._not_finite(str(error)) from error
         record = {name: fmean(part[name] for part in records) for name in records[0]}
+        self._observe(fresh)
         self.update += 1
         finished = self.clock()
         self._spend(finished - started)
@@ -142,6 +143,11 @@ class Trainer:
     def finished(self) -> bool:
         """Whether all updates are done, or all the time is spent."""
         return self.update >= self.config.training.updates or self.spent >= 1.0
+
+    def _observe(self, rollout: Rollout) -> None:
+        """Let the reward remember the scores of all processes, in their order, on each of them."""
+        gathered: Any = self.accelerator.gather(rollout.components)
+        observe(self.reward, gathered)
 
     def _optimizer_step(self, batch: TrainingBatch, fresh: Rollout) -> Record:
         figures = self._accumulate(batch)
@@ -188,6 +194,10 @@ class Trainer:
         local = {
             "reward_mean": scores.mean(),
             "reward_square": scores.square().mean(),
+            **{
+                f"reward/{name}": value.to(device).double().mean()
+                for name, value in rollout.components.items()
+            },
             **{name: value.to(device).double() for name, value in figures.items()},
         }
         stacked = torch.stack(list(local.values()))
@@ -362,6 +372,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "guard": self.guard and self.guard.state(),
+            "reward": memory(self.reward),
             "micro_batch": self._micro_batch,
             **self.batches.state(),
         }
@@ -389,6 +400,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        recall(self.reward, state.get("reward", {}))
         # What this session's settings say comes first: memory may be why they were changed.
         self._micro_batch = self.config.training.micro_batch or state["micro_batch"]
         self.batches.restore(state)

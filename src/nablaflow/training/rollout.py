@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from nablaflow.diffusion import (
 )
 from nablaflow.guidance import Path
 from nablaflow.models import DiffusionModel
-from nablaflow.rewards import NamedReward
+from nablaflow.rewards import Components, NamedReward
 from nablaflow.typing import Batch, Latents
 
 
@@ -50,6 +50,7 @@ class Rollout:
         prompts: one for each trajectory.
         x0: clean states.
         scores: rewards of the images.
+        components: by name, where the reward is made of others, the scores of each.
         transitions: those that will be trained.
         log_prob: see `nablaflow.diffusion.Trajectories`.
         states: x_k by k, where the method or its estimator needs them.
@@ -61,6 +62,7 @@ class Rollout:
     transitions: Transitions
     log_prob: Batch
     states: Float[Tensor, "levels batch channel h w"] | None = None
+    components: Components = field(default_factory=dict)
 
     def path(self, model: DiffusionModel) -> Path:
         """The trajectories as estimators see them."""
@@ -82,6 +84,7 @@ class Rollout:
             Transitions(**transitions),
             state["log_prob"].to(device),
             None if states is None else states.to(device),
+            {name: value.to(device) for name, value in state.get("components", {}).items()},
         )
 
 
@@ -158,12 +161,14 @@ def make_rollout(
     x0 = torch.cat([part.x0 for part in parts])
     if not x0.isfinite().all():
         raise FloatingPointError("a state that the policy sampled")
-    scores = torch.cat(
-        [
-            reward(model.decode(part.x0), plan.prompts[i * batch : i * batch + len(part.x0)])
-            for i, part in enumerate(parts)
-        ]
-    )
+    scored = [
+        reward.detailed(model.decode(part.x0), plan.prompts[i * batch : i * batch + len(part.x0)])
+        for i, part in enumerate(parts)
+    ]
+    scores = torch.cat([score for score, _ in scored])
+    components = {
+        name: torch.cat([inner[name] for _, inner in scored]).float() for name in scored[0][1]
+    }
     transitions = Transitions.concatenate(
         [_shifted(part.transitions, index * batch) for index, part in enumerate(parts)]
     )
@@ -175,6 +180,7 @@ def make_rollout(
         transitions,
         torch.cat([part.log_prob for part in parts]),
         torch.cat(states, dim=1) if states else None,
+        components,
     )
 
 

@@ -21,6 +21,12 @@ from nablaflow.training.overrides import dump_config
 # What may change when a run is resumed; all of `evaluation` may as well, but for what is held out.
 FREE = {
     "output_dir",
+    "reward.batch",
+    "reward.device",
+    "reward.gradient_checkpointing",
+    "reward.retries",
+    "reward.timeout",
+    "reward.url",
     "training.updates",
     "training.minutes",
     "training.micro_batch",

@@ -1,0 +1,164 @@
+"""A judge behind HTTP: a server on a thread, of this process, that answers as each test says."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nablaflow.errors import UserError
+from nablaflow.rewards import load, probe, remote, require_gradient
+
+Answer = tuple[int, bytes]
+IMAGES = torch.rand(3, 3, 6, 5, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["a", "b", "c"]
+
+
+class Server(HTTPServer):
+    """Answers each request with ``answer(request)``; keeps what it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[Any] = []
+        self.answer: Callable[[dict[str, Any]], Answer] = lambda request: (500, b"")
+        self.url = f"http://127.0.0.1:{self.server_port}/score"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        server: Any = self.server
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server.requests.append(request)
+        server.headers.append(self.headers)
+        status, body = server.answer(request)
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as found:
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch) -> list[float]:
+    """The pauses between attempts, which no test waits for."""
+    made: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", made.append)
+    monkeypatch.setenv("no_proxy", "*")
+    return made
+
+
+def pixels(text: str) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(base64.b64decode(text))))
+
+
+def mean_red(request: dict[str, Any]) -> Answer:
+    scores = [float(pixels(image)[..., 0].mean() / 255) for image in request["images"]]
+    return 200, json.dumps({"scores": scores}).encode()
+
+
+def judge(server: Server, **settings: Any):
+    return load({"name": "remote", "url": server.url, **settings})
+
+
+def test_images_and_prompts_arrive_in_batches_and_scores_come_back(server):
+    server.answer = mean_red
+    found = judge(server, batch=2)(IMAGES, PROMPTS)
+    assert [request["prompts"] for request in server.requests] == [["a", "b"], ["c"]]
+    sent = pixels(server.requests[0]["images"][1])
+    assert (sent == (IMAGES[1] * 255).round().byte().permute(1, 2, 0).numpy()).all()
+    torch.testing.assert_close(found, IMAGES[:, 0].mean((1, 2)), atol=0.5 / 255, rtol=0)
+
+
+def test_it_has_no_gradient_and_methods_that_need_one_refuse_it(server):
+    server.answer = mean_red
+    found = probe(judge(server), height=6, width=5, device="cpu", prompts=PROMPTS)
+    assert not found.differentiable
+    with pytest.raises(UserError, match=r"reward 'remote' has no usable gradient.*: ddpo"):
+        require_gradient("remote", found, ["ddpo"])
+
+
+def test_a_busy_judge_is_asked_again_after_ever_longer_pauses(server, pauses):
+    def busy_twice(request: dict[str, Any]) -> Answer:
+        return (503, b"loading") if len(server.requests) < 3 else mean_red(request)
+
+    server.answer = busy_twice
+    judge(server)(IMAGES, PROMPTS)
+    assert pauses == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((200, b'{"scores": [1, 2]}'), "answers 2 scores for 3 images; it must give one each"),
+        ((200, b'{"scores": [1, NaN, 2]}'), "answers the score nan; it must be a finite number"),
+        ((200, b'{"scores": [1, "good", 2]}'), "answers the score 'good'; it must be a number"),
+        ((200, b'{"scores": [1, true, 2]}'), "answers the score True; it must be a number"),
+        ((200, b'{"score": 1}'), 'answers no list of "scores"'),
+        ((200, b"<html>\nhello"), r"answers no JSON \(<html>\); it must answer"),
+        ((400, b"no such\nmodel"), r"refuses \(status 400, no such\); mend the judge"),
+        ((503, b"loading"), r"cannot be used \(status 503, loading; attempts: 3\); start it"),
+    ],
+)
+def test_what_is_wrong_with_an_answer_is_one_line(server, answer, said):
+    server.answer = lambda request: answer
+    with pytest.raises(UserError, match=f"^reward: the judge at {server.url} {said}") as error:
+        judge(server, retries=2)(IMAGES, PROMPTS)
+    assert "\n" not in str(error.value)
+
+
+def test_a_judge_that_is_down(server, pauses):
+    down = Server()
+    down.server_close()
+    with pytest.raises(UserError, match=r"cannot be used \(.*refused; attempts: 2\); start it"):
+        judge(down, retries=1)(IMAGES, PROMPTS)
+    assert pauses == [1.0]
+
+
+def test_a_judge_that_is_slow(server):
+    asked_enough = threading.Event()
+
+    def never(request: dict[str, Any]) -> Answer:
+        asked_enough.wait(60)
+        return mean_red(request)
+
+    server.answer = never
+    with pytest.raises(UserError, match=r"no answer in 0\.05 s; attempts: 1"):
+        judge(server, retries=0, timeout=0.05)(IMAGES, PROMPTS)
+    asked_enough.set()
+
+
+def test_a_token_comes_from_the_environment(server, monkeypatch):
+    server.answer = mean_red
+    with pytest.raises(UserError, match=r"reward\.token_variable: JUDGE is not set"):
+        judge(server, token_variable="JUDGE")
+    monkeypatch.setenv("JUDGE", "secret")
+    judge(server, token_variable="JUDGE")(IMAGES, PROMPTS)
+    assert server.headers[0]["Authorization"] == "Bearer secret"
+
+
+def test_an_address_is_needed_and_must_be_one():
+    with pytest.raises(UserError, match=r"reward\.url: missing for remote \(where the judge"):
+        load("remote")
+    with pytest.raises(UserError, match=r"reward\.url: 'ftp://x' must begin with http"):
+        load({"name": "remote", "url": "ftp://x"})
