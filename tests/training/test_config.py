@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
-from nablaflow import rewards
 from nablaflow.errors import UserError
 from nablaflow.guidance import NablaTD, NStep
 from nablaflow.methods import METHODS, AdjointMatching, ResidualNablaDB, ValueMatching
+from nablaflow.rewards import CONFIGURABLE
+from nablaflow.rewards.settings import parse_settings
 from nablaflow.training.config import Config, named_kinds, parse_config
 from nablaflow.training.demo import demo_settings
 from nablaflow.training.overrides import dump_config, load_config, parse_override
@@ -535,7 +536,9 @@ def test_recipes_hold_the_published_settings(
 def test_every_published_recipe_loads_names_its_scorer_and_says_where_values_come_from(path):
     assert load_config(path, GIVEN, {}) == load_recipe(path.stem)
     config = load_config(path, [*GIVEN[1:], "reward.batch=2"], {})
-    assert rewards.load(config.reward).function.settings.batch == 2
+    settings = dict(config.reward)
+    name = settings.pop("name")
+    assert parse_settings(name, CONFIGURABLE[name], settings).batch == 2
     settings = [line for line in path.read_text().splitlines() if re.match(r" *\w+: .", line)]
     untraced = [line for line in settings if "#" not in line]
     ours = ("output_dir:", "name: residual-nabla-db")

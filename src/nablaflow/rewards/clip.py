@@ -49,20 +49,24 @@ def load_tokenizer(source: str, *, field: str, revision: str | None = None) -> A
     Raises:
         UserError: it cannot be found or read.
     """
-    from transformers import CLIPTokenizerFast
-
     folder = source_folder(source, TOKENIZER, field=field, revision=revision)
-    return read_tokenizer(CLIPTokenizerFast, folder, field)
+    return read_tokenizer("CLIPTokenizerFast", folder, field)
 
 
-def read_tokenizer(kind: Any, folder: Path, field: str) -> Any:
+def read_tokenizer(kind: str, folder: Path, field: str) -> Any:
     """A tokenizer of transformers from a folder.
+
+    Args:
+        kind: name of its class, of the kind that reads ``tokenizer.json``; in transformers 5 these
+            names are aliases.
 
     Raises:
         UserError: it cannot be read.
     """
+    import transformers
+
     try:
-        return kind.from_pretrained(folder, local_files_only=True)
+        return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{field}: no tokenizer can be read in {folder} ({reason})") from error

@@ -35,10 +35,8 @@ class ImageReward(ScorerSettings):
     tokenizer: str = Field(default=TOKENIZER, description="BERT's, uncased: hub id or folder")
 
     def network(self) -> ScoringNetwork:
-        from transformers import BertTokenizerFast
-
         folder = source_folder(self.tokenizer, TOKENIZER_FILES, field="reward.tokenizer")
-        tokenizer = read_tokenizer(BertTokenizerFast, folder, "reward.tokenizer")
+        tokenizer = read_tokenizer("BertTokenizerFast", folder, "reward.tokenizer")
         # The original's own two; a prompt that holds one of them is otherwise cut up.
         tokenizer.add_special_tokens({"bos_token": "[DEC]"})
         tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
