@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nablaflow.commands.compare import compare
 from nablaflow.commands.evaluate import evaluate
 from nablaflow.commands.reward import app as reward_app
 from nablaflow.commands.shared import AsJson, Debug, guarded
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(reward_app, name="reward")
 app.command("eval")(evaluate)
+app.command()(compare)
 
 Settings = Annotated[
     list[str] | None, typer.Argument(metavar="[key.sub=value …]", help="settings to change")
@@ -190,61 +192,6 @@ def _under_a_bar(plan: Any) -> list[dict[str, Any]]:
         raise Interrupted(
             f"stopped; {study.done()} of {cells} cells are done; the same command goes on"
         ) from None
-
-
-@app.command()
-def compare(
-    runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN …]", help="run folders, instead of methods")
-    ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="names with commas between, or all; default: a few")
-    ] = None,
-    reward: Annotated[
-        list[str] | None, typer.Option(help="again for more; default: warmth")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(help="runs of each [default: 3]")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="of training, for each run [default: 2]")
-    ] = None,
-    beta: Annotated[
-        float | None, typer.Option(help="the tilt; default: where a third of the bank counts")
-    ] = None,
-    n: Annotated[int | None, typer.Option("--n", help="images that are measured")] = None,
-    held_out: Annotated[
-        str | None, typer.Option(help="a reward to measure only; default: is the shape shown")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="folder for runs, figures, pictures")] = Path(
-        "runs/comparison"
-    ),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace figures of other settings there")
-    ] = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Train methods for the same time, or take runs, and hold them against the exact tilt.
-
-    What is in the folder already is not run again.
-    """
-
-    def work() -> None:
-        from nablaflow.comparison.command import compare_command
-
-        settings = {"seeds": seeds, "minutes": minutes, "beta": beta}
-        compare_command(
-            runs or [],
-            methods,
-            reward or [],
-            {name: value for name, value in settings.items() if value is not None},
-            n=n,
-            held_out=held_out,
-            out=out,
-            overwrite=overwrite,
-            as_json=as_json,
-        )
-
-    _guarded(work, debug)
 
 
 @app.command()

@@ -10,8 +10,9 @@ from rich.progress import Progress
 
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
-from nablaflow.comparison.race import curve_of_run, held_out_reward, starter
+from nablaflow.comparison.race import curve_of_run, held_out_reward
 from nablaflow.errors import UserError
+from nablaflow.runs import starter
 from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint, load_policy_state
 from nablaflow.training.config import Config, method_settings
 from nablaflow.training.overrides import load_config

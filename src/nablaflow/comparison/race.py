@@ -22,10 +22,9 @@ from nablaflow.methods import Networks, Untrained
 from nablaflow.metrics.summary import Column
 from nablaflow.nano.shown import shape_shown
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
-from nablaflow.runs import Interrupted, stopping
+from nablaflow.runs import Interrupted, starter, stopping
 from nablaflow.training.bank import spread
 from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
-from nablaflow.training.evaluation import StartProgress
 from nablaflow.training.loop import Record
 from nablaflow.training.memory import in_parts
 from nablaflow.training.rollout import stream
@@ -111,16 +110,6 @@ def _gauge(
             starter(progress),
         )
     return Gauge.of(reward, held_out, study.beta, parts.evaluated, bank)
-
-
-def starter(progress: Progress) -> StartProgress:
-    """How work shows itself: a bar for each kind of it."""
-
-    def start(what: str, total: int) -> Callable[[int], None]:
-        task = progress.add_task(what, total=total)
-        return lambda done: progress.advance(task, done)
-
-    return start
 
 
 def _carry_out(study: Study, cell: Cell, gauge: Gauge, progress: Progress) -> None:

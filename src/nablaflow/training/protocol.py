@@ -21,7 +21,8 @@ from nablaflow.metrics.bootstrap import Measured, Resampling
 from nablaflow.metrics.catalog import DEFAULT, chosen_metrics
 from nablaflow.metrics.contract import CHOSEN, Metric, View
 from nablaflow.metrics.quadratic import euclidean
-from nablaflow.training.checkpoint import load_policy_state
+from nablaflow.rewards import recall
+from nablaflow.training.checkpoint import load_checkpoint, load_policy_state
 from nablaflow.training.evaluation import (
     Evaluation,
     Look,
@@ -200,6 +201,7 @@ def carry_out(
 
 def _load(parts: Parts, folder: Path) -> None:
     load_policy_state(parts.model.network, folder, parts.config.model)
+    recall(parts.reward, load_checkpoint(folder).state.get("reward", {}))
 
 
 def _sampled(

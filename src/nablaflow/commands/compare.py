@@ -1,0 +1,125 @@
+"""`nablaflow compare`: methods for the same time, or runs that exist, to a table and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nablaflow.commands.shared import AsJson, Debug, guarded
+from nablaflow.errors import UserError
+
+Several = list[str] | None
+
+
+def compare(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN …]", help="run folders, instead of methods")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="names with commas between, or all; default: a few")
+    ] = None,
+    reward: Annotated[Several, typer.Option(help="again for more; default: warmth")] = None,
+    seeds: Annotated[int | None, typer.Option(help="runs of each; default: 3")] = None,
+    minutes: Annotated[float | None, typer.Option(help="of training, each; default: 2")] = None,
+    beta: Annotated[
+        float | None, typer.Option(help="the tilt; default: where a third of the bank counts")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="images that are measured")] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="a reward to measure only; default: is the shape shown")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for runs, figures, pictures")] = Path(
+        "runs/comparison"
+    ),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace figures of other settings there")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train methods for the same time, or take runs, and hold them against the exact tilt.
+
+    What is in the folder already is not run again.
+    """
+
+    def work() -> None:
+        given = {"seeds": seeds, "minutes": minutes, "beta": beta}
+        settings = {name: value for name, value in given.items() if value is not None}
+        if not runs:
+            names = [name.strip() for name in (methods or "").split(",") if name.strip()]
+            own = settings if n is None else {**settings, "n": n}
+            outcomes = _race(names, reward or [], out, held_out, own, overwrite=overwrite)
+        elif methods or reward or settings or overwrite:
+            raise UserError(
+                "compare: runs have their methods, rewards, seeds, minutes and beta already; give "
+                "runs or --methods, not both"
+            )
+        else:
+            outcomes = _finished(runs, out, held_out, n)
+        _show(outcomes, out, as_json)
+
+    guarded(work, debug)
+
+
+def _race(
+    names: list[str],
+    rewards: list[str],
+    out: Path,
+    held_out: str | None,
+    settings: dict[str, Any],
+    *,
+    overwrite: bool,
+) -> list[Any]:
+    from rich.console import Console
+
+    from nablaflow.comparison import Study, race
+    from nablaflow.runs import progress_display
+
+    study = Study.named(names, rewards, out, held_out=held_out, **settings)
+    with progress_display(Console(stderr=True)) as progress:
+        return race(study, progress, overwrite=overwrite)
+
+
+def _finished(runs: list[Path], out: Path, held_out: str | None, n: int | None) -> list[Any]:
+    from rich.console import Console
+
+    from nablaflow.comparison import compare_runs
+    from nablaflow.runs import progress_display
+
+    with progress_display(Console(stderr=True)) as progress:
+        return [compare_runs(runs, out, progress, n=n, held_out=held_out)]
+
+
+def _show(outcomes: list[Any], out: Path, as_json: bool) -> None:
+    """Write each to the folder; print the tables, or all rows."""
+    from rich.console import Console
+
+    from nablaflow.report.comparison_table import comparison_table
+
+    pictures = [_write(out, outcome) for outcome in outcomes]
+    if as_json:
+        print(json.dumps({"rows": [row for outcome in outcomes for row in outcome.rows()]}))
+        return
+    for outcome, picture in zip(outcomes, pictures, strict=True):
+        title = f"{outcome.reward}, beta {outcome.beta:g}"
+        Console().print(comparison_table(title, outcome.rows()))
+        print(picture)
+
+
+def _write(out: Path, outcome: Any) -> Path:
+    """Write ``<reward>.json``, ``.md`` and ``.png``; returns the picture's path."""
+    from nablaflow.comparison.study import slug
+    from nablaflow.report.comparison_plot import comparison_figure
+    from nablaflow.report.comparison_table import comparison_markdown
+    from nablaflow.training.run_folder import write_whole
+
+    out.mkdir(parents=True, exist_ok=True)
+    stem, data = slug(outcome.reward), outcome.as_data()
+    write_whole(out / f"{stem}.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+    write_whole(out / f"{stem}.md", comparison_markdown(outcome.rows()))
+    picture = out / f"{stem}.png"
+    comparison_figure(data).savefig(picture)
+    return picture
