@@ -210,7 +210,7 @@ def test_pruning_keeps_the_best_of_every_checkpoint_that_is_kept(tmp_path: Path)
 MISTAKES = {
     "unknown metric": ("guard.max_fid=3", r"^guard\.max_fid: unknown key"),
     "never": ("guard.every=5", r"^guard\.every: 5 is more than training\.updates=4"),
-    "nothing to trip": ("guard.action=roll-back", r"^guard\.action: .*guard\.max_kl"),
+    "nothing to trip": ("guard.action=roll-back", r"^guard: .*action asks for; set guard\.max_kl"),
     "unknown reward": ("guard.held_out.reward=contrst", r"^guard\.held_out\.reward: .*contrast\?"),
     "the trained reward": ("guard.held_out.reward=warmth", r"^guard\.held_out\.reward: warmth is"),
     "too few": ("guard.n=5", r"^guard\.n: .*use 6 or more"),

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nablaflow.features import pooled_pixels
 from nablaflow.metrics import Estimate, ImportanceWeights, SampleSet, Yardstick, reward_mean
-from nablaflow.metrics.features import pooled_pixels
 from nablaflow.metrics.summary import Column
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward

@@ -204,6 +204,7 @@ def _guard(records: Records, summary: Mapping[str, Any]) -> str:
     if guard is None:
         return ""
     start = {**guard["reference"], "kl": 0.0, "diversity": 1.0}
+    budgets = guard["budgets"]
     figures = "".join(
         _figure(
             caption,
@@ -211,7 +212,7 @@ def _guard(records: Records, summary: Mapping[str, Any]) -> str:
                 records,
                 metric,
                 start=start[metric],
-                budget=guard["budgets"].get(metric),
+                budget=budgets.get(metric),
                 theme=theme,
             ),
         )

@@ -154,7 +154,7 @@ class Guard(Settings):
     def _something_can_trip(self) -> Guard:
         if self.action == "roll-back" and set(self.budgets.values()) == {None}:
             raise ValueError(
-                "guard.action: nothing can cause a roll-back without a budget; set guard.max_kl, "
+                "nothing can cause the roll-back that action asks for; set guard.max_kl, "
                 "guard.min_diversity or guard.held_out.min"
             )
         return self

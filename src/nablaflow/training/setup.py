@@ -29,7 +29,7 @@ from nablaflow.training.allocator import keep_freed_memory
 from nablaflow.training.config import Config
 from nablaflow.training.guard import Guard
 from nablaflow.training.loop import Trainer
-from nablaflow.training.prompts import prompt_sets
+from nablaflow.training.prompts import load_prompts, prompt_sets
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The others wait while the main process measures the run at its end.
