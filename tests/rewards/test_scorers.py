@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support import blip
 from transformers import BertTokenizerFast, CLIPModel, CLIPTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from nablaflow.errors import UserError
 from nablaflow.rewards import NamedReward, image_reward, load, probe, score_and_gradient
+from tests.support import blip
 
 TINY = {"height": 32, "width": 32}
 
