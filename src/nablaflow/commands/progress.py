@@ -11,12 +11,7 @@ def bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
     """Bars on standard error for each part of the work."""
     from rich.console import Console
 
-    from nablaflow.runs import progress_display
+    from nablaflow.runs import progress_display, starter
 
     with progress_display(Console(stderr=True)) as progress:
-
-        def start(what: str, total: int) -> Callable[[int], None]:
-            task = progress.add_task(what, total=total)
-            return lambda done: progress.advance(task, done)
-
-        yield start
+        yield starter(progress)
