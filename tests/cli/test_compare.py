@@ -1,0 +1,76 @@
+"""`nablaflow compare`: of runs that exist, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Cli = Callable[..., Result]
+
+
+def assert_refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("nablaflow:")]
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "residual-nabla-bd"], ["--methods", "residual-nabla-db?"]),
+        (["--reward", "warmt"], ["warmt", "warmth?"]),
+        (["--methods", "refl", "--reward", "jpeg_compressibility"], ["gradient", "ddpo"]),
+        (["--seeds", "0"], ["--seeds", "0", "1 or more"]),
+        (["--minutes", "-1"], ["--minutes", "above 0"]),
+        (["--held-out", "beauty"], ["beauty", "warmth"]),
+        (["nowhere", "--methods", "refl"], ["runs or --methods"]),
+        (["nowhere"], ["nowhere", "no run"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    cli: Cli, here: Path, arguments: list[str], words: list[str]
+):
+    assert_refused(cli("compare", *arguments), *words)
+    assert list(here.iterdir()) == []
+
+
+def test_two_runs_side_by_side(cli: Cli, recipe: Path, here: Path):
+    assert cli("train", recipe, "output_dir=one").exit_code == 0
+    assert cli("train", recipe, "output_dir=two", "method.gamma=one").exit_code == 0
+    result = cli("compare", "one", "two", "--out", "both", "--json")
+    assert result.exit_code == 0, result.output
+    rows = {row["method"]: row for row in json.loads(result.stdout)["rows"]}
+    # The same method with other settings: the folders' names tell them apart.
+    assert list(rows) == ["reference", "one", "two"]
+    assert rows["one"]["updates"] == 2
+    assert rows["one"]["held_out"] is None  # not the embedded model, and none was given
+    assert {path.name for path in (here / "both").iterdir()} >= {
+        "warmth.json",
+        "warmth.md",
+        "warmth.png",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("prompts=[a star, a square]", ["prompts", "two", "one"]),
+        ("reward=contrast", ["reward", "two"]),
+        ("method.beta=2", ["method.beta", "two"]),
+        ("sampler.steps=5", ["sampler", "two"]),
+    ],
+)
+def test_runs_that_one_gauge_cannot_measure(
+    cli: Cli, recipe: Path, here: Path, change: str, words: list[str]
+):
+    small = "training.updates=1"
+    assert cli("train", recipe, "output_dir=one", small).exit_code == 0
+    assert cli("train", recipe, "output_dir=two", small, change).exit_code == 0
+    assert_refused(cli("compare", "one", "two"), *words)
