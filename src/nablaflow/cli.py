@@ -73,8 +73,11 @@ def demo(
         from nablaflow.commands.progress import bars
         from nablaflow.training.demo import demo_settings
 
-        with bars() as start:
-            defaults = demo_settings(reward, start)
+        if reward == "warmth":
+            defaults = demo_settings()
+        else:  # fitted on its first use
+            with bars() as start:
+                defaults = demo_settings(reward, start)
         _run(None, defaults, settings or [], resume=resume, overwrite=overwrite, as_json=as_json)
 
     guarded(work, debug)

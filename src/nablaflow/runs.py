@@ -157,6 +157,8 @@ def run(
 
 
 def _begin_guard(parts: Parts, console: Console) -> None:
+    if parts.trainer.guard is None:
+        return
     with progress_display(console) as progress:
         parts.trainer.begin_guard(_looking(parts, progress))
 

@@ -19,7 +19,7 @@ from nablaflow.errors import TrainingStopped
 from nablaflow.guidance import TrainingBatch
 from nablaflow.methods import ValueMatching
 from nablaflow.rewards import NamedReward, load
-from nablaflow.training import loop
+from nablaflow.training import batches
 from nablaflow.training.config import Config, named_kinds
 from nablaflow.training.estimates import estimate_in_parts
 from nablaflow.training.loop import Trainer
@@ -53,9 +53,9 @@ def watch(trainer: Trainer) -> list[TrainingBatch]:
 
 
 def estimate(trainer: Trainer, rollout: Rollout, size: int = TRAJECTORIES) -> Any:
-    assert trainer.estimator is not None
+    assert trainer.batches.estimator is not None
     path, beta = rollout.path(trainer.model), trainer.method.beta
-    return estimate_in_parts(path, trainer.estimator, trainer.networks, beta, size)
+    return estimate_in_parts(path, trainer.batches.estimator, trainer.networks, beta, size)
 
 
 def rolled_out(parts: Parts, share: Share) -> Rollout:
@@ -134,7 +134,7 @@ def test_only_what_needs_the_states_keeps_them(
         rollouts.append(make_rollout(*arguments, **options))
         return rollouts[-1]
 
-    monkeypatch.setattr(loop, "make_rollout", spy)
+    monkeypatch.setattr(batches, "make_rollout", spy)
     trainer.step()
     (rollout,) = rollouts
     if not kept:
@@ -283,7 +283,7 @@ def test_out_of_memory_halves_the_estimates_and_not_the_figures(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return estimate_in_parts(path, estimator, networks, beta, size)
 
-    monkeypatch.setattr(loop, "estimate_in_parts", limited)
+    monkeypatch.setattr(batches, "estimate_in_parts", limited)
     trainer = make_parts(*method).trainer
     assert train(trainer, 2) == direct
     assert trainer.checkpoint().state["estimate_batch"] == 1
@@ -303,7 +303,7 @@ def test_the_settings_bound_how_many_trajectories_have_a_graph(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, given: list[str], sizes: list[int]
 ):
     trainer = make_parts("method=terminal", *given).trainer
-    kind, seen = type(trainer.estimator), []
+    kind, seen = type(trainer.batches.estimator), []
     find = kind.estimate
 
     def watched(self: Any, path: Any, *rest: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from nablaflow import runs
+from nablaflow import measuring, runs
 from nablaflow.errors import UserError
 from nablaflow.runs import Run
 from nablaflow.training.checkpoint import (

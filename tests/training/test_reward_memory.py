@@ -53,7 +53,7 @@ def test_each_component_is_logged_by_name(settings, make_config):
 def test_memory_holds_what_the_rollouts_scored(settings, make_parts):
     settings["reward"] = REWARD
     parts = make_parts("training.updates=1")
-    rollout = parts.trainer._rollout(0)
+    rollout = parts.trainer.batches.rollouts(0)[0]
     parts.trainer.step()
     assert memory(parts.reward)["light"].tolist() == pytest.approx(
         rollout.components["brightness"].tolist()

@@ -90,16 +90,6 @@ class Config(Settings):
             )
         return self
 
-    @model_validator(mode="after")
-    def _the_guard_comes_before_the_end(self) -> Config:
-        if self.guard is not None and self.guard.every > self.training.updates:
-            raise ValueError(
-                f"guard.every: {self.guard.every} is more than "
-                f"training.updates={self.training.updates}, so the guard would never look; "
-                "use a smaller interval, or guard=null"
-            )
-        return self
-
     @property
     def strata(self) -> int:
         """Transitions trained in each trajectory: one from each stratum of its steps."""

@@ -309,7 +309,7 @@ class Trainer:
     def _look(self, run: Path, on_look: Callable[[int], None]) -> Record:
         """The guard's figures, if it is its turn; the main process finds them, all obey."""
         guard = self.guard
-        if guard is None or self.update % guard.settings.every:
+        if guard is None or (self.update % guard.settings.every and not self.finished):
             return {}
         started = self.clock()
         look = None

@@ -49,6 +49,7 @@ def check_run(config: Config, *, resume: bool, overwrite: bool) -> None:
         UserError: it holds another run already, or there is nothing to resume.
     """
     run = config.output_dir
+    _check_place(run)
     existing = run / CONFIG
     if resume:
         if not existing.is_file():
@@ -63,6 +64,15 @@ def check_run(config: Config, *, resume: bool, overwrite: bool) -> None:
         )
     if not existing.is_file():
         raise UserError(f"--overwrite: {run} holds no run of nablaflow; remove it by hand")
+
+
+def _check_place(run: Path) -> None:
+    """Whether the folder can be made: the nearest one that exists decides."""
+    nearest = next(place for place in (run, *run.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise UserError(f"output_dir: cannot write {run} ({nearest} is not a directory)")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"output_dir: cannot write {run} (no permission in {nearest})")
 
 
 def open_run(config: Config, *, resume: bool) -> Path:

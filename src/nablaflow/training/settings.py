@@ -126,7 +126,7 @@ class HeldOut(Settings):
 class Guard(Settings):
     """What is looked at during training, on the same prompts and noise each time, and budgets."""
 
-    every: Count = Field(default=50, description="updates between two looks")
+    every: Count = Field(default=50, description="updates between two looks; one is at the end")
     n: Count = Field(default=64, description="images in all, two or more for each prompt")
     prompts: PromptSource | None = Field(
         default=None, description="list or file, as the run's; null: the run's"
