@@ -70,6 +70,8 @@ def demo_settings(
             "every": 25,
             "n": 32,
             "held_out": {"reward": "contrast"},
+            "max_kl": 10.0,
+            "action": "roll-back",
         },
         "evaluation": {"n": 512, "batch": 64, "bank": BANK},
     }
