@@ -75,8 +75,11 @@ def test_the_table_shows_errors_dashes_and_what_diverged():
         {"method": "gone", "reward_mean": None, "diverged": 2},
     ]
     out = io.StringIO()
-    Console(file=out, width=200).print(comparison_table("warmth", rows))
-    for text in (out.getvalue(), comparison_markdown(rows)):
-        assert "0.500 ± 0.100" in text
-        assert "50 ± 10" in text
-        assert "gone (2 diverged)" in text
+    Console(file=out, width=80).print(comparison_table("warmth", rows))
+    page = comparison_markdown(rows)
+    assert "0.500 ± 0.100" in page
+    assert "50 ± 10" in page
+    assert "gone (2 diverged)" in page
+    text = out.getvalue()
+    assert {"0.500", "±0.100", "50", "±10", "gone"} <= set(text.split())
+    assert max(map(len, text.splitlines())) <= 80

@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from nablaflow.report.exact_table import in_lines
 from nablaflow.report.table import MISSING
 
 Row = Mapping[str, Any]
@@ -37,35 +38,44 @@ def _plain(digits: int) -> Callable[[float, float | None], str]:
 
 HEADINGS = (
     Heading("reward", "reward_mean", _with_error(3)),
-    Heading("of the way\n%", "closing", _with_error(0, 100.0)),
-    Heading("diversity", "diversity", _with_error(2)),
-    Heading("Fréchet to\nreference", "distance_to_reference", _with_error(2)),
-    Heading("distance\nto tilt", "distance_to_tilt", _with_error(3)),
+    Heading("way\n%", "closing", _with_error(0, 100.0)),
+    Heading("diver-\nsity", "diversity", _with_error(2)),
+    Heading("to refe-\nrence", "distance_to_reference", _with_error(2)),
+    Heading("to\ntilt", "distance_to_tilt", _with_error(3)),
     Heading("held\nout", "held_out", _with_error(2)),
     Heading("front\n%", "hypervolume", _with_error(0, 100.0)),
     Heading("s to\n50 %", "seconds_to_50", _plain(0)),
     Heading("s to\n80 %", "seconds_to_80", _plain(0)),
-    Heading("updates", "updates", _plain(0)),
+    Heading("up-\ndates", "updates", _plain(0)),
 )
 
 
 def comparison_table(title: str, rows: Sequence[Row]) -> Table:
-    """For a terminal: ``Console().print(comparison_table(reward, rows))``."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    """For a terminal of 80 columns or more, errors below the figures.
+
+    ``Console().print(comparison_table(reward, rows))``
+    """
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("", no_wrap=True)
     for heading in HEADINGS:
-        table.add_column(heading.words, justify="right", vertical="bottom", no_wrap=True)
+        table.add_column(heading.words, justify="right", vertical="top", no_wrap=True)
     for row in rows:
-        table.add_row(_label(row), *_cells(row))
+        table.add_row(_short(row), *(cell.replace(" ± ", "\n±") for cell in _cells(row)))
     return table
 
 
 def comparison_markdown(rows: Sequence[Row]) -> str:
     """The same for a page."""
-    heads = [heading.words.replace("\n", " ") for heading in HEADINGS]
+    heads = [heading.words.replace("-\n", "").replace("\n", " ") for heading in HEADINGS]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     lines += [f"| {_label(row)} | " + " | ".join(_cells(row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _short(row: Row) -> str:
+    name, diverged = str(row["method"]), row.get("diverged")
+    lines = name if " " in name else in_lines(name)
+    return f"{lines}\n({diverged} diverged)" if diverged else lines
 
 
 def _label(row: Row) -> str:

@@ -115,7 +115,7 @@ def _add_problem(table: Table, problem: str, methods: Mapping[str, Sequence[Row]
     table.add_row(Text(f"{problem}: exact", "bold"), *_cells(exact, "median", "bold"))
     for method, rows in methods.items():
         found = [spread(column.value(row) for row in rows) for column in COLUMNS]
-        table.add_row(_label(method), *_cells(found, "median"))
+        table.add_row(in_lines(method), *_cells(found, "median"))
         if len(rows) > 1:
             table.add_row(Text("  least", "dim"), *_cells(found, "least", "dim"))
             table.add_row(Text("  most", "dim"), *_cells(found, "most", "dim"))
@@ -128,8 +128,8 @@ def _cells(spreads: Iterable[Spread | None], which: str, style: str = "") -> lis
     ]
 
 
-def _label(method: str) -> str:
-    """In lines, with breaks before hyphens."""
+def in_lines(method: str) -> str:
+    """A method's name in lines, with breaks before hyphens."""
     words = method.replace("-", " -")
     lines = textwrap.wrap(words, _LABEL + words.count(" "), break_on_hyphens=False)
     return "\n".join(line.replace(" ", "") for line in lines)
