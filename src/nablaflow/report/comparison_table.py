@@ -46,7 +46,7 @@ HEADINGS = (
     Heading("front\n%", "hypervolume", _with_error(0, 100.0)),
     Heading("s to\n50 %", "seconds_to_50", _plain(0)),
     Heading("s to\n80 %", "seconds_to_80", _plain(0)),
-    Heading("up-\ndates", "updates", _plain(0)),
+    Heading("upd-\nates", "updates", _plain(0)),
 )
 
 
