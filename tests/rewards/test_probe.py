@@ -41,7 +41,14 @@ def test_four_different_colourful_images_and_four_prompts_are_shown():
 
 
 def test_no_prompts_means_empty_ones():
-    run(lambda images, prompts: mean(images) + len("".join(prompts)), prompts=[])
+    seen = set()
+
+    def spy(images, prompts):
+        seen.update(prompts)
+        return mean(images)
+
+    run(spy, prompts=[])
+    assert seen == {""}
 
 
 @pytest.mark.parametrize(

@@ -39,15 +39,14 @@ def compare_runs(
     """
     configs = [_config(folder, n) for folder in folders]
     _check_alike(folders, configs)
-    first = configs[0]
-    out_room, gauge, cells = out, None, []
+    gauge, cells = None, []
     for folder, config, label in zip(folders, configs, _labels(folders, configs), strict=True):
         with fresh_accelerator():
             parts = prepare(config, folder)
-            gauge = gauge or _gauge(parts, first, held_out, out_room, progress)
+            gauge = gauge or _gauge(parts, configs[0], held_out, out, progress)
             cells.append(_measure(parts, folder, label, gauge, progress))
     assert gauge is not None
-    return outcome_of(gauge, tilt_curve(gauge, out_room, starter(progress)), cells)
+    return outcome_of(gauge, tilt_curve(gauge, out, starter(progress)), cells)
 
 
 def _config(folder: Path, n: int | None) -> Config:

@@ -8,20 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nablaflow.features import pooled_pixels
 from nablaflow.metrics import Estimate, ImportanceWeights, SampleSet, Yardstick, reward_mean
 from nablaflow.metrics.summary import Column
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
 from nablaflow.training.bank import reference_bank, sample_states, spread
 from nablaflow.training.config import Config
-from nablaflow.training.evaluation import StartProgress
-from nablaflow.training.memory import in_parts
+from nablaflow.training.evaluation import StartProgress, measure_states
 from nablaflow.typing import Batch, Latents
 
 SHARE = 1 / 3
@@ -43,7 +40,6 @@ class Scored:
     held_out: Batch | None
 
 
-@torch.no_grad()
 def score_states(
     model: PipelineModel,
     rewards: tuple[NamedReward, NamedReward | None],
@@ -54,21 +50,12 @@ def score_states(
     on_progress: Callable[[int], None],
 ) -> Scored:
     """Decode states, prompts in turns, to features and the scores of both rewards."""
-    index = spread(len(states), len(prompts))
     reward, held_out = rewards
-
-    def work(rows: slice) -> tuple[Tensor, ...]:
-        pictures = model.decode(states[rows].to(model.device).float())
-        texts = [prompts[i] for i in index[rows].tolist()]
-        found = [pooled_pixels(pictures), reward(pictures, texts)]
-        if held_out is not None:
-            found.append(held_out(pictures, texts))
-        on_progress(len(pictures))
-        return tuple(part.cpu() for part in found)
-
-    parts = list(in_parts(work, len(states), batch, "evaluation.batch"))
-    features, scores, *rest = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Scored(SampleSet(features, scores, index), rest[0] if rest else None)
+    looks = {} if held_out is None else {"held_out": held_out}
+    found = measure_states(
+        model, reward, states, prompts, batch=batch, on_progress=on_progress, looks=looks
+    )
+    return Scored(found.samples, found.rows.get("held_out"))
 
 
 @dataclass(frozen=True)

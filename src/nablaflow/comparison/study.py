@@ -17,6 +17,7 @@ from nablaflow.comparison.entrants import (
     entrant_settings,
 )
 from nablaflow.errors import UserError
+from nablaflow.exact.study import difference
 from nablaflow.training.config import Config
 from nablaflow.training.demo import BANK, PROMPTS
 from nablaflow.training.overrides import load_config
@@ -197,14 +198,3 @@ def read_cell(path: Path) -> dict[str, Any]:
     if not whole:
         raise UserError(f"--out: {path} is not a finished cell; remove it")
     return found
-
-
-def difference(old: Any, new: Any, name: str = "") -> str | None:
-    """The first setting that differs, with both values; None: all are the same."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return None if old == new else f"{name}: {old} there, {new} here"
-    for key in {**old, **new}:
-        inner = f"{name}.{key}" if name else key
-        if change := difference(old.get(key), new.get(key), inner):
-            return change
-    return None

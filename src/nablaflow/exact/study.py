@@ -171,7 +171,7 @@ class Study:
             if overwrite:
                 return False
             raise
-        change = _difference(found, self.settings(cell))
+        change = difference(found, self.settings(cell))
         if change and not overwrite:
             raise UserError(
                 f"--out: {path.parent} holds figures of other settings ({change}); "
@@ -230,13 +230,13 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _difference(old: Any, new: Any, name: str = "") -> str | None:
+def difference(old: Any, new: Any, name: str = "") -> str | None:
     """The first setting that differs, with both values; None: all are the same."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return None if old == new else f"{name}: {old} there, {new} here"
     for key in {**old, **new}:
         inner = f"{name}.{key}" if name else key
-        if change := _difference(old.get(key), new.get(key), inner):
+        if change := difference(old.get(key), new.get(key), inner):
             return change
     return None
 

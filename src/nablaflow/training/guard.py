@@ -162,25 +162,22 @@ class Guard:
         states, kl = (torch.cat(part) for part in zip(*parts, strict=True))
         if not states.isfinite().all():
             raise FloatingPointError("a state that the policy sampled for the guard")
-        samples = self._score(self.reward, states)
-        held_out = None if self.held_out is None else self._score(self.held_out, states)
-        return _Measured(
-            reward_mean(kl, index).value,
-            diversity(samples.features, index).value,
-            reward_mean(samples.rewards, index).value,
-            None if held_out is None else reward_mean(held_out.rewards, index).value,
-        )
-
-    def _score(self, reward: NamedReward, states: Tensor) -> Any:
-        """Features and rewards, as the evaluation at the end has them."""
-        return measure_states(
+        found = measure_states(
             self.model,
-            reward,
+            self.reward,
             states,
             self.prompts,
             batch=self._batch,
             on_progress=lambda done: None,
-        ).samples
+            looks={} if self.held_out is None else {"held_out": self.held_out},
+        )
+        held_out = found.rows.get("held_out")
+        return _Measured(
+            reward_mean(kl, index).value,
+            diversity(found.samples.features, index).value,
+            reward_mean(found.samples.rewards, index).value,
+            None if held_out is None else reward_mean(held_out, index).value,
+        )
 
     def _sample_with_kl(self, texts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
         model = self.model
