@@ -70,14 +70,9 @@ def demo(
     """Align the embedded model with a reward and write a run folder."""
 
     def work() -> None:
-        from nablaflow.commands.progress import bars
         from nablaflow.training.demo import demo_settings
 
-        if reward == "warmth":
-            defaults = demo_settings()
-        else:  # fitted on its first use
-            with bars() as start:
-                defaults = demo_settings(reward, start)
+        defaults = demo_settings(reward)
         _run(None, defaults, settings or [], resume=resume, overwrite=overwrite, as_json=as_json)
 
     guarded(work, debug)

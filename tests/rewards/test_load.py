@@ -7,7 +7,7 @@ from nablaflow.errors import UserError
 from nablaflow.rewards import REWARDS, NamedReward, load
 from nablaflow.rewards.brightness import brightness
 
-IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a", "b"]
 
 

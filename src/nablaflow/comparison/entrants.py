@@ -64,20 +64,20 @@ ENTRANTS: dict[str, Entrant] = {
         lambda beta: ResidualNablaDB(
             beta=beta, gamma=1.5, forward_looking_predictor="reference", reverse_weight=0.0
         ),
-        3e-3,
+        1e-2,
     ),
     "residual-nabla-db-published": Entrant(
         lambda beta: ResidualNablaDB.published(beta, 0.0), 3e-3, flow=FLOW
     ),
     "nabla-db": Entrant(lambda beta: NablaDB(beta=beta), 1e-3, flow=FLOW),
-    "nabla-td": Entrant(lambda beta: NablaTD(beta=beta, td_lambda=0.5), 3e-3, flow=FLOW),
-    "adjoint-matching": Entrant(lambda beta: AdjointMatching(beta=beta), 3e-3),
+    "nabla-td": Entrant(lambda beta: NablaTD(beta=beta, td_lambda=0.5), 1e-2, flow=FLOW),
+    "adjoint-matching": Entrant(lambda beta: AdjointMatching(beta=beta), 1e-2),
     "terminal": Entrant(lambda beta: TerminalMatching(beta=beta), 3e-3),
     "tilted-matching": Entrant(lambda beta: TiltedMatching(beta=beta), 3e-3, ALL_STEPS),
-    "ddpo": Entrant(lambda beta: DDPO.tilted(beta), 3e-3, ALL_STEPS),
-    "ddpo-published": Entrant(lambda beta: DDPO(beta=beta, clip_range=1e-2), 3e-3, ALL_STEPS),
-    "dag-db": Entrant(lambda beta: DagDB(beta=beta), 3e-3, flow=FLOW),
-    "dag-kl": Entrant(lambda beta: DagKL(beta=beta), 3e-3, flow=FLOW),
+    "ddpo": Entrant(lambda beta: DDPO.tilted(beta), 1e-2, ALL_STEPS),
+    "ddpo-published": Entrant(lambda beta: DDPO(beta=beta, clip_range=1e-2), 1e-2, ALL_STEPS),
+    "dag-db": Entrant(lambda beta: DagDB(beta=beta), 1e-2, flow=FLOW),
+    "dag-kl": Entrant(lambda beta: DagKL(beta=beta), 1e-2, flow=FLOW),
     "refl": Entrant(lambda beta: ReFL(beta=beta), 3e-3, WHOLE),
     "draft-1": Entrant(lambda beta: Draft(beta=beta, k=1), 1e-3, WHOLE),
     "draft-lv": Entrant(lambda beta: Draft(beta=beta, low_variance_samples=2), 1e-3, WHOLE),

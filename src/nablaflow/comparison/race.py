@@ -20,7 +20,6 @@ from nablaflow.comparison.study import CELL, Cell, Study, read_cell
 from nablaflow.errors import TrainingStopped
 from nablaflow.methods import Networks, Untrained
 from nablaflow.metrics.summary import Column
-from nablaflow.nano.shown import shape_shown
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
 from nablaflow.runs import Interrupted, starter, stopping
 from nablaflow.training.bank import spread
@@ -78,9 +77,9 @@ def _race(
 
 def held_out_reward(spec: str | None, *, embedded: bool) -> NamedReward | None:
     """A reward by its spec; without one, for the embedded model, whether the shape is shown."""
-    if spec is not None:
-        return load(spec)
-    return NamedReward("shape_shown", shape_shown) if embedded else None
+    if spec is None and not embedded:
+        return None
+    return load(spec or "shape_shown")
 
 
 def _check_gradients(study: Study, reward: NamedReward) -> None:

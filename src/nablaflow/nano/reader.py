@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nablaflow.errors import UserError
 from nablaflow.nano.scenes import (
     IMAGE_SIZE,
     MARGIN,
@@ -83,7 +84,17 @@ def _position(centre: Tensor, shape: Tensor, radius: Tensor) -> Tensor:
 
 
 def read(images: Tensor) -> Reading:
-    """Read the attributes of (n, 3, 64, 64) images in [0, 1]."""
+    """Read the attributes of (n, 3, 64, 64) images in [0, 1].
+
+    Raises:
+        UserError: images of another size, which are not the embedded model's.
+    """
+    if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+        height, width = images.shape[-2:]
+        raise UserError(
+            f"reward: scenes of {IMAGE_SIZE}x{IMAGE_SIZE} can be read, not images of "
+            f"{width}x{height}; shape_shown and preference_rule are for the embedded model"
+        )
     mask = segment(images)
     area = mask.sum((1, 2))
     radius = (area / math.pi).sqrt().clamp(RADIUS[0] / 2, RADIUS[1] * 1.5)

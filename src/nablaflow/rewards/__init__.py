@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nablaflow.errors import UserError, nearest
+from nablaflow.nano.shown import shape_shown
+from nablaflow.nano.taste import preference_rule
 from nablaflow.rewards.aesthetic import Aesthetic
 from nablaflow.rewards.brightness import brightness
 from nablaflow.rewards.cap import Cap
@@ -34,6 +36,7 @@ from nablaflow.rewards.jpeg_size import jpeg_compressibility, jpeg_incompressibi
 from nablaflow.rewards.minimum import Minimum
 from nablaflow.rewards.normalized import Normalized, memory, observe, recall
 from nablaflow.rewards.pickscore import PickScore
+from nablaflow.rewards.preference import Preference
 from nablaflow.rewards.probe import RewardProbe, probe, require_gradient
 from nablaflow.rewards.remote import Remote
 from nablaflow.rewards.settings import RewardSettings, parse_settings
@@ -68,6 +71,8 @@ REWARDS: dict[str, Reward] = {
     "contrast": contrast,
     "jpeg_compressibility": jpeg_compressibility,
     "jpeg_incompressibility": jpeg_incompressibility,
+    "preference_rule": preference_rule,
+    "shape_shown": shape_shown,
     "symmetry": symmetry,
     "warmth": warmth,
 }
@@ -82,6 +87,7 @@ CONFIGURABLE: dict[str, type[RewardSettings]] = {
     "minimum": Minimum,
     "normalized": Normalized,
     "pickscore": PickScore,
+    "preference": Preference,
     "remote": Remote,
 }
 """Rewards with settings; those with weights read them when they first score."""

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from nablaflow.errors import UserError, nearest
 from nablaflow.nano.scenes import SHAPES
-from nablaflow.training.bank import cache_folder
 
 PROMPTS = [f"a {shape}" for shape in SHAPES]
 """They name the shape and leave hue, position, size and background free."""
 
 BANK = 2048 * len(PROMPTS)
 
-
-StartProgress = Callable[[str, int], Callable[[int], None]]
-"""``(what, total) -> told how many more are done``."""
-
 BETAS = {"warmth": 4.0, "preference": 0.5}
 """The demo's rewards; each tilt fits the reward's own unit."""
 
 
-def demo_settings(
-    reward: str = "warmth", start: StartProgress = lambda what, total: lambda done: None
-) -> dict[str, Any]:
+def demo_settings(reward: str = "warmth") -> dict[str, Any]:
     """The demo's configuration; docs/benchmarks.md has what it was measured to do.
 
     Args:
-        reward: ``warmth``, or ``preference``, which is fitted on its first use.
-        start: shows how the fit goes.
+        reward: ``warmth``, or ``preference``.
 
     Raises:
-        UserError: another reward, or a cache that cannot be written.
+        UserError: another reward.
     """
     if reward not in BETAS:
         raise UserError(
@@ -44,7 +32,7 @@ def demo_settings(
         )
     return {
         "model": "nano",
-        "reward": str(fitted_preference(start)) if reward == "preference" else reward,
+        "reward": reward,
         "prompts": PROMPTS,
         "output_dir": "runs/demo",
         "method": {
@@ -75,33 +63,3 @@ def demo_settings(
         },
         "evaluation": {"n": 512, "batch": 64, "bank": BANK},
     }
-
-
-def fitted_preference(start: StartProgress) -> Path:
-    """The reward fitted to the pairs that ship with the package, kept in the user's cache.
-
-    Raises:
-        UserError: the cache cannot be written.
-    """
-    from nablaflow.fitting import HeadSettings, fit_folder, save
-    from nablaflow.nano.judged import write_judged
-    from nablaflow.nano.preferences import SHIPPED, shipped_pairs
-
-    digest = hashlib.sha256(SHIPPED.read_bytes()).hexdigest()[:12]
-    root = cache_folder()
-    cached = root / f"preference-{digest}.safetensors"
-    if cached.is_file():
-        return cached
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            write_judged(Path(folder), shipped_pairs())
-            found = fit_folder(
-                Path(folder), "nano", HeadSettings(), pessimism=1.0, seed=0, start=start
-            )
-            save(found, cached)
-    except OSError as error:
-        raise UserError(
-            f"--reward preference: cannot write {root} ({error.strerror}); set NABLAFLOW_CACHE"
-        ) from error
-    return cached
