@@ -31,7 +31,6 @@ from nablaflow.training.bank import sample_states
 from nablaflow.training.checkpoint import best_folder, list_checkpoints, load_checkpoint
 from nablaflow.training.config import Config
 from nablaflow.training.evaluation import Evaluation, evaluate
-from nablaflow.training.loop import Record
 from nablaflow.training.memory import in_parts
 from nablaflow.training.overrides import dump_config
 from nablaflow.training.run_folder import (
@@ -46,6 +45,7 @@ from nablaflow.training.run_folder import (
     write_whole,
 )
 from nablaflow.training.setup import Parts, fresh_accelerator, model_source, prepare
+from nablaflow.training.stepper import Record
 
 SHEET = 16  # images on a sheet of samples during training
 

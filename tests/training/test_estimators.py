@@ -48,7 +48,7 @@ METHODS = {
 def watch(trainer: Trainer) -> list[TrainingBatch]:
     """The batches that the method's losses see, in order."""
     batches: list[TrainingBatch] = []
-    trainer.objective.register_forward_pre_hook(lambda _, given: batches.append(given[0]))
+    trainer.stepper.objective.register_forward_pre_hook(lambda _, given: batches.append(given[0]))
     return batches
 
 
@@ -325,7 +325,7 @@ def graphs() -> int:
 def test_no_graph_is_held_when_the_losses_begin(make_parts: MakeParts, name: str):
     trainer = make_parts(*METHODS[name]).trainer
     before, during = graphs(), []
-    trainer.objective.register_forward_pre_hook(lambda *_: during.append(graphs()))
+    trainer.stepper.objective.register_forward_pre_hook(lambda *_: during.append(graphs()))
     trainer.step()
     assert len(during) == 1
     assert during[0] <= before

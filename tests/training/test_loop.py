@@ -112,7 +112,7 @@ def test_an_error_other_than_memory_is_not_retried(
 def test_the_optimizer_steps_once_per_update(make_parts: MakeParts, micro_batch: int):
     trainer = make_parts(f"training.micro_batch={micro_batch}").trainer
     steps: list[int] = []
-    trainer.optimizer.register_step_post_hook(lambda *_: steps.append(trainer.update))
+    trainer.stepper.optimizer.register_step_post_hook(lambda *_: steps.append(trainer.update))
     train(trainer)
     assert steps == [0, 1, 2]
 
@@ -139,7 +139,7 @@ def test_a_gradient_scaler_neither_steps_twice_nor_changes_the_update(
     expected = figures(plain.step())
     trainer = scaled(make_parts("training.micro_batch=2"), monkeypatch, scale=2.0**10)
     steps: list[int] = []
-    trainer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    trainer.stepper.optimizer.register_step_post_hook(lambda *_: steps.append(1))
     record = figures(trainer.step())
     assert steps == [1]
     # Gradient norms too: they are those of the unscaled gradients.
@@ -158,7 +158,7 @@ def test_the_norm_of_the_applied_gradient_is_at_most_the_limit(make_parts: MakeP
             squares = [p.grad.square().sum() for p in group["params"] if p.grad is not None]
             applied.append(float(torch.stack(squares).sum().sqrt()))
 
-    trainer.optimizer.register_step_pre_hook(measure)
+    trainer.stepper.optimizer.register_step_pre_hook(measure)
     record = trainer.step()
     assert record["policy_gradient_norm"] > 1e-3, "the logged norm is the one before clipping"
     assert applied
@@ -178,7 +178,7 @@ def watch(trainer: Trainer, patch: pytest.MonkeyPatch) -> tuple[list[Rollout], l
         return rollouts[-1]
 
     patch.setattr(making, "make_rollout", spy)
-    trainer.objective.register_forward_pre_hook(lambda _, given: batches.append(given[0]))
+    trainer.stepper.objective.register_forward_pre_hook(lambda _, given: batches.append(given[0]))
     return rollouts, batches
 
 

@@ -177,7 +177,9 @@ def test_a_batch_split_given_anew_comes_before_the_saved_one(make_parts: Callabl
     saved = make_parts("training.micro_batch=8").trainer.checkpoint()
     trainer = make_parts("training.micro_batch=2").trainer
     parts: list[int] = []
-    trainer.objective.register_forward_pre_hook(lambda _, given: parts.append(len(given[0])))
+    trainer.stepper.objective.register_forward_pre_hook(
+        lambda _, given: parts.append(len(given[0]))
+    )
     trainer.restore(saved)
     trainer.step()
     assert set(parts) == {2}

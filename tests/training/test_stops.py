@@ -18,8 +18,8 @@ from nablaflow.methods import Losses, ResidualNablaDB
 from nablaflow.rewards import NamedReward, load
 from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.training.config import Config
-from nablaflow.training.loop import MOST_SKIPPED
 from nablaflow.training.setup import Parts
+from nablaflow.training.stepper import MOST_SKIPPED
 
 MakeConfig = Callable[..., Config]
 MakeParts = Callable[..., Parts]
@@ -140,7 +140,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_not_applied(
     trainer = make_parts().trainer
     trainer.step()
     before = trainer.checkpoint()
-    group = trainer.optimizer.param_groups[("policy", "flow").index(network)]
+    group = trainer.stepper.optimizer.param_groups[("policy", "flow").index(network)]
     group["params"][0].register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(TrainingStopped, match=f"^update 2: {network}_gradient_norm is not finite"):
         trainer.step()
@@ -155,7 +155,9 @@ def test_a_gradient_scaler_does_not_leave_out_updates_for_ever(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ):
     trainer = make_parts().trainer
-    monkeypatch.setattr(type(trainer._stepper), "step_was_skipped", property(lambda self: True))
+    monkeypatch.setattr(
+        type(trainer.stepper._prepared), "step_was_skipped", property(lambda self: True)
+    )
     for _ in range(MOST_SKIPPED - 1):
         trainer.step()
     with pytest.raises(TrainingStopped, match="ever smaller scales"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nablaflow.training.loop import Record, Trainer
+from nablaflow.training.loop import Trainer
+from nablaflow.training.stepper import Record
 
 
 def figures(record: Record) -> Record:

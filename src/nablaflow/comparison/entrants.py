@@ -85,7 +85,7 @@ ENTRANTS: dict[str, Entrant] = {
     "draft-tilted": Entrant(lambda beta: Draft(beta=beta, k="all", kl_weight=1.0), 3e-3, WHOLE),
     "alignprop": Entrant(lambda beta: AlignProp(beta=beta), 3e-3, WHOLE),
     "reward-weighted-regression": Entrant(
-        lambda beta: RewardWeightedRegression(beta=beta), 3e-3, GROUPS
+        lambda beta: RewardWeightedRegression(beta=beta), 1e-2, GROUPS
     ),
 }
 """Adding an entrant is one line here."""

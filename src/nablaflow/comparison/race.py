@@ -24,7 +24,6 @@ from nablaflow.rewards import NamedReward, load, probe, require_gradient
 from nablaflow.runs import Interrupted, starter, stopping
 from nablaflow.training.bank import spread
 from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
-from nablaflow.training.loop import Record
 from nablaflow.training.memory import in_parts
 from nablaflow.training.rollout import stream
 from nablaflow.training.run_folder import (
@@ -35,6 +34,7 @@ from nablaflow.training.run_folder import (
     write_whole,
 )
 from nablaflow.training.setup import Parts, fresh_accelerator, prepare
+from nablaflow.training.stepper import Record
 
 POINTS = "points.json"
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -33,15 +32,9 @@ from nablaflow.training.checkpoint import (
 )
 from nablaflow.training.config import Config
 from nablaflow.training.guard import Guard, as_record
-from nablaflow.training.memory import halving
 from nablaflow.training.objective import Objective
-from nablaflow.training.optimizer import learning_rate_factor, make_optimizer
 from nablaflow.training.rollout import Rollout
-
-Record = dict[str, float]
-T = TypeVar("T")
-
-MOST_SKIPPED = 20  # updates in a row that a gradient scaler leaves out: it halves its scale at each
+from nablaflow.training.stepper import Record, Stepper
 
 
 class Trainer:
@@ -72,22 +65,13 @@ class Trainer:
         self.flow_target = flow_target
         self.networks = Networks(model, reward, flow, flow_target)
         self.batches = Batches(config, prompts, self.method, self.networks, accelerator)
-        self.objective = Objective(self.method, self.networks)
-        self.optimizer = make_optimizer(config.optimizer, self.objective)
-        self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._wrapped, self._stepper = accelerator.prepare(self.objective, self.optimizer)
-        self.average = self._policy_average()
+        objective = Objective(self.method, self.networks)
+        self.stepper = Stepper(config, objective, flow_target, accelerator)
         self.update = 0
         self._applied = 0
         self.clock: Callable[[], float] = time.perf_counter
         self.seconds = 0.0
         self.spent = 0.0
-        self._skipped = 0
-        self._micro_batch = config.training.micro_batch
-
-    def _policy_average(self) -> Average | None:
-        decay = self.config.adapter.ema_decay
-        return None if decay is None else Average(trainable_state(self.model.network), decay)
 
     # --- one update -------------------------------------------------------------------------------
 
@@ -128,6 +112,11 @@ class Trainer:
             self.spent = shared.item()
 
     @property
+    def average(self) -> Average | None:
+        """The policy's moving average, if there is one."""
+        return self.stepper.average
+
+    @property
     def total(self) -> int:
         """What a run is of: updates, or seconds where those are given."""
         training = self.config.training
@@ -150,42 +139,12 @@ class Trainer:
         observe(self.reward, gathered)
 
     def _optimizer_step(self, batch: TrainingBatch, fresh: Rollout) -> Record:
-        figures = self._accumulate(batch)
+        figures = self.stepper.accumulate(batch)
         record = self._reduce(fresh, figures)
-        self._stop_unless_finite(record)
-        record |= self._apply()
+        self.stepper.check(record)
+        record |= self.stepper.apply(self.update, self.spent)
         self._applied += 1
         return record
-
-    def _accumulate(self, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Gradients of the mean loss over the batch, in as few parts as fit; mean figures."""
-        whole = self._micro_batch or len(batch)
-        figures, size = halving(
-            lambda size: self._backward_in_parts(batch, size), whole, "training.micro_batch"
-        )
-        self._micro_batch = size if size < len(batch) else self._micro_batch
-        self._average_gradients()
-        return figures
-
-    def _backward_in_parts(self, batch: TrainingBatch, size: int) -> dict[str, Tensor]:
-        """Without talking to other processes, of which each may need parts of another size."""
-        totals: dict[str, Tensor] = {}
-        self._stepper.zero_grad(set_to_none=True)
-        with self.accelerator.no_sync(self._wrapped):
-            for start in range(0, len(batch), size):
-                loss, figures = self._wrapped(batch[start : start + size])
-                self.accelerator.backward(loss / len(batch))
-                for name, value in figures.items():
-                    totals[name] = totals.get(name, torch.zeros_like(value)) + value
-        return {name: value / len(batch) for name, value in totals.items()}
-
-    def _average_gradients(self) -> None:
-        if self.accelerator.num_processes == 1:
-            return
-        for parameter in self._wrapped.parameters():
-            if parameter.grad is not None:
-                averaged: Any = self.accelerator.reduce(parameter.grad, reduction="mean")
-                parameter.grad = averaged
 
     def _reduce(self, rollout: Rollout, figures: dict[str, Tensor]) -> Record:
         """Means over all processes, in float64, which Apple's accelerator does not have."""
@@ -206,14 +165,6 @@ class Trainer:
         spread = record.pop("reward_square") - record["reward_mean"] ** 2
         return record | {"reward_std": max(0.0, spread) ** 0.5}
 
-    def _stop_unless_finite(self, record: Record) -> None:
-        bad = [name for name, value in record.items() if not math.isfinite(value)]
-        if not bad:
-            return
-        first = next((name for name in bad if name.startswith("loss_")), bad[0])
-        self._stepper.zero_grad(set_to_none=True)
-        raise self._not_finite(first)
-
     def _not_finite(self, what: str) -> TrainingStopped:
         return TrainingStopped(
             f"update {self.update + 1}: {what} is not finite; {self._what_was_applied()}, "
@@ -226,39 +177,6 @@ class Trainer:
             return "nothing of this update was applied"
         steps = self.config.training.steps_per_rollout
         return f"{self._applied} of {steps} steps of this update were applied to what is not saved"
-
-    def _apply(self) -> Record:
-        """Clip, step once, move the averages."""
-        settings = self.config.optimizer
-        updates = self.config.training.updates
-        factor = learning_rate_factor(settings, self.update, updates, self.spent)
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
-        # Once for both groups: a gradient scaler must not unscale twice.
-        self.accelerator.unscale_gradients()
-        norms = {
-            f"{name}_gradient_norm": float(
-                torch.nn.utils.clip_grad_norm_(group["params"], settings.max_grad_norm)
-            )
-            for name, group in zip(("policy", "flow"), self.optimizer.param_groups, strict=False)
-        }
-        if self.accelerator.scaler is None:  # a scaler leaves such a step out by itself
-            self._stop_unless_finite(norms)
-        self._stepper.step()
-        self._skipped = self._skipped + 1 if self._stepper.step_was_skipped else 0
-        if self._skipped == MOST_SKIPPED:
-            raise self._not_finite(f"a gradient, at {MOST_SKIPPED} ever smaller scales in a row,")
-        self._move_averages()
-        return {**norms, "learning_rate": settings.learning_rate * factor}
-
-    @torch.no_grad()
-    def _move_averages(self) -> None:
-        if self.flow is not None and self.flow_target is not None and self.config.flow is not None:
-            pairs = zip(self.flow_target.parameters(), self.flow.parameters(), strict=True)
-            for target, source in pairs:
-                target.lerp_(source, 1.0 - self.config.flow.ema_decay)
-        if self.average is not None:
-            self.average.update(dict(self.model.network.named_parameters()))
 
     # --- between updates --------------------------------------------------------------------------
 
@@ -367,13 +285,10 @@ class Trainer:
                 tensors[name] = {k: value.clone() for k, value in network.state_dict().items()}
         if self.average is not None:
             tensors["policy_average"] = self.average.values
-        scaler = self.accelerator.scaler
         state = {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
             "guard": self.guard and self.guard.state(),
             "reward": memory(self.reward),
-            "micro_batch": self._micro_batch,
+            **self.stepper.state(),
             **self.batches.state(),
         }
         return Checkpoint(self.update, self.seconds, tensors, state)
@@ -397,12 +312,8 @@ class Trainer:
             for name, value in checkpoint.tensors["policy_average"].items():
                 self.average.values[name].copy_(value)
         state = checkpoint.state
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.stepper.restore(state)
         recall(self.reward, state.get("reward", {}))
-        # What this session's settings say comes first: memory may be why they were changed.
-        self._micro_batch = self.config.training.micro_batch or state["micro_batch"]
         self.batches.restore(state)
         if self.guard is not None:
             self.guard.restore(state["guard"])
