@@ -169,6 +169,24 @@ def test_a_run_that_the_guard_stops(make_config: MakeConfig, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("train_only")
+def test_reward_backpropagation_without_a_prior_is_stopped_on_its_way(
+    make_config: MakeConfig, tmp_path: Path
+):
+    draft = ("method={name: draft, beta: 100.0, k: 1}", "flow=null", "training.updates=20")
+    rate, budget = "optimizer.learning_rate=0.005", "guard.max_kl=3.0"
+    runs.run(make_config(*GUARD, *draft, rate, budget))
+    found = looks(tmp_path / "run")
+    kl = [record["guard_kl"] for record in found]
+    # It leaves the reference step by step, and the reward grows meanwhile.
+    assert 2 < len(found) < 20
+    assert kl == sorted(kl)
+    assert kl[-1] > 3.0 >= kl[-2]
+    assert found[-1]["guard_reward"] > found[0]["guard_reward"]
+    best = [file.name for file in (tmp_path / "run/checkpoints").glob("best-*")]
+    assert best == [f"best-{len(found) - 1:06d}"]
+
+
+@pytest.mark.usefixtures("train_only")
 def test_a_roll_back_ends_with_the_best_policy(make_config: MakeConfig, tmp_path: Path):
     run = tmp_path / "run"
     roll = ("guard.max_kl=1e-3", "guard.action=roll-back")

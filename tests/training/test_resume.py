@@ -14,6 +14,7 @@ import torch
 
 from nablaflow import measuring, runs
 from nablaflow.errors import UserError
+from nablaflow.rewards import NamedReward, load
 from nablaflow.runs import Run
 from nablaflow.training.checkpoint import (
     Checkpoint,
@@ -102,6 +103,27 @@ def test_after_ctrl_c(
     assert [path.name for path in list_checkpoints(stopped)] == ["step-000002"]
     runs.run(make_config(f"output_dir={stopped}", *overrides), resume=True)
     assert_same_run(stopped, straight)
+
+
+@pytest.mark.parametrize("data", ["on-policy", "previous-rollout"])
+def test_after_a_reward_that_failed(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+):
+    straight, failed = tmp_path / "straight", tmp_path / "failed"
+    chosen = (f"training.data={data}", "training.checkpoint_every=50")
+    warmth = load("warmth")
+
+    def judge(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        if (failed / "metrics.jsonl").is_file() and len(records(failed)) == 3:
+            raise UserError("the judge is down")
+        return warmth(images, prompts)
+
+    runs.run(make_config(f"output_dir={straight}", *chosen))
+    with pytest.raises(UserError, match="the judge is down"):
+        runs.run(make_config(f"output_dir={failed}", *chosen), reward=NamedReward("warmth", judge))
+    assert [path.name for path in list_checkpoints(failed)] == ["step-000003"]
+    runs.run(make_config(f"output_dir={failed}", *chosen), resume=True)
+    assert_same_run(failed, straight)
 
 
 def test_with_more_updates(make_config: MakeConfig, tmp_path: Path):

@@ -59,9 +59,12 @@ class Batches:
         if self.config.training.data == "on-policy":
             rollout = self._rollout(update)
             return rollout, rollout
-        trained = self._pending or self._rollout(update)
-        self._pending = self._rollout(update + 1)
-        return trained, self._pending
+        return self._pending or self._rollout(update), self._rollout(update + 1)
+
+    def keep(self, fresh: Rollout) -> None:
+        """After an update: unless on-policy, its newest rollout is what the next one trains on."""
+        if self.config.training.data != "on-policy":
+            self._pending = fresh
 
     def _rollout(self, number: int) -> Rollout:
         training = self.config.training

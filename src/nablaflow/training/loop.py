@@ -95,6 +95,7 @@ class Trainer:
             raise self._not_finite(str(error)) from error
         record = {name: fmean(part[name] for part in records) for name in records[0]}
         self._observe(fresh)
+        self.batches.keep(fresh)
         self.update += 1
         finished = self.clock()
         self._spend(finished - started)
@@ -198,7 +199,7 @@ class Trainer:
         if self.guard is not None and self.update == 0:
             self._save_best(run)
         while not (self.finished or self._tripped):
-            record = self.step()
+            record = self._step_or_save(run)
             record |= self._look(run, on_look)
             stop = self._on_any_process(on_update(record)) or self._tripped
             at_interval = self.update % training.checkpoint_every == 0
@@ -207,6 +208,18 @@ class Trainer:
             on_saved()
             if stop:
                 return
+
+    def _step_or_save(self, run: Path) -> Record:
+        """An update; where the reward fails, such as a judge that is down, what was done is kept.
+
+        Not with several processes: the others wait for this one in the middle of theirs.
+        """
+        try:
+            return self.step()
+        except UserError:
+            if self.accelerator.num_processes == 1 and self.update > 0 and self._applied == 0:
+                self.save(run)
+            raise
 
     @property
     def _tripped(self) -> bool:
