@@ -13,7 +13,8 @@ from transformers import BertTokenizerFast, CLIPModel, CLIPTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from nablaflow.errors import UserError
-from nablaflow.rewards import NamedReward, image_reward, load, probe, score_and_gradient
+from nablaflow.features.preprocess import CLIP_MEAN, CLIP_STD
+from nablaflow.rewards import NamedReward, hpsv2, image_reward, load, probe, score_and_gradient
 from tests.support import blip
 
 TINY = {"height": 32, "width": 32}
@@ -98,6 +99,17 @@ def test_the_temperature_is_not_rounded_to_bf16(clip_folder, images, prompts):
     network = next(iter(reward.function._networks.values()))
     scale = CLIPModel.from_pretrained(clip_folder).logit_scale.exp().item()
     assert network.scale == pytest.approx(scale, rel=1e-6)
+
+
+def test_hpsv2_pads_what_is_not_square_and_never_crops():
+    clip = torch.nn.Module()
+    clip.visual = torch.nn.Module()
+    clip.visual.image_size = (224, 224)
+    seen = hpsv2.HPSNetwork(clip, None).preprocess(torch.full((1, 3, 50, 100), 0.5))
+    middle, black = seen[0, :, 100, 0], seen[0, :, 0, 0]
+    mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
+    torch.testing.assert_close(middle, (0.5 - mean) / std)
+    torch.testing.assert_close(black, -mean / std)
 
 
 @pytest.fixture

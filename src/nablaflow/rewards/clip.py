@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError
+from nablaflow.features.preprocess import Preprocess, unit
 from nablaflow.hub import check_keys
-from nablaflow.rewards.preprocess import Preprocess, unit
 from nablaflow.rewards.scorer import ScoringNetwork
 from nablaflow.rewards.sources import source_folder
 from nablaflow.typing import Features, Images
