@@ -3,7 +3,10 @@
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
     Dinov2Config,
@@ -97,8 +100,40 @@ def test_a_folder_without_weights_is_named(name, tmp_path):
 
 def test_offline_without_a_cache_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="hf download facebook/dinov2-base"):
+    said = (
+        r"run `hf download facebook/dinov2-base config\.json model\.safetensors` where it can, and "
+        r"copy its cache \(HF_HOME\) here$"
+    )
+    with pytest.raises(UserError, match=said):
         features.load("dinov2")
+
+
+def test_of_a_whole_clip_the_image_encoder_is_taken(tmp_path, images):
+    torch.manual_seed(0)
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 50}
+    vision = {**SHAPE, "projection_dim": 12}
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    ).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    # A constant that older versions of transformers saved with the weights.
+    state["vision_model.embeddings.position_ids"] = torch.arange(5)[None]
+    save_file(state, file, metadata={"format": "pt"})
+    assert features.load("clip", weights=str(tmp_path))(images).shape == (3, 12)
+    state["vision_model.adapter.weight"] = torch.zeros(1)
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"keys are 1 unknown \(vision_model\.adapter\.weight\)"):
+        features.load("clip", weights=str(tmp_path))
+
+
+def test_a_dinov2_with_a_tensor_too_many_is_refused(folder):
+    where = folder("dinov2")
+    state = load_file(f"{where}/model.safetensors")
+    state["layernorm.scale"] = torch.zeros(1)
+    save_file(state, f"{where}/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"keys are 1 unknown \(layernorm\.scale\); give"):
+        features.load("dinov2", weights=where)
 
 
 def test_dreamsim_names_its_extra():

@@ -234,13 +234,24 @@ def test_a_head_with_other_keys_is_named(aesthetic, tmp_path):
         load({**aesthetic, "weights": str(tmp_path / "a.pt")})(torch.rand(1, 3, 8, 8), ["a"])
 
 
-def test_a_backbone_with_missing_keys_is_named(aesthetic, clip_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("visual_projection.weight", r"1 missing \(visual_projection\.weight\)"),
+        ("text_model.adapter.weight", r"1 unknown \(text_model\.adapter\.weight\)"),
+    ],
+)
+def test_a_backbone_with_other_keys_is_named(aesthetic, clip_folder, tmp_path, key, said):
     for file in clip_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     state = load_file(tmp_path / "model.safetensors")
-    del state["visual_projection.weight"]
+    state[key] = torch.zeros(1)
+    # A constant that older versions of transformers saved with the weights.
+    state["vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+    if "missing" in said:
+        del state[key]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"1 missing \(visual_projection\.weight\)"):
+    with pytest.raises(UserError, match=f"keys are {said}; give"):
         load({**aesthetic, "backbone": str(tmp_path)})(torch.rand(1, 3, 8, 8), ["a"])
 
 
@@ -248,7 +259,11 @@ def test_a_backbone_with_missing_keys_is_named(aesthetic, clip_folder, tmp_path)
     ("spec", "files"),
     [
         ("aesthetic", r"trl-lib/ddpo-aesthetic-predictor \(aesthetic-model\.pth\)"),
-        ("clip_score", r"openai/clip-vit-large-patch14 \(tokenizer_config\.json, tokenizer\.json"),
+        (
+            "clip_score",
+            r"openai/clip-vit-large-patch14 \(tokenizer_config\.json, tokenizer\.json, "
+            r"config\.json, model\.safetensors\)",
+        ),
         ("pickscore", r"laion/CLIP-ViT-H-14-laion2B-s32B-b79K \(tokenizer_config\.json"),
         ("image_reward", r"google-bert/bert-base-uncased \(tokenizer_config\.json"),
     ],

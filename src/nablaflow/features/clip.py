@@ -12,6 +12,8 @@ from nablaflow.features.pretrained import load_pretrained
 from nablaflow.typing import Features, Images
 
 REPO = "openai/clip-vit-large-patch14"
+TEXT_PART = ("text_model.", "text_projection.", "logit_scale")
+"""Names of a whole ``CLIPModel`` that its image encoder has no use for."""
 
 
 def load_clip(weights: str | None, device: torch.device) -> FeatureExtractor:
@@ -25,7 +27,9 @@ def load_clip(weights: str | None, device: torch.device) -> FeatureExtractor:
     """
     from transformers import CLIPVisionModelWithProjection
 
-    network: Any = load_pretrained(CLIPVisionModelWithProjection, "clip", REPO, weights, device)
+    network: Any = load_pretrained(
+        CLIPVisionModelWithProjection, "clip", REPO, weights, device, TEXT_PART
+    )
     preprocess = Preprocess(network.config.image_size)
 
     def embed(images: Images) -> Features:
