@@ -1,5 +1,10 @@
 """CLIP and DINOv2 on tiny random weights, against transformers' own processors and models."""
 
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -136,10 +141,63 @@ def test_a_dinov2_with_a_tensor_too_many_is_refused(folder):
         features.load("dinov2", weights=where)
 
 
-def test_dreamsim_names_its_extra():
-    pytest.importorskip("transformers")
-    try:
-        import dreamsim  # noqa: F401
-    except ImportError:
-        with pytest.raises(UserError, match=r"nablaflow\[dreamsim\]"):
-            features.load("dreamsim")
+def test_dreamsim_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dreamsim", None)
+    with pytest.raises(UserError, match=r"nablaflow\[dreamsim\]"):
+        features.load("dreamsim")
+
+
+class FakeDreamSim(torch.nn.Module):
+    """In place of the package's network: what it is given is what it gives."""
+
+    def embed(self, images):
+        return images.flatten(1)
+
+
+@pytest.fixture
+def package(monkeypatch, tmp_path):
+    """A package of that name; its calls, and what it raises if anything."""
+    calls, faults = [], []
+
+    def dreamsim(*, pretrained, device, cache_dir):
+        assert pretrained
+        print("Downloading checkpoint")
+        calls.append(Path(cache_dir))
+        if faults:
+            raise faults[0]
+        (Path(cache_dir) / "ensemble.pth").touch()
+        return FakeDreamSim(), None
+
+    monkeypatch.setitem(sys.modules, "dreamsim", SimpleNamespace(dreamsim=dreamsim))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return SimpleNamespace(calls=calls, faults=faults)
+
+
+def test_dreamsim_keeps_its_weights_in_the_cache_and_off_standard_output(package, capsys, tmp_path):
+    folder = tmp_path / "cache" / "dreamsim"
+    announced = f"downloading the weights of dreamsim into {folder}\n"
+    features.load("dreamsim")
+    assert capsys.readouterr() == ("", f"{announced}Downloading checkpoint\n")
+    features.load("dreamsim")
+    assert capsys.readouterr() == ("", "Downloading checkpoint\n")
+    features.load("dreamsim", weights=str(tmp_path / "mine"))
+    assert package.calls == [folder, folder, tmp_path / "mine"]
+    assert not (tmp_path / "models").exists()
+
+
+def test_dreamsim_sees_the_whole_image_squeezed_to_a_square(package, images):
+    extractor = features.load("dreamsim")
+    assert extractor.dim == 3 * 224 * 224
+    image = (images[0] * 255).round().byte()
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((224, 224), Image.BICUBIC)
+    expected = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    found = extractor(image[None] / 255).reshape(3, 224, 224)
+    assert (found - expected).abs().max() < 1.1 / 255
+
+
+def test_dreamsim_without_weights_says_where_they_go(package, tmp_path):
+    package.faults.append(OSError("no\nnetwork"))
+    said = rf"no weights \(no network\); .*copy them to {tmp_path}/cache/dreamsim$"
+    with pytest.raises(UserError, match=said):
+        features.load("dreamsim")
