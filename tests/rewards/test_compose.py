@@ -104,6 +104,10 @@ def test_a_gradient_is_the_parts_over_the_spread():
         ({"name": "cap", "of": "warmth"}, r"reward\.at: missing for cap"),
         ({"name": "cap", "of": "warmt", "at": 1.0}, r"unknown reward 'warmt'; did|'warmt': did"),
         ({"name": "warmth", "batch": 2}, r"reward\.batch: warmth has no settings; leave it out"),
+        ({"beauty": {"name": 3}}, r"^reward\.beauty\.name: 3 is no name; give one, or path"),
+        ({"beauty": {"name": None, "weight": 2}}, r"^reward\.beauty\.name: None is no name"),
+        ({"name": "minimum", "of": [{3: 1.0}, "warmth"]}, r"^reward: 3 is no name; give one"),
+        ({"name": "minimum", "of": [{"a": {"name": 3}}, "warmth"]}, r"reward\.a\.name: 3 is no"),
         ({"name": "esthetic"}, r"unknown reward 'esthetic': did you mean aesthetic\?"),
         (
             {"aesthetic": {"weight": 1.0}, "minimum": {"of": ["aesthetic", "warmth"]}},
