@@ -55,16 +55,20 @@ def aesthetic(clip_folder, head_file) -> dict[str, Any]:
     return {"name": "aesthetic", "weights": str(head_file), "backbone": str(clip_folder)}
 
 
-def test_aesthetic_is_its_head_on_the_unit_embedding(aesthetic, clip_folder, images, prompts):
-    images = eight_bit(images)
+# The mean or deviation of ImageNet in place of CLIP's is 0.05 off or more.
+@pytest.mark.parametrize(("size", "tolerance"), [(32, 1e-4), (56, 0.03)])
+def test_aesthetic_is_its_head_on_the_unit_embedding(
+    aesthetic, clip_folder, images, prompts, size, tolerance
+):
+    images = eight_bit(images)[..., :size, :size]
     state = torch.load(aesthetic["weights"], weights_only=True)
     hidden = clip_embeddings(clip_folder, images, prompts)[0]
     for index in (0, 2, 4, 6, 7):
         weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
         hidden = hidden @ weight.T + bias
     found = load(aesthetic)(images, prompts)
-    torch.testing.assert_close(found, hidden[:, 0], atol=1e-3, rtol=0)
-    assert found.std() > 1e-4
+    torch.testing.assert_close(found, hidden[:, 0], atol=tolerance, rtol=0)
+    assert found.std() > 0.3
 
 
 # At the network's own size only arithmetic differs; a resize adds Pillow's rounding to 8 bits.
