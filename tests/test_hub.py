@@ -1,5 +1,6 @@
 """Fetching and reading weights, with a cache made by hand and no network."""
 
+import errno
 import pickle
 from pathlib import Path
 from unittest.mock import Mock
@@ -7,12 +8,19 @@ from unittest.mock import Mock
 import huggingface_hub.constants
 import pytest
 import torch
-from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RevisionNotFoundError,
+)
 from safetensors.torch import save_file
 
 from nablaflow import hub
 from nablaflow.errors import UserError
-from nablaflow.hub import check_keys, fetch_file, fetch_folder, load_weights, read_weights
+from nablaflow.hub import check_keys, fetch, fetch_file, fetch_folder, load_weights, read_weights
 
 REPO = "owner/name"
 SHA = "0" * 40
@@ -75,7 +83,11 @@ def test_what_is_downloaded_is_announced_with_its_size(cache, monkeypatch, capsy
     class Info:
         siblings = (File("model.safetensors", 3_400_000), File("other.bin", 10**9))
 
-    monkeypatch.setattr(hub.HfApi, "model_info", lambda self, repo, **_: Info())
+    def not_there(*args, **kwargs):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(HfApi, "model_info", lambda self, repo, **_: Info())
+    monkeypatch.setattr(fetch, "snapshot_download", not_there)
     with pytest.raises(UserError):
         fetch_folder(REPO, ["model*"])
     assert capsys.readouterr().err == "downloading model* of owner/name, 3 MB\n"
@@ -100,19 +112,78 @@ def test_what_the_hub_refuses_is_told_apart(cache, monkeypatch, kind, said):
 
     def refuse(*args, local_files_only=False, **kwargs):
         if local_files_only:
-            raise huggingface_hub.errors.LocalEntryNotFoundError("not cached")
+            raise LocalEntryNotFoundError("not cached")
         raise kind("refused", response=response)
 
-    monkeypatch.setattr(hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(fetch, "hf_hub_download", refuse)
     with pytest.raises(UserError) as error:
         fetch_file(REPO, "model.pt", revision="v9")
     assert line(error).startswith(said)
 
 
+def from_cause(cause: Exception) -> LocalEntryNotFoundError:
+    """What the hub's client makes of a failed request when the file is not cached either."""
+    error = LocalEntryNotFoundError("please check your connection")
+    error.__cause__ = cause
+    return error
+
+
+HTTP_500 = HfHubHTTPError("oops", response=Mock(headers={}, status_code=500))
+FULL = (
+    "cannot write the cache (No space left on device); free space, or set HF_HOME to a folder that "
+    "can be written"
+)
+CLOSED = "cannot write the cache (Permission denied); free space, or set HF_HOME to a folder that"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), FULL),
+        (PermissionError(errno.EACCES, "Permission denied", "/cache"), CLOSED),
+        (HTTP_500, "the hub answers status 500; try again later"),
+        (from_cause(HTTP_500), "the hub answers status 500; try again later"),
+        (RuntimeError("Data processing\nerror"), "download failed (Data processing error); try"),
+        (from_cause(OfflineModeIsEnabled("off")), "is not in the cache, and the hub cannot be"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "is not in the cache, and the hub"),
+        (fetch.CLIENT_ERROR("broke off"), "is not in the cache, and the hub cannot be reached"),
+    ],
+)
+def test_why_a_download_failed_is_told(cache, monkeypatch, error, said):
+    def fail(*args, local_files_only=False, **kwargs):
+        raise LocalEntryNotFoundError("not cached") if local_files_only else error
+
+    monkeypatch.setattr(fetch, "hf_hub_download", fail)
+    monkeypatch.setattr(fetch, "snapshot_download", fail)
+    for ask in (lambda: fetch_file(REPO, "a.pt"), lambda: fetch_folder(REPO, ["a.pt"])):
+        with pytest.raises(UserError) as caught:
+            ask()
+        assert line(caught).replace("):", ")").startswith(f"{REPO} (a.pt) {said}")
+
+
+def test_a_fault_of_ours_is_not_taken_for_a_missing_connection(cache, monkeypatch):
+    def faulty(*args, local_files_only=False, **kwargs):
+        raise LocalEntryNotFoundError("not cached") if local_files_only else TypeError("ours")
+
+    monkeypatch.setattr(fetch, "hf_hub_download", faulty)
+    with pytest.raises(TypeError, match="ours"):
+        fetch_file(REPO, "a.pt")
+
+
+def test_where_no_setting_takes_a_folder_the_cache_is_to_be_copied(cache):
+    with pytest.raises(UserError) as error:
+        fetch_folder(REPO, ["config.json", "model.safetensors"], field=None)
+    assert line(error) == (
+        "owner/name (config.json, model.safetensors) is not in the cache, and the hub cannot be "
+        "reached: run `hf download owner/name config.json model.safetensors` where it can, and "
+        "copy its cache (HF_HOME) here"
+    )
+
+
 def test_what_is_no_id_is_refused(cache):
-    for fetch in (lambda: fetch_file("a/b/c", "x"), lambda: fetch_folder("a/b/c", ["x"])):
+    for ask in (lambda: fetch_file("a/b/c", "x"), lambda: fetch_folder("a/b/c", ["x"])):
         with pytest.raises(UserError, match="weights: 'a/b/c' is neither a path nor a hub id"):
-            fetch()
+            ask()
 
 
 def test_local_files_and_folders(tmp_path):
@@ -132,7 +203,10 @@ def test_local_files_and_folders(tmp_path):
 def test_a_path_is_told_from_an_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert not hub.is_local("openai/clip-vit-large-patch14")
+    assert not hub.is_local("owner/name@refs/pr/3")
+    assert not hub.is_local("owner/name-v1.5")
     assert all(map(hub.is_local, ("./clip", "~/clip", "/clip", "clip", "a/b/c")))
+    assert all(map(hub.is_local, ("weights/head.pth", "a/b.pt", "a/b.safetensors", "a/b.bin")))
     (Path("a") / "b").mkdir(parents=True)
     assert hub.is_local("a/b")
 

@@ -63,11 +63,18 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def head_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The aesthetic head's file, with its published key names."""
+    """The aesthetic head's file, with its published key names; scores of images differ by about 1.
+
+    Each layer keeps the length of what it sees, the first makes up for that of a unit embedding.
+    """
     path = tmp_path_factory.mktemp("head") / "aesthetic-model.pth"
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        torch.save(LinearHead().state_dict(), path)
+        state = LinearHead().state_dict()
+        for name, value in state.items():
+            if value.ndim > 1:
+                value.normal_(0.0, 1.0 if name.startswith("layers.0.") else value.shape[1] ** -0.5)
+        torch.save(state, path)
     return path
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from nablaflow.errors import UserError
-from nablaflow.rewards import REWARDS, RewardProbe, load, probe, require_gradient
+from nablaflow.rewards import REWARDS, RewardProbe, WeightedSum, load, probe, require_gradient
+from nablaflow.rewards.contract import NamedReward
+from nablaflow.rewards.scorer import ScorerSettings, ScoringNetwork
 
 WITHOUT_GRADIENT = {
     "jpeg_compressibility",
@@ -107,6 +109,34 @@ def batch_norm(images, prompts):
 def test_a_reward_that_sees_the_rest_of_the_batch_is_refused(leak):
     with pytest.raises(UserError, match="another value when the rest of the batch changes"):
         run(leak)
+
+
+class Rough(ScoringNetwork):
+    """A scorer whose rounding depends on the size of the batch, by a part in 200."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = torch.nn.Linear(1, 1)
+
+    def forward(self, images, prompts):
+        return mean(images) * (1 + 0.005 * (len(images) < 4))
+
+
+class RoughSettings(ScorerSettings):
+    def network(self):
+        return Rough()
+
+
+def rough(dtype):
+    return RoughSettings(dtype=dtype).build("rough", load)
+
+
+def test_rounding_that_fits_bf16_is_allowed_to_scorers_in_bf16_alone():
+    assert run(rough("bf16")).differentiable
+    total = WeightedSum(((1.0, rough("bf16")), (0.1, load("warmth"))))
+    assert run(NamedReward(total.name, total)).differentiable
+    with pytest.raises(UserError, match="another value when the rest of the batch changes"):
+        run(rough("float32"))
 
 
 def nan_slope(images, prompts):

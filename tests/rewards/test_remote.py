@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 from typing import Any
@@ -18,7 +20,8 @@ from PIL import Image
 from nablaflow.errors import UserError
 from nablaflow.rewards import load, probe, remote, require_gradient
 
-Answer = tuple[int, bytes]
+Answer = tuple[int, bytes] | bytes | Iterator[bytes]
+"""Status and body; or all that is sent, status line and headers too, whole or piece by piece."""
 IMAGES = torch.rand(3, 3, 6, 5, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a", "b", "c"]
 
@@ -30,6 +33,7 @@ class Server(HTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Any] = []
+        self.gets: list[str] = []
         self.answer: Callable[[dict[str, Any]], Answer] = lambda request: (500, b"")
         self.url = f"http://127.0.0.1:{self.server_port}/score"
 
@@ -40,10 +44,23 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.requests.append(request)
         server.headers.append(self.headers)
-        status, body = server.answer(request)
+        answer = server.answer(request)
+        if not isinstance(answer, tuple):
+            with suppress(OSError):  # the reader may have gone
+                for piece in [answer] if isinstance(answer, bytes) else answer:
+                    self.wfile.write(piece)
+            return
+        status, body = answer
         self.send_response(status)
         self.end_headers()
         self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        server.gets.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"scores": [1, 2, 3]}')
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -98,13 +115,36 @@ def test_it_has_no_gradient_and_methods_that_need_one_refuse_it(server):
         require_gradient("remote", found, ["ddpo"])
 
 
-def test_a_busy_judge_is_asked_again_after_ever_longer_pauses(server, pauses):
+def test_a_busy_judge_is_asked_again_after_ever_longer_pauses(server, pauses, capsys):
     def busy_twice(request: dict[str, Any]) -> Answer:
         return (503, b"loading") if len(server.requests) < 3 else mean_red(request)
 
     server.answer = busy_twice
     judge(server)(IMAGES, PROMPTS)
     assert pauses == [1.0, 2.0]
+    asked = r"the judge at http.*: status 503, loading; asked again in 1 s\n.*in 2 s\n"
+    assert re.fullmatch(asked, capsys.readouterr().err)
+
+
+def test_by_default_a_judge_may_be_down_for_a_minute(server, pauses):
+    server.answer = lambda request: (503, b"loading")
+    with pytest.raises(UserError, match="attempts: 7"):
+        judge(server)(IMAGES, PROMPTS)
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+    pauses.clear()
+    with pytest.raises(UserError, match="attempts: 9"):
+        judge(server, retries=8)(IMAGES, PROMPTS)
+    assert pauses[5:] == [32.0, 60.0, 60.0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "waited"), [(b"7", 7.0), (b"0", 1.0), (b"9999", 60.0), (b"Wed, 21 Oct 2026", 1.0)]
+)
+def test_a_judge_may_say_when_to_ask_again(server, pauses, asked, waited):
+    busy = b"HTTP/1.1 429 Busy\r\nRetry-After: " + asked + b"\r\nContent-Length: 0\r\n\r\n"
+    server.answer = lambda request: busy if len(server.requests) < 2 else mean_red(request)
+    judge(server)(IMAGES, PROMPTS)
+    assert pauses == [waited]
 
 
 @pytest.mark.parametrize(
@@ -116,6 +156,11 @@ def test_a_busy_judge_is_asked_again_after_ever_longer_pauses(server, pauses):
         ((200, b'{"scores": [1, true, 2]}'), "answers the score True; it must be a number"),
         ((200, b'{"score": 1}'), 'answers no list of "scores"'),
         ((200, b"<html>\nhello"), r"answers no JSON \(<html>\); it must answer"),
+        (
+            (200, b'{"scores": [1, 1' + b"0" * 400 + b", 2]}"),
+            r"answers the score 10{76}\.\.\.; it must be a finite",
+        ),
+        ((200, b"[" * 100_000), r"answers no JSON \(\[{77}\.\.\.\); it must answer"),
         ((400, b"no such\nmodel"), r"refuses \(status 400, no such\); mend the judge"),
         ((503, b"loading"), r"cannot be used \(status 503, loading; attempts: 3\); start it"),
     ],
@@ -125,6 +170,47 @@ def test_what_is_wrong_with_an_answer_is_one_line(server, answer, said):
     with pytest.raises(UserError, match=f"^reward: the judge at {server.url} {said}") as error:
         judge(server, retries=2)(IMAGES, PROMPTS)
     assert "\n" not in str(error.value)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
+FAULTS = {
+    "cut": (HEAD + b'{"scores":', r"IncompleteRead\(10 bytes read, 90 more expected\)"),
+    "cut in chunks": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{",
+        "IncompleteRead",
+    ),
+    "cut and busy": (HEAD.replace(b"200 OK", b"503 Busy") + b"x", "IncompleteRead"),
+    "no HTTP": (b"220 mail.example ESMTP\r\n", r"220 mail\.example ESMTP"),
+    "nothing": (b"", "Remote end closed connection without response"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_answer_is_asked_for_again(server, pauses, fault):
+    answer, said = FAULTS[fault]
+    server.answer = lambda request: answer
+    with pytest.raises(UserError, match=rf"cannot be used \({said}.*; attempts: 2\)") as error:
+        judge(server, retries=1)(IMAGES, PROMPTS)
+    assert "\n" not in str(error.value)
+    server.answer = lambda request: answer if len(server.requests) < 4 else mean_red(request)
+    judge(server)(IMAGES, PROMPTS)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_refused_and_the_token_stays(server, monkeypatch, status):
+    monkeypatch.setenv("JUDGE", "secret")
+    with Server() as other:
+        thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        head = f"HTTP/1.1 {status} Moved\r\nLocation: {other.url}\r\n".encode()
+        server.answer = lambda request: head + b"Content-Length: 0\r\n\r\n"
+        with pytest.raises(UserError, match=rf"redirects \(status {status}\) to {other.url}; no "):
+            judge(server, token_variable="JUDGE")(IMAGES, PROMPTS)
+        other.shutdown()
+        thread.join()
+    assert len(server.requests) == 1
+    assert not other.gets
+    assert not other.requests
 
 
 def test_a_judge_that_is_down(server, pauses):
@@ -148,6 +234,21 @@ def test_a_judge_that_is_slow(server):
     asked_enough.set()
 
 
+def test_a_judge_that_drips_is_slow(server):
+    clock = threading.Event()
+
+    def drip(request: dict[str, Any]) -> Iterator[bytes]:
+        yield HEAD
+        for _ in range(100):
+            yield b" "
+            clock.wait(0.02)
+
+    server.answer = drip
+    with pytest.raises(UserError, match=r"no answer in 0\.2 s; attempts: 1"):
+        judge(server, retries=0, timeout=0.2)(IMAGES, PROMPTS)
+    clock.set()
+
+
 def test_a_token_comes_from_the_environment(server, monkeypatch):
     server.answer = mean_red
     with pytest.raises(UserError, match=r"reward\.token_variable: JUDGE is not set"):
@@ -155,6 +256,9 @@ def test_a_token_comes_from_the_environment(server, monkeypatch):
     monkeypatch.setenv("JUDGE", "secret")
     judge(server, token_variable="JUDGE")(IMAGES, PROMPTS)
     assert server.headers[0]["Authorization"] == "Bearer secret"
+    monkeypatch.setenv("JUDGE", "two\nlines")
+    with pytest.raises(UserError, match=r"reward\.token_variable: JUDGE must be one line"):
+        judge(server, token_variable="JUDGE")
 
 
 def test_an_address_is_needed_and_must_be_one():
@@ -162,3 +266,6 @@ def test_an_address_is_needed_and_must_be_one():
         load("remote")
     with pytest.raises(UserError, match=r"reward\.url: 'ftp://x' must begin with http"):
         load({"name": "remote", "url": "ftp://x"})
+    for url in ("http://localhost:abc/", "http://a/b c", "http://", "http://[::1", "http://a/é"):
+        with pytest.raises(UserError, match=r"reward\.url: 'http.* is no address; give http://"):
+            load({"name": "remote", "url": url})

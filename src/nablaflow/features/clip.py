@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.functional import normalize as unit
 
 from nablaflow.features.contract import FeatureExtractor
-from nablaflow.features.preprocess import normalize, square
+from nablaflow.features.preprocess import Preprocess, unit
 from nablaflow.features.pretrained import load_pretrained
 from nablaflow.typing import Features, Images
 
 REPO = "openai/clip-vit-large-patch14"
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+TEXT_PART = ("text_model.", "text_projection.", "logit_scale")
+"""Names of a whole ``CLIPModel`` that its image encoder has no use for."""
 
 
 def load_clip(weights: str | None, device: torch.device) -> FeatureExtractor:
@@ -28,11 +27,12 @@ def load_clip(weights: str | None, device: torch.device) -> FeatureExtractor:
     """
     from transformers import CLIPVisionModelWithProjection
 
-    network: Any = load_pretrained(CLIPVisionModelWithProjection, "clip", REPO, weights, device)
-    size, dim = network.config.image_size, network.config.projection_dim
+    network: Any = load_pretrained(
+        CLIPVisionModelWithProjection, "clip", REPO, weights, device, TEXT_PART
+    )
+    preprocess = Preprocess(network.config.image_size)
 
     def embed(images: Images) -> Features:
-        seen = normalize(square(images, size), MEAN, STD)
-        return unit(network(pixel_values=seen).image_embeds, dim=-1)
+        return unit(network(pixel_values=preprocess(images)).image_embeds)
 
-    return FeatureExtractor("clip", dim, embed)
+    return FeatureExtractor("clip", network.config.projection_dim, embed)

@@ -7,15 +7,13 @@ from typing import Any
 import torch
 
 from nablaflow.features.contract import FeatureExtractor
-from nablaflow.features.preprocess import normalize, square
+from nablaflow.features.preprocess import Preprocess
 from nablaflow.features.pretrained import load_pretrained
 from nablaflow.typing import Features, Images
 
 REPO = "facebook/dinov2-base"
-# The processor of the published weights: shorter side 256, the middle 224 of it.
-SHORTER, SIZE = 256, 224
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+PREPROCESS = Preprocess(224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), shorter=256)
+"""As the published weights' ``preprocessor_config.json``: ImageNet's statistics."""
 
 
 def load_dinov2(weights: str | None, device: torch.device) -> FeatureExtractor:
@@ -32,7 +30,6 @@ def load_dinov2(weights: str | None, device: torch.device) -> FeatureExtractor:
     network: Any = load_pretrained(Dinov2Model, "dinov2", REPO, weights, device)
 
     def embed(images: Images) -> Features:
-        seen = normalize(square(images, SIZE, SHORTER), MEAN, STD)
-        return network(pixel_values=seen).pooler_output
+        return network(pixel_values=PREPROCESS(images)).pooler_output
 
     return FeatureExtractor("dinov2", network.config.hidden_size, embed)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 
 from nablaflow.errors import UserError
 from nablaflow.features.contract import FeatureExtractor, frozen
 from nablaflow.features.preprocess import resize
+from nablaflow.hub import announce
 from nablaflow.typing import Features, Images
 
 SIZE = 224  # the package's own preprocessing squeezes an image to this square
@@ -20,26 +25,13 @@ def load_dreamsim(weights: str | None, device: torch.device) -> FeatureExtractor
 
     Args:
         weights: the folder that the package keeps its weights in; it fetches what is not there.
+            None is ``dreamsim`` beside the hub's cache, in ``HF_HOME``.
 
     Raises:
         UserError: the package is not installed, or its weights cannot be had.
     """
-    try:
-        dreamsim: Any = importlib.import_module("dreamsim").dreamsim
-    except ImportError as error:
-        raise UserError(
-            "features dreamsim: the package is not installed; pip install 'nablaflow[dreamsim]'"
-        ) from error
-    cache = {} if weights is None else {"cache_dir": weights}
-    try:
-        model, _ = dreamsim(pretrained=True, device=str(device), **cache)
-    except Exception as error:  # what it fetches with raises many kinds for one cause
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"features dreamsim: no weights ({reason}); fetch them once where there is a network, "
-            "and give their folder as weights"
-        ) from error
-    network: Any = frozen(model, device)
+    folder = Path(constants.HF_HOME) / "dreamsim" if weights is None else Path(weights)
+    network: Any = frozen(_model(folder.expanduser(), device), device)
 
     def embed(images: Images) -> Features:
         return network.embed(resize(images, SIZE, SIZE))
@@ -48,3 +40,26 @@ def load_dreamsim(weights: str | None, device: torch.device) -> FeatureExtractor
     with torch.no_grad():
         dim = embed(blank).shape[-1]
     return FeatureExtractor("dreamsim", dim, embed)
+
+
+def _model(folder: Path, device: torch.device) -> torch.nn.Module:
+    """The package's network; what the package prints goes to standard error."""
+    try:
+        dreamsim: Any = importlib.import_module("dreamsim").dreamsim
+    except ImportError as error:
+        raise UserError(
+            "features dreamsim: the package is not installed; pip install 'nablaflow[dreamsim]'"
+        ) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            announce(f"downloading the weights of dreamsim into {folder}")
+        with redirect_stdout(sys.stderr):
+            model, _ = dreamsim(pretrained=True, device=str(device), cache_dir=str(folder))
+    except Exception as error:  # what it fetches with raises many kinds for one cause
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"features dreamsim: no weights ({reason}); load them once where there is a network, "
+            f"and copy them to {folder}"
+        ) from error
+    return model

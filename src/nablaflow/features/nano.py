@@ -19,11 +19,12 @@ from torch.nn.functional import silu
 from nablaflow import nano
 from nablaflow.errors import UserError
 from nablaflow.features.contract import FeatureExtractor, frozen
-from nablaflow.features.preprocess import square
+from nablaflow.features.preprocess import Preprocess
 from nablaflow.nano.scenes import IMAGE_SIZE
 from nablaflow.typing import Features, Images
 
 STAGES = 2  # down blocks that are looked at
+PREPROCESS = Preprocess(IMAGE_SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # to [-1, 1]
 FLOOR = 1e-6  # added to a variance: the slope of a root at 0 is infinite
 
 
@@ -50,7 +51,7 @@ def load_nano(weights: str | None, device: torch.device) -> FeatureExtractor:
     dim = 3 * sum(stage.shape[1] for stage in _stages(encoder, blank))
 
     def statistics(images: Images) -> Features:
-        stages = _stages(encoder, square(images, IMAGE_SIZE) * 2 - 1)
+        stages = _stages(encoder, PREPROCESS(images))
         parts = [part for stage in stages for part in _statistics(silu(stage))]
         return torch.cat(parts, dim=1)
 

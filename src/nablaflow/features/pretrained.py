@@ -1,7 +1,8 @@
-"""Networks of transformers from the hub or a folder, frozen; safetensors only."""
+"""Networks of transformers from the hub or a folder; safetensors only."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,29 +12,55 @@ from nablaflow.features.contract import frozen
 from nablaflow.hub import check_keys, fetch_folder
 
 FILES = ("config.json", "model.safetensors")
+CONSTANT = ".position_ids"
+"""Ends the name of a constant that older versions of transformers saved with the weights."""
 
 
 def load_pretrained(
-    kind: Any, name: str, repo: str, weights: str | None, device: torch.device
+    kind: Any,
+    name: str,
+    repo: str,
+    weights: str | None,
+    device: torch.device,
+    unused: tuple[str, ...] = (),
 ) -> torch.nn.Module:
-    """A network of ``kind``, from ``weights`` if given, else from ``repo``.
+    """A frozen network of ``kind``, from ``weights`` if given, else from ``repo``.
 
     Args:
         kind: class of transformers.
         name: of the features, for messages.
+        unused: as in ``read_pretrained``.
 
     Raises:
-        UserError: it cannot be found or read, or weights are missing in it.
+        UserError: it cannot be found or read, or has other weights.
     """
-    folder = fetch_folder(repo, FILES, local=weights)
+    # Not every command has a setting for the folder, so the remedy is the cache.
+    folder = fetch_folder(repo, FILES, local=weights, field="weights" if weights else None)
+    return frozen(read_pretrained(kind, folder, f"features {name}", unused), device)
+
+
+def read_pretrained(kind: Any, folder: Path, where: str, unused: tuple[str, ...] = ()) -> Any:
+    """A network of ``kind`` from a folder with ``FILES``, in the precision that is saved there.
+
+    Args:
+        kind: class of transformers.
+        where: setting or features that the folder is of, for messages.
+        unused: how names of tensors begin that are another part of the same checkpoint.
+
+    Raises:
+        UserError: it cannot be read, or weights are missing in it or too many.
+    """
     try:
         network, report = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # the libraries raise many kinds for one cause: unreadable files
         reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"features {name}: {folder} cannot be read ({reason}); get it again"
-        ) from error
-    check_keys(report["missing_keys"], (), folder / FILES[1])
-    return frozen(network, device)
+        raise UserError(f"{where}: {folder} cannot be read ({reason}); get it again") from error
+    unknown = [
+        name
+        for name in report["unexpected_keys"]
+        if not name.startswith(unused) and not name.endswith(CONSTANT)
+    ]
+    check_keys(report["missing_keys"], unknown, folder / FILES[1])
+    return network

@@ -121,8 +121,13 @@ def _load(spec: Any) -> NamedReward:
     return _named_sum(weights)
 
 
-def _named_sum(terms: Mapping[str, Any]) -> NamedReward:
+def _named_sum(terms: Mapping[Any, Any]) -> NamedReward:
     """A sum; a term's value is its weight, or its settings with ``weight`` among them."""
+    for key, value in terms.items():
+        name = value.get("name", key) if isinstance(value, Mapping) else key
+        if not isinstance(key, str) or not isinstance(name, str):
+            where = "reward" if name is key else f"reward.{key}.name"
+            raise UserError(f"{where}: {name!r} is no name; give one, or path/to/file.py:function")
     weights = {
         key: value.get("weight", 1.0) if isinstance(value, Mapping) else value
         for key, value in terms.items()

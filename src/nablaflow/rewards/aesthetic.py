@@ -7,9 +7,10 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
+from nablaflow.features.clip import REPO as OPENAI
+from nablaflow.features.preprocess import Preprocess
 from nablaflow.hub import load_weights, read_weights
-from nablaflow.rewards.clip import OPENAI, image_features, load_clip
-from nablaflow.rewards.preprocess import Preprocess
+from nablaflow.rewards.clip import image_features, load_clip
 from nablaflow.rewards.scorer import ScorerSettings, ScoringNetwork
 from nablaflow.rewards.sources import source_file
 from nablaflow.typing import Batch, Images

@@ -9,38 +9,35 @@ import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError
-from nablaflow.hub import check_keys
-from nablaflow.rewards.preprocess import Preprocess, unit
+from nablaflow.features.preprocess import Preprocess, unit
+from nablaflow.features.pretrained import FILES as WEIGHTS
+from nablaflow.features.pretrained import read_pretrained
 from nablaflow.rewards.scorer import ScoringNetwork
 from nablaflow.rewards.sources import source_folder
 from nablaflow.typing import Features, Images
 
-WEIGHTS = ("config.json", "model.safetensors")
 TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
 TEXT_LENGTH = 77  # tokens, with those of the start and the end
-
-OPENAI = "openai/clip-vit-large-patch14"
 
 
 def load_clip(source: str, *, field: str, revision: str | None = None) -> Any:
     """A ``CLIPModel`` from a folder or the hub; safetensors only.
 
     Raises:
-        UserError: it cannot be found or read, or weights are missing in it.
+        UserError: it cannot be found or read, or weights are missing in it or too many.
+    """
+    return read_clip(source_folder(source, WEIGHTS, field=field, revision=revision), field)
+
+
+def read_clip(folder: Path, field: str) -> Any:
+    """A ``CLIPModel`` from a folder, in float32.
+
+    Raises:
+        UserError: it cannot be read, or weights are missing in it or too many.
     """
     from transformers import CLIPModel
 
-    folder = source_folder(source, WEIGHTS, field=field, revision=revision)
-    try:
-        loaded: Any = CLIPModel.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True
-        )
-    except Exception as error:  # the libraries raise many kinds for one cause: unreadable files
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{field}: {source} cannot be read ({reason}); get it again") from error
-    model, report = loaded
-    check_keys(report["missing_keys"], (), folder / WEIGHTS[1])
-    return model.float()
+    return read_pretrained(CLIPModel, folder, field).float()
 
 
 def load_tokenizer(source: str, *, field: str, revision: str | None = None) -> Any:
@@ -67,7 +64,7 @@ def read_tokenizer(kind: str, folder: Path, field: str) -> Any:
 
     try:
         return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # as above
+    except Exception as error:  # many kinds for one cause: unreadable files
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{field}: no tokenizer can be read in {folder} ({reason})") from error
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from nablaflow.rewards.clip import OPENAI, ClipSimilarity, load_clip, load_tokenizer
+from nablaflow.features.clip import REPO as OPENAI
+from nablaflow.rewards.clip import (
+    TOKENIZER,
+    WEIGHTS,
+    ClipSimilarity,
+    read_clip,
+    read_tokenizer,
+)
 from nablaflow.rewards.scorer import ScorerSettings, ScoringNetwork
+from nablaflow.rewards.sources import source_folder
 
 
 class ClipScore(ScorerSettings):
@@ -19,7 +27,8 @@ class ClipScore(ScorerSettings):
 
     def network(self) -> ScoringNetwork:
         source, where = self.weights or OPENAI, "reward.weights"
-        tokenizer = load_tokenizer(source, field=where, revision=self.revision)
-        return ClipSimilarity(
-            load_clip(source, field=where, revision=self.revision), tokenizer, self.scale
-        )
+        # All of them at once: a message about the files that are missing names them all.
+        files = (*TOKENIZER, *WEIGHTS)
+        folder = source_folder(source, files, field=where, revision=self.revision)
+        tokenizer = read_tokenizer("CLIPTokenizerFast", folder, where)
+        return ClipSimilarity(read_clip(folder, where), tokenizer, self.scale)

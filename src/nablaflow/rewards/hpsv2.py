@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from nablaflow.errors import UserError
+from nablaflow.features.preprocess import Preprocess, unit
 from nablaflow.hub import load_weights, read_weights
-from nablaflow.rewards.preprocess import Preprocess, unit
 from nablaflow.rewards.scorer import ScorerSettings, ScoringNetwork
 from nablaflow.rewards.sources import source_file
 from nablaflow.typing import Batch, Images
@@ -42,14 +42,17 @@ class HPSv2(ScorerSettings):
 
 
 class HPSNetwork(ScoringNetwork):
-    """The cosine of image and prompt in the space of an ``open_clip.CLIP``."""
+    """The cosine of image and prompt in the space of an ``open_clip.CLIP``.
+
+    Its preprocessing is that of hpsv2/img_score.py, ``resize_longest_max``: nothing is cropped.
+    """
 
     def __init__(self, clip: Any, tokenizer: Any) -> None:
         super().__init__()
         self.backbone, self.tokenizer = clip, tokenizer
         size = clip.visual.image_size
         side = size if isinstance(size, int) else size[0]
-        self.preprocess = Preprocess(side, odd_crop="even")
+        self.preprocess = Preprocess(side, fit="pad")
 
     def forward(self, images: Images, prompts: list[str]) -> Batch:
         clip: Any = self.backbone

@@ -7,13 +7,13 @@ from typing import Any
 
 from pydantic import Field
 
+from nablaflow.features.preprocess import Preprocess
 from nablaflow.hub import check_keys, load_weights, read_weights
 from nablaflow.rewards import blip
 from nablaflow.rewards.aesthetic import LinearHead
 from nablaflow.rewards.blip import Blip, BlipSizes
 from nablaflow.rewards.clip import TOKENIZER as TOKENIZER_FILES
 from nablaflow.rewards.clip import read_tokenizer
-from nablaflow.rewards.preprocess import Preprocess
 from nablaflow.rewards.scorer import ScorerSettings, ScoringNetwork
 from nablaflow.rewards.sources import source_file, source_folder
 from nablaflow.typing import Batch, Images

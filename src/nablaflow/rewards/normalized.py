@@ -14,6 +14,9 @@ from nablaflow.rewards.contract import Components, Composite, NamedReward, walk
 from nablaflow.rewards.settings import Load, RewardSettings
 from nablaflow.typing import Batch
 
+NOTHING = torch.empty(0, dtype=torch.float64)
+"""The scores of a window that has seen none."""
+
 
 class Normalized(RewardSettings):
     """Settings of (reward - mean) / spread over the last ``window`` scores of training."""
@@ -41,8 +44,7 @@ class Standardized(Composite):
 
     def __init__(self, reward: NamedReward, window: int, least_spread: float) -> None:
         self.reward, self.window, self.least_spread = reward, window, least_spread
-        self.scores: Float[Tensor, "past"] = torch.empty(0, dtype=torch.float64)
-        self.mean, self.spread = 0.0, 1.0
+        self.restore(NOTHING)
 
     @property
     def parts(self) -> tuple[NamedReward, ...]:
@@ -58,7 +60,8 @@ class Standardized(Composite):
 
     def restore(self, scores: Tensor) -> None:
         """Go on from the scores of a window, float64 on the processor."""
-        self.scores = scores[-self.window :]
+        self.scores: Float[Tensor, "past"] = scores[-self.window :]
+        self.mean, self.spread = 0.0, 1.0
         if len(self.scores) >= 2:
             self.mean = self.scores.mean().item()
             self.spread = max(self.scores.std().item(), self.least_spread)
@@ -84,4 +87,4 @@ def memory(reward: NamedReward) -> dict[str, Tensor]:
 def recall(reward: NamedReward, saved: Mapping[str, Tensor]) -> None:
     """Give a reward its memory back; what was not saved remembers nothing."""
     for name, part in windows(reward).items():
-        part.restore(saved.get(name, part.scores))
+        part.restore(saved.get(name, NOTHING))

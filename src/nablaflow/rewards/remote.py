@@ -2,7 +2,8 @@
 
 The protocol: ``POST url`` with a JSON object ``{"images": […], "prompts": […]}``, as many images as
 prompts, each image a PNG in base64; the answer is a JSON object ``{"scores": […]}``, a number each.
-Status 429 and 5xx mean "try again"; other errors are final, and their body's first line is shown.
+Status 429 and 5xx mean "try again", after the seconds of ``Retry-After`` if given; every other but
+2xx is final, redirects too, and the first line of its body is shown.
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ import json
 import math
 import os
 import time
-import urllib.error
-import urllib.request
 from io import BytesIO
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from PIL import Image
 from pydantic import Field, field_validator
+from rich.console import Console
 from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.rewards.contract import NamedReward
+from nablaflow.rewards.post import NoReplyError, Reply, post
 from nablaflow.rewards.settings import Load, RewardSettings
 from nablaflow.typing import Batch, Images
 
-FIRST_PAUSE = 1.0
-"""Seconds before the second attempt; each further pause is twice as long."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before the second attempt; each further pause is twice as long, up to the longest."""
 
 
 class Remote(RewardSettings):
@@ -36,8 +38,10 @@ class Remote(RewardSettings):
 
     url: str = Field(description="where the judge answers, http://… or https://…")
     batch: int = Field(default=16, ge=1, description="images in a request")
-    timeout: float = Field(default=60.0, gt=0, description="seconds to wait for an answer")
-    retries: int = Field(default=3, ge=0, description="further attempts after a failed one")
+    timeout: float = Field(default=60.0, gt=0, description="seconds until an answer is whole")
+    retries: int = Field(
+        default=6, ge=0, description="further attempts after a failed one; 6 take a minute"
+    )
     token_variable: str | None = Field(
         default=None, description="environment variable with a token to send as Bearer"
     )
@@ -47,12 +51,34 @@ class Remote(RewardSettings):
     def _is_http(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
             raise ValueError(f"{value!r} must begin with http:// or https://")
+        if not _is_address(value):
+            raise ValueError(f"{value!r} is no address; give http://host:port/path in ASCII")
         return value
 
     def build(self, name: str, load: Load) -> NamedReward:
         if self.token_variable is not None and not os.environ.get(self.token_variable):
             raise UserError(f"reward.token_variable: {self.token_variable} is not set; export it")
+        token = self.token() or ""
+        if not (token.isascii() and token.isprintable()):
+            raise UserError(
+                f"reward.token_variable: {self.token_variable} must be one line of ASCII; export it"
+            )
         return NamedReward(name, Judge(self))
+
+    def token(self) -> str | None:
+        """What is sent as Bearer; None without ``token_variable``."""
+        return None if self.token_variable is None else os.environ[self.token_variable].strip()
+
+
+def _is_address(url: str) -> bool:
+    """Whether a request can be made to it at all; urllib finds out later, in many ways."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError:
+        return False
+    return bool(host) and url.isascii() and url.isprintable() and " " not in url
 
 
 class Judge:
@@ -81,42 +107,46 @@ class Judge:
 
     def _post(self, body: bytes) -> bytes:
         """The answer's body, after as many attempts as it takes or as there are."""
-        attempts = self.settings.retries + 1
-        problem = ""
-        for attempt in range(attempts):
-            if attempt:
-                time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+        token, retries, problem = self.settings.token(), self.settings.retries, ""
+        for attempt in range(retries + 1):
+            asked = 0.0
             try:
-                with urllib.request.urlopen(
-                    self._request(body), timeout=self.settings.timeout
-                ) as answer:
-                    return answer.read()
-            except urllib.error.HTTPError as error:
-                problem = f"status {error.code}, {_first_line(error.read())}"
-                if error.code != 429 and error.code < 500:
-                    raise self._refusal(f"refuses ({problem}); mend the judge") from error
-            except TimeoutError:
-                problem = f"no answer in {self.settings.timeout:g} s"
-            except urllib.error.URLError as error:
-                slow = isinstance(error.reason, TimeoutError)
-                problem = f"no answer in {self.settings.timeout:g} s" if slow else f"{error.reason}"
-            except OSError as error:  # the connection broke off in the middle of an answer
-                problem = str(error) or type(error).__name__
+                reply = post(self.settings.url, body, token=token, timeout=self.settings.timeout)
+            except NoReplyError as error:
+                problem = str(error)
+            else:
+                if 200 <= reply.status < 300:
+                    return reply.body
+                problem, asked = self._problem(reply), reply.retry_after
+            if attempt < retries:
+                self._wait(min(max(FIRST_PAUSE * 2**attempt, asked), LONGEST_PAUSE), problem)
         raise self._refusal(
-            f"cannot be used ({problem}; attempts: {attempts}); start it, check reward.url, or "
+            f"cannot be used ({problem}; attempts: {retries + 1}); start it, check reward.url, or "
             "raise reward.timeout"
         )
 
-    def _request(self, body: bytes) -> urllib.request.Request:
-        headers = {"Content-Type": "application/json"}
-        if self.settings.token_variable is not None:
-            headers["Authorization"] = f"Bearer {os.environ[self.settings.token_variable]}"
-        return urllib.request.Request(self.settings.url, body, headers, method="POST")
+    def _wait(self, pause: float, problem: str) -> None:
+        """Pause, and say so on standard error: it may be a minute in all."""
+        text = f"the judge at {self.settings.url}: {problem}; asked again in {pause:g} s"
+        Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+        time.sleep(pause)
+
+    def _problem(self, reply: Reply) -> str:
+        """What is wrong with a status that may pass; the others are raised."""
+        if 300 <= reply.status < 400:
+            raise self._refusal(
+                f"redirects (status {reply.status}) to {_short(reply.location) or 'nowhere'}; no "
+                "redirect is followed: give the judge's own address as reward.url"
+            )
+        problem = f"status {reply.status}, {_first_line(reply.body)}"
+        if reply.status != 429 and reply.status < 500:
+            raise self._refusal(f"refuses ({problem}); mend the judge")
+        return problem
 
     def _scores(self, answer: bytes, number: int) -> list[float]:
         try:
             found: Any = json.loads(answer)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._refusal(
                 f"answers no JSON ({_first_line(answer)}); it must answer "
                 '{"scores": [a number an image]}'
@@ -131,8 +161,10 @@ class Judge:
         for score in scores:
             if isinstance(score, bool) or not isinstance(score, int | float):
                 raise self._refusal(f"answers the score {_short(repr(score))}; it must be a number")
-            if not math.isfinite(score):
-                raise self._refusal(f"answers the score {score}; it must be a finite number")
+            if not _is_finite(score):
+                raise self._refusal(
+                    f"answers the score {_short(str(score))}; it must be a finite number"
+                )
         return [float(score) for score in scores]
 
     def _refusal(self, what: str) -> UserError:
@@ -145,6 +177,13 @@ def _png(image: Tensor) -> str:
     buffer = BytesIO()
     Image.fromarray(levels.permute(1, 2, 0).numpy()).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _is_finite(score: float) -> bool:
+    try:
+        return math.isfinite(score)
+    except OverflowError:  # an integer beyond the largest float
+        return False
 
 
 def _first_line(body: bytes) -> str:
