@@ -16,7 +16,7 @@ Source = str | Path
 # The eldest is the error of the client below, requests or one of httpx's versions. A failed
 # download of hf_xet is a RuntimeError; anything else is a fault of this package's own.
 CLIENT_ERROR = [kind for kind in HfHubHTTPError.__mro__ if kind.__module__ != "builtins"][-1]
-FAILURES = (CLIENT_ERROR, HFValidationError, OSError, RuntimeError)
+FAILURES: tuple[type[Exception], ...] = (CLIENT_ERROR, HFValidationError, OSError, RuntimeError)
 
 WEIGHTS_ENDINGS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 
