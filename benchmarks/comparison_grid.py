@@ -22,7 +22,7 @@ SEED = 1000  # not among those of the comparison
 def main() -> None:
     """Run the grid and print a table for each rate."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--methods", nargs="+", default=list(ENTRANTS))
     parser.add_argument("--minutes", type=float, default=1.5)
     parser.add_argument("--out", type=Path, default=Path("runs/comparison-grid"))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
+from nablaflow.comparison import Study
 from nablaflow.errors import UserError
 from nablaflow.guidance import NablaTD, NStep
 from nablaflow.methods import METHODS, AdjointMatching, ResidualNablaDB, ValueMatching
@@ -550,6 +551,37 @@ def test_every_published_recipe_loads_names_its_scorer_and_says_where_values_com
 def test_the_demo_is_a_recipe_too():
     recipe = load_config(RECIPES / "nano_warmth.yaml", ["output_dir=runs/demo"], {})
     assert recipe == parse_config(demo_settings())
+
+
+ENTERED = {
+    "adjoint_matching": "adjoint-matching",
+    "alignprop": "alignprop",
+    "dag_db": "dag-db",
+    "dag_kl": "dag-kl",
+    "ddpo": "ddpo",
+    "draft": "draft-tilted",
+    "nabla_db": "nabla-db",
+    "nabla_td": "nabla-td",
+    "refl": "refl",
+    "reward_weighted": "reward-weighted-regression",
+    "terminal": "terminal",
+    "tilted_matching": "tilted-matching",
+}
+
+
+@pytest.mark.usefixtures("_all_methods")
+@pytest.mark.parametrize("stem", ENTERED)
+def test_a_method_s_recipe_has_what_the_comparison_measured(stem):
+    recipe = load_config(RECIPES / f"nano_{stem}.yaml", [], {})
+    study = Study.named([ENTERED[stem]], [], Path())
+    (cell, *_) = study.cells
+    entered = study.config(cell, 4.0)
+    assert (recipe.method, recipe.flow) == (entered.method, entered.flow)
+    unused = {"flow_learning_rate"} if recipe.flow is None else set()
+    optimizers = [c.optimizer.model_dump(exclude=unused) for c in (recipe, entered)]
+    assert optimizers[0] == optimizers[1]
+    same = {"minutes", "prompts_per_update", "images_per_prompt", "steps_per_rollout"}
+    assert recipe.training.model_dump(include=same) == entered.training.model_dump(include=same)
 
 
 @pytest.mark.usefixtures("_all_methods")

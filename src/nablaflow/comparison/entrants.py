@@ -57,6 +57,7 @@ TRAINING: Settings = {
 FLOW: Settings = {"channels": [64, 128], "ema_decay": 0.9}
 GROUPS: Settings = {"images_per_prompt": 16}
 ALL_STEPS: Settings = {"transition_fraction": 0.5, "steps_per_rollout": 2}
+CLIP = 1e-2  # per value of 256; the published 1e-4 is for 16,384
 WHOLE: Settings = {"transition_fraction": 0.1}  # of no effect: the method draws its steps itself
 
 ENTRANTS: dict[str, Entrant] = {
@@ -74,10 +75,10 @@ ENTRANTS: dict[str, Entrant] = {
     "adjoint-matching": Entrant(lambda beta: AdjointMatching(beta=beta), 1e-2),
     "terminal": Entrant(lambda beta: TerminalMatching(beta=beta), 3e-3),
     "tilted-matching": Entrant(lambda beta: TiltedMatching(beta=beta), 3e-3, ALL_STEPS),
-    "ddpo": Entrant(lambda beta: DDPO.tilted(beta), 1e-2, ALL_STEPS),
-    "ddpo-published": Entrant(lambda beta: DDPO(beta=beta, clip_range=1e-2), 1e-2, ALL_STEPS),
+    "ddpo": Entrant(lambda beta: DDPO.tilted(beta, CLIP), 1e-2, ALL_STEPS),
+    "ddpo-published": Entrant(lambda beta: DDPO(beta=beta, clip_range=CLIP), 1e-2, ALL_STEPS),
     "dag-db": Entrant(lambda beta: DagDB(beta=beta), 1e-2, flow=FLOW),
-    "dag-kl": Entrant(lambda beta: DagKL(beta=beta), 1e-2, flow=FLOW),
+    "dag-kl": Entrant(lambda beta: DagKL(beta=beta, clip_range=CLIP), 1e-2, flow=FLOW),
     "refl": Entrant(lambda beta: ReFL(beta=beta), 3e-3, WHOLE),
     "draft-1": Entrant(lambda beta: Draft(beta=beta, k=1), 1e-3, WHOLE),
     "draft-lv": Entrant(lambda beta: Draft(beta=beta, low_variance_samples=2), 1e-3, WHOLE),

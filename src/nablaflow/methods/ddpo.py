@@ -71,10 +71,15 @@ class DDPO(StepwiseMethod):
     )
 
     @staticmethod
-    def tilted(beta: float) -> DDPO:
+    def tilted(beta: float, clip_range: float = 1e-4) -> DDPO:
         """The form whose optimum is the tilt by beta."""
         return DDPO(
-            beta=beta, advantage="centred", max_advantage=None, kl_weight=1.0, kl_to_go=True
+            beta=beta,
+            advantage="centred",
+            max_advantage=None,
+            clip_range=clip_range,
+            kl_weight=1.0,
+            kl_to_go=True,
         )
 
     @property
