@@ -106,7 +106,8 @@ def test_a_folder_without_weights_is_named(name, tmp_path):
 def test_offline_without_a_cache_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     said = (
-        r"run `hf download facebook/dinov2-base config\.json model\.safetensors` where it can, and "
+        r"run `hf download facebook/dinov2-base config\.json model\.safetensors "
+        r"--revision f9e44c814b77203eaa57a6bdbbd535f21ede1415` where it can, and "
         r"copy its cache \(HF_HOME\) here$"
     )
     with pytest.raises(UserError, match=said):

@@ -73,8 +73,7 @@ def test_a_checkpoint_of_something_else_is_named(spec, tmp_path):
         load(spec)(torch.rand(1, 3, 32, 32), ["a"])
 
 
-@pytest.mark.slow
-def test_the_published_architecture_takes_its_own_keys():
-    model = open_clip.create_model("ViT-H-14", load_weights=False)
-    assert sum(p.numel() for p in model.parameters()) == 986_109_441
-    assert hpsv2.HPSNetwork(model, None).preprocess.size == 224
+def test_the_published_weights_are_asked_for_at_a_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"hf download xswu/HPSv2 .*--revision [0-9a-f]{40} "):
+        load("hpsv2")(torch.rand(1, 3, 32, 32), ["a"])

@@ -136,29 +136,6 @@ def test_image_reward_is_the_published_network(tiny_image_reward, bert_folder, i
     assert wanted.std() > 0.02
 
 
-@pytest.mark.slow
-def test_image_reward_takes_its_published_keys_at_full_size(tmp_path, bert_folder, prompts):
-    images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    images = eight_bit(images)
-    state = blip.random_checkpoint(blip.BlipSizes())
-    torch.save(state, tmp_path / "ImageReward.pt")
-    spec = {"name": "image_reward", "weights": str(tmp_path), "tokenizer": str(bert_folder)}
-    reward = load(spec)
-    found = reward(images, prompts[:1])
-    network = next(iter(reward.function._networks.values()))
-    tokens = network.tokenizer(
-        prompts[:1], padding="max_length", max_length=35, return_tensors="pt"
-    )
-    wanted = blip.score(
-        state,
-        blip.BlipSizes(),
-        network.preprocess(images),
-        tokens.input_ids,
-        tokens.attention_mask,
-    )
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-
-
 def test_image_rewards_gradient_is_the_published_networks(tiny_image_reward, prompts):
     # At the network's own size nothing is resized, so the two differ by arithmetic alone.
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -276,6 +253,48 @@ def test_without_a_network_it_says_what_to_fetch(spec, files, tmp_path, monkeypa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=f"^{files}.* is not in the cache.*--local-dir FOLDER"):
         load(spec)(torch.rand(1, 3, 8, 8), ["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("aesthetic", "trl-lib/ddpo-aesthetic-predictor"),
+        ("backbone", "openai/clip-vit-large-patch14"),
+        ("clip_score", "openai/clip-vit-large-patch14"),
+        ("tokenizer", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+        ("pickscore", "yuvalkirstain/PickScore_v1"),
+        ("words", "google-bert/bert-base-uncased"),
+        ("image_reward", "THUDM/ImageReward"),
+    ],
+)
+def test_what_is_published_is_asked_for_at_a_commit(
+    name, asked, clip_folder, bert_folder, head_file, tmp_path, monkeypatch
+):
+    spec = {
+        "backbone": {"name": "aesthetic", "weights": str(head_file)},
+        "tokenizer": {"name": "pickscore"},
+        "pickscore": {"name": "pickscore", "tokenizer": str(clip_folder)},
+        "words": {"name": "image_reward"},
+        "image_reward": {"name": "image_reward", "tokenizer": str(bert_folder)},
+    }.get(name, {"name": name})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=f"run `hf download {asked} .*--revision [0-9a-f]{{40}} "):
+        load(spec)(torch.rand(1, 3, 8, 8), ["a"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "command"),
+    [
+        ({"revision": "main"}, "openai/clip-vit-large-patch14 .* --revision main "),
+        ({"weights": "me/mine"}, r"me/mine [a-z_. ]+ --local-dir"),
+        ({"weights": "me/mine", "revision": "v2"}, "me/mine .* --revision v2 "),
+        ({"weights": "me/mine@v1", "revision": "v2"}, "me/mine .* --revision v1 "),
+    ],
+)
+def test_the_commit_is_only_that_of_the_published_weights(settings, command, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=f"run `hf download {command}"):
+        load({"name": "clip_score", **settings})(torch.rand(1, 3, 8, 8), ["a"])
 
 
 @pytest.mark.parametrize(

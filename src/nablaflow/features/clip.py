@@ -11,7 +11,7 @@ from nablaflow.features.preprocess import Preprocess, unit
 from nablaflow.features.pretrained import load_pretrained
 from nablaflow.typing import Features, Images
 
-REPO = "openai/clip-vit-large-patch14"
+REPO, REVISION = "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"
 TEXT_PART = ("text_model.", "text_projection.", "logit_scale")
 """Names of a whole ``CLIPModel`` that its image encoder has no use for."""
 
@@ -28,7 +28,7 @@ def load_clip(weights: str | None, device: torch.device) -> FeatureExtractor:
     from transformers import CLIPVisionModelWithProjection
 
     network: Any = load_pretrained(
-        CLIPVisionModelWithProjection, "clip", REPO, weights, device, TEXT_PART
+        CLIPVisionModelWithProjection, "clip", (REPO, REVISION), weights, device, TEXT_PART
     )
     preprocess = Preprocess(network.config.image_size)
 

@@ -11,7 +11,7 @@ from nablaflow.features.preprocess import Preprocess
 from nablaflow.features.pretrained import load_pretrained
 from nablaflow.typing import Features, Images
 
-REPO = "facebook/dinov2-base"
+REPO, REVISION = "facebook/dinov2-base", "f9e44c814b77203eaa57a6bdbbd535f21ede1415"
 PREPROCESS = Preprocess(224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), shorter=256)
 """As the published weights' ``preprocessor_config.json``: ImageNet's statistics."""
 
@@ -27,7 +27,7 @@ def load_dinov2(weights: str | None, device: torch.device) -> FeatureExtractor:
     """
     from transformers import Dinov2Model
 
-    network: Any = load_pretrained(Dinov2Model, "dinov2", REPO, weights, device)
+    network: Any = load_pretrained(Dinov2Model, "dinov2", (REPO, REVISION), weights, device)
 
     def embed(images: Images) -> Features:
         return network(pixel_values=PREPROCESS(images)).pooler_output

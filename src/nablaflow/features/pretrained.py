@@ -19,23 +19,26 @@ CONSTANT = ".position_ids"
 def load_pretrained(
     kind: Any,
     name: str,
-    repo: str,
+    published: tuple[str, str],
     weights: str | None,
     device: torch.device,
     unused: tuple[str, ...] = (),
 ) -> torch.nn.Module:
-    """A frozen network of ``kind``, from ``weights`` if given, else from ``repo``.
+    """A frozen network of ``kind``, from ``weights`` if given, else as published.
 
     Args:
         kind: class of transformers.
         name: of the features, for messages.
+        published: a repository on the hub and a commit of it.
         unused: as in ``read_pretrained``.
 
     Raises:
         UserError: it cannot be found or read, or has other weights.
     """
     # Not every command has a setting for the folder, so the remedy is the cache.
-    folder = fetch_folder(repo, FILES, local=weights, field="weights" if weights else None)
+    field = "weights" if weights else None
+    repo, revision = published
+    folder = fetch_folder(repo, FILES, revision=revision, local=weights, field=field)
     return frozen(read_pretrained(kind, folder, f"features {name}", unused), device)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from nablaflow.features.clip import REPO as OPENAI
+from nablaflow.features import clip as openai
 from nablaflow.features.preprocess import Preprocess
 from nablaflow.hub import load_weights, read_weights
 from nablaflow.rewards.clip import image_features, load_clip
@@ -17,17 +17,18 @@ from nablaflow.typing import Batch, Images
 
 REPO, FILE = "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"
 """A copy on the hub of the authors' ``sac+logos+ava1-l14-linearMSE.pth``."""
+REVISION = "cf4bd10345610935a80a5d3be9a3133c50f121e4"
+BACKBONE = f"{openai.REPO}@{openai.REVISION}"
 
 
 class Aesthetic(ScorerSettings):
     """Settings; ``weights`` are the head's alone."""
 
-    backbone: str = Field(default=OPENAI, description="CLIP ViT-L/14: a hub id or a folder")
+    backbone: str = Field(default=BACKBONE, description="CLIP ViT-L/14: a hub id or a folder")
 
     def network(self) -> ScoringNetwork:
-        path = source_file(
-            self.weights or REPO, FILE, field="reward.weights", revision=self.revision
-        )
+        source, revision = self.source(REPO, REVISION)
+        path = source_file(source, FILE, field="reward.weights", revision=revision)
         head = LinearHead()
         load_weights(head, read_weights(path), path)
         return AestheticNetwork(load_clip(self.backbone, field="reward.backbone"), head)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from nablaflow.features.clip import REPO as OPENAI
+from nablaflow.features import clip as openai
 from nablaflow.rewards.clip import (
     TOKENIZER,
     WEIGHTS,
@@ -26,9 +26,9 @@ class ClipScore(ScorerSettings):
     scale: float = Field(default=100.0, gt=0, description="what the cosine is multiplied by")
 
     def network(self) -> ScoringNetwork:
-        source, where = self.weights or OPENAI, "reward.weights"
+        (source, revision), where = self.source(openai.REPO, openai.REVISION), "reward.weights"
         # All of them at once: a message about the files that are missing names them all.
         files = (*TOKENIZER, *WEIGHTS)
-        folder = source_folder(source, files, field=where, revision=self.revision)
+        folder = source_folder(source, files, field=where, revision=revision)
         tokenizer = read_tokenizer("CLIPTokenizerFast", folder, where)
         return ClipSimilarity(read_clip(folder, where), tokenizer, self.scale)

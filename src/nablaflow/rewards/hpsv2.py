@@ -16,6 +16,7 @@ from nablaflow.rewards.sources import source_file
 from nablaflow.typing import Batch, Images
 
 REPO, FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
+REVISION = "697403c78157020a1ae59d23f111aa58ced35b0a"
 ARCHITECTURE = "ViT-H-14"
 
 
@@ -32,9 +33,8 @@ class HPSv2(ScorerSettings):
 
     def network(self) -> ScoringNetwork:
         open_clip: Any = importlib.import_module("open_clip")
-        path = source_file(
-            self.weights or REPO, FILE, field="reward.weights", revision=self.revision
-        )
+        source, revision = self.source(REPO, REVISION)
+        path = source_file(source, FILE, field="reward.weights", revision=revision)
         state = read_weights(path, inside="state_dict")
         clip = open_clip.create_model(ARCHITECTURE, load_weights=False)
         load_weights(clip, state, path)

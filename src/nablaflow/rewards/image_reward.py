@@ -19,7 +19,8 @@ from nablaflow.rewards.sources import source_file, source_folder
 from nablaflow.typing import Batch, Images
 
 REPO, FILE = "THUDM/ImageReward", "ImageReward.pt"
-TOKENIZER = "google-bert/bert-base-uncased"
+REVISION = "5736be03b2652728fb87788c9797b0570450ab72"
+TOKENIZER = "google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"
 SIZES = BlipSizes()
 TEXT_LENGTH = 35
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -40,9 +41,8 @@ class ImageReward(ScorerSettings):
         # The original's own two; a prompt that holds one of them is otherwise cut up.
         tokenizer.add_special_tokens({"bos_token": "[DEC]"})
         tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
-        path = source_file(
-            self.weights or REPO, FILE, field="reward.weights", revision=self.revision
-        )
+        source, revision = self.source(REPO, REVISION)
+        path = source_file(source, FILE, field="reward.weights", revision=revision)
         network = ImageRewardNetwork(Blip(SIZES), LinearHead(SIZES.text_width), tokenizer)
         load_published(network, path)
         return network

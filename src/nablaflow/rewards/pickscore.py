@@ -7,8 +7,8 @@ from pydantic import Field
 from nablaflow.rewards.clip import ClipSimilarity, load_clip, load_tokenizer
 from nablaflow.rewards.scorer import ScorerSettings, ScoringNetwork
 
-REPO = "yuvalkirstain/PickScore_v1"
-PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+REPO, REVISION = "yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800"
+PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K@1c2b8495b28150b8a4922ee1c8edee224c284c0c"
 
 
 class PickScore(ScorerSettings):
@@ -21,7 +21,7 @@ class PickScore(ScorerSettings):
 
     def network(self) -> ScoringNetwork:
         tokenizer = load_tokenizer(self.tokenizer, field="reward.tokenizer")
-        source = self.weights or REPO
+        source, revision = self.source(REPO, REVISION)
         return ClipSimilarity(
-            load_clip(source, field="reward.weights", revision=self.revision), tokenizer
+            load_clip(source, field="reward.weights", revision=revision), tokenizer
         )

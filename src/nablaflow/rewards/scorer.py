@@ -47,7 +47,9 @@ class ScorerSettings(RewardSettings):
         default=None, description="file or folder of the weights, or a hub id; null: the published"
     )
     revision: str | None = Field(
-        default=None, description="branch, tag or commit of the weights on the hub"
+        default=None,
+        description="branch, tag or commit of the weights on the hub; null: of the published ones "
+        "a commit that is named in the code, of others the default branch",
     )
     batch: int = Field(default=8, ge=1, description="images that are scored at once")
     dtype: Literal["float32", "bf16"] = Field(
@@ -81,6 +83,17 @@ class ScorerSettings(RewardSettings):
         """
         if self.device is not None and not _exists(torch.device(self.device)):
             raise UserError(f"reward.device: there is no {self.device} here; leave it out")
+
+    def source(self, repo: str, commit: str) -> tuple[str, str | None]:
+        """Where the weights come from, and at which revision.
+
+        Args:
+            repo: of the published weights.
+            commit: of it; it says nothing of any other source.
+        """
+        if self.weights is None:
+            return repo, self.revision or commit
+        return self.weights, self.revision
 
     @abstractmethod
     def network(self) -> ScoringNetwork:
