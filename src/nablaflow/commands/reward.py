@@ -11,6 +11,8 @@ import typer
 from nablaflow.commands.progress import bars
 from nablaflow.commands.shared import AsJson, Debug, guarded
 
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
+
 app = typer.Typer(help="Fit a reward to judged images; score images.", no_args_is_help=True)
 
 
@@ -27,7 +29,7 @@ def fit(
         float, typer.Option(min=0.0, help="standard deviations the file's default subtracts")
     ] = 0.0,
     weights: Annotated[str | None, typer.Option(help="folder of the features' weights")] = None,
-    device: Annotated[str, typer.Option(help="for the features")] = "cpu",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
     as_json: AsJson = False,
@@ -38,10 +40,12 @@ def fit(
     def work() -> None:
         from rich.console import Console
 
+        from nablaflow.devices import find_device
         from nablaflow.fitting import HeadSettings, check_out, fit_folder, save
         from nablaflow.report.fit_plot import fit_table, write_fit_plot
 
         check_out(out, overwrite=overwrite)
+        place = find_device(device, "--device")
         with bars() as start:
             found = fit_folder(
                 folder,
@@ -50,7 +54,7 @@ def fit(
                 pessimism=pessimism,
                 seed=seed,
                 weights=weights,
-                device=device,
+                device=place,
                 start=start,
             )
         picture, card = write_fit_plot(out.with_suffix(".png"), found.held_out), save(found, out)
@@ -68,6 +72,7 @@ def score(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="folder of images")],
     reward: Annotated[str, typer.Option(help="as in a recipe: a name, a path, a sum")],
     prompt: Annotated[str, typer.Option(help="of all the images, for a reward that reads it")] = "",
+    device: Device = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -76,13 +81,14 @@ def score(
     def work() -> None:
         from rich.console import Console
 
+        from nablaflow.devices import find_device
         from nablaflow.fitting import score_folder
         from nablaflow.report.fit_plot import score_table
         from nablaflow.rewards import load
 
-        found = load(reward)
+        place, found = find_device(device, "--device"), load(reward)
         with bars() as start:
-            rows = score_folder(images, found, prompt, start)
+            rows = score_folder(images, found, prompt, start, device=place)
         if as_json:
             listed = [
                 {"image": str(row.image), "score": row.score, "uncertainty": row.uncertainty}

@@ -17,7 +17,7 @@ from nablaflow.features.dreamsim import load_dreamsim
 from nablaflow.features.nano import load_nano
 from nablaflow.features.pixels import load_pixels, pooled_pixels
 
-__all__ = ["FEATURES", "Feature", "FeatureExtractor", "load", "pooled_pixels"]
+__all__ = ["FEATURES", "Feature", "FeatureExtractor", "check_name", "load", "pooled_pixels"]
 
 FEATURES: dict[str, Callable[[str | None, torch.device], FeatureExtractor]] = {
     "clip": load_clip,
@@ -27,6 +27,16 @@ FEATURES: dict[str, Callable[[str | None, torch.device], FeatureExtractor]] = {
     "pixels": load_pixels,
 }
 """Name to ``(weights, device) -> extractor``."""
+
+
+def check_name(name: str) -> None:
+    """Find out whether there is such an extractor, its weights not read yet.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in FEATURES:
+        raise UserError(f"unknown features {name!r}: {nearest(name, FEATURES)}")
 
 
 def load(
@@ -41,6 +51,5 @@ def load(
     Raises:
         UserError: there is no such extractor, or its weights cannot be had.
     """
-    if name not in FEATURES:
-        raise UserError(f"unknown features {name!r}: {nearest(name, FEATURES)}")
+    check_name(name)
     return FEATURES[name](weights, torch.device(device))
