@@ -1,5 +1,7 @@
 """From a folder to a reward: held-out accuracy, the file and its card, units."""
 
+import math
+
 import pytest
 import torch
 from PIL import Image
@@ -40,6 +42,16 @@ def test_ratings_come_back_in_their_own_unit(rated, tmp_path):
         "grey.md",
         "grey.safetensors",
     ]
+
+
+@pytest.mark.parametrize("rare", [2, 3])
+def test_every_figure_is_a_number_where_one_rating_is_rare(rated, rare):
+    lines = [f"{n}.png,{int(n < rare)}" for n in range(30)]
+    (rated / "ratings.csv").write_text("\n".join(["image,score", *lines]))
+    for seed in range(3):
+        about = fit_folder(rated, "pixels", QUICK, seed=seed).about
+        assert about["folds"] == rare
+        assert all(math.isfinite(figure) for figure in about["held_out"].values())
 
 
 def test_the_same_seed_gives_the_same_heads(rated):

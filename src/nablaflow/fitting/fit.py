@@ -87,7 +87,7 @@ def fit(
     """
     generator = torch.Generator().manual_seed(seed)
     group, grouped_by = groups(judgements)
-    parts = folds(group, generator)
+    parts = folds(judgements, group, grouped_by, generator)
     told = _counted(start("heads", (len(parts) + 1) * settings.steps))
     held_out = _cross_validate(judgements, found, group, parts, settings, generator, told)
     weights = bootstrap(group, settings.members, generator)
