@@ -136,3 +136,38 @@ def test_an_unknown_reward_of_the_demo(cli: Cli):
     result = cli("demo", "--reward", "preferences")
     assert result.exit_code == 2
     assert "did you mean preference" in result.stderr
+
+
+def test_score_takes_the_weights_of_the_features(cli: Cli, here: Path, rated: Path):
+    from diffusers import AutoencoderKL
+
+    from nablaflow import nano
+
+    vae = AutoencoderKL.from_pretrained(nano.path(), subfolder="vae", torch_dtype=torch.float32)
+    for weight in vae.parameters():
+        weight.data *= 1.2
+    vae.save_pretrained(here / "other" / "vae")
+    fit = ("reward", "fit", str(rated), "--features", "nano", "--members", "2")
+    result = cli(*fit, "--weights", "other", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "with the weights of `other`" in (here / "reward.md").read_text()
+    score = ("reward", "score", str(rated), "--reward", "reward.safetensors")
+    right = cli(*score, "--weights", "other", "--json")
+    assert right.exit_code == 0, right.stderr
+    wrong = cli(*score)
+    assert wrong.exit_code == 2
+    assert "(their own weights) give other numbers than in the fit (weights other)" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("warmth", "reward.weights: warmth has no settings"),
+        ("warmth + brightness", "--weights: they are one reward's"),
+        ("preference", "reward.weights: unknown key for preference"),
+    ],
+)
+def test_weights_for_what_has_none(cli: Cli, rated: Path, reward: str, message: str):
+    result = cli("reward", "score", str(rated), "--reward", reward, "--weights", "folder")
+    assert result.exit_code == 2
+    assert message in result.stderr

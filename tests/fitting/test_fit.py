@@ -6,11 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from nablaflow import features
 from nablaflow.errors import UserError
 from nablaflow.fitting import HeadSettings, check_out, fit_folder, save, score_folder
 from nablaflow.nano.judged import write_judged
 from nablaflow.nano.preferences import draw_pairs, shipped_pairs, utility
 from nablaflow.rewards import load
+from nablaflow.rewards.heads import read_heads
 
 QUICK = HeadSettings(members=3, steps=150, learning_rate=0.02)
 
@@ -38,6 +40,10 @@ def test_ratings_come_back_in_their_own_unit(rated, tmp_path):
     assert found.about["held_out"]["accuracy"] > 0.95
     assert found.about["held_out"]["r2"] > 0.9
     assert "30 ratings of 30 images" in card.read_text()
+    assert "`pixels`, frozen, with their own weights" in card.read_text()
+    _, about = read_heads(out)
+    assert about["weights"] is None
+    assert about["fingerprint"] == features.fingerprint(features.load("pixels"))
     assert sorted(p.name for p in tmp_path.iterdir() if "grey" in p.name) == [
         "grey.md",
         "grey.safetensors",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nablaflow.commands.progress import bars
 from nablaflow.commands.shared import AsJson, Debug, guarded
+from nablaflow.errors import UserError
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
 
@@ -72,6 +73,9 @@ def score(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="folder of images")],
     reward: Annotated[str, typer.Option(help="as in a recipe: a name, a path, a sum")],
     prompt: Annotated[str, typer.Option(help="of all the images, for a reward that reads it")] = "",
+    weights: Annotated[
+        str | None, typer.Option(help="of the reward, as its setting weights in a recipe")
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -84,9 +88,8 @@ def score(
         from nablaflow.devices import find_device
         from nablaflow.fitting import score_folder
         from nablaflow.report.fit_plot import score_table
-        from nablaflow.rewards import load
 
-        place, found = find_device(device, "--device"), load(reward)
+        place, found = find_device(device, "--device"), _reward(reward, weights)
         with bars() as start:
             rows = score_folder(images, found, prompt, start, device=place)
         if as_json:
@@ -99,3 +102,16 @@ def score(
         Console().print(score_table([(row.image.name, row.score, row.uncertainty) for row in rows]))
 
     guarded(work, debug)
+
+
+def _reward(spec: str, weights: str | None) -> Any:
+    """The reward of a spec; with ``weights``, which are a setting, it must be one alone."""
+    from nablaflow.rewards import load
+    from nablaflow.rewards.combine import parse
+
+    if weights is None:
+        return load(spec)
+    terms = parse(spec)
+    if list(terms.values()) != [1.0]:
+        raise UserError(f"--weights: they are one reward's, and {spec!r} is a sum; score one alone")
+    return load({"name": next(iter(terms)), "weights": weights})

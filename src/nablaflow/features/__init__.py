@@ -14,10 +14,20 @@ from nablaflow.features.clip import load_clip
 from nablaflow.features.contract import Feature, FeatureExtractor
 from nablaflow.features.dinov2 import load_dinov2
 from nablaflow.features.dreamsim import load_dreamsim
+from nablaflow.features.fingerprint import fingerprint, same_features
 from nablaflow.features.nano import load_nano
 from nablaflow.features.pixels import load_pixels, pooled_pixels
 
-__all__ = ["FEATURES", "Feature", "FeatureExtractor", "check_name", "load", "pooled_pixels"]
+__all__ = [
+    "FEATURES",
+    "Feature",
+    "FeatureExtractor",
+    "check_name",
+    "fingerprint",
+    "load",
+    "pooled_pixels",
+    "same_features",
+]
 
 FEATURES: dict[str, Callable[[str | None, torch.device], FeatureExtractor]] = {
     "clip": load_clip,

@@ -66,7 +66,9 @@ def fit_folder(
     extractor = features.load(name, weights=weights, device=device)
     told = start("features", len(judgements.images))
     found = image_features(judgements.images, extractor, told, device)
-    return fit(judgements, found, name, settings, pessimism=pessimism, seed=seed, start=start)
+    made_of = {"weights": weights, "fingerprint": features.fingerprint(extractor, device)}
+    done = fit(judgements, found, name, settings, pessimism=pessimism, seed=seed, start=start)
+    return replace(done, about={**done.about, **made_of})
 
 
 def fit(
