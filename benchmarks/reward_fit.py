@@ -1,6 +1,6 @@
 """How well a reward is fitted to 200 synthetic pairs of scenes: held-out accuracy, and the time.
 
-    python benchmarks/reward_fit.py [--seeds 5] [--out runs/reward_fit.json]
+    python benchmarks/reward_fit.py [--seeds 5] [--first 0] [--out runs/reward_fit.json]
 
 A row is one seed: fresh pairs, features of the embedded model, five folds, then 500 fresh pairs
 that no head has seen. ``truth`` is the share of these on which the fit agrees with the rule itself,
@@ -59,10 +59,12 @@ def measure(seed: int, name: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first row")
     parser.add_argument("--features", default="nano")
     parser.add_argument("--out", type=Path, default=Path("runs/reward_fit.json"))
     given = parser.parse_args()
-    rows = [measure(seed, given.features) for seed in range(given.seeds)]
+    seeds = range(given.first, given.first + given.seeds)
+    rows = [measure(seed, given.features) for seed in seeds]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps({"features": given.features, "rows": rows}, indent=2) + "\n")
     table = Table(*rows[0])

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.progress import Progress
 
+from nablaflow.devices import best_device
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.pipelines import PipelineModel
@@ -23,13 +24,6 @@ from nablaflow.training.run_folder import CONFIG
 from nablaflow.training.setup import model_source
 
 BATCH = 16
-
-
-def best_device() -> torch.device:
-    """The first that works of cuda, mps, cpu."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def load_policy(run: Path) -> tuple[PipelineModel, Config]:

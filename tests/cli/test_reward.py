@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import Result
 from PIL import Image
 
@@ -41,9 +42,61 @@ def test_fit_writes_a_reward_that_scores_and_sorts(cli: Cli, here: Path, rated: 
     rows = json.loads(result.stdout)["images"]
     assert [Path(row["image"]).name for row in rows[:2]] == ["23.png", "22.png"]
     assert all(row["uncertainty"] >= 0 for row in rows)
-    again = cli("reward", "fit", str(rated), "--features", "pixels")
-    assert again.exit_code == 2
-    assert "is there already" in again.stderr
+
+
+@pytest.mark.parametrize("there", ["reward.safetensors", "reward.md", "reward.png"])
+def test_fit_replaces_nothing_unasked(cli: Cli, here: Path, rated: Path, there: str):
+    (here / there).write_text("mine")
+    (rated / "ratings.csv").unlink()
+    refused = cli("reward", "fit", str(rated), "--features", "pixels")
+    assert refused.exit_code == 2
+    assert f"there already: {there}; use --overwrite" in refused.stderr
+    assert [(path.name, path.read_text()) for path in here.iterdir()] == [(there, "mine")]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("fit", "--features", "pixels"),
+        ("score", "--reward", "brightness"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:63", "--device: there is no cuda:63 here; use auto or cpu"),
+        ("meta", "--device: there is no meta here"),
+        ("gpu", "--device: no such device 'gpu'; give auto, cpu"),
+    ],
+)
+def test_a_device_that_is_not_here(
+    cli: Cli, here: Path, rated: Path, command: tuple[str, ...], device: str, message: str
+):
+    what, *options = command
+    result = cli("reward", what, str(rated), *options, "--device", device)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not list(here.iterdir())
+
+
+def test_the_features_are_on_the_device_that_is_named(
+    cli: Cli, here: Path, rated: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from nablaflow import features
+
+    seen = []
+    pixels = features.FEATURES["pixels"]
+
+    def load(weights: str | None, device: torch.device) -> features.FeatureExtractor:
+        seen.append(str(device))
+        return pixels(weights, device)
+
+    monkeypatch.setitem(features.FEATURES, "pixels", load)
+    fit = ("reward", "fit", str(rated), "--features", "pixels", "--members", "2")
+    result = cli(*fit, "--device", "cpu:0")
+    assert result.exit_code == 0, result.stderr
+    assert seen == ["cpu:0"]
 
 
 def test_any_reward_scores_a_folder(cli: Cli, rated: Path):
@@ -83,3 +136,38 @@ def test_an_unknown_reward_of_the_demo(cli: Cli):
     result = cli("demo", "--reward", "preferences")
     assert result.exit_code == 2
     assert "did you mean preference" in result.stderr
+
+
+def test_score_takes_the_weights_of_the_features(cli: Cli, here: Path, rated: Path):
+    from diffusers import AutoencoderKL
+
+    from nablaflow import nano
+
+    vae = AutoencoderKL.from_pretrained(nano.path(), subfolder="vae", torch_dtype=torch.float32)
+    for weight in vae.parameters():
+        weight.data *= 1.2
+    vae.save_pretrained(here / "other" / "vae")
+    fit = ("reward", "fit", str(rated), "--features", "nano", "--members", "2")
+    result = cli(*fit, "--weights", "other", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "with the weights of `other`" in (here / "reward.md").read_text()
+    score = ("reward", "score", str(rated), "--reward", "reward.safetensors")
+    right = cli(*score, "--weights", "other", "--json")
+    assert right.exit_code == 0, right.stderr
+    wrong = cli(*score)
+    assert wrong.exit_code == 2
+    assert "(their own weights) give other numbers than in the fit (weights other)" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("warmth", "reward.weights: warmth has no settings"),
+        ("warmth + brightness", "--weights: they are one reward's"),
+        ("preference", "reward.weights: unknown key for preference"),
+    ],
+)
+def test_weights_for_what_has_none(cli: Cli, rated: Path, reward: str, message: str):
+    result = cli("reward", "score", str(rated), "--reward", reward, "--weights", "folder")
+    assert result.exit_code == 2
+    assert message in result.stderr

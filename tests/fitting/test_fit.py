@@ -1,14 +1,18 @@
 """From a folder to a reward: held-out accuracy, the file and its card, units."""
 
+import math
+
 import pytest
 import torch
 from PIL import Image
 
+from nablaflow import features
 from nablaflow.errors import UserError
 from nablaflow.fitting import HeadSettings, check_out, fit_folder, save, score_folder
 from nablaflow.nano.judged import write_judged
 from nablaflow.nano.preferences import draw_pairs, shipped_pairs, utility
 from nablaflow.rewards import load
+from nablaflow.rewards.heads import read_heads
 
 QUICK = HeadSettings(members=3, steps=150, learning_rate=0.02)
 
@@ -36,10 +40,24 @@ def test_ratings_come_back_in_their_own_unit(rated, tmp_path):
     assert found.about["held_out"]["accuracy"] > 0.95
     assert found.about["held_out"]["r2"] > 0.9
     assert "30 ratings of 30 images" in card.read_text()
+    assert "`pixels`, frozen, with their own weights" in card.read_text()
+    _, about = read_heads(out)
+    assert about["weights"] is None
+    assert about["fingerprint"] == features.fingerprint(features.load("pixels"))
     assert sorted(p.name for p in tmp_path.iterdir() if "grey" in p.name) == [
         "grey.md",
         "grey.safetensors",
     ]
+
+
+@pytest.mark.parametrize("rare", [2, 3])
+def test_every_figure_is_a_number_where_one_rating_is_rare(rated, rare):
+    lines = [f"{n}.png,{int(n < rare)}" for n in range(30)]
+    (rated / "ratings.csv").write_text("\n".join(["image,score", *lines]))
+    for seed in range(3):
+        about = fit_folder(rated, "pixels", QUICK, seed=seed).about
+        assert about["folds"] == rare
+        assert all(math.isfinite(figure) for figure in about["held_out"].values())
 
 
 def test_the_same_seed_gives_the_same_heads(rated):
@@ -53,12 +71,37 @@ def test_an_image_that_cannot_be_decoded_stops_it(rated):
         fit_folder(rated, "pixels", QUICK)
 
 
+def test_broken_images_stop_it_before_any_features(rated, monkeypatch):
+    for name in ("3.png", "29.png"):
+        (rated / name).write_bytes(b"nothing")
+
+    def load(*given, **settings):
+        raise AssertionError("the features are loaded before the images are known to be whole")
+
+    monkeypatch.setattr("nablaflow.features.load", load)
+    with pytest.raises(UserError, match=r"2 images cannot be used: .*3\.png.*29\.png"):
+        fit_folder(rated, "pixels", QUICK)
+    with pytest.raises(UserError, match="did you mean pixels"):
+        fit_folder(rated, "pixel", QUICK)
+
+
+def test_broken_images_stop_scores_before_the_first(rated):
+    (rated / "9.png").write_bytes(b"nothing")
+
+    def reward(images, prompts):
+        raise AssertionError("scored before all images are known to be whole")
+
+    with pytest.raises(UserError, match=r"9\.png: not an image that can be decoded"):
+        score_folder(rated, load(reward), "", lambda what, total: lambda done: None)
+
+
 def test_scores_are_sorted_and_have_an_uncertainty(rated, tmp_path):
     out = tmp_path / "grey.safetensors"
     save(fit_folder(rated, "pixels", QUICK, pessimism=1.0), out)
     ticks = []
     rows = score_folder(rated, load(str(out)), "", lambda what, total: ticks.append)
-    assert sum(ticks) == len(rows) == 30
+    assert len(rows) == 30
+    assert sum(ticks) == 2 * 30  # checked, then scored
     assert [row.score for row in rows] == sorted((row.score for row in rows), reverse=True)
     assert rows[0].image.name in ("29.png", "28.png", "27.png")
     assert all(row.uncertainty is not None and row.uncertainty > 0 for row in rows)
@@ -72,11 +115,21 @@ def test_where_a_reward_may_be_written(tmp_path):
         check_out(tmp_path / "reward.pt", overwrite=False)
     with pytest.raises(UserError, match="there is no folder"):
         check_out(tmp_path / "none" / "r.safetensors", overwrite=False)
-    there = tmp_path / "r.safetensors"
+    check_out(tmp_path / "r.safetensors", overwrite=False)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "md", "png"])
+def test_none_of_the_three_files_is_replaced_unasked(tmp_path, suffix):
+    out = tmp_path / "r.safetensors"
+    there = tmp_path / f"r.{suffix}"
     there.touch()
-    with pytest.raises(UserError, match="is there already"):
-        check_out(there, overwrite=False)
-    check_out(there, overwrite=True)
+    with pytest.raises(UserError, match=rf"there already: \S+r\.{suffix}; use --overwrite"):
+        check_out(out, overwrite=False)
+    check_out(out, overwrite=True)
+    there.unlink()
+    there.mkdir()
+    with pytest.raises(UserError, match=rf"r\.{suffix} is a folder; use another name"):
+        check_out(out, overwrite=True)
 
 
 def test_few_of_the_shipped_pairs_go_against_the_rule():

@@ -58,6 +58,8 @@ def test_pairs_are_read_with_their_prompts(folder):
         (["1.png,nan", *GOOD], "image,score", "the score 'nan' is not a finite number"),
         (["1.png", *GOOD], "image,score", "line 2: 1 cells under 2 columns"),
         ([f"{n}.png,3" for n in range(20)], "image,score", "every score is 3"),
+        ([f"0.png,{n}" for n in range(20)], "image,score", "all ratings are of one image"),
+        ([f"{n}.png,{n}e200" for n in range(20)], "image,score", "a standard deviation of inf"),
         (GOOD, "image,image", "the column 'image' comes twice"),
         (GOOD, "image,scores", "unknown column 'scores'; did you mean score"),
         (["0.png"] * 20, "image", "no column 'score'"),

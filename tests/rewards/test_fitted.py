@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
-from nablaflow import features
+from nablaflow import features, nano
 from nablaflow.errors import UserError
 from nablaflow.rewards import load
 from nablaflow.rewards.fitted import FittedReward
@@ -130,6 +131,42 @@ def test_unknown_features_and_heads_of_another_length(tmp_path, images):
     save_heads(path, random_heads(7), {"features": "pixels", "pessimism": 0.0})
     with pytest.raises(UserError, match="192 numbers an image, the heads were fitted to 7"):
         load(str(path))(images, [""] * 3)
+
+
+@pytest.fixture
+def nano_reward(tmp_path):
+    """A reward on the embedded encoder, and a folder with that encoder trained a little more."""
+    known = {"fingerprint": features.fingerprint(features.load("nano")), "weights": None}
+    path = tmp_path / "nano.safetensors"
+    save_heads(path, random_heads(192), {"features": "nano", "pessimism": 0.0, **known})
+    vae = AutoencoderKL.from_pretrained(nano.path(), subfolder="vae", torch_dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for weight in vae.parameters():
+        weight.data *= 1 + 0.1 * torch.randn(weight.shape, generator=generator)
+    vae.save_pretrained(tmp_path / "other" / "vae")
+    return path, tmp_path / "other"
+
+
+def test_features_of_other_weights_are_refused(nano_reward, images):
+    path, other = nano_reward
+    found = load({"name": str(path), "weights": str(other)})
+    with pytest.raises(UserError) as error:
+        found(images, [""] * 3)
+    told = str(error.value)
+    assert told.startswith(f"reward.weights: the features nano (weights {other}) give other")
+    assert "in the fit (their own weights)" in told
+    assert told.endswith("give the fit's weights (reward score: --weights), or fit it again")
+
+
+def test_the_same_weights_in_another_folder_are_let_pass(nano_reward, images):
+    path, _ = nano_reward
+    found = load({"name": str(path), "weights": str(nano.path())})(images, [""] * 3)
+    torch.testing.assert_close(found, load(str(path))(images, [""] * 3), rtol=0, atol=0)
+
+
+def test_a_file_that_does_not_know_its_weights_says_so(reward_file, images, capsys):
+    load(str(reward_file))(images, [""] * 3)
+    assert "does not tell which weights the features pixels had" in capsys.readouterr().err
 
 
 def test_what_is_known_of_a_reward_is_in_its_file(reward_file):

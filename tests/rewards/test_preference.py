@@ -1,9 +1,13 @@
 """The reward that ships, and the rule that its judgements were made by."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from nablaflow import features
 from nablaflow.errors import UserError
+from nablaflow.features.nano import load_nano
 from nablaflow.nano.preferences import draw_pairs, shipped_pairs, utility
 from nablaflow.nano.scenes import render, sample_scenes
 from nablaflow.nano.taste import LOWEST
@@ -20,6 +24,20 @@ def share_right(pairs):
 def test_it_agrees_with_the_judgements_that_ship_and_with_fresh_ones():
     assert share_right(shipped_pairs()) > 0.93
     assert share_right(draw_pairs(300, torch.Generator().manual_seed(11))) > 0.87
+
+
+def test_it_knows_the_embedded_model_that_it_was_fitted_to(capsys, monkeypatch):
+    images = render(sample_scenes(2, torch.Generator().manual_seed(1)))
+    load("preference")(images, [""] * 2)
+    assert not capsys.readouterr().err
+    monkeypatch.setitem(features.FEATURES, "nano", other_nano)
+    with pytest.raises(UserError, match=r"the features nano .* give other numbers"):
+        load("preference")(images, [""] * 2)
+
+
+def other_nano(weights, device):
+    found = load_nano(weights, device)
+    return replace(found, function=lambda images: found.function(images) * 1.1)
 
 
 def test_pessimism_lowers_every_score():

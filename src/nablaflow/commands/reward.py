@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nablaflow.commands.progress import bars
 from nablaflow.commands.shared import AsJson, Debug, guarded
+from nablaflow.errors import UserError
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
 
 app = typer.Typer(help="Fit a reward to judged images; score images.", no_args_is_help=True)
 
@@ -27,7 +30,7 @@ def fit(
         float, typer.Option(min=0.0, help="standard deviations the file's default subtracts")
     ] = 0.0,
     weights: Annotated[str | None, typer.Option(help="folder of the features' weights")] = None,
-    device: Annotated[str, typer.Option(help="for the features")] = "cpu",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
     as_json: AsJson = False,
@@ -38,10 +41,12 @@ def fit(
     def work() -> None:
         from rich.console import Console
 
+        from nablaflow.devices import find_device
         from nablaflow.fitting import HeadSettings, check_out, fit_folder, save
         from nablaflow.report.fit_plot import fit_table, write_fit_plot
 
         check_out(out, overwrite=overwrite)
+        place = find_device(device, "--device")
         with bars() as start:
             found = fit_folder(
                 folder,
@@ -50,7 +55,7 @@ def fit(
                 pessimism=pessimism,
                 seed=seed,
                 weights=weights,
-                device=device,
+                device=place,
                 start=start,
             )
         picture, card = write_fit_plot(out.with_suffix(".png"), found.held_out), save(found, out)
@@ -68,6 +73,10 @@ def score(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="folder of images")],
     reward: Annotated[str, typer.Option(help="as in a recipe: a name, a path, a sum")],
     prompt: Annotated[str, typer.Option(help="of all the images, for a reward that reads it")] = "",
+    weights: Annotated[
+        str | None, typer.Option(help="of the reward, as its setting weights in a recipe")
+    ] = None,
+    device: Device = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -76,13 +85,13 @@ def score(
     def work() -> None:
         from rich.console import Console
 
+        from nablaflow.devices import find_device
         from nablaflow.fitting import score_folder
         from nablaflow.report.fit_plot import score_table
-        from nablaflow.rewards import load
 
-        found = load(reward)
+        place, found = find_device(device, "--device"), _reward(reward, weights)
         with bars() as start:
-            rows = score_folder(images, found, prompt, start)
+            rows = score_folder(images, found, prompt, start, device=place)
         if as_json:
             listed = [
                 {"image": str(row.image), "score": row.score, "uncertainty": row.uncertainty}
@@ -93,3 +102,16 @@ def score(
         Console().print(score_table([(row.image.name, row.score, row.uncertainty) for row in rows]))
 
     guarded(work, debug)
+
+
+def _reward(spec: str, weights: str | None) -> Any:
+    """The reward of a spec; with ``weights``, which are a setting, it must be one alone."""
+    from nablaflow.rewards import load
+    from nablaflow.rewards.combine import parse
+
+    if weights is None:
+        return load(spec)
+    terms = parse(spec)
+    if list(terms.values()) != [1.0]:
+        raise UserError(f"--weights: they are one reward's, and {spec!r} is a sum; score one alone")
+    return load({"name": next(iter(terms)), "weights": weights})

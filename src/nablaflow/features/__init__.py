@@ -14,10 +14,20 @@ from nablaflow.features.clip import load_clip
 from nablaflow.features.contract import Feature, FeatureExtractor
 from nablaflow.features.dinov2 import load_dinov2
 from nablaflow.features.dreamsim import load_dreamsim
+from nablaflow.features.fingerprint import fingerprint, same_features
 from nablaflow.features.nano import load_nano
 from nablaflow.features.pixels import load_pixels, pooled_pixels
 
-__all__ = ["FEATURES", "Feature", "FeatureExtractor", "load", "pooled_pixels"]
+__all__ = [
+    "FEATURES",
+    "Feature",
+    "FeatureExtractor",
+    "check_name",
+    "fingerprint",
+    "load",
+    "pooled_pixels",
+    "same_features",
+]
 
 FEATURES: dict[str, Callable[[str | None, torch.device], FeatureExtractor]] = {
     "clip": load_clip,
@@ -27,6 +37,16 @@ FEATURES: dict[str, Callable[[str | None, torch.device], FeatureExtractor]] = {
     "pixels": load_pixels,
 }
 """Name to ``(weights, device) -> extractor``."""
+
+
+def check_name(name: str) -> None:
+    """Find out whether there is such an extractor, its weights not read yet.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in FEATURES:
+        raise UserError(f"unknown features {name!r}: {nearest(name, FEATURES)}")
 
 
 def load(
@@ -41,6 +61,5 @@ def load(
     Raises:
         UserError: there is no such extractor, or its weights cannot be had.
     """
-    if name not in FEATURES:
-        raise UserError(f"unknown features {name!r}: {nearest(name, FEATURES)}")
+    check_name(name)
     return FEATURES[name](weights, torch.device(device))

@@ -1,6 +1,7 @@
 """Fits a reward to ratings or pairs of images: `nablaflow reward fit`."""
 
-from nablaflow.fitting.fit import Fit, check_out, fit, fit_folder, save
+from nablaflow.fitting.files import check_out, save
+from nablaflow.fitting.fit import Fit, fit, fit_folder
 from nablaflow.fitting.score import Scored, score_folder
 from nablaflow.fitting.table import Judgements, read_judgements
 from nablaflow.fitting.training import HeadSettings

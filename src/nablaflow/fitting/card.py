@@ -17,7 +17,8 @@ def card(name: str, about: dict[str, Any]) -> str:
             f"A reward fitted to {about['rows']} {about['judgements']} of {about['images']} images "
             "by `nablaflow reward fit`.",
             "",
-            f"- Features: `{about['features']}`, frozen.",
+            f"- Features: `{about['features']}`, frozen, {_weights(about)}; with others it "
+            "refuses to score.",
             f"- Heads: {about['members']}, {_form(about['hidden'])}, each on its own bootstrap "
             "sample and stopped by the rows left out of it.",
             f"- Unit: {unit}; mean over the heads less {about['pessimism']:g} of their standard "
@@ -47,6 +48,11 @@ _HELD_OUT = {
     "image": "no image both in training and held out",
     "row": "by rows, so an image may be known from another row",
 }
+
+
+def _weights(about: dict[str, Any]) -> str:
+    given = about.get("weights")
+    return "with their own weights" if given is None else f"with the weights of `{given}`"
 
 
 def _form(hidden: int) -> str:

@@ -11,20 +11,16 @@ import torch
 from torch import Tensor
 
 from nablaflow import features
-from nablaflow.errors import UserError
-from nablaflow.fitting.card import card
 from nablaflow.fitting.folds import folds, groups
-from nablaflow.fitting.images import image_features
+from nablaflow.fitting.images import check_images, image_features
 from nablaflow.fitting.table import Judgements, read_judgements
 from nablaflow.fitting.training import HeadSettings, Told, bootstrap, train_heads
 from nablaflow.fitting.validation import HeldOut, figures, predictions
-from nablaflow.rewards.heads import Heads, save_heads
+from nablaflow.rewards.heads import Heads
 from nablaflow.typing import Features
 
 StartProgress = Callable[[str, int], Callable[[int], None]]
 """``(what, total) -> told how many more are done``."""
-
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ def fit_folder(
     pessimism: float = 0.0,
     seed: int = 0,
     weights: str | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     start: StartProgress = lambda what, total: lambda done: None,
 ) -> Fit:
     """Fit a reward to the ``ratings.csv`` or ``pairs.csv`` of a folder; writes nothing.
@@ -58,16 +54,21 @@ def fit_folder(
         name: of the features, see ``features.FEATURES``.
         pessimism: the file's default, in standard deviations of the ensemble.
         weights: of the features.
+        device: that the features are computed on; the heads are trained on the processor.
         start: shows how the work goes.
 
     Raises:
         UserError: the judgements, an image or the features cannot be used.
     """
+    features.check_name(name)
     judgements = read_judgements(folder)
+    check_images(judgements.images, start("images", len(judgements.images)))
     extractor = features.load(name, weights=weights, device=device)
     told = start("features", len(judgements.images))
-    found = image_features(judgements.images, extractor, told)
-    return fit(judgements, found, name, settings, pessimism=pessimism, seed=seed, start=start)
+    found = image_features(judgements.images, extractor, told, device)
+    made_of = {"weights": weights, "fingerprint": features.fingerprint(extractor, device)}
+    done = fit(judgements, found, name, settings, pessimism=pessimism, seed=seed, start=start)
+    return replace(done, about={**done.about, **made_of})
 
 
 def fit(
@@ -88,7 +89,7 @@ def fit(
     """
     generator = torch.Generator().manual_seed(seed)
     group, grouped_by = groups(judgements)
-    parts = folds(group, generator)
+    parts = folds(judgements, group, grouped_by, generator)
     told = _counted(start("heads", (len(parts) + 1) * settings.steps))
     held_out = _cross_validate(judgements, found, group, parts, settings, generator, told)
     weights = bootstrap(group, settings.members, generator)
@@ -108,30 +109,6 @@ def fit(
         "held_out": figures(held_out),
     }
     return Fit(_in_units(heads, judgements, found), held_out, about)
-
-
-def save(fitted: Fit, out: Path) -> Path:
-    """Write the reward and its card, whole or not at all; returns the card's path."""
-    text = out.with_suffix(".md")
-    save_heads(out, fitted.heads, fitted.about)
-    partial = text.with_name(f".partial-{text.name}")
-    partial.write_text(card(out.name, fitted.about), encoding="utf-8")
-    partial.replace(text)
-    return text
-
-
-def check_out(out: Path, *, overwrite: bool) -> None:
-    """Find out before the work whether the reward can be written.
-
-    Raises:
-        UserError: the name ends otherwise, the folder is missing, or there is a file already.
-    """
-    if out.suffix != SUFFIX:
-        raise UserError(f"--out: {out} must end in {SUFFIX}")
-    if not out.parent.is_dir():
-        raise UserError(f"--out: there is no folder {out.parent}; make it first")
-    if out.exists() and not overwrite:
-        raise UserError(f"--out: {out} is there already; use --overwrite or another name")
 
 
 def _cross_validate(

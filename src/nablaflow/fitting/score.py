@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from nablaflow.fitting.images import batches, list_images
+from nablaflow.fitting.images import batches, check_images, list_images
 from nablaflow.rewards import NamedReward
 from nablaflow.rewards.fitted import FittedReward
 
@@ -32,17 +32,25 @@ def score_folder(
     reward: NamedReward,
     prompt: str,
     start: Callable[[str, int], Callable[[int], None]],
+    *,
+    device: str | torch.device = "cpu",
 ) -> list[Scored]:
     """Score every image of a folder with one prompt for all; best first.
+
+    Args:
+        start: shows how the work goes.
+        device: that the images are scored on.
 
     Raises:
         UserError: no folder, no images, or one that cannot be decoded.
     """
     paths = list_images(folder)
+    check_images(paths, start("images", len(paths)))
     told = start("score", len(paths))
     scores: list[float] = []
     spreads: list[float | None] = []
-    for images in batches(paths):
+    for batch in batches(paths):
+        images = batch.to(device)
         scores += reward(images, [prompt] * len(images)).tolist()
         fitted = reward.function
         if isinstance(fitted, FittedReward):

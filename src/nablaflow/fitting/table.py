@@ -16,6 +16,7 @@ from nablaflow.fitting.training import Rows
 RATINGS, PAIRS = "ratings.csv", "pairs.csv"
 COLUMNS = {RATINGS: ("image", "score"), PAIRS: ("preferred", "rejected")}
 PROMPT = "prompt"
+SMALLEST, LARGEST = 1e-30, 1e30  # standard deviation: heads are float32
 LEAST = 20  # rows: with fewer, no fold has enough to say how good the fit is
 
 
@@ -144,7 +145,14 @@ def _ratings(path: Path, lines: _Lines, prompts: list[str] | None) -> Judgements
     ratings = torch.tensor(scores, dtype=torch.float64)
     if ratings.min() == ratings.max():
         raise UserError(f"{path}: every score is {scores[0]:g}; nothing can be learned from that")
+    if len(images) < 2:
+        raise UserError(f"{path}: all ratings are of one image; rate more images")
     shift, scale = float(ratings.mean()), float(ratings.std())
+    if not SMALLEST < scale < LARGEST:
+        raise UserError(
+            f"{path}: the scores have a standard deviation of {scale:g}; give them in a unit in "
+            f"which it is between {SMALLEST:g} and {LARGEST:g}"
+        )
     target = ((ratings - shift) / scale).float()
     rows = Rows(torch.tensor(rated), target=target)
     return Judgements("ratings", images, rows, prompts, shift, scale)

@@ -57,11 +57,16 @@ def accuracy(held_out: HeldOut) -> tuple[float, float]:
 
     Pairs: their own; a tie is half. Ratings: all pairs of one fold whose ratings differ, which are
     not independent, so the error is that of as many comparisons as there are rows.
+
+    Raises:
+        ValueError: no two ratings of one fold differ; ``folds`` makes none like that.
     """
     if held_out.target is None:
         right = _right(held_out.predicted)
     else:
         right = _right(_differences(held_out))
+    if not len(right):
+        raise ValueError("no two ratings of one fold differ")
     share = float(right.mean())
     return share, (share * (1 - share) / min(len(right), len(held_out.predicted))) ** 0.5
 

@@ -20,4 +20,4 @@ class Preference(RewardSettings):
 
     def build(self, name: str, load: Load) -> NamedReward:
         heads, about = read_heads(FITTED)
-        return NamedReward(name, FittedReward(heads, about["features"], self.pessimism))
+        return NamedReward(name, FittedReward.of(heads, about, self.pessimism))

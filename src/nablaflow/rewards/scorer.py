@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from nablaflow.devices import is_here
 from nablaflow.errors import UserError
 from nablaflow.rewards.contract import NamedReward
 from nablaflow.rewards.settings import Load, RewardSettings
@@ -81,7 +82,7 @@ class ScorerSettings(RewardSettings):
         Raises:
             UserError: the device, or a package that this scorer needs, is not there.
         """
-        if self.device is not None and not _exists(torch.device(self.device)):
+        if self.device is not None and not is_here(torch.device(self.device)):
             raise UserError(f"reward.device: there is no {self.device} here; leave it out")
 
     def source(self, repo: str, commit: str) -> tuple[str, str | None]:
@@ -102,12 +103,6 @@ class ScorerSettings(RewardSettings):
         Raises:
             UserError: they cannot be found or read, or are of another network.
         """
-
-
-def _exists(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return (device.index or 0) < torch.cuda.device_count()
-    return device.type != "mps" or torch.backends.mps.is_available()
 
 
 class Scorer:

@@ -1,0 +1,48 @@
+"""Where tensors live: the devices of this machine, and one found by its name."""
+
+from __future__ import annotations
+
+import torch
+
+from nablaflow.errors import UserError
+
+AUTO = "auto"
+
+
+def best_device() -> torch.device:
+    """The first that works of cuda, mps, cpu."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def is_here(device: torch.device) -> bool:
+    """Whether this machine has it; of other kinds than cpu, cuda and mps it has none."""
+    if device.type == "cuda":
+        return (device.index or 0) < torch.cuda.device_count()
+    if device.type == "mps":
+        return not device.index and torch.backends.mps.is_available()
+    return device.type == "cpu"
+
+
+def find_device(name: str, field: str) -> torch.device:
+    """The device that a user names.
+
+    Args:
+        name: ``auto``, the best there is, or ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        field: the option or setting it was given in, for the message.
+
+    Raises:
+        UserError: it is no device, or this machine has none of it.
+    """
+    if name == AUTO:
+        return best_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(
+            f"{field}: no such device {name!r}; give auto, cpu, cuda, cuda:1 or mps"
+        ) from None
+    if not is_here(device):
+        raise UserError(f"{field}: there is no {name} here; use auto or cpu")
+    return device
