@@ -9,7 +9,7 @@ from nablaflow.metrics import kid, pair_diversity, prdc, scores, vendi
 from nablaflow.metrics.contract import CHOSEN, Metric
 from nablaflow.metrics.fid import measure_frechet
 from nablaflow.metrics.kid import measure_kernel_distance
-from nablaflow.metrics.lpips_distance import Lpips, measure_lpips
+from nablaflow.metrics.lpips_distance import lpips_network, measure_lpips
 from nablaflow.metrics.pair_diversity import measure_diversity
 from nablaflow.metrics.scores import measure_clip_score, measure_reward
 from nablaflow.metrics.vendi import measure_vendi
@@ -40,7 +40,7 @@ METRICS: dict[str, Metric] = {
     "fid": Metric("FID", "inception", measure_frechet, _full_rank),
     "kid": Metric("KID", "inception", measure_kernel_distance, kid.least_images),
     "lpips": Metric(
-        "LPIPS diversity", "pictures", measure_lpips, _a_prompt(pair_diversity.LEAST), Lpips
+        "LPIPS diversity", "pictures", measure_lpips, _a_prompt(pair_diversity.LEAST), lpips_network
     ),
     "clip-score": Metric("CLIPScore", "clip-score", measure_clip_score, _a_prompt(scores.LEAST)),
 }
