@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from nablaflow.errors import UserError
-from nablaflow.metrics.bootstrap import Measured, Resampling, measured, prompt_means
+from nablaflow.metrics.bootstrap import (
+    Measured,
+    Resampling,
+    error_of_mean,
+    measured,
+    measured_with_error,
+    prompt_means,
+)
 from nablaflow.metrics.contract import View
 from nablaflow.metrics.pair_diversity import measure_diversity
 from nablaflow.metrics.quadratic import euclidean
@@ -119,6 +126,21 @@ def test_too_few_images_are_refused_with_the_number_that_would_do(measure, image
     view = View(torch.zeros(len(index), 1), index, euclidean)
     with pytest.raises(UserError, match=words):
         measure(view, view, _resampling())
+
+
+def test_the_error_of_a_mean_is_the_spread_of_its_replicates():
+    """Prompts of unequal size that differ: only the spread within each counts."""
+    index = torch.tensor([0] * 2 + [1] * 5 + [2] * 9)
+    values = torch.randn(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = values * (1 + index) + 10 * index
+    replicates = _resampling(replicates=20_000).counts(index)[1:] @ values / 16
+    assert error_of_mean(values, index) == pytest.approx(replicates.std().item(), rel=0.03)
+
+
+def test_a_normal_interval_is_cut_at_the_bounds():
+    found = measured_with_error(1.0, 2.0, 0.95, n=3, bounds=(0.0, 10.0))
+    assert (found.low, found.value, found.n) == (0.0, 1.0, 3)
+    assert found.high == pytest.approx(1.0 + 1.96 * 2.0, rel=1e-4)
 
 
 def test_it_is_plain_data():

@@ -9,6 +9,8 @@ from nablaflow.errors import UserError
 from nablaflow.metrics.bootstrap import Resampling
 from nablaflow.metrics.contract import View
 from nablaflow.metrics.fid import frechet_of_samples, measure_frechet
+from nablaflow.metrics.frechet import Moments
+from nablaflow.metrics.frechet_influence import frechet_influence
 from nablaflow.metrics.quadratic import euclidean
 
 DOUBLE = torch.float64
@@ -66,19 +68,94 @@ def test_no_more_images_than_dimensions_are_refused():
         measure_frechet(view, view, Resampling(torch.Generator()))
 
 
-def test_the_interval_holds_the_figure_and_is_as_wide_as_figures_scatter():
+@pytest.mark.parametrize("prompts", [2, 30])
+def test_the_interval_holds_the_figure_and_is_as_wide_as_figures_scatter(prompts: int):
+    """At any number of images a prompt, and prompts that differ are no part of the width."""
     generator = torch.Generator().manual_seed(0)
-    index = torch.arange(2).repeat(30)
+    index = torch.arange(prompts).repeat(60 // prompts)
+    centre = torch.linspace(-1, 1, prompts)[index, None]
     values, widths = [], []
-    for _ in range(40):
-        x, y = (
-            torch.randn(60, 3, generator=generator) + 0.8,
-            torch.randn(60, 3, generator=generator),
+    for _ in range(200):
+        x, y = (shift + centre + torch.randn(60, 3, generator=generator) for shift in (0.8, 0.0))
+        found = measure_frechet(
+            View(x, index, euclidean), View(y, index, euclidean), Resampling(generator)
         )
-        views = (View(rows, index, euclidean) for rows in (x, y))
-        found = measure_frechet(*views, Resampling(generator, 60))
         assert found.low <= found.value <= found.high
         values.append(found.value)
         widths.append((found.high - found.low) / (2 * 1.96))
     ratio = torch.tensor(widths).mean() / torch.tensor(values).std()
-    assert ratio.item() == pytest.approx(1.0, abs=0.25)
+    assert ratio.item() == pytest.approx(1.0, abs=0.15)
+
+
+def test_intervals_hold_the_distance_of_the_gaussians():
+    """N(0.8, 1.5^2 I) against N(0, I) in three dimensions: 3 (0.8^2 + 0.5^2)."""
+    generator = torch.Generator().manual_seed(0)
+    index = torch.arange(4).repeat(250)
+    held = 0
+    for _ in range(300):
+        x, y = (torch.randn(1000, 3, generator=generator) for _ in "xy")
+        found = measure_frechet(
+            View(1.5 * x + 0.8, index, euclidean), View(y, index, euclidean), Resampling(generator)
+        )
+        held += found.low <= 3 * (0.8**2 + 0.5**2) <= found.high
+    assert 0.91 <= held / 300 <= 0.98
+
+
+def test_the_interval_lies_about_the_figure_and_nothing_is_drawn():
+    index = torch.arange(2).repeat(20)
+    views = [View(_normals(40, 3, seed) + seed, index, euclidean) for seed in (0, 1)]
+    first, again = (measure_frechet(*views, _resampling(seed)) for seed in (0, 1))
+    assert first == again
+    assert first.high - first.value == pytest.approx(first.value - first.low)
+    wider = measure_frechet(*views, _resampling(0, level=0.99))
+    assert wider.high - wider.value == pytest.approx(
+        2.5758 / 1.96 * (first.high - first.value), 1e-3
+    )
+
+
+def _resampling(seed: int, level: float = 0.95) -> Resampling:
+    return Resampling(torch.Generator().manual_seed(seed), level=level)
+
+
+def test_the_influence_is_the_derivative_of_the_distance_by_an_images_weight():
+    """Counting 1 + h instead of 1 moves an image's share by h / n."""
+    x, y = 0.5 + 1.5 * _normals(14, 4, 0), _normals(11, 4, 1)
+    first, second = _moments(x, y)
+    step = 1e-4
+    for rows, influence, side in (
+        (x, frechet_influence(x, first, second), 0),
+        (y, frechet_influence(y, second, first), 1),
+    ):
+        n = len(rows)
+        moved = torch.stack([1 + h * torch.eye(n, dtype=DOUBLE) for h in (step, -step)])
+        counts = [torch.ones(2 * n, 14, dtype=DOUBLE), torch.ones(2 * n, 11, dtype=DOUBLE)]
+        counts[side] = moved.flatten(0, 1)
+        up, down = frechet_of_samples(x, y, *counts).view(2, n)
+        torch.testing.assert_close(influence, n * (up - down) / (2 * step), rtol=1e-6, atol=1e-6)
+        assert influence.mean().item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_direction_in_which_an_image_cannot_vary_has_no_influence():
+    """A dead feature, of one sample or of both: everything is finite, as if it were not there."""
+    x, y = 0.5 + _normals(14, 3, 0), _normals(11, 3, 1)
+    dead_x, dead_y = (torch.cat([each, torch.ones(len(each), 1)], 1) for each in (x, y))
+    alive_y = torch.cat([y, 1.0 + _normals(11, 1, 2)], 1)
+    plain = frechet_influence(x, *_moments(x, y))
+    torch.testing.assert_close(frechet_influence(dead_x, *_moments(dead_x, dead_y)), plain)
+    assert frechet_influence(dead_x, *_moments(dead_x, alive_y)).isfinite().all()
+    assert frechet_influence(alive_y, *_moments(alive_y, dead_x)).isfinite().all()
+
+
+def _moments(*samples: torch.Tensor) -> list[Moments]:
+    return [Moments(each.mean(0), each.T.cov()) for each in samples]
+
+
+def test_a_prompt_with_one_image_and_features_that_are_not_finite_are_refused():
+    index = torch.tensor([0, 0, 0, 0, 0, 0, 1])
+    views = [View(_normals(7, 2, seed), index, euclidean) for seed in (0, 1)]
+    with pytest.raises(UserError, match="1 images of a prompt are too few"):
+        measure_frechet(*views, _resampling(0))
+    views = [View(view.rows, index.clamp_max(0), euclidean) for view in views]
+    views[0].rows[0, 0] = torch.nan
+    with pytest.raises(UserError, match="features of 1 of 7 images are NaN or infinite"):
+        measure_frechet(*views, _resampling(0))

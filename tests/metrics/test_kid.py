@@ -1,10 +1,14 @@
 """Kernel distance: against double loops, and unbiased."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from nablaflow.errors import UserError
 from nablaflow.metrics.bootstrap import Resampling
+from nablaflow.metrics.catalog import METRICS
 from nablaflow.metrics.contract import View
 from nablaflow.metrics.kid import kernel_distance, measure_kernel_distance
 from nablaflow.metrics.quadratic import euclidean
@@ -81,3 +85,42 @@ def test_the_interval_is_as_wide_as_the_figures_scatter():
         widths.append((found.high - found.low) / (2 * 1.96))
     ratio = torch.tensor(widths).mean() / torch.tensor(values).std()
     assert ratio.item() == pytest.approx(1.0, abs=0.2)
+
+
+@pytest.mark.parametrize(("images", "prompts"), [(4, 1), (5, 1), (2, 2), (2, 3), (3, 2)])
+def test_intervals_of_few_images_are_finite(images: int, prompts: int):
+    """A draw of one image alone, over and over, has no pair; 400 draws of four meet it often."""
+    index = torch.arange(prompts).repeat(images)
+    views = [View(_normals(len(index), 3, seed), index, euclidean) for seed in (0, 1)]
+    for seed in range(5):
+        resampling = Resampling(torch.Generator().manual_seed(seed), 400)
+        found = measure_kernel_distance(*views, resampling)
+        assert all(map(math.isfinite, (found.low, found.value, found.high)))
+        assert found.low < found.high
+
+
+@pytest.mark.parametrize(
+    ("images", "prompts", "words"),
+    [(2, 1, "use --n 4 or more"), (3, 1, "use --n 4 or more"), (1, 3, "use --n 6 or more")],
+)
+@pytest.mark.parametrize("short", [0, 1])
+def test_too_few_images_are_refused(images: int, prompts: int, words: str, short: int):
+    views = [
+        View(_normals(prompts * n, 3, 0), torch.arange(prompts).repeat(n), euclidean)
+        for n in ((images, 8) if short == 0 else (8, images))
+    ]
+    with pytest.raises(UserError, match=f"kernel distance: {images} images .*{words}"):
+        measure_kernel_distance(*views, Resampling(torch.Generator()))
+
+
+def test_the_catalog_asks_for_as_many_images_as_the_measurement():
+    for name in ("mmd", "kid"):
+        assert [METRICS[name].least(prompts, 64) for prompts in (1, 2, 5)] == [4, 4, 10]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_features_that_are_not_finite_are_refused(broken: float):
+    views = [View(_normals(8, 3, seed), torch.arange(2).repeat(4), euclidean) for seed in (0, 1)]
+    views[1].rows[3, 1] = broken
+    with pytest.raises(UserError, match="features of 1 of 8 images are NaN or infinite"):
+        measure_kernel_distance(*views, Resampling(torch.Generator()))

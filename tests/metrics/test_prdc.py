@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from nablaflow.errors import UserError
 from nablaflow.metrics.bootstrap import Resampling
@@ -14,7 +15,7 @@ from nablaflow.metrics.prdc import (
     measure_precision,
     measure_recall,
 )
-from nablaflow.metrics.quadratic import euclidean
+from nablaflow.metrics.quadratic import Kernel, cosine, euclidean
 
 ALL = (measure_precision, measure_recall, measure_density, measure_coverage)
 
@@ -56,9 +57,50 @@ def test_they_are_the_loops(shift: float):
         assert [f.value for f in found] == [0, 0, 0, 0]
 
 
-def test_a_sample_has_all_of_itself():
+def test_distances_are_the_features_own():
+    """Under 1 - cos an image is what its direction is: lengths of any size change nothing."""
+    generator = torch.Generator().manual_seed(1)
+    plain = _views(40, 30, 0.3)
+    lengths = [torch.rand(len(view), 1, generator=generator) * 9 + 0.1 for view in plain]
+    stretched = [
+        View(view.rows * length, view.prompt_index, cosine)
+        for view, length in zip(plain, lengths, strict=True)
+    ]
+    found = [m(*stretched, Resampling(torch.Generator().manual_seed(0), 20)) for m in ALL]
+    # On the unit sphere 1 - cos and the Euclidean distance have the same neighbours.
+    unit = [normalize(view.rows.double(), dim=1).numpy() for view in plain]
+    assert [f.value for f in found] == pytest.approx(_loops(*unit, 5))
+
+
+def test_images_all_alike_are_at_no_distance_under_the_cosine():
+    """A ball of radius zero holds its twins; with rounding in the distance it would hold some."""
+    own, _ = _views(1, 1, 0.5)
+    alike = own.rows.expand(30, 3) @ torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    near = Neighbourhoods.of(alike, alike, distance=cosine)
+    ones = torch.ones(30, dtype=torch.float64)
+    assert near.precision(ones, ones) == near.recall(ones, ones) == near.coverage(ones, ones) == 1
+
+
+def test_a_few_rows_at_a_time_are_all_at_once(monkeypatch):
+    own, reference = _views(40, 30, 0.5)
+    whole = Neighbourhoods.of(own.rows, reference.rows)
+    monkeypatch.setattr("nablaflow.metrics.quadratic._HELD", 100)  # two rows, and three
+    parts = Neighbourhoods.of(own.rows, reference.rows)
+    for name in ("own", "own_order", "known", "known_order", "across"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+
+
+def test_features_that_are_not_finite_are_refused():
+    own, reference = _views(40, 30, 0.0)
+    own.rows[2] = torch.nan
+    with pytest.raises(UserError, match="features of 1 of 40 images are NaN or infinite"):
+        measure_recall(own, reference, Resampling(torch.Generator()))
+
+
+@pytest.mark.parametrize("distance", [euclidean, cosine])
+def test_a_sample_has_all_of_itself(distance: Kernel):
     own, _ = _views(40, 30, 0.0)
-    near = Neighbourhoods.of(own.rows, own.rows, k=5)
+    near = Neighbourhoods.of(own.rows, own.rows, k=5, distance=distance)
     ones = torch.ones(40, dtype=torch.float64)
     assert near.precision(ones, ones) == near.recall(ones, ones) == near.coverage(ones, ones) == 1
     assert near.density(ones, ones) == pytest.approx(1 + 1 / 5), "each ball holds its centre too"

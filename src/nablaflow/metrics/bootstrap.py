@@ -4,12 +4,17 @@ A drawn sample is how often each image came up. A figure over pairs leaves out t
 with itself, however often it came up; copies of rows would bring such pairs in, at distance zero,
 and every interval would lie too low. The same rule makes a covariance unbiased, which is a mean
 over pairs too.
+
+Where a figure is smooth in the images' weights and drawn samples only add to its bias, as with the
+Fréchet distance, `error_of_mean` of what each image does to it gives the interval without drawing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from math import sqrt
+from statistics import NormalDist
 
 import torch
 from jaxtyping import Float
@@ -102,7 +107,7 @@ def measured(
 
     The interval is the percentile interval of the replicates, moved by the mean of the replicates
     less the figure. A drawn sample holds fewer different images than the sample itself, so what
-    depends on their number (Fréchet distance, Vendi score, recall) is shifted in every replicate;
+    depends on their number (Vendi score, recall) is shifted in every replicate;
     for means and for means over pairs the move is zero but for chance.
 
     Args:
@@ -116,6 +121,43 @@ def measured(
     tail = (1.0 - resampling.level) / 2.0
     ends = torch.quantile(drawn, torch.tensor([tail, 1.0 - tail], dtype=torch.float64))
     low, high = (ends - drawn.mean() + value).clamp(*bounds).tolist()
+    return Measured(value, min(low, value), max(high, value), n)
+
+
+def error_of_mean(contributions: Float[Tensor, "sample"], prompt_index: Tensor) -> float:
+    """Standard error of a mean over images that are drawn within their prompts.
+
+    sqrt(sum_p n_p s_p^2) / n, with n_p the images of prompt p and s_p^2 their unbiased variance:
+    what the counts of `Resampling.counts` give the mean in the limit of many replicates.
+
+    Args:
+        contributions: (n,) float64.
+        prompt_index: (n,) integers; each prompt has at least two images.
+    """
+    index = prompt_index.cpu()
+    groups = [contributions[index == prompt] for prompt in index.unique().tolist()]
+    return sqrt(sum(len(each) * each.var().item() for each in groups)) / len(contributions)
+
+
+def measured_with_error(
+    value: float,
+    error: float,
+    level: float,
+    *,
+    n: int,
+    bounds: tuple[float, float] = (-float("inf"), float("inf")),
+) -> Measured:
+    """A figure and its normal interval: value ± z error, z the normal quantile of (1 + level) / 2.
+
+    Args:
+        value: the figure.
+        error: its standard error, in the same units.
+        level: share of such intervals that hold the truth, as in `Resampling`.
+        n: images of the model that the figure is of.
+        bounds: least and greatest value that the figure can have.
+    """
+    half = error * NormalDist().inv_cdf((1.0 + level) / 2.0)
+    low, high = (min(max(end, bounds[0]), bounds[1]) for end in (value - half, value + half))
     return Measured(value, min(low, value), max(high, value), n)
 
 

@@ -9,7 +9,7 @@ from nablaflow.metrics import kid, pair_diversity, prdc, scores, vendi
 from nablaflow.metrics.contract import CHOSEN, Metric
 from nablaflow.metrics.fid import measure_frechet
 from nablaflow.metrics.kid import measure_kernel_distance
-from nablaflow.metrics.lpips_distance import Lpips, measure_lpips
+from nablaflow.metrics.lpips_distance import lpips_network, measure_lpips
 from nablaflow.metrics.pair_diversity import measure_diversity
 from nablaflow.metrics.scores import measure_clip_score, measure_reward
 from nablaflow.metrics.vendi import measure_vendi
@@ -32,15 +32,15 @@ METRICS: dict[str, Metric] = {
     "diversity": Metric("diversity", CHOSEN, measure_diversity, _a_prompt(pair_diversity.LEAST)),
     "vendi": Metric("Vendi score", CHOSEN, measure_vendi, _a_prompt(vendi.LEAST)),
     "frechet": Metric("Fréchet distance", CHOSEN, measure_frechet, _full_rank),
-    "mmd": Metric("kernel distance", CHOSEN, measure_kernel_distance, _a_prompt(kid.LEAST)),
+    "mmd": Metric("kernel distance", CHOSEN, measure_kernel_distance, kid.least_images),
     "precision": Metric("precision", CHOSEN, prdc.measure_precision, _neighbours),
     "recall": Metric("recall", CHOSEN, prdc.measure_recall, _neighbours),
     "density": Metric("density", CHOSEN, prdc.measure_density, _neighbours),
     "coverage": Metric("coverage", CHOSEN, prdc.measure_coverage, _neighbours),
     "fid": Metric("FID", "inception", measure_frechet, _full_rank),
-    "kid": Metric("KID", "inception", measure_kernel_distance, _a_prompt(kid.LEAST)),
+    "kid": Metric("KID", "inception", measure_kernel_distance, kid.least_images),
     "lpips": Metric(
-        "LPIPS diversity", "pictures", measure_lpips, _a_prompt(pair_diversity.LEAST), Lpips
+        "LPIPS diversity", "pictures", measure_lpips, _a_prompt(pair_diversity.LEAST), lpips_network
     ),
     "clip-score": Metric("CLIPScore", "clip-score", measure_clip_score, _a_prompt(scores.LEAST)),
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nablaflow.errors import UserError
 from nablaflow.metrics.bootstrap import Measured, Resampling
 from nablaflow.metrics.quadratic import Kernel
 from nablaflow.typing import Batch
@@ -57,6 +58,21 @@ class Metric:
 def double(rows: Tensor) -> Tensor:
     """On the CPU in float64, so that figures do not depend on the device."""
     return rows.detach().to("cpu").double()
+
+
+def require_finite(what: str, *views: View) -> None:
+    """Refuse features, (n, d), that are NaN or infinite: no distance from them means anything.
+
+    Raises:
+        UserError: with how many of the images have such features.
+    """
+    for view in views:
+        broken = len(view) - int(view.rows.isfinite().all(1).sum())
+        if broken:
+            raise UserError(
+                f"{what}: the features of {broken} of {len(view)} images are NaN or infinite; look "
+                "at the images and at the weights of the features"
+            )
 
 
 def scores(view: View) -> Batch:

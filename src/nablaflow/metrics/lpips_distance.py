@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Lpips:
 
     def matrix(self, images: Images) -> Tensor:
         """All pairs of some images: (n, n) float64, symmetric, zero on its diagonal."""
+        images = images.to(self._device)  # once, and not with every batch of pairs
         rows, columns = torch.triu_indices(len(images), len(images), 1)
         parts = zip(rows.split(_BATCH), columns.split(_BATCH), strict=True)
         upper = torch.cat([self(images[i], images[j]) for i, j in parts]).double()
@@ -58,10 +60,20 @@ class Lpips:
         return matrix + matrix.T
 
 
+def lpips_network(device: torch.device | str = "cpu") -> Lpips:
+    """The network with its cached or downloaded weights, built once a process and device.
+
+    Raises:
+        UserError: as `Lpips`; the next call tries again.
+    """
+    return _network(torch.device(device))
+
+
 def measure_lpips(own: View, reference: View, resampling: Resampling) -> Measured:
     """Mean LPIPS between two images of a prompt, averaged over prompts.
 
     Every pair goes through the network, so the work grows with the square of the images a prompt.
+    The network is `lpips_network`, where the images are.
 
     Args:
         own: its rows are images, (n, 3, h, w) of bytes.
@@ -69,14 +81,17 @@ def measure_lpips(own: View, reference: View, resampling: Resampling) -> Measure
     Raises:
         UserError: a prompt has fewer images than `pair_diversity.LEAST`, or `Lpips` does.
     """
-    network: list[Lpips] = []
 
     def prompt_mean(rows: Tensor, counts: Counts) -> Tensor:
-        if not network:  # only once the images have been found to be enough
-            network.append(Lpips())
-        return matrix_mean(network[0].matrix(own.rows[rows].float() / 255.0), counts)
+        network = lpips_network(own.rows.device)
+        return matrix_mean(network.matrix(own.rows[rows].float() / 255.0), counts)
 
     return measure_pairs("lpips", own, resampling, prompt_mean)
+
+
+@cache
+def _network(device: torch.device) -> Lpips:
+    return Lpips(device=device)
 
 
 def _load_trunk(trunk: Any, state: dict[str, Tensor]) -> None:

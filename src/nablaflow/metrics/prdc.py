@@ -3,6 +3,9 @@
 A sample's manifold is the union of the balls around its points that reach to their k-th nearest
 neighbours. Precision and recall: Kynkäänniemi et al. (arXiv 1904.06991), equation 2. Density and
 coverage: Naeem et al. (arXiv 2002.09797), equations 6 and 7, less moved by single outliers.
+
+Both papers take Euclidean distances. Here it is the features' own: 1 - cos where a vector's length
+says nothing, so that neighbours are what `diversity` calls near.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.metrics.bootstrap import Counts, Measured, ReferenceCounts, Resampling, measured
-from nablaflow.metrics.contract import View, double
-from nablaflow.metrics.quadratic import euclidean
+from nablaflow.metrics.contract import View, double, require_finite
+from nablaflow.metrics.quadratic import Kernel, euclidean, kernel_blocks
 
 NEIGHBOURS = 5
 LEAST = 4 * NEIGHBOURS
@@ -45,10 +48,26 @@ class Neighbourhoods:
     k: int
 
     @classmethod
-    def of(cls, features: Tensor, reference: Tensor, k: int = NEIGHBOURS) -> Neighbourhoods:
-        """Of (n, d) features and an (m, d) reference, Euclidean."""
+    def of(
+        cls,
+        features: Tensor,
+        reference: Tensor,
+        k: int = NEIGHBOURS,
+        distance: Kernel = euclidean,
+    ) -> Neighbourhoods:
+        """Measure all distances, a few rows at a time; only ``across`` is kept whole, 8 n m bytes.
+
+        Args:
+            features: (n, d).
+            reference: (m, d).
+            k: the neighbour that a ball reaches to.
+            distance: between rows (a, d) and (b, d), (a, b); zero for equal rows, in any units.
+        """
         x, y = double(features), double(reference)
-        return cls(*_nearest(x, k), *_nearest(y, k), euclidean(x, y), k)
+        across = torch.empty(len(x), len(y), dtype=torch.float64)
+        for start, block in kernel_blocks(x, y, distance):
+            across[start : start + len(block)] = block
+        return cls(*_nearest(x, k, distance), *_nearest(y, k, distance), across, k)
 
     def precision(self, counts: Tensor, known_counts: Tensor) -> Tensor:
         """Share of the images that lie on the reference's manifold; counts (n,) and (m,)."""
@@ -89,7 +108,8 @@ def _measure(
             f"nearest neighbours: {found} images are too few for neighbour {NEIGHBOURS}; use --n "
             f"{LEAST} or more"
         )
-    near = Neighbourhoods.of(own.rows, reference.rows)
+    require_finite("nearest neighbours", own, reference)
+    near = Neighbourhoods.of(own.rows, reference.rows, distance=reference.distance)
 
     def statistic(counts: Counts, known_counts: ReferenceCounts) -> Tensor:
         pairs = zip(counts, known_counts, strict=True)
@@ -105,12 +125,13 @@ measure_density = partial(_measure, Neighbourhoods.density, float("inf"))
 measure_coverage = partial(_measure, Neighbourhoods.coverage, 1.0)
 
 
-def _nearest(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    distances = euclidean(points, points)
-    distances.fill_diagonal_(float("inf"))  # a point is not its own neighbour
+def _nearest(points: Tensor, k: int, distance: Kernel) -> tuple[Tensor, Tensor]:
     kept = min(_KEPT * k, len(points) - 1)
-    near = distances.topk(kept, largest=False)
-    return near.values, near.indices
+    near = []
+    for start, block in kernel_blocks(points, points, distance):
+        block.diagonal(start).fill_(float("inf"))  # a point is not its own neighbour
+        near.append(block.topk(kept, largest=False))
+    return torch.cat([each.values for each in near]), torch.cat([each.indices for each in near])
 
 
 def _radii(distances: Tensor, order: Tensor, counts: Tensor, k: int) -> Tensor:

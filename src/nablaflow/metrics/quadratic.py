@@ -23,8 +23,12 @@ def euclidean(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def cosine(rows: Tensor, columns: Tensor) -> Tensor:
-    """1 - cos(x, y), between 0 and 2."""
-    return 1.0 - normalize(rows, dim=1) @ normalize(columns, dim=1).T
+    """1 - cos(x, y), between 0 and 2, as |u - v|^2 / 2 of the unit vectors.
+
+    From differences, as `euclidean`: rows that are the same are at zero exactly. A row of zeros has
+    no direction; it is at 1/2 from all that have one.
+    """
+    return euclidean(normalize(rows, dim=1), normalize(columns, dim=1)).square() / 2.0
 
 
 def cubic(rows: Tensor, columns: Tensor) -> Tensor:
@@ -39,7 +43,7 @@ def within_mean(points: Tensor, counts: Counts, kernel: Kernel) -> Float[Tensor,
         points: (n, d) float64.
     """
     total = torch.zeros(len(counts), dtype=torch.float64)
-    for start, block in _blocks(points, points, kernel):
+    for start, block in kernel_blocks(points, points, kernel):
         block.diagonal(start).zero_()  # an image is no pair with itself, however often it counts
         total += ((counts[:, start : start + len(block)] @ block) * counts).sum(1)
     return total / _pairs(counts)
@@ -59,7 +63,7 @@ def between_mean(
 ) -> Float[Tensor, "replicate"]:
     """sum_ij c_i e_j k(x_i, y_j) / sum_ij c_i e_j."""
     total = torch.zeros(len(first_counts), dtype=torch.float64)
-    for start, block in _blocks(first, second, kernel):
+    for start, block in kernel_blocks(first, second, kernel):
         total += ((first_counts[:, start : start + len(block)] @ block) * second_counts).sum(1)
     return total / (first_counts.sum(1) * second_counts.sum(1))
 
@@ -69,8 +73,8 @@ def _pairs(counts: Counts) -> Tensor:
     return counts.sum(1).square() - counts.square().sum(1)
 
 
-def _blocks(rows: Tensor, columns: Tensor, kernel: Kernel) -> Iterator[tuple[int, Tensor]]:
-    """The kernel's matrix a few rows at a time, each with the index of its first row."""
+def kernel_blocks(rows: Tensor, columns: Tensor, kernel: Kernel) -> Iterator[tuple[int, Tensor]]:
+    """The kernel's matrix (a, b) a few rows at a time, each with the index of its first row."""
     height = max(1, _HELD // len(columns))
     for start in range(0, len(rows), height):
         yield start, kernel(rows[start : start + height], columns)
