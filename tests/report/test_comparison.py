@@ -45,6 +45,18 @@ def test_points_are_means_over_seeds(data: dict[str, Any]):
     assert np.allclose(refl.get_ydata(), [3.7, 3.4])
 
 
+def test_a_collapsed_run_does_not_take_the_picture_with_it(data: dict[str, Any]):
+    data["cells"].append(cell("draft", 0, column(0.5, 3.5), column(0.7, -30.0)))
+    left = comparison_figure(data).axes[0]
+    low, high = left.get_ylim()
+    # The tilt's curve spans 3 to 4, so a panel shows 2 to 5 at the most.
+    assert 1.5 < low < 2.1
+    assert high < 5.5
+    (note,) = left.texts
+    assert note.get_text().split() == ["draft:", "0.7,", "-30"]
+    assert note.xy[1] == pytest.approx(2.0)
+
+
 def test_the_tilt_over_beta_is_drawn(data: dict[str, Any]):
     left = comparison_figure(data).axes[0]
     (curve,) = [line for line in left.lines if len(line.get_xdata()) == 3]

@@ -21,6 +21,7 @@ _STYLES = ("o", "s", "D", "^", "v", "P")
 _INK = "#1c1f24"
 _WINDOW = 4  # rollouts that a reward over time is averaged over, as in the table
 _GRID = 60  # points of a curve over time
+_BEYOND = 1.0  # how far a panel reaches past the known distributions, in their own span
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def comparison_figure(data: Mapping[str, Any]) -> Figure:
 
     A line joins a method's measurements in the order of time, means over seeds, with bars of one
     standard error; the band over time is as wide. The exact tilt over beta is the dashed line: no
-    method can be above it for long, and what ends far below has lost diversity or prior.
+    method can be above it for long, and what ends far below has lost diversity or prior. What lies
+    far out, a collapsed run, is an open mark at the panel's border, with its name.
 
     Args:
         data: of one reward, as in ``comparison.json``.
@@ -45,16 +47,17 @@ def comparison_figure(data: Mapping[str, Any]) -> Figure:
     looks = _looks(list(cells))
     figure = Figure(figsize=(15.0, 5.9), dpi=150, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
+    middle.invert_yaxis()
     for axes, key, words in (
         (left, "diversity", "diversity within a prompt"),
         (middle, "distance_to_reference", "Fréchet distance to the reference"),
     ):
         _dress(axes, "reward", words)
         _draw_tilt(axes, data["tilt_curve"], key)
-        for method, found in cells.items():
-            _draw_points(axes, found, key, looks[method])
         _draw_ends(axes, data, key)
-    middle.invert_yaxis()
+        inside = _window(data, key)
+        for method, found in cells.items():
+            _draw_points(axes, method, found, key, looks[method], inside)
     _dress(right, "seconds of training", "reward of the rollouts")
     _draw_levels(right, data)
     for method, found in cells.items():
@@ -102,7 +105,24 @@ def _draw_ends(axes: Axes, data: Mapping[str, Any], key: str) -> None:
             axes.plot(*place, "*", color=colour, markersize=15, markeredgecolor="white", zorder=5)
 
 
-def _draw_points(axes: Axes, cells: Sequence[Cell], key: str, look: Look) -> None:
+def _window(data: Mapping[str, Any], key: str) -> np.ndarray | None:
+    """Lowest and highest reward and figure that a panel shows; None without a known tilt."""
+    known = [(c["reward_mean"], c[key]) for c in data["tilt_curve"] if c[key] is not None]
+    if len(known) < 2:
+        return None
+    low, high = np.min(known, axis=0), np.max(known, axis=0)
+    room = _BEYOND * (high - low)
+    return np.stack([low - room, high + room])
+
+
+def _draw_points(
+    axes: Axes,
+    method: str,
+    cells: Sequence[Cell],
+    key: str,
+    look: Look,
+    inside: np.ndarray | None,
+) -> None:
     stages = min(len(cell["points"]) for cell in cells)
     rows = []
     for stage in range(stages):
@@ -112,20 +132,49 @@ def _draw_points(axes: Axes, cells: Sequence[Cell], key: str, look: Look) -> Non
     if not rows:
         return
     x, dx, y, dy = np.asarray(rows).T
-    axes.plot(x, y, color=look.colour, linewidth=1.0, alpha=0.5)
+    at = np.stack([x, y], axis=1)
+    shown = at if inside is None else np.clip(at, inside[0], inside[1])
+    far = (shown != at).any(1)
+    axes.plot(shown[:, 0], shown[:, 1], color=look.colour, linewidth=1.0, alpha=0.5)
     sizes = np.linspace(3.0, 7.5, len(x)) if len(x) > 1 else [7.5]
-    for at in range(len(x)):
+    for i in range(len(x)):
+        bars = _bars(at[i], np.array([dx[i], dy[i]]), inside)
         axes.errorbar(
-            x[at],
-            y[at],
-            dy[at],
-            dx[at],
+            shown[i, 0],
+            shown[i, 1],
+            None if far[i] else bars[:, 1:],
+            None if far[i] else bars[:, :1],
             color=look.colour,
             marker=look.marker,
-            markersize=sizes[at],
-            markeredgecolor="white",
+            markersize=sizes[i],
+            markerfacecolor="white" if far[i] else look.colour,
+            markeredgecolor=look.colour if far[i] else "white",
             elinewidth=0.8,
         )
+    if inside is not None and far[-1]:
+        _name(axes, f"{method}: {x[-1]:.2g}, {y[-1]:.2g}", shown[-1], look, inside)
+
+
+def _name(axes: Axes, words: str, at: np.ndarray, look: Look, inside: np.ndarray) -> None:
+    """Beside a mark at the border, towards the middle of the panel."""
+    right, upper = at > inside.mean(0)
+    down = upper != axes.yaxis_inverted()
+    axes.annotate(
+        words,
+        (float(at[0]), float(at[1])),
+        xytext=(0.0, -9.0 if down else 9.0),
+        textcoords="offset points",
+        color=look.colour,
+        fontsize=8,
+        ha="right" if right else "left",
+        va="top" if down else "bottom",
+    )
+
+
+def _bars(at: np.ndarray, error: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
+    """Lengths below and above, in rows, of the error bars in x and y; they end at the border."""
+    bars = np.stack([error, error])
+    return bars if inside is None else np.minimum(bars, np.stack([at - inside[0], inside[1] - at]))
 
 
 def _mean(points: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float]:
