@@ -12,7 +12,7 @@ PROMPTS = [f"a {shape}" for shape in SHAPES]
 
 BANK = 2048 * len(PROMPTS)
 
-BETAS = {"warmth": 4.0, "preference": 0.5}
+BETAS = {"warmth": 4.0, "preference": 0.25}
 """The demo's rewards; each tilt fits the reward's own unit."""
 
 
