@@ -11,7 +11,7 @@ from rich.console import Console
 from nablaflow.errors import UserError
 from nablaflow.report import protocol_curves
 from nablaflow.runs import progress_display, starter
-from nablaflow.training.checkpoint import guarded_best, list_checkpoints
+from nablaflow.training.checkpoint import list_checkpoints
 from nablaflow.training.overrides import load_config
 from nablaflow.training.protocol import Plan, carry_out
 from nablaflow.training.run_folder import CONFIG
@@ -30,7 +30,7 @@ def evaluate_run(
     prompts: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measure a run's checkpoints again, the guard's best among them; writes nothing.
+    """Measure a run's checkpoints again; writes nothing.
 
     Args:
         n: images of each model; None: as many as the run's own evaluation.
@@ -63,8 +63,7 @@ def evaluate_run(
         plan = Plan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
         with progress_display(console or Console(stderr=True)) as progress:
             kept = found[-1:] if only_last else found
-            best = None if only_last else guarded_best(folder)
-            evaluation, protocol = carry_out(parts, plan, kept, starter(progress), best)
+            evaluation, protocol = carry_out(parts, plan, kept, starter(progress))
     return {**evaluation.summary, "protocol": protocol.as_dict()}
 
 

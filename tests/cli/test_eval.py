@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from nablaflow.cli import app
-from nablaflow.measuring import evaluate_run
 
 Cli = Callable[..., Result]
 DEFAULT = ["reward", "diversity", "vendi", "mmd"]
@@ -52,37 +50,6 @@ def test_the_reference_each_checkpoint_and_the_policy_in_order(protocol: dict[st
             figure = row[name]
             assert figure["low"] <= figure["value"] <= figure["high"]
             assert figure["n"] == 8
-
-
-def test_the_guard_s_best_has_a_row(run: Path, cli: Cli, here: Path, protocol: dict[str, Any]):
-    guarded = here / "guarded"
-    shutil.copytree(run, guarded)
-    saved = guarded / "checkpoints"
-    shutil.copytree(saved / "step-000002", saved / "best-000000")
-    options = ("--metrics", "reward", "--json")
-    assert len(_protocol(cli("eval", guarded, *options))["rows"]) == 3  # untrained: the reference
-    shutil.copytree(saved / "step-000002", saved / "best-000002")
-    rows = {row["name"]: row for row in _protocol(cli("eval", guarded, *options))["rows"]}
-    assert list(rows) == ["reference", "step-000002", "guard-best", "policy"]
-    assert rows["guard-best"]["update"] == 2
-    assert rows["guard-best"]["reward"] == protocol["rows"][1]["reward"]
-
-
-def test_all_rows_have_the_scale_of_the_last_checkpoint(run: Path, monkeypatch: pytest.MonkeyPatch):
-    recalled = []
-    monkeypatch.setattr(
-        "nablaflow.training.protocol.recall", lambda reward, state: recalled.append(reward)
-    )
-    evaluate_run(run, None, metrics=["reward"])
-    assert len(recalled) == 1
-
-
-@pytest.mark.parametrize("source", ["prompts.csv", "{source: two.csv, column: prompt}"])
-def test_prompts_of_a_table(run: Path, cli: Cli, here: Path, source: str):
-    (here / "prompts.csv").write_text("prompt\na star\na circle\na square\n")
-    (here / "two.csv").write_text("id,prompt\n1,a star\n2,a circle\n3,a square\n")
-    found = _protocol(cli("eval", run, "--prompts", source, "--metrics", "reward", "--json"))
-    assert found["prompts"] == 3
 
 
 def test_what_eight_images_are_too_few_for_is_left_out_with_the_reason(protocol: dict[str, Any]):

@@ -76,7 +76,6 @@ def protocol_curves(protocol: Mapping[str, Any], *, theme: Theme = LIGHT) -> Fig
 
 def _panel(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]], theme: Theme) -> None:
     level = rows[0][name]["value"]
-    rows = sorted(rows, key=lambda row: row["update"])
     axes.axhline(level, color=theme.reference, linestyle=(0, (5, 3)), linewidth=1.2)
     updates = [row["update"] for row in rows]
     values = [row[name]["value"] for row in rows]
@@ -108,7 +107,7 @@ def _label(row: Mapping[str, Any]) -> str:
 
 def _notes(protocol: Mapping[str, Any]) -> list[str]:
     basis = (
-        f"95 % intervals over images, within each prompt; {protocol['n']} images "
+        f"95 % bootstrap intervals, images drawn again within each prompt; {protocol['n']} images "
         f"of {protocol['prompts']} prompts for each model, features {protocol['features']}. "
         "Distances are to a second set of the reference's own samples, so the reference's is the "
         "floor."

@@ -81,12 +81,6 @@ def save_best(run: Path, checkpoint: Checkpoint) -> Path:
     return final
 
 
-def guarded_best(run: Path) -> Path | None:
-    """The best checkpoint under the guard, if the run has one that trained."""
-    found = sorted((run / FOLDER).glob("best-*"))
-    return found[-1] if found and found[-1] != best_folder(run, 0) else None
-
-
 def _prune_best(run: Path) -> None:
     """Remove those that no kept checkpoint has for its best: a newer one was there before it."""
     oldest = int(list_checkpoints(run)[0].name.removeprefix("step-"))

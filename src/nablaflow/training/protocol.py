@@ -37,7 +37,6 @@ from nablaflow.training.spaces import Space, check_features, load_space
 REWARDS = "rewards"
 SECOND = "yardstick"
 """Names the noise of the samples that distances are measured from."""
-GUARD_BEST = "guard-best"
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class Row:
     """One model's figures.
 
     Attributes:
-        name: ``reference``, ``policy``, ``guard-best``, or the checkpoint's folder.
+        name: ``reference``, ``policy``, or the checkpoint's folder.
         update: how many updates it has behind it.
     """
 
@@ -142,7 +141,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The rows of a run, in order of updates but for the guard's, and what they are measured on."""
+    """The rows of a run, in order of updates, and what they were measured on."""
 
     plan: Plan
     rows: Sequence[Row]
@@ -164,19 +163,9 @@ class Protocol:
 
 
 def carry_out(
-    parts: Parts,
-    plan: Plan,
-    checkpoints: Sequence[Path],
-    progress: StartProgress,
-    best: Path | None = None,
+    parts: Parts, plan: Plan, checkpoints: Sequence[Path], progress: StartProgress
 ) -> tuple[Evaluation, Protocol]:
     """Sample and measure the reference and every checkpoint; the last one is the policy.
-
-    A reward with a memory, such as a running window, is as the last checkpoint left it for all of
-    them: one scale for every row.
-
-    Args:
-        best: the best checkpoint under the guard, for a row of its own.
 
     Returns:
         The run's own figures, of the policy, and the protocol's.
@@ -186,7 +175,6 @@ def carry_out(
     """
     config, seed = parts.config, parts.config.evaluation.seed
     _load(parts, checkpoints[-1])
-    recall(parts.reward, load_checkpoint(checkpoints[-1]).state.get("reward", {}))
     evaluation = evaluate(
         config,
         parts.evaluated,
@@ -199,14 +187,12 @@ def carry_out(
     )
     with parts.model.reference():
         second = _sampled(parts, plan, progress, "reference again", purpose=SECOND)
-    earlier = [(folder.name, folder) for folder in checkpoints[:-1]]
-    earlier += [] if best is None else [(GUARD_BEST, best)]
-    told = progress("measure", (len(earlier) + 2) * len(plan.metrics))
+    told = progress("measure", (len(checkpoints) + 1) * len(plan.metrics))
     rows = [Row("reference", 0, plan.measure(evaluation.reference, second, seed, told))]
-    for name, folder in earlier:
+    for folder in checkpoints[:-1]:
         _load(parts, folder)
-        sampled = _sampled(parts, plan, progress, name)
-        rows.append(Row(name, _update(folder), plan.measure(sampled, second, seed, told)))
+        sampled = _sampled(parts, plan, progress, folder.name)
+        rows.append(Row(folder.name, _update(folder), plan.measure(sampled, second, seed, told)))
     figures = plan.measure(evaluation.policy, second, seed, told)
     rows.append(Row("policy", _update(checkpoints[-1]), figures))
     protocol = Protocol(plan, rows, len(parts.evaluated), config.evaluation.n, seed)
@@ -215,6 +201,7 @@ def carry_out(
 
 def _load(parts: Parts, folder: Path) -> None:
     load_policy_state(parts.model.network, folder, parts.config.model)
+    recall(parts.reward, load_checkpoint(folder).state.get("reward", {}))
 
 
 def _sampled(
