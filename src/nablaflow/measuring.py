@@ -11,7 +11,7 @@ from rich.console import Console
 from nablaflow.errors import UserError
 from nablaflow.report import protocol_curves
 from nablaflow.runs import progress_display, starter
-from nablaflow.training.checkpoint import list_checkpoints
+from nablaflow.training.checkpoint import guards_best, list_checkpoints
 from nablaflow.training.overrides import load_config
 from nablaflow.training.protocol import Plan, carry_out
 from nablaflow.training.run_folder import CONFIG
@@ -37,7 +37,7 @@ def evaluate_run(
         features: what images are compared by, see `nablaflow.training.spaces`.
         metrics: names of `nablaflow.metrics.METRICS`; None: the default ones that ``n`` is enough
             for.
-        only_last: leave the checkpoints before the last out.
+        only_last: leave the checkpoints before the last out, the guard's best among them.
         prompts: in place of the run's own. The exact tilt, which is of these, is then left out.
 
     Returns:
@@ -63,7 +63,8 @@ def evaluate_run(
         plan = Plan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
         with progress_display(console or Console(stderr=True)) as progress:
             kept = found[-1:] if only_last else found
-            evaluation, protocol = carry_out(parts, plan, kept, starter(progress))
+            best = None if only_last else guards_best(folder, found[-1])
+            evaluation, protocol = carry_out(parts, plan, kept, starter(progress), best)
     return {**evaluation.summary, "protocol": protocol.as_dict()}
 
 

@@ -35,6 +35,7 @@ from nablaflow.training.setup import Parts
 from nablaflow.training.spaces import Space, check_features, load_space
 
 REWARDS = "rewards"
+REFERENCE, GUARD_BEST = "reference", "guard-best"
 SECOND = "yardstick"
 """Names the noise of the samples that distances are measured from."""
 
@@ -126,7 +127,7 @@ class Row:
     """One model's figures.
 
     Attributes:
-        name: ``reference``, ``policy``, or the checkpoint's folder.
+        name: ``reference``, ``policy``, ``guard-best``, or the checkpoint's folder.
         update: how many updates it has behind it.
     """
 
@@ -163,9 +164,17 @@ class Protocol:
 
 
 def carry_out(
-    parts: Parts, plan: Plan, checkpoints: Sequence[Path], progress: StartProgress
+    parts: Parts,
+    plan: Plan,
+    checkpoints: Sequence[Path],
+    progress: StartProgress,
+    best: Path | None = None,
 ) -> tuple[Evaluation, Protocol]:
     """Sample and measure the reference and every checkpoint; the last one is the policy.
+
+    Args:
+        checkpoints: oldest first, one at least.
+        best: checkpoint of the guard's best policy, where that is another than the last.
 
     Returns:
         The run's own figures, of the policy, and the protocol's.
@@ -187,16 +196,42 @@ def carry_out(
     )
     with parts.model.reference():
         second = _sampled(parts, plan, progress, "reference again", purpose=SECOND)
-    told = progress("measure", (len(checkpoints) + 1) * len(plan.metrics))
-    rows = [Row("reference", 0, plan.measure(evaluation.reference, second, seed, told))]
-    for folder in checkpoints[:-1]:
-        _load(parts, folder)
-        sampled = _sampled(parts, plan, progress, folder.name)
-        rows.append(Row(folder.name, _update(folder), plan.measure(sampled, second, seed, told)))
-    figures = plan.measure(evaluation.policy, second, seed, told)
-    rows.append(Row("policy", _update(checkpoints[-1]), figures))
+    models = [_Model("policy", _update(checkpoints[-1]), checkpoints[-1])]
+    models = [*_between(checkpoints[:-1], best), *models]
+    # The guard's best policy may be a kept checkpoint's, or the reference: measured once.
+    told = progress("measure", len({0, *(model.update for model in models)}) * len(plan.metrics))
+    figures = {0: plan.measure(evaluation.reference, second, seed, told)}
+    rows = [Row(REFERENCE, 0, figures[0])]
+    for model in models:
+        if model.update not in figures:
+            last = model is models[-1]
+            own = evaluation.policy if last else _of_checkpoint(parts, plan, progress, model)
+            figures[model.update] = plan.measure(own, second, seed, told)
+        rows.append(Row(model.name, model.update, figures[model.update]))
     protocol = Protocol(plan, rows, len(parts.evaluated), config.evaluation.n, seed)
     return evaluation, protocol
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A policy after ``update`` updates, of which no two differ at the same number of them."""
+
+    name: str
+    update: int
+    folder: Path
+
+
+def _between(kept: Sequence[Path], best: Path | None) -> list[_Model]:
+    """What comes between the reference and the policy, in order of updates."""
+    found = [_Model(folder.name, _update(folder), folder) for folder in kept]
+    if best is not None:
+        found.append(_Model(GUARD_BEST, _update(best), best))
+    return sorted(found, key=lambda model: model.update)
+
+
+def _of_checkpoint(parts: Parts, plan: Plan, progress: StartProgress, model: _Model) -> Sampled:
+    _load(parts, model.folder)
+    return _sampled(parts, plan, progress, model.name)
 
 
 def _load(parts: Parts, folder: Path) -> None:
