@@ -21,7 +21,7 @@ from nablaflow.metrics.bootstrap import Measured, Resampling
 from nablaflow.metrics.catalog import DEFAULT, chosen_metrics
 from nablaflow.metrics.contract import CHOSEN, Metric, View
 from nablaflow.metrics.quadratic import euclidean
-from nablaflow.rewards import recall
+from nablaflow.rewards import NamedReward, recall
 from nablaflow.training.checkpoint import load_checkpoint, load_policy_state
 from nablaflow.training.evaluation import (
     Evaluation,
@@ -172,6 +172,9 @@ def carry_out(
 ) -> tuple[Evaluation, Protocol]:
     """Sample and measure the reference and every checkpoint; the last one is the policy.
 
+    The reward scores the images of each model once, and not the second set of the reference's,
+    of which no metric wants the rewards.
+
     Args:
         checkpoints: oldest first, one at least.
         best: checkpoint of the guard's best policy, where that is another than the last.
@@ -184,6 +187,8 @@ def carry_out(
     """
     config, seed = parts.config, parts.config.evaluation.seed
     _load(parts, checkpoints[-1])
+    # One reward for all rows: one that remembers is the last's, whose scores the summary has.
+    recall(parts.reward, load_checkpoint(checkpoints[-1]).state.get("reward", {}))
     evaluation = evaluate(
         config,
         parts.evaluated,
@@ -195,21 +200,35 @@ def carry_out(
         plan.looks(),
     )
     with parts.model.reference():
-        second = _sampled(parts, plan, progress, "reference again", purpose=SECOND)
-    models = [_Model("policy", _update(checkpoints[-1]), checkpoints[-1])]
-    models = [*_between(checkpoints[:-1], best), *models]
-    # The guard's best policy may be a kept checkpoint's, or the reference: measured once.
+        second = _sampled(parts, plan, progress, "reference again", reward=None, purpose=SECOND)
+    policy = _Model("policy", _update(checkpoints[-1]), checkpoints[-1])
+    models = [*_between(checkpoints[:-1], best), policy]
+    rows = list(_rows(parts, plan, evaluation, second, models, progress))
+    return evaluation, Protocol(plan, rows, len(parts.evaluated), config.evaluation.n, seed)
+
+
+def _rows(
+    parts: Parts,
+    plan: Plan,
+    evaluation: Evaluation,
+    second: Sampled,
+    models: Sequence[_Model],
+    progress: StartProgress,
+) -> Iterator[Row]:
+    """The reference's row and those of ``models``, of which the last is the policy.
+
+    The guard's best may be a kept checkpoint's policy, or the reference: it is measured once.
+    """
+    seed = parts.config.evaluation.seed
     told = progress("measure", len({0, *(model.update for model in models)}) * len(plan.metrics))
     figures = {0: plan.measure(evaluation.reference, second, seed, told)}
-    rows = [Row(REFERENCE, 0, figures[0])]
+    yield Row(REFERENCE, 0, figures[0])
     for model in models:
         if model.update not in figures:
             last = model is models[-1]
             own = evaluation.policy if last else _of_checkpoint(parts, plan, progress, model)
             figures[model.update] = plan.measure(own, second, seed, told)
-        rows.append(Row(model.name, model.update, figures[model.update]))
-    protocol = Protocol(plan, rows, len(parts.evaluated), config.evaluation.n, seed)
-    return evaluation, protocol
+        yield Row(model.name, model.update, figures[model.update])
 
 
 @dataclass(frozen=True)
@@ -231,20 +250,25 @@ def _between(kept: Sequence[Path], best: Path | None) -> list[_Model]:
 
 def _of_checkpoint(parts: Parts, plan: Plan, progress: StartProgress, model: _Model) -> Sampled:
     _load(parts, model.folder)
-    return _sampled(parts, plan, progress, model.name)
+    return _sampled(parts, plan, progress, model.name, reward=parts.reward)
 
 
 def _load(parts: Parts, folder: Path) -> None:
     load_policy_state(parts.model.network, folder, parts.config.model)
-    recall(parts.reward, load_checkpoint(folder).state.get("reward", {}))
 
 
 def _sampled(
-    parts: Parts, plan: Plan, progress: StartProgress, what: str, purpose: str = "evaluation"
+    parts: Parts,
+    plan: Plan,
+    progress: StartProgress,
+    what: str,
+    *,
+    reward: NamedReward | None,
+    purpose: str = "evaluation",
 ) -> Sampled:
     return sample_and_measure(
         parts.model,
-        parts.reward,
+        reward,
         parts.evaluated,
         parts.config,
         progress,
