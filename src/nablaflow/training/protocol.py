@@ -32,7 +32,7 @@ from nablaflow.training.evaluation import (
     sample_and_measure,
 )
 from nablaflow.training.setup import Parts
-from nablaflow.training.spaces import Space, check_features, load_space
+from nablaflow.training.spaces import Space, check_features, load_spaces
 
 REWARDS = "rewards"
 REFERENCE, GUARD_BEST = "reference", "guard-best"
@@ -107,9 +107,9 @@ class Plan:
 
 def _spaces(metrics: Mapping[str, Metric], features: str, device: torch.device) -> dict[str, Space]:
     names = {metric.space for metric in metrics.values()} - {REWARDS}
-    return {
-        name: load_space(features if name == CHOSEN else name, device) for name in sorted(names)
-    }
+    named = {name: features if name == CHOSEN else name for name in sorted(names)}
+    loaded = load_spaces(set(named.values()), device)
+    return {name: loaded[actual] for name, actual in named.items()}
 
 
 def _too_few(
