@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from rich.console import Console
 from nablaflow.errors import UserError
 from nablaflow.report import protocol_curves
 from nablaflow.runs import progress_display, starter
-from nablaflow.training.checkpoint import list_checkpoints
-from nablaflow.training.overrides import load_config
+from nablaflow.training.checkpoint import guards_best, list_checkpoints
+from nablaflow.training.overrides import load_config, parse_override
+from nablaflow.training.prompts import Source
 from nablaflow.training.protocol import Plan, carry_out
 from nablaflow.training.run_folder import CONFIG
 from nablaflow.training.setup import fresh_accelerator, prepare
@@ -27,7 +30,7 @@ def evaluate_run(
     features: str = "pixels",
     metrics: Sequence[str] | None = None,
     only_last: bool = False,
-    prompts: str | None = None,
+    prompts: Source | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Measure a run's checkpoints again; writes nothing.
@@ -37,22 +40,20 @@ def evaluate_run(
         features: what images are compared by, see `nablaflow.training.spaces`.
         metrics: names of `nablaflow.metrics.METRICS`; None: the default ones that ``n`` is enough
             for.
-        only_last: leave the checkpoints before the last out.
-        prompts: in place of the run's own. The exact tilt, which is of these, is then left out.
+        only_last: leave the checkpoints before the last out, the guard's best among them.
+        prompts: in place of the run's own, which are then not read; all that a recipe may have as
+            ``prompts``. The exact tilt, which is of the run's own, is left out.
 
     Returns:
         What ``summary.json`` has of figures, and the protocol's under ``protocol``.
 
     Raises:
-        UserError: the folder holds no run, or no checkpoint yet; or as `Plan.of` says.
+        UserError: the folder holds no run, or no checkpoint yet; or as `Plan.of` and
+            `nablaflow.training.prompts.find_prompts` say.
     """
-    overrides = [] if n is None else [f"evaluation.n={n}"]
-    if prompts is not None:
-        overrides += [
-            f"evaluation.prompts={prompts}",
-            "evaluation.hold_out=0.0",
-            "evaluation.bank=0",
-        ]
+    overrides = ["guard=null"]  # it watches training, with rewards and prompts of its own
+    overrides += [] if n is None else [f"evaluation.n={n}"]
+    overrides += [] if prompts is None else _measured_on(prompts)
     config = load_config(folder / CONFIG, overrides, {"output_dir": str(folder)})
     found = list_checkpoints(folder)
     if not found:
@@ -63,8 +64,29 @@ def evaluate_run(
         plan = Plan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
         with progress_display(console or Console(stderr=True)) as progress:
             kept = found[-1:] if only_last else found
-            evaluation, protocol = carry_out(parts, plan, kept, starter(progress))
+            best = None if only_last else guards_best(folder, found[-1])
+            evaluation, protocol = carry_out(parts, plan, kept, starter(progress), best)
     return {**evaluation.summary, "protocol": protocol.as_dict()}
+
+
+def _measured_on(prompts: Source) -> list[str]:
+    """Overrides for prompts that take the place of the run's, those trained on included."""
+    value = json.dumps(prompts, ensure_ascii=False)  # which YAML reads, quotes and all
+    apart = ("evaluation.prompts=null", "evaluation.hold_out=0.0", "evaluation.bank=0")
+    return [f"prompts={value}", *apart]
+
+
+def given_prompts(text: str) -> Source:
+    """What ``--prompts`` names: a source in YAML where it is a list or a mapping and no file.
+
+    Anything else is a path, a set or a hub id as it stands, whatever YAML would make of it.
+
+    Raises:
+        UserError: a list or a mapping that is no YAML.
+    """
+    if text.lstrip().startswith(("[", "{")) and not os.path.exists(text):
+        return parse_override(f"prompts={text}")[1]
+    return text
 
 
 def write_curves(protocol: dict[str, Any], folder: Path) -> Path:

@@ -64,3 +64,13 @@ def test_each_metric_is_a_panel_with_its_intervals_over_updates(protocol):
     bars = next(c for c in reward.collections if isinstance(c, LineCollection)).get_segments()
     ends = np.array([[bar[0][1], bar[1][1]] for bar in bars])
     np.testing.assert_allclose(ends, [[-0.1, 0.2], [0.4, 0.7], [0.9, 1.2]])
+
+
+def test_the_guards_best_has_a_ring_of_its_own(protocol):
+    assert protocol_curves(protocol).axes[0].get_legend() is None
+    best = {"name": "guard-best", "update": 5, "reward": _figure(0.5), "vendi": _figure(3.0)}
+    protocol["rows"].insert(2, best)
+    reward = protocol_curves(protocol).axes[0]
+    ring = next(line for line in reward.lines if line.get_label() == "guard-best")
+    assert ring.get_xydata().tolist() == [[5, 0.5]]
+    assert [text.get_text() for text in reward.get_legend().get_texts()] == ["guard-best"]

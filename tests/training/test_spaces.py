@@ -2,14 +2,19 @@
 
 import pytest
 import torch
+from transformers import BatchEncoding
 
+from nablaflow import features
 from nablaflow.errors import UserError
-from nablaflow.features import pooled_pixels
+from nablaflow.features import FeatureExtractor, pooled_pixels
 from nablaflow.metrics.contract import CHOSEN
-from nablaflow.metrics.quadratic import euclidean
+from nablaflow.metrics.quadratic import cosine, euclidean
+from nablaflow.rewards.clip import ClipSimilarity, read_clip
+from nablaflow.rewards.clip_score import ClipScore
 from nablaflow.training import spaces
 from nablaflow.training.protocol import Plan
 from nablaflow.training.spaces import Space, check_features, load_space
+from tests.support.clip import TINY, random_checkpoint, write_folder
 
 CPU = torch.device("cpu")
 
@@ -61,3 +66,32 @@ def test_weights_that_are_missing_stop_before_any_work(monkeypatch):
     monkeypatch.setitem(spaces._OTHERS, "inception", missing)
     with pytest.raises(UserError, match="no weights here"):
         Plan.of(["fid"], "pixels", 4096, 2, CPU)
+
+
+def test_clip_features_and_clip_score_share_one_network(tmp_path, monkeypatch):
+    write_folder(tmp_path, TINY, random_checkpoint(TINY))
+    apart = features.load("clip", weights=str(tmp_path))
+    loaded = []
+
+    def network(settings: ClipScore) -> ClipSimilarity:
+        loaded.append(settings)
+        return ClipSimilarity(read_clip(tmp_path, "clip"), _one_token, 100.0)
+
+    def again(name: str, *, device: torch.device) -> FeatureExtractor:
+        raise AssertionError(f"{name} is loaded a second time")
+
+    monkeypatch.setattr(ClipScore, "network", network)
+    monkeypatch.setattr(spaces, "load", again)
+    plan = Plan.of(["clip-score", "diversity"], "clip", 8, 2, CPU)
+    assert len(loaded) == 1
+    assert plan.spaces[CHOSEN].distance is cosine
+    assert plan.spaces[CHOSEN].dim == apart.dim
+    images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    found = plan.spaces[CHOSEN].look(images, ["a"] * 3)
+    torch.testing.assert_close(found, apart(images))
+    assert plan.spaces["clip-score"].look(images, ["a"] * 3).shape == (3,)
+
+
+def _one_token(prompts: list[str], **options: object) -> BatchEncoding:
+    ids = torch.tensor([[3, 2]] * len(prompts))
+    return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})

@@ -29,7 +29,11 @@ def evaluate(
     ] = None,
     checkpoints: Annotated[Checkpoints, typer.Option(help="which to measure")] = Checkpoints.all,
     prompts: Annotated[
-        str | None, typer.Option(help="file, set or hub id in place of the run's own prompts")
+        str | None,
+        typer.Option(
+            help="in place of the run's own: a .txt, .csv or .jsonl, a set, hub:owner/name, or "
+            "'{source: a.csv, column: caption}' as in a recipe"
+        ),
     ] = None,
     plot: Annotated[
         bool, typer.Option("--plot", help="curves over training, to the run's folder or to --out")
@@ -43,7 +47,7 @@ def evaluate(
     def work() -> None:
         from rich.console import Console
 
-        from nablaflow.measuring import evaluate_run, write_curves
+        from nablaflow.measuring import evaluate_run, given_prompts, write_curves
         from nablaflow.report import protocol_table, rich_table
 
         summary = evaluate_run(
@@ -52,7 +56,7 @@ def evaluate(
             features=features,
             metrics=None if metrics is None else [m.strip() for m in metrics.split(",")],
             only_last=checkpoints is Checkpoints.last,
-            prompts=prompts,
+            prompts=None if prompts is None else given_prompts(prompts),
         )
         picture = write_curves(summary["protocol"], out or folder) if plot or out else None
         if as_json:

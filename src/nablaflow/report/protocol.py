@@ -19,6 +19,9 @@ from nablaflow.report.curves import LIGHT, Theme
 
 _COLUMNS = 3  # panels, and columns of figures, a line
 _PAPER = "#ffffff"
+_RING: dict[str, Any] = {"marker": "o", "markersize": 9, "fillstyle": "none", "linestyle": "none"}
+GUARD_BEST = "guard-best"
+"""Name of the row of the guard's best checkpoint."""
 
 
 def with_interval(figure: Mapping[str, float]) -> str:
@@ -61,6 +64,7 @@ def protocol_curves(protocol: Mapping[str, Any], *, theme: Theme = LIGHT) -> Fig
     """A panel for each metric: the run's models over updates with their intervals.
 
     The reference stands at update 0 and goes on as a dashed line: of a distance, that is the floor.
+    The guard's best checkpoint, where it has a row, has a ring.
     """
     metrics = protocol["metrics"]
     lines = -(-len(metrics) // _COLUMNS)
@@ -92,6 +96,10 @@ def _panel(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]], theme: Them
         elinewidth=1.2,
         capsize=2.5,
     )
+    best = [(x, y) for x, y, row in zip(updates, values, rows, strict=True) if _is_best(row)]
+    if best:
+        axes.plot(*zip(*best, strict=True), **_RING, color=theme.series[2], label=GUARD_BEST)
+        axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink)
     axes.set_title(METRICS[name].label, color=theme.ink, fontsize=10, loc="left")
     axes.set_xlabel("update", color=theme.ink, fontsize=9)
     axes.tick_params(colors=theme.ink, which="both", length=0, labelsize=8)
@@ -101,13 +109,17 @@ def _panel(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]], theme: Them
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
+def _is_best(row: Mapping[str, Any]) -> bool:
+    return row["name"] == GUARD_BEST
+
+
 def _label(row: Mapping[str, Any]) -> str:
     return "aligned" if row["name"] == "policy" else row["name"]
 
 
 def _notes(protocol: Mapping[str, Any]) -> list[str]:
     basis = (
-        f"95 % bootstrap intervals, images drawn again within each prompt; {protocol['n']} images "
+        f"95 % intervals over images, within each prompt; {protocol['n']} images "
         f"of {protocol['prompts']} prompts for each model, features {protocol['features']}. "
         "Distances are to a second set of the reference's own samples, so the reference's is the "
         "floor."

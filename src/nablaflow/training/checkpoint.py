@@ -70,6 +70,28 @@ def best_folder(run: Path, update: int) -> Path:
     return run / FOLDER / f"best-{update:06d}"
 
 
+def guards_best(run: Path, last: Path) -> Path | None:
+    """The checkpoint of the guard's best policy, as the ``last`` checkpoint remembers it.
+
+    Returns:
+        None where the run has no guard, that checkpoint is gone, or ``last`` has the same policy.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    end = load_checkpoint(last)
+    guard = end.state.get("guard")
+    if not guard or not guard["best"]:
+        return None
+    folder = best_folder(run, guard["best"]["update"])
+    if not folder.is_dir():
+        return None
+    ours, best = end.tensors["policy"], load_checkpoint(folder).tensors["policy"]
+    # After a roll-back the two differ in their updates and not in their weights.
+    same = ours.keys() == best.keys() and all(torch.equal(ours[k], best[k]) for k in ours)
+    return None if same else folder
+
+
 def save_best(run: Path, checkpoint: Checkpoint) -> Path:
     """Write the best checkpoint so far, which ``keep`` of the others does not touch.
 

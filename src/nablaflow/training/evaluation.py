@@ -44,7 +44,7 @@ class Sampled:
 @torch.no_grad()
 def measure_states(
     model: PipelineModel,
-    reward: NamedReward,
+    reward: NamedReward | None,
     states: Latents,
     prompts: list[str],
     *,
@@ -52,7 +52,17 @@ def measure_states(
     on_progress: Callable[[int], None],
     looks: Mapping[str, Look] | None = None,
 ) -> Sampled:
-    """Decode states, prompts in turns, to features and rewards; keep the first images."""
+    """Decode states, prompts in turns, to features and rewards; keep the first images.
+
+    Args:
+        reward: None where nobody asks for the rewards, which are then NaN.
+        states: (n, ...), clean ones.
+        batch: how many are decoded at once; less where memory runs out.
+        on_progress: told how many more are done.
+
+    Raises:
+        UserError: the reward breaks its contract.
+    """
     looks = looks or {}
     index = spread(len(states), len(prompts))
     shown = min(MOST_SHOWN, SHOWN * len(prompts), len(states))
@@ -60,7 +70,9 @@ def measure_states(
     def work(rows: slice) -> tuple[Tensor, ...]:
         pictures = model.decode(states[rows].to(model.device).float())
         texts = [prompts[i] for i in index[rows].tolist()]
-        scores = reward(pictures, texts)
+        scores = pictures.new_full((len(pictures),), torch.nan)
+        if reward is not None:
+            scores = reward(pictures, texts)
         seen = [look(pictures, texts).cpu() for look in looks.values()]
         on_progress(len(pictures))
         kept = pictures[: max(0, shown - rows.start)]
@@ -75,7 +87,7 @@ def measure_states(
 
 def sample_and_measure(
     model: PipelineModel,
-    reward: NamedReward,
+    reward: NamedReward | None,
     prompts: list[str],
     config: Config,
     progress: StartProgress,
@@ -87,6 +99,7 @@ def sample_and_measure(
     """The evaluation's own samples of whichever network is active.
 
     Args:
+        reward: None as in `measure_states`.
         purpose: names the noise; the same noise for all models that share it.
     """
     settings = config.evaluation

@@ -21,7 +21,7 @@ from nablaflow.metrics.bootstrap import Measured, Resampling
 from nablaflow.metrics.catalog import DEFAULT, chosen_metrics
 from nablaflow.metrics.contract import CHOSEN, Metric, View
 from nablaflow.metrics.quadratic import euclidean
-from nablaflow.rewards import recall
+from nablaflow.rewards import NamedReward, recall
 from nablaflow.training.checkpoint import load_checkpoint, load_policy_state
 from nablaflow.training.evaluation import (
     Evaluation,
@@ -32,9 +32,10 @@ from nablaflow.training.evaluation import (
     sample_and_measure,
 )
 from nablaflow.training.setup import Parts
-from nablaflow.training.spaces import Space, check_features, load_space
+from nablaflow.training.spaces import Space, check_features, load_spaces
 
 REWARDS = "rewards"
+REFERENCE, GUARD_BEST = "reference", "guard-best"
 SECOND = "yardstick"
 """Names the noise of the samples that distances are measured from."""
 
@@ -106,9 +107,9 @@ class Plan:
 
 def _spaces(metrics: Mapping[str, Metric], features: str, device: torch.device) -> dict[str, Space]:
     names = {metric.space for metric in metrics.values()} - {REWARDS}
-    return {
-        name: load_space(features if name == CHOSEN else name, device) for name in sorted(names)
-    }
+    named = {name: features if name == CHOSEN else name for name in sorted(names)}
+    loaded = load_spaces(set(named.values()), device)
+    return {name: loaded[actual] for name, actual in named.items()}
 
 
 def _too_few(
@@ -126,7 +127,7 @@ class Row:
     """One model's figures.
 
     Attributes:
-        name: ``reference``, ``policy``, or the checkpoint's folder.
+        name: ``reference``, ``policy``, ``guard-best``, or the checkpoint's folder.
         update: how many updates it has behind it.
     """
 
@@ -163,9 +164,20 @@ class Protocol:
 
 
 def carry_out(
-    parts: Parts, plan: Plan, checkpoints: Sequence[Path], progress: StartProgress
+    parts: Parts,
+    plan: Plan,
+    checkpoints: Sequence[Path],
+    progress: StartProgress,
+    best: Path | None = None,
 ) -> tuple[Evaluation, Protocol]:
     """Sample and measure the reference and every checkpoint; the last one is the policy.
+
+    The reward scores the images of each model once, and not the second set of the reference's,
+    of which no metric wants the rewards.
+
+    Args:
+        checkpoints: oldest first, one at least.
+        best: checkpoint of the guard's best policy, where that is another than the last.
 
     Returns:
         The run's own figures, of the policy, and the protocol's.
@@ -175,6 +187,8 @@ def carry_out(
     """
     config, seed = parts.config, parts.config.evaluation.seed
     _load(parts, checkpoints[-1])
+    # One reward for all rows: one that remembers is the last's, whose scores the summary has.
+    recall(parts.reward, load_checkpoint(checkpoints[-1]).state.get("reward", {}))
     evaluation = evaluate(
         config,
         parts.evaluated,
@@ -186,30 +200,75 @@ def carry_out(
         plan.looks(),
     )
     with parts.model.reference():
-        second = _sampled(parts, plan, progress, "reference again", purpose=SECOND)
-    told = progress("measure", (len(checkpoints) + 1) * len(plan.metrics))
-    rows = [Row("reference", 0, plan.measure(evaluation.reference, second, seed, told))]
-    for folder in checkpoints[:-1]:
-        _load(parts, folder)
-        sampled = _sampled(parts, plan, progress, folder.name)
-        rows.append(Row(folder.name, _update(folder), plan.measure(sampled, second, seed, told)))
-    figures = plan.measure(evaluation.policy, second, seed, told)
-    rows.append(Row("policy", _update(checkpoints[-1]), figures))
-    protocol = Protocol(plan, rows, len(parts.evaluated), config.evaluation.n, seed)
-    return evaluation, protocol
+        second = _sampled(parts, plan, progress, "reference again", reward=None, purpose=SECOND)
+    policy = _Model("policy", _update(checkpoints[-1]), checkpoints[-1])
+    models = [*_between(checkpoints[:-1], best), policy]
+    rows = list(_rows(parts, plan, evaluation, second, models, progress))
+    return evaluation, Protocol(plan, rows, len(parts.evaluated), config.evaluation.n, seed)
+
+
+def _rows(
+    parts: Parts,
+    plan: Plan,
+    evaluation: Evaluation,
+    second: Sampled,
+    models: Sequence[_Model],
+    progress: StartProgress,
+) -> Iterator[Row]:
+    """The reference's row and those of ``models``, of which the last is the policy.
+
+    The guard's best may be a kept checkpoint's policy, or the reference: it is measured once.
+    """
+    seed = parts.config.evaluation.seed
+    told = progress("measure", len({0, *(model.update for model in models)}) * len(plan.metrics))
+    figures = {0: plan.measure(evaluation.reference, second, seed, told)}
+    yield Row(REFERENCE, 0, figures[0])
+    for model in models:
+        if model.update not in figures:
+            last = model is models[-1]
+            own = evaluation.policy if last else _of_checkpoint(parts, plan, progress, model)
+            figures[model.update] = plan.measure(own, second, seed, told)
+        yield Row(model.name, model.update, figures[model.update])
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A policy after ``update`` updates, of which no two differ at the same number of them."""
+
+    name: str
+    update: int
+    folder: Path
+
+
+def _between(kept: Sequence[Path], best: Path | None) -> list[_Model]:
+    """What comes between the reference and the policy, in order of updates."""
+    found = [_Model(folder.name, _update(folder), folder) for folder in kept]
+    if best is not None:
+        found.append(_Model(GUARD_BEST, _update(best), best))
+    return sorted(found, key=lambda model: model.update)
+
+
+def _of_checkpoint(parts: Parts, plan: Plan, progress: StartProgress, model: _Model) -> Sampled:
+    _load(parts, model.folder)
+    return _sampled(parts, plan, progress, model.name, reward=parts.reward)
 
 
 def _load(parts: Parts, folder: Path) -> None:
     load_policy_state(parts.model.network, folder, parts.config.model)
-    recall(parts.reward, load_checkpoint(folder).state.get("reward", {}))
 
 
 def _sampled(
-    parts: Parts, plan: Plan, progress: StartProgress, what: str, purpose: str = "evaluation"
+    parts: Parts,
+    plan: Plan,
+    progress: StartProgress,
+    what: str,
+    *,
+    reward: NamedReward | None,
+    purpose: str = "evaluation",
 ) -> Sampled:
     return sample_and_measure(
         parts.model,
-        parts.reward,
+        reward,
         parts.evaluated,
         parts.config,
         progress,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError, nearest
-from nablaflow.features import FEATURES, load
+from nablaflow.features import FEATURES, FeatureExtractor, load
 from nablaflow.metrics.inception import DIM, Inception
 from nablaflow.metrics.quadratic import Kernel, cosine, euclidean
+from nablaflow.rewards.clip import image_features
 from nablaflow.rewards.clip_score import ClipScore
+from nablaflow.rewards.scorer import ScoringNetwork
 from nablaflow.training.evaluation import Look
 
 COSINE = ("clip", "dinov2", "dreamsim")
@@ -34,6 +38,20 @@ class Space:
     distance: Kernel = euclidean
 
 
+def load_spaces(names: Collection[str], device: torch.device) -> dict[str, Space]:
+    """The looks of several names; ``clip`` and ``clip-score`` share one network.
+
+    Raises:
+        UserError: a package or weights are missing.
+    """
+    found = {}
+    if {"clip", "clip-score"} <= set(names):
+        # Both are of the same repository and commit, in float32, on the same device.
+        network = _clip_network(device)
+        found = {"clip": _clip_features(network), "clip-score": _clip_cosine(network)}
+    return found | {name: load_space(name, device) for name in sorted(names) if name not in found}
+
+
 def load_space(name: str, device: torch.device) -> Space:
     """The look of a name that is known to be one, its network loaded.
 
@@ -42,8 +60,11 @@ def load_space(name: str, device: torch.device) -> Space:
     """
     if name in _OTHERS:
         return _OTHERS[name](device)
-    extractor = load(name, device=device)
-    distance = cosine if name in COSINE else euclidean
+    return _features(load(name, device=device))
+
+
+def _features(extractor: FeatureExtractor) -> Space:
+    distance = cosine if extractor.name in COSINE else euclidean
     return Space(lambda images, prompts: extractor(images), extractor.dim, distance)
 
 
@@ -58,9 +79,19 @@ def _inception(device: torch.device) -> Space:
     return Space(lambda images, prompts: network(images), DIM)
 
 
-def _clip_score(device: torch.device) -> Space:
-    network = ClipScore().network().freeze(torch.float32, device)
+def _clip_network(device: torch.device) -> ScoringNetwork:
+    return ClipScore().network().freeze(torch.float32, device)
 
+
+def _clip_features(network: ScoringNetwork) -> Space:
+    """What ``features.load("clip")`` finds, by a network that has the texts' encoder as well."""
+    config: Any = network.backbone.config
+    return _features(
+        FeatureExtractor("clip", config.projection_dim, partial(image_features, network))
+    )
+
+
+def _clip_cosine(network: ScoringNetwork) -> Space:
     @torch.no_grad()
     def look(images: Tensor, prompts: list[str]) -> Tensor:
         return network(images, prompts)
@@ -76,7 +107,7 @@ def _pictures(device: torch.device) -> Space:
 
 
 _OTHERS: dict[str, Callable[[torch.device], Space]] = {
-    "clip-score": _clip_score,
+    "clip-score": lambda device: _clip_cosine(_clip_network(device)),
     "inception": _inception,
     "pictures": _pictures,
 }
