@@ -48,8 +48,13 @@ def test_a_comparison_is_stored_and_goes_on(
     assert second.rows() == outcome.rows()
 
 
-def test_a_stopped_run_goes_on_from_its_checkpoint(
-    small_race: Race, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("beta", "updates"), [(1.0, [1, 2]), (2.0, [1])])
+def test_a_stopped_run_goes_on_from_its_checkpoint_if_its_settings_are_the_same(
+    small_race: Race,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    beta: float,
+    updates: list[int],
 ):
     @contextmanager
     def at_once(asked: list[bool]) -> Iterator[None]:
@@ -62,7 +67,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(
             small_race("refl", minutes=10.0)
     folder = tmp_path / "out/warmth/refl/seed-0"
     assert not (folder / "cell.json").exists()
-    # The second session ends by time at its first update, the run's second.
+    # The second session ends by time at its first update.
     step = Trainer.step
 
     def late(self: Trainer) -> dict[str, float]:
@@ -71,10 +76,10 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(
         return record
 
     monkeypatch.setattr(Trainer, "step", late)
-    small_race("refl", minutes=10.0)
+    small_race("refl", minutes=10.0, beta=beta)
     cell = json.loads((folder / "cell.json").read_text())
-    assert cell["updates"] == 2
-    assert [json.loads(line)["update"] for line in (folder / "metrics.jsonl").open()] == [1, 2]
+    assert cell["updates"] == len(updates)
+    assert [json.loads(line)["update"] for line in (folder / "metrics.jsonl").open()] == updates
 
 
 def test_a_run_that_diverges_is_a_result(small_race: Race, monkeypatch: pytest.MonkeyPatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.progress import Progress
 
 from nablaflow.comparison.entrants import BYSTANDERS, ENTRANTS
@@ -24,9 +25,12 @@ from nablaflow.rewards import NamedReward, load, probe, require_gradient
 from nablaflow.runs import Interrupted, starter, stopping
 from nablaflow.training.bank import spread
 from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.training.config import Config
 from nablaflow.training.memory import in_parts
+from nablaflow.training.overrides import dump_config
 from nablaflow.training.rollout import stream
 from nablaflow.training.run_folder import (
+    CONFIG,
     append_record,
     drop_records_after,
     open_run,
@@ -175,10 +179,13 @@ def fair_clock() -> Callable[[], float]:
 
 
 def _open(parts: Parts) -> tuple[Path, list[dict[str, Any]]]:
-    """A folder for the run, fresh or as it was left, and the points measured so far."""
+    """A folder for the run, fresh or as it was left, and the points measured so far.
+
+    A run that was stopped with other settings is started anew.
+    """
     config = parts.config
     found = list_checkpoints(config.output_dir)
-    if not found or (config.output_dir / CELL).is_file():
+    if not found or (config.output_dir / CELL).is_file() or not _same_run(config):
         shutil.rmtree(config.output_dir, ignore_errors=True)
         return open_run(config, resume=False), []
     checkpoint = load_checkpoint(found[-1])
@@ -187,6 +194,12 @@ def _open(parts: Parts) -> tuple[Path, list[dict[str, Any]]]:
     path = config.output_dir / POINTS
     points = json.loads(path.read_text()) if path.is_file() else []
     return config.output_dir, [p for p in points if p["update"] <= checkpoint.update]
+
+
+def _same_run(config: Config) -> bool:
+    text = (config.output_dir / CONFIG).read_text(encoding="utf-8")
+    saved, own = yaml.safe_load(text), yaml.safe_load(dump_config(config))
+    return {**saved, "output_dir": None} == {**own, "output_dir": None}
 
 
 def curve_of_run(folder: Path) -> dict[str, list[float]]:
