@@ -124,3 +124,18 @@ def test_too_few_are_refused(measure):
     own, reference = _views(40, 18, 0.0)
     with pytest.raises(UserError, match="18 images are too few for neighbour 5; use --n 20"):
         measure(own, reference, Resampling(torch.Generator()))
+
+
+def test_the_four_figures_of_the_same_images_measure_distances_once():
+    calls = []
+
+    def counted(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        calls.append(len(rows))
+        return euclidean(rows, columns)
+
+    index = torch.zeros(30, dtype=torch.long)
+    rows = [torch.randn(30, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    for measure in ALL:
+        # As the protocol does: new views of the same tensors for each metric.
+        measure(*(View(each, index, counted) for each in rows), Resampling(torch.Generator(), 5))
+    assert calls == [30, 30, 30]

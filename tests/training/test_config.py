@@ -1,7 +1,6 @@
 """Settings from recipes and the command line: what is read, what is saved, what is refused."""
 
 import re
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -10,18 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
-from nablaflow.comparison import Study
 from nablaflow.errors import UserError
 from nablaflow.guidance import NablaTD, NStep
-from nablaflow.methods import METHODS, AdjointMatching, ResidualNablaDB, ValueMatching
-from nablaflow.rewards import CONFIGURABLE
-from nablaflow.rewards.settings import parse_settings
+from nablaflow.methods import METHODS, AdjointMatching, ValueMatching
 from nablaflow.training.config import Config, named_kinds, parse_config
-from nablaflow.training.demo import demo_settings
 from nablaflow.training.overrides import dump_config, load_config, parse_override
-from nablaflow.training.prompts import load_prompts
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 MINIMAL: dict[str, Any] = {
     "reward": "warmth",
     "prompts": ["a circle", "a square"],
@@ -496,104 +489,3 @@ def test_every_setting_says_what_it_means():
                 yield from fields(field.annotation)
 
     assert [name for name, description in fields(Config) if not description] == []
-
-
-# --- the recipes ----------------------------------------------------------------------------------
-
-GIVEN = ["reward=warmth", "prompts=[a cat]"]
-
-
-def load_recipe(name: str) -> Config:
-    return load_config(RECIPES / f"{name}.yaml", GIVEN, {})
-
-
-@pytest.mark.usefixtures("_all_methods")
-@pytest.mark.parametrize(
-    ("name", "beta", "regularization", "updates", "images", "steps", "strata"),
-    [
-        ("sd15_residual_nabla_db_aesthetic", 1e4, 2e3, 200, 256, 50, 5),
-        ("sd15_residual_nabla_db_hpsv2", 1e4, 1e2, 200, 256, 50, 5),
-        ("sd15_residual_nabla_db_imagereward", 1e3, 1e3, 200, 256, 50, 5),
-        ("sd15_fast", 1e4, 2e3, 400, 32, 50, 5),
-        ("sd15_sde_dpmsolver", 1e4, 2e3, 200, 256, 20, 8),
-    ],
-)
-def test_recipes_hold_the_published_settings(
-    name, beta, regularization, updates, images, steps, strata
-):
-    config = load_recipe(name)
-    assert config.method == ResidualNablaDB.published(beta, regularization)
-    training = config.training
-    assert training.updates == updates
-    assert training.prompts_per_update * training.images_per_prompt == images
-    assert (config.sampler.steps, config.strata) == (steps, strata)
-    assert config.sampler.guidance_scale == 5.0
-    assert (config.adapter.rank, config.adapter.alpha) == (8, 8.0)
-    assert config.optimizer.betas == (0.9, 0.999)
-
-
-@pytest.mark.usefixtures("_all_methods")
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("sd15*.yaml")), ids=lambda path: path.stem)
-def test_every_published_recipe_loads_names_its_scorer_and_says_where_values_come_from(path):
-    assert load_config(path, GIVEN, {}) == load_recipe(path.stem)
-    config = load_config(path, [*GIVEN[1:], "reward.batch=2"], {})
-    settings = dict(config.reward)
-    name = settings.pop("name")
-    assert parse_settings(name, CONFIGURABLE[name], settings).batch == 2
-    settings = [line for line in path.read_text().splitlines() if re.match(r" *\w+: .", line)]
-    untraced = [line for line in settings if "#" not in line]
-    ours = ("output_dir:", "name: residual-nabla-db")
-    # A longer source stands on the lines above.
-    assert [line for line in untraced if not line.strip().startswith((*ours, "prompt_cond"))] == []
-
-
-@pytest.mark.usefixtures("_all_methods")
-def test_the_demo_is_a_recipe_too():
-    recipe = load_config(RECIPES / "nano_warmth.yaml", ["output_dir=runs/demo"], {})
-    assert recipe == parse_config(demo_settings())
-
-
-ENTERED = {
-    "adjoint_matching": "adjoint-matching",
-    "alignprop": "alignprop",
-    "dag_db": "dag-db",
-    "dag_kl": "dag-kl",
-    "ddpo": "ddpo",
-    "draft": "draft-tilted",
-    "nabla_db": "nabla-db",
-    "nabla_td": "nabla-td",
-    "refl": "refl",
-    "reward_weighted": "reward-weighted-regression",
-    "terminal": "terminal",
-    "tilted_matching": "tilted-matching",
-}
-
-
-@pytest.mark.usefixtures("_all_methods")
-@pytest.mark.parametrize("stem", ENTERED)
-def test_a_method_s_recipe_has_what_the_comparison_measured(stem):
-    recipe = load_config(RECIPES / f"nano_{stem}.yaml", [], {})
-    study = Study.named([ENTERED[stem]], [], Path())
-    (cell, *_) = study.cells
-    entered = study.config(cell, 4.0)
-    assert (recipe.method, recipe.flow) == (entered.method, entered.flow)
-    unused = {"flow_learning_rate"} if recipe.flow is None else set()
-    optimizers = [c.optimizer.model_dump(exclude=unused) for c in (recipe, entered)]
-    assert optimizers[0] == optimizers[1]
-    same = {"minutes", "prompts_per_update", "images_per_prompt", "steps_per_rollout"}
-    assert recipe.training.model_dump(include=same) == entered.training.model_dump(include=same)
-
-
-@pytest.mark.usefixtures("_all_methods")
-def test_the_simple_animals_are_there():
-    prompts = load_config(RECIPES / "sd15_fast.yaml", GIVEN[:1], {}).prompts
-    found = load_prompts(prompts, Path())
-    assert (len(found), len(set(found)), found[0], found[-1]) == (45, 45, "cat", "kangaroo")
-
-
-@pytest.mark.usefixtures("_all_methods")
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("nano*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_of_the_embedded_model_loads_as_it_is(path):
-    config = load_config(path, [], {})
-    assert config.model == "nano"
-    assert path.read_text().splitlines()[2] == f"#   nablaflow train recipes/{path.name}"

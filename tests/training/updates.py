@@ -17,10 +17,11 @@ def train(trainer: Trainer, updates: int = 3) -> list[Record]:
 
 
 def assert_close(records: list[Record], expected: list[Record]) -> None:
-    """Up to rounding, seen to be 1e-4 of a figure after three updates.
+    """Up to rounding: of the first update as it is, then as Adam's first steps make it.
 
-    Adam's first steps make it larger: they divide small gradients by themselves.
+    They divide small gradients by themselves; 1e-4 of a figure was seen after three updates.
     """
     assert len(records) == len(expected)
     for record, wanted in zip(records, expected, strict=True):
-        assert record == pytest.approx(wanted, rel=1e-3, abs=1e-7)
+        rel = 1e-5 if record["update"] == 1 else 1e-3
+        assert record == pytest.approx(wanted, rel=rel, abs=1e-7)

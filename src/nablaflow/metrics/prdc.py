@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ def _measure(
             f"{LEAST} or more"
         )
     require_finite("nearest neighbours", own, reference)
-    near = Neighbourhoods.of(own.rows, reference.rows, distance=reference.distance)
+    near = _neighbourhoods(own, reference)
 
     def statistic(counts: Counts, known_counts: ReferenceCounts) -> Tensor:
         pairs = zip(counts, known_counts, strict=True)
@@ -117,6 +117,12 @@ def _measure(
 
     drawn = (resampling.counts(view.prompt_index) for view in (own, reference))
     return measured(statistic, resampling, *drawn, n=len(own), bounds=(0.0, most))
+
+
+@lru_cache(maxsize=1)
+def _neighbourhoods(own: View, reference: View) -> Neighbourhoods:
+    """The four figures of the same images, which follow each other, measure the distances once."""
+    return Neighbourhoods.of(own.rows, reference.rows, distance=reference.distance)
 
 
 measure_precision = partial(_measure, Neighbourhoods.precision, 1.0)

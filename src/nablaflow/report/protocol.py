@@ -16,12 +16,11 @@ from rich.text import Text
 
 from nablaflow.metrics.catalog import METRICS
 from nablaflow.report.curves import LIGHT, Theme
+from nablaflow.training.protocol import GUARD_BEST
 
 _COLUMNS = 3  # panels, and columns of figures, a line
 _PAPER = "#ffffff"
 _RING: dict[str, Any] = {"marker": "o", "markersize": 9, "fillstyle": "none", "linestyle": "none"}
-GUARD_BEST = "guard-best"
-"""Name of the row of the guard's best checkpoint."""
 
 
 def with_interval(figure: Mapping[str, float]) -> str:
@@ -96,7 +95,7 @@ def _panel(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]], theme: Them
         elinewidth=1.2,
         capsize=2.5,
     )
-    best = [(x, y) for x, y, row in zip(updates, values, rows, strict=True) if _is_best(row)]
+    best = [(row["update"], row[name]["value"]) for row in rows if row["name"] == GUARD_BEST]
     if best:
         axes.plot(*zip(*best, strict=True), **_RING, color=theme.series[2], label=GUARD_BEST)
         axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink)
@@ -107,10 +106,6 @@ def _panel(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]], theme: Them
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(theme.line)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-
-
-def _is_best(row: Mapping[str, Any]) -> bool:
-    return row["name"] == GUARD_BEST
 
 
 def _label(row: Mapping[str, Any]) -> str:
