@@ -129,13 +129,13 @@ def _biases(
     # A stride jumps over levels that nobody asks for: then one level is asked for at a time.
     strided = isinstance(estimator, Adjoint) and estimator.stride > 1
     levels = range(2, PROBLEM.steps + 1, 4 if strided else 1)
-    whole = None if strided else estimator.estimate(path, networks, PROBLEM.beta).following
+    whole = None if strided else estimator.estimate(path, networks, PROBLEM.beta).target
     for k in levels:
         rows = path.transitions.k == k
         t = path.transitions[rows]
         if whole is None:
             part = replace(path, transitions=t)
-            estimate = estimator.estimate(part, networks, PROBLEM.beta).following
+            estimate = estimator.estimate(part, networks, PROBLEM.beta).target
         else:
             estimate = whole[rows]
         x = t.x_next.flatten(1)

@@ -143,7 +143,7 @@ def run(
     with fresh_accelerator():
         parts = prepare(config, folder, reward)
         if not resume:
-            _begin_guard(parts, console)  # before the folder: it may refuse
+            _begin(parts, console)  # before the folder: it may refuse
         if parts.accelerator.is_main_process:
             folder = open_run(config, resume=resume)
         parts.accelerator.wait_for_everyone()
@@ -156,11 +156,26 @@ def run(
     return result
 
 
-def _begin_guard(parts: Parts, console: Console) -> None:
-    if parts.trainer.guard is None:
-        return
+def _begin(parts: Parts, console: Console) -> None:
+    """What is measured on the reference before the first update."""
     with progress_display(console) as progress:
-        parts.trainer.begin_guard(_looking(parts, progress))
+        _begin_trust(parts, progress)
+        if parts.trainer.guard is not None:
+            parts.trainer.begin_guard(_looking(parts, progress))
+
+
+def _begin_trust(parts: Parts, progress: Progress) -> None:
+    """Measure how far to trust the forward-looking reward, and say what was found."""
+    trainer = parts.trainer
+    if trainer.trust is None or trainer.trust.isfinite().all():
+        return
+    shown = parts.accelerator.is_main_process
+    task = progress.add_task("trust", total=len(trainer.trust_prompts()), visible=shown)
+    trainer.begin_trust(lambda done: progress.advance(task, done))
+    if shown:
+        told = " ".join(f"{gamma:.2f}" for gamma in trainer.trust[1:].tolist())
+        progress.console.print(f"trust in the predicted reward, k = 1 ... K: {told}")
+    progress.remove_task(task)
 
 
 def _looking(parts: Parts, progress: Progress) -> Callable[[int], None]:
@@ -205,6 +220,7 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
     task = progress.add_task("train", total=trainer.total, completed=trainer.done, visible=shown)
     pressed: list[bool] = []
     on_look = _looking(parts, progress)
+    _begin_trust(parts, progress)
     trainer.begin_guard(on_look)
 
     def on_update(record: Record) -> bool:

@@ -57,13 +57,13 @@ def test_on_a_gaussian_it_is_the_product_of_the_kernels_jacobians(
     networks = Networks(model, NamedReward("bent", bent_reward))
     found = Adjoint().estimate(path, networks, BETA)
     assert found.flow is None
-    assert not found.following.requires_grad
+    assert not found.target.requires_grad
     slopes = [kernel_of(model, max(k, 1)).slope for k in range(STEPS + 1)]
     for index, row, k, prompt in rows_of(path):
         expected = BETA * bent_gradient(path.x0[row : row + 1], [prompt]).flatten()
         for level in range(1, k):
             expected = slopes[level].T @ expected
-        close(found.following[index].flatten(), expected)
+        close(found.target[index].flatten(), expected)
 
 
 @pytest.fixture(scope="module", params=SAMPLERS[1:], ids=lambda sampler: sampler[0])
@@ -78,7 +78,7 @@ def test_on_a_bent_reference_it_is_the_product_of_the_jacobians_at_the_stored_st
     bent: Bent,
 ) -> None:
     path = bent.random_path(BENT_KEEP)
-    found = Adjoint().estimate(path, bent.networks, bent.beta).following
+    found = Adjoint().estimate(path, bent.networks, bent.beta).target
     for index, row, k, prompt in rows_of(path):
         expected = bent.beta * bent_gradient(path.x0[row : row + 1], [prompt]).flatten()
         for level in range(1, k):
@@ -98,7 +98,7 @@ def chained_reward(bent: Bent, path: Path, row: int, k: int, x: Tensor) -> Tenso
 
 def test_it_is_the_gradient_through_one_graph_of_the_chain(bent: Bent) -> None:
     path = bent.random_path(BENT_KEEP, seed=1)
-    found = Adjoint().estimate(path, bent.networks, bent.beta).following
+    found = Adjoint().estimate(path, bent.networks, bent.beta).target
     for index, row, k, _ in rows_of(path):
         x = state(path, k - 1, row).clone().requires_grad_()
         (expected,) = torch.autograd.grad(chained_reward(bent, path, row, k - 1, x), x)
@@ -108,7 +108,7 @@ def test_it_is_the_gradient_through_one_graph_of_the_chain(bent: Bent) -> None:
 def test_it_is_what_finite_differences_say() -> None:
     bent = bent_problem()
     path = bent.random_path([[5], [4]], seed=2)
-    found = Adjoint().estimate(path, bent.networks, bent.beta).following
+    found = Adjoint().estimate(path, bent.networks, bent.beta).target
     for index, row, k, _ in rows_of(path):
 
         def total(x: Tensor, row: int = row, k: int = k) -> Tensor:
@@ -121,10 +121,10 @@ def test_it_is_what_finite_differences_say() -> None:
 def test_only_the_reference_is_differentiated_and_the_policy_is_active_after() -> None:
     bent = bent_problem()
     path = bent.random_path(BENT_KEEP)
-    first = Adjoint().estimate(path, bent.networks, bent.beta).following
+    first = Adjoint().estimate(path, bent.networks, bent.beta).target
     for parameter in bent.model.network.parameters():
         parameter.data.mul_(3.0)
-    assert torch.equal(Adjoint().estimate(path, bent.networks, bent.beta).following, first)
+    assert torch.equal(Adjoint().estimate(path, bent.networks, bent.beta).target, first)
     assert all(parameter.grad is None for parameter in bent.model.network.parameters())
     x, k = path.transitions.x, path.transitions.k
     condition = path.batch().condition
@@ -139,7 +139,7 @@ def test_a_transition_has_the_same_estimate_whatever_else_is_kept_above_it(strid
     alone = bent.random_path([[2], [2], [2]])
     among = bent.random_path([[2, 5], [4, 2], [2, 2, 3]])
     first, second = (
-        Adjoint(stride=stride).estimate(path, bent.networks, bent.beta).following
+        Adjoint(stride=stride).estimate(path, bent.networks, bent.beta).target
         for path in (alone, among)
     )
     for index, row, _, _ in rows_of(alone):
@@ -171,7 +171,7 @@ def test_strides_on_a_gaussian_are_conditional_means_of_the_noising(
     """
     model, path = gaussian(sampler), gaussian_path()
     networks = Networks(model, NamedReward("bent", bent_reward))
-    found = Adjoint(stride=stride).estimate(path, networks, BETA).following
+    found = Adjoint(stride=stride).estimate(path, networks, BETA).target
     alpha_bar = model.process.alpha_bar.double()
     identity = torch.eye(2, dtype=torch.float64)
     marginals = [a * COVARIANCE + (1 - a) * identity for a in alpha_bar]
@@ -200,13 +200,13 @@ def test_each_trajectory_pays_for_its_own_jumps(stride: int) -> None:
 def test_the_estimate_is_linear_in_the_tilt(size: float) -> None:
     bent = bent_problem()
     path = bent.random_path(BENT_KEEP)
-    one, other = (Adjoint().estimate(path, bent.networks, beta).following for beta in (1.0, size))
+    one, other = (Adjoint().estimate(path, bent.networks, beta).target for beta in (1.0, size))
     torch.testing.assert_close(other / size, one, rtol=1e-12, atol=0.0)
 
 
 def test_without_a_tilt_it_is_zero() -> None:
     bent = bent_problem()
-    found = Adjoint().estimate(bent.random_path(BENT_KEEP), bent.networks, 0.0).following
+    found = Adjoint().estimate(bent.random_path(BENT_KEEP), bent.networks, 0.0).target
     assert torch.equal(found, torch.zeros_like(found))
 
 

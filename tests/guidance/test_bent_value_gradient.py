@@ -128,12 +128,12 @@ def test_the_mean_over_paths_of_the_tilt_is_the_value_gradient(
     flow = ExactFlow(line())
     networks = Networks(line().model, NamedReward("bumpy", bumpy), flow, flow)
     path = line().path(x, k, seed=k)
-    found = estimator.estimate(path, networks, BETA).following.flatten()
+    found = estimator.estimate(path, networks, BETA).target.flatten()
     truth = float(line().gradient(torch.tensor([x], dtype=torch.float64), k - 1))
     standard_error = float(found.std()) / PATHS**0.5
     assert abs(float(found.mean()) - truth) < 4 * standard_error + 1e-9
     if isinstance(estimator, Adjoint):
         assert 0 < standard_error < 0.05
-        crude = Terminal().estimate(path, networks, BETA).following.flatten()
+        crude = Terminal().estimate(path, networks, BETA).target.flatten()
         error = abs(float(crude.mean()) - truth)
         assert k == 2 or error > 10 * float(crude.std()) / PATHS**0.5

@@ -74,7 +74,7 @@ def estimated(adjoint_above: float, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
     path = Path(states[0], states, Condition(), [""] * len(x), transitions)
     model = GaussianModel(process, MEAN, COVARIANCE, Nothing())
     networks = Networks(model, REWARD.named())
-    found = DenoisingAdjoint(adjoint_above=adjoint_above).estimate(path, networks, BETA).following
+    found = DenoisingAdjoint(adjoint_above=adjoint_above).estimate(path, networks, BETA).target
     gradient = tilt.score(x, kept) - prior.score(x, kept)
     # How the kernel's mean answers to a change of the score, by asking it.
     moved = score_slope(process, k) / process.sigma[k].double().square()

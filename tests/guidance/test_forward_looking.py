@@ -40,7 +40,7 @@ def test_it_is_the_published_formula(gamma: Gamma, predictor: Predictor) -> None
     estimator = ForwardLooking(gamma=gamma, predictor=predictor)
     found = estimator.estimate(path, bent.networks, bent.beta)
     assert found.flow is None
-    assert not found.following.requires_grad
+    assert not found.target.requires_grad
     for index, row, k, prompt in rows_of(path):
 
         def ahead(x: Tensor, k: int = k, prompt: str = prompt) -> Tensor:
@@ -48,7 +48,7 @@ def test_it_is_the_published_formula(gamma: Gamma, predictor: Predictor) -> None
                 x, _ = bent.prediction(x, k - 1, prompt, policy=predictor == "policy")
             return bent.beta * gamma_by_hand(bent, gamma, k - 1) * bent.reward(x, prompt)
 
-        close(found.following[index].flatten(), finite_difference(ahead, state(path, k - 1, row)))
+        close(found.target[index].flatten(), finite_difference(ahead, state(path, k - 1, row)))
 
 
 @pytest.mark.parametrize("predictor", ["policy", "reference"])
@@ -62,7 +62,7 @@ def test_with_flow_score_it_is_the_residual_conditions(sampler: str, predictor: 
     by_policy = predictor == "policy"
     for index, row, k, prompt in rows_of(path):
         here, following = state(path, k, row), state(path, k - 1, row)
-        close(found.following[index], bent.bootstrap(following, k - 1, prompt, policy=by_policy))
+        close(found.target[index], bent.bootstrap(following, k - 1, prompt, policy=by_policy))
         sigma = float(process.sigma[k])
 
         def log_ratio(
@@ -91,15 +91,15 @@ def test_the_flow_network_in_a_target_is_the_average_one() -> None:
     flow, target = bent.networks.flow, bent.networks.flow_target
     assert flow is not None
     assert target is not None
-    before = [part.estimate(path, bent.networks, bent.beta).following for part in estimators]
+    before = [part.estimate(path, bent.networks, bent.beta).target for part in estimators]
     for parameter in flow.parameters():
         parameter.data.mul_(2.0)
     for part, first in zip(estimators, before, strict=True):
-        assert torch.equal(part.estimate(path, bent.networks, bent.beta).following, first)
+        assert torch.equal(part.estimate(path, bent.networks, bent.beta).target, first)
     for parameter in target.parameters():
         parameter.data.mul_(2.0)
     for part, first in zip(estimators, before, strict=True):
-        moved = part.estimate(path, bent.networks, bent.beta).following
+        moved = part.estimate(path, bent.networks, bent.beta).target
         assert (moved - first).abs().max() > 1e-3
     networks = (flow, target, bent.model.network)
     assert all(parameter.grad is None for part in networks for parameter in part.parameters())

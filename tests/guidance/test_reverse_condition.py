@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from nablaflow.guidance import Estimator, ForwardLookingFlow, NablaTD, Path, ValueGradients
-from nablaflow.methods import Losses, Method, ResidualNablaDB
+from nablaflow.methods import Losses, Method
 from nablaflow.methods import NablaTD as NablaTDMethod
 from tests.support.numeric import normal_quadrature
+from tests.support.paper import paper
 from tests.support.paths import Bent, bent_problem, path_of, random_states
 
 STEPS = 4
@@ -59,7 +60,7 @@ def expectation(estimator: Estimator, bent: Bent, path: Path) -> ValueGradients:
     weights = WEIGHTS[path.transitions.trajectory][:, None, None, None]
     assert found.flow is not None
     return ValueGradients(
-        (weights * found.following).sum(0, keepdim=True),
+        (weights * found.target).sum(0, keepdim=True),
         (weights * found.flow).sum(0, keepdim=True),
     )
 
@@ -69,7 +70,7 @@ def met(k: int) -> Bent:
     shift = torch.zeros(2, dtype=torch.float64)
     for _ in range(200):
         bent, before = shifted(k, shift), shift
-        wanted = expectation(NablaTD(td_lambda=0.0), bent, kernel_paths(bent, k)).following
+        wanted = expectation(NablaTD(td_lambda=0.0), bent, kernel_paths(bent, k)).target
         shift = float(bent.model.process.sigma[k]) ** 2 * wanted.flatten()
         if (shift - before).abs().max() < 1e-13:
             return bent
@@ -105,7 +106,7 @@ def test_where_it_is_not_they_differ_by_what_the_policy_lacks(k: int) -> None:
     assert by_jacobian.flow is not None
     assert by_residual.flow is not None
     variance = float(bent.model.process.sigma[k]) ** 2
-    lacking = shift / variance - by_jacobian.following.flatten()
+    lacking = shift / variance - by_jacobian.target.flatten()
     expected = bent.jacobian(STATE, k, "two").T @ lacking
     found = (by_residual.flow - by_jacobian.flow).flatten()
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
@@ -126,7 +127,7 @@ def flow_gradient(bent: Bent, method: Method, term: str, path: Path) -> list[Ten
 def test_the_published_reverse_residual_trains_the_flow_as_nabla_td_does(k: int) -> None:
     bent = met(k)
     path = kernel_paths(bent, k)
-    published = ResidualNablaDB(beta=bent.beta, forward_looking_predictor="reference")
+    published = paper(beta=bent.beta, forward_looking_predictor="reference")
     ours = NablaTDMethod(beta=bent.beta, td_lambda=0.0)
     expected = flow_gradient(bent, published, "reverse", path)
     found = flow_gradient(bent, ours, "flow", path)

@@ -26,7 +26,7 @@ def test_nabla_td_is_its_recursion(bent: Bent, td_lambda: float) -> None:
     path = bent.random_path(KEEP)
     found = NablaTD(td_lambda=td_lambda).estimate(path, bent.networks, bent.beta)
     assert found.flow is not None
-    assert not found.following.requires_grad
+    assert not found.target.requires_grad
     assert not found.flow.requires_grad
     for index, row, k, prompt in rows_of(path):
         target = bent.beta * bent_gradient(path.x0[row : row + 1], [prompt]).flatten()
@@ -34,7 +34,7 @@ def test_nabla_td_is_its_recursion(bent: Bent, td_lambda: float) -> None:
             x = state(path, level, row)
             pulled = bent.jacobian(x, level, prompt).T @ target
             target = (1 - td_lambda) * bent.bootstrap(x, level, prompt) + td_lambda * pulled
-        close(found.following[index], target)
+        close(found.target[index], target)
         here = state(path, k, row)
         pulled = bent.jacobian(here, k, prompt).T @ target
         close(found.flow[index], pulled - bent.looked(here, k, prompt))
@@ -50,7 +50,7 @@ def test_n_step_is_a_bootstrap_taken_back(bent: Bent, n: int) -> None:
         target = bent.bootstrap(state(path, start, row), start, prompt)
         for level in range(start + 1, k):
             target = bent.jacobian(state(path, level, row), level, prompt).T @ target
-        close(found.following[index], target)
+        close(found.target[index], target)
         here = state(path, k, row)
         pulled = bent.jacobian(here, k, prompt).T @ target
         close(found.flow[index], pulled - bent.looked(here, k, prompt))
@@ -59,8 +59,8 @@ def test_n_step_is_a_bootstrap_taken_back(bent: Bent, n: int) -> None:
 @pytest.mark.parametrize("estimator", [NStep(n=STEPS), NablaTD(td_lambda=1.0)], ids=str)
 def test_their_far_end_is_the_adjoint(bent: Bent, estimator: NStep | NablaTD) -> None:
     path = bent.random_path(KEEP)
-    found = estimator.estimate(path, bent.networks, bent.beta).following
-    adjoint = Adjoint().estimate(path, bent.networks, bent.beta).following
+    found = estimator.estimate(path, bent.networks, bent.beta).target
+    adjoint = Adjoint().estimate(path, bent.networks, bent.beta).target
     torch.testing.assert_close(found, adjoint, rtol=1e-12, atol=1e-12)
 
 
@@ -71,9 +71,9 @@ def test_their_near_ends_are_one(bent: Bent) -> None:
         estimator.estimate(path, bent.networks, bent.beta)
         for estimator in (NStep(n=0), NablaTD(td_lambda=0.0), ForwardLookingFlow())
     )
-    torch.testing.assert_close(n_step.following, nabla_td.following, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(n_step.target, nabla_td.target, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(n_step.flow, nabla_td.flow, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(n_step.following, residual.following, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(n_step.target, residual.target, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("td_lambda", [0.0, 0.5, 1.0])
@@ -88,5 +88,5 @@ def test_without_gamma_the_flow_score_is_the_whole_value_gradient(
             kind.model_copy(update={"gamma": gamma}).estimate(path, bent.networks, bent.beta)
             for gamma in gammas
         )
-        torch.testing.assert_close(none.following, hardly.following, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(none.target, hardly.target, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(none.flow, hardly.flow, rtol=1e-9, atol=1e-9)

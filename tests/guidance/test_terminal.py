@@ -34,15 +34,15 @@ def test_it_is_a_number_times_the_reward_gradient_of_the_own_trajectory(scale: S
             "sigma": float(process.sigma[max(k - 1, 1)]),
         }[scale]
         expected = number * bent.beta * bent_gradient(path.x0[row : row + 1], [prompt])
-        torch.testing.assert_close(found.following[index], expected[0], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(found.target[index], expected[0], rtol=1e-6, atol=1e-9)
 
 
 def test_it_needs_neither_states_nor_a_pass_of_the_model() -> None:
     bent = bent_problem()
     path = bent.random_path(KEEP)
-    before = Terminal().estimate(path, bent.networks, bent.beta).following
+    before = Terminal().estimate(path, bent.networks, bent.beta).target
     bent.model.bend = float("nan")
-    assert torch.equal(Terminal().estimate(path, bent.networks, bent.beta).following, before)
+    assert torch.equal(Terminal().estimate(path, bent.networks, bent.beta).target, before)
     assert not Terminal.needs_states
     assert not Terminal.uses_flow
 
@@ -57,7 +57,7 @@ def test_the_default_is_exact_for_a_linear_reward_of_a_standard_normal() -> None
     networks = Networks(model, linear_reward(direction))
     path = path_of(random_states(5, 3, 2, seed=0), KEEP)
     terminal, adjoint = (
-        kind.estimate(path, networks, 2.0).following for kind in (Terminal(), Adjoint())
+        kind.estimate(path, networks, 2.0).target for kind in (Terminal(), Adjoint())
     )
     alpha_bar = process.alpha_bar.double()[path.transitions.k - 1].reshape(-1, 1, 1, 1)
     expected = 2.0 * alpha_bar.sqrt() * direction

@@ -170,7 +170,7 @@ def test_the_expectation_under_the_tilt_is_the_value_gradient(
         x_next = points(5)
         path = path_through(chain, points(5, seed=1), x_next, k, still(5))
         found = estimates(estimator, reward, path, sampler)
-        close(flat(found.following), chain.values[k - 1](x_next))
+        close(flat(found.target), chain.values[k - 1](x_next))
 
 
 @pytest.mark.parametrize("estimator", [part for part in UNBIASED if part.uses_flow], ids=name_of)
@@ -202,7 +202,7 @@ def test_the_mean_over_sampled_paths_is_the_value_gradient(
     noise = torch.randn(STEPS + 1, PATHS, 2, generator=generator, dtype=torch.float64)
     path = path_from(chain, points(1, seed=9).expand(PATHS, 2), k, noise)
     x_next = flat(path.transitions.x_next)
-    found = flat(estimates(estimator, "quadratic", path).following)
+    found = flat(estimates(estimator, "quadratic", path).target)
     error = found - chain.values[k - 1](x_next)
     features = torch.cat([torch.ones(PATHS, 1, dtype=torch.float64), x_next - x_next.mean(0)], 1)
     products = (error[:, :, None] * features[:, None]).flatten(1)
@@ -230,7 +230,7 @@ def test_the_bias_of_the_terminal_estimate(reward: str, k: int) -> None:
     model, chain = solved(reward)
     x_next = points(5)
     path = path_through(chain, points(5, seed=1), x_next, k, still(5))
-    found = flat(estimates(Terminal(), reward, path).following)
+    found = flat(estimates(Terminal(), reward, path).target)
     truth = chain.values[k - 1](x_next)
     scale = model.process.alpha_bar[k - 1].double().sqrt()
     close(found, scale * truth @ carried(chain, k).inverse().T)
@@ -244,7 +244,7 @@ def test_the_bias_of_the_forward_looking_estimate(reward: str, k: int) -> None:
     _, chain = solved(reward)
     x_next = points(5)
     path = path_through(chain, points(5, seed=1), x_next, k, still(5))
-    bias = flat(estimates(ForwardLooking(), reward, path).following) - chain.values[k - 1](x_next)
+    bias = flat(estimates(ForwardLooking(), reward, path).target) - chain.values[k - 1](x_next)
     close(bias, -chain.flow_score(x_next, k - 1))
     assert bias.abs().max() > 1e-3
 
@@ -257,7 +257,7 @@ def test_the_bias_of_long_strides(stride: int, k: int) -> None:
     model, chain = solved("quadratic", *sampler)
     x_next = points(5)
     path = path_through(chain, points(5, seed=1), x_next, k, still(5))
-    found = flat(estimates(Adjoint(stride=stride), "quadratic", path, sampler).following)
+    found = flat(estimates(Adjoint(stride=stride), "quadratic", path, sampler).target)
     alpha_bar = model.process.alpha_bar.double()
     marginals = [a * COVARIANCE + (1 - a) * IDENTITY for a in alpha_bar]
     product, level = IDENTITY, 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.diffusion import ReverseProcess, Transitions, build_process, kernel_mean
-from nablaflow.methods import NablaDB, Networks, ResidualNablaDB, TrainingBatch
+from nablaflow.methods import NablaDB, Networks, TrainingBatch
 from nablaflow.models import Condition
 from nablaflow.rewards import NamedReward
 from tests.support.gaussian import (
@@ -21,6 +21,7 @@ from tests.support.gaussian import (
     any_transitions,
     linear_reward,
 )
+from tests.support.paper import paper
 from tests.support.schedules import DDPM, STABLE_DIFFUSION
 
 BETA = 2.0
@@ -48,7 +49,7 @@ class Solved:
         return Networks(self.model, self.reward, self.flow, self.flow)
 
     def losses(self, **settings: object) -> dict[str, Tensor]:
-        method = ResidualNablaDB(beta=BETA, **settings)
+        method = paper(beta=BETA, **settings)
         return method.losses(any_transitions(self.model, each=3), self.networks).terms
 
 
@@ -165,7 +166,7 @@ def test_training_finds_the_exact_shift_of_a_linear_reward() -> None:
     solved = solve(build_process(STABLE_DIFFUSION, "ddim", STEPS, 1.0, sigma_floor=0.01))
     truth = solved.policy.shift.detach().clone()
     solved.policy.shift.data.zero_()
-    method = ResidualNablaDB(beta=BETA, reverse_weight=0.0, terminal_weight=0.0)
+    method = paper(beta=BETA, reverse_weight=0.0, terminal_weight=0.0)
     batch = any_transitions(solved.model)
     optimizer = torch.optim.LBFGS(
         [solved.policy.shift],
@@ -243,7 +244,7 @@ def test_the_tilted_kernel_of_a_quadratic_reward_is_a_stationary_point(k: int) -
     offset[k - 1], slope[k - 1] = linear, -q
     flow = AffineFlow(process, offset, slope)
     gamma = [1.0] + [0.0] * STEPS
-    method = ResidualNablaDB(beta=BETA, gamma=gamma, reverse_weight=0.0, weighting="constant")
+    method = paper(beta=BETA, gamma=gamma, reverse_weight=0.0, weighting="constant")
     networks = Networks(model, NamedReward("quadratic", quadratic), flow, flow)
     forward = method.losses(batch, networks).terms["forward"]
     expected = (q * sigma).square().expand(2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nablaflow.diffusion import build_process, sample_trajectories
+from nablaflow.diffusion import build_process, sample_trajectories, value_step
 from nablaflow.errors import UserError
 from nablaflow.guidance import Networks, gamma_table
 from nablaflow.methods import GuidedSampling
@@ -101,7 +101,8 @@ def test_the_moved_mean_by_finite_differences_each_row_with_its_own_prompt() -> 
     x = random_states(0, 3, 2, seed=2)[0]
     strength = bent.beta * gamma_table("alpha_bar", process)
     condition = bent.model.condition(prompts)
-    found = guided_mean(bent.networks, x, k, condition, prompts, strength)
+    scale = value_step("published", process).scale
+    found = guided_mean(bent.networks, x, k, condition, prompts, strength, scale)
     for row, prompt in enumerate(prompts):
         at, step = x[row].flatten(), int(k[row])
         variance = float(process.sigma[step]) ** 2

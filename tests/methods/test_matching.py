@@ -64,7 +64,7 @@ def random_batch(model: GaussianModel, each: int = 2, *, flow: bool = False) -> 
 
 def targets(batch: TrainingBatch) -> Tensor:
     assert batch.estimate is not None
-    return batch.estimate.following.flatten(1)
+    return batch.estimate.target.flatten(1)
 
 
 def networks_of(model: GaussianModel, flow: AffineFlow | None = None) -> Networks:
@@ -127,7 +127,7 @@ def test_the_flow_term_by_hand_and_the_sum_of_all() -> None:
         expected = sigma**2 * float(error.square().mean())
         assert float(found.terms["flow"][row].detach()) == pytest.approx(expected, rel=1e-5)
         shift = bent.mean(x, k, prompt, policy=True) - bent.mean(x, k, prompt)
-        error = (shift / sigma**2).detach() - batch.estimate.following[row].flatten()
+        error = (shift / sigma**2).detach() - batch.estimate.target[row].flatten()
         expected = sigma**2 * float(error.square().mean())
         assert float(found.terms["forward"][row].detach()) == pytest.approx(expected, rel=1e-5)
         epsilon = bent.prediction(x, k, prompt, policy=True)[1].detach()
@@ -214,7 +214,7 @@ def test_a_target_of_zero_stays_zero_under_a_bound() -> None:
     model = gaussian()
     batch = random_batch(model)
     assert batch.estimate is not None
-    batch.estimate.following.zero_()
+    batch.estimate.target.zero_()
     losses = AdjointMatching(beta=0.0, max_shift=0.1).losses(batch, networks_of(model))
     assert torch.equal(losses.total, torch.zeros_like(losses.total))
     losses.total.sum().backward()
@@ -400,7 +400,7 @@ def test_training_finds_the_exact_shift_and_flow_score_of_a_linear_reward() -> N
                 here = batch.transitions.k == k
                 flow.offset[k] = batch.estimate.flow[here].flatten(1).mean(0)
                 variance = model.process.sigma[k].double().square()
-                shift = variance * batch.estimate.following[here].flatten(1).mean(0)
+                shift = variance * batch.estimate.target[here].flatten(1).mean(0)
                 model.network.shift[k] = shift
     torch.testing.assert_close(model.network.shift.data, truth, rtol=1e-5, atol=1e-8)
     exact = chain.flow()
@@ -414,7 +414,7 @@ def test_a_batch_keeps_the_rows_of_its_estimates() -> None:
     part = batch[3:5]
     assert part.estimate is not None
     assert batch.estimate is not None
-    assert torch.equal(part.estimate.following, batch.estimate.following[3:5])
+    assert torch.equal(part.estimate.target, batch.estimate.target[3:5])
     assert part.estimate.flow is not None
     assert batch.estimate.flow is not None
     assert torch.equal(part.estimate.flow, batch.estimate.flow[3:5])

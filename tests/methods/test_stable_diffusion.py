@@ -14,7 +14,6 @@ from nablaflow.methods import (
     NablaDB,
     NablaTD,
     Networks,
-    ResidualNablaDB,
     TerminalMatching,
     TrainingBatch,
 )
@@ -28,12 +27,13 @@ from nablaflow.models import (
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
 from tests.support.gaussian import rows
+from tests.support.paper import paper
 from tests.support.pipelines import WIDTH, perturb, stable_diffusion, unconditional
 
 STEPS = 4
 GUIDANCE = 5.0
 PROMPTS = ["a red circle", "a blue square", "a circle"]
-METHODS = [ResidualNablaDB, NablaDB]
+METHODS = [paper, NablaDB]
 MATCHING = [AdjointMatching(beta=1.0), TerminalMatching(beta=1.0), NablaTD(beta=1.0)]
 
 
@@ -96,11 +96,11 @@ def test_an_untrained_policy_is_the_reference_under_guidance() -> None:
     model = load()
     batch = rollout(model)
     networks = Networks(model, NamedReward("redness", redness))
-    metrics = ResidualNablaDB(beta=1.0).losses(batch, networks).metrics
+    metrics = paper(beta=1.0).losses(batch, networks).metrics
     assert not metrics["mean_shift"].any()
     assert not metrics["kl"].any()
     perturb(model.network)
-    moved = ResidualNablaDB(beta=1.0).losses(batch, networks).metrics
+    moved = paper(beta=1.0).losses(batch, networks).metrics
     assert moved["kl"].min() > 1e-4
 
 
@@ -110,7 +110,7 @@ def test_the_forward_looking_gradient_goes_through_the_guided_prediction() -> No
     batch = rollout(model)
     beta = 2.0
     networks = Networks(model, NamedReward("redness", redness))
-    method = ResidualNablaDB(beta=beta, weighting="constant")
+    method = paper(beta=beta, weighting="constant")
     losses = method.losses(batch, networks)
     bare: Any = stable_diffusion()
     level = batch.transitions.k - 1
@@ -201,7 +201,7 @@ def test_gradient_checkpointing_changes_no_gradient(settings: dict[str, Any]) ->
     model.allow_second_derivatives()
     flow = flow_for(model)
     networks = Networks(model, NamedReward("redness", redness), flow, flow)
-    method = ResidualNablaDB(beta=1.0, **settings)
+    method = paper(beta=1.0, **settings)
     batch = rollout(model)
     parameters = [p for p in model.network.parameters() if p.requires_grad]
 
@@ -222,7 +222,7 @@ def test_gradient_checkpointing_changes_no_gradient(settings: dict[str, Any]) ->
 
 @pytest.mark.parametrize(
     "method",
-    [ResidualNablaDB(beta=1.0, reverse_weight=0.0), AdjointMatching(beta=1.0)],
+    [paper(beta=1.0, reverse_weight=0.0), AdjointMatching(beta=1.0)],
     ids=name_of,
 )
 def test_a_faint_reward_keeps_its_gradient_in_fp16(method: Method) -> None:

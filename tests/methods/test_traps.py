@@ -13,7 +13,7 @@ from nablaflow.diffusion import (
     sample_trajectories,
     trajectory_noise,
 )
-from nablaflow.methods import Method, NablaDB, Networks, ResidualNablaDB, TrainingBatch
+from nablaflow.methods import Method, NablaDB, Networks, TrainingBatch
 from nablaflow.models import Condition
 from nablaflow.rewards import NamedReward
 from tests.support.gaussian import (
@@ -25,13 +25,14 @@ from tests.support.gaussian import (
     linear_reward,
     rows,
 )
+from tests.support.paper import paper
 from tests.support.schedules import DDPM, STABLE_DIFFUSION
 
 STEPS = 5
 MEAN = torch.tensor([0.3, -0.5], dtype=torch.float64)
 COVARIANCE = torch.tensor([[1.2, 0.5], [0.5, 0.6]], dtype=torch.float64)
 DIRECTIONS = {"left": torch.tensor([1.0, 0.0]), "up": torch.tensor([0.0, -2.0])}
-METHODS = [ResidualNablaDB, NablaDB]
+METHODS = [paper, NablaDB]
 TRAILING_DDPM = DDPM | {"timestep_spacing": "trailing", "clip_sample": False}
 
 
@@ -55,7 +56,7 @@ def test_each_transitions_reward_gradient_is_that_of_its_own_prompt() -> None:
     prompts = ["left", "up", "up", "left", "up"]
     batch = with_prompts(any_transitions(model), prompts)
     networks = Networks(model, NamedReward("by prompt", by_prompt))
-    found = ResidualNablaDB(beta=1.0, gamma="one", weighting="constant").losses(batch, networks)
+    found = paper(beta=1.0, gamma="one", weighting="constant").losses(batch, networks)
     for row, prompt in enumerate(prompts):
         level = row  # of x_next, where the transition's k is row + 1
         gradient = DIRECTIONS[prompt].double()
@@ -98,7 +99,7 @@ def test_the_stored_next_state_is_scored_and_not_fresh_noise(name: str) -> None:
         keep,
     ).transitions
     batch = TrainingBatch(transitions, Condition(), [""] * len(transitions))
-    method = ResidualNablaDB(beta=0.0, prior_strength=0.5, reverse_weight=0.0)
+    method = paper(beta=0.0, prior_strength=0.5, reverse_weight=0.0)
     networks = Networks(model, linear_reward(torch.ones(2)))
     torch.manual_seed(0)
     found = method.losses(batch, networks).terms["forward"]
@@ -121,7 +122,7 @@ def test_the_loss_depends_on_the_next_state_and_on_no_random_state(
     model = gaussian(name)
     flow = NetworkFlow(model.process, SmallNetwork(STEPS, 2, seed=3))
     networks = Networks(model, linear_reward(torch.ones(2)), flow, flow)
-    method = kind(beta=1.0, **({"prior_strength": 0.5} if kind is ResidualNablaDB else {}))
+    method = kind(beta=1.0, **({"prior_strength": 0.5} if kind is paper else {}))
     batch = any_transitions(model)
     torch.manual_seed(0)
     first = method.losses(batch, networks).total
@@ -166,7 +167,7 @@ def test_transitions_that_are_trained_are_those_drawn_before() -> None:
         mine = transitions.k[transitions.trajectory == row]
         assert sorted(mine.tolist()) == sorted(keep[row].tolist())
     batch = TrainingBatch(transitions, Condition(), [""] * len(transitions))
-    method = ResidualNablaDB(beta=1.0, output_regularization=1.0)
+    method = paper(beta=1.0, output_regularization=1.0)
     networks = Networks(model, linear_reward(torch.ones(2)))
     terms = method.losses(batch, networks).terms
     # On-policy, the noise prediction has not changed; of any other row it would have.

@@ -93,7 +93,7 @@ def test_a_method_with_an_estimator_trains(make_parts: MakeParts, name: str):
         assert any(moved), group
     for batch in batches:
         assert batch.estimate is not None
-        found = [batch.estimate.following, batch.estimate.flow]
+        found = [batch.estimate.target, batch.estimate.flow]
         for part in found if trainer.method.uses_flow else found[:1]:
             assert part is not None
             assert part.dtype == torch.float32
@@ -210,7 +210,7 @@ def test_the_adjoint_is_the_derivative_along_the_references_chain(
         )
         wanted = beta * torch.cat(slopes[:-1])
         assert wanted.flatten(1).norm(dim=1).min() > 1e-3
-        torch.testing.assert_close(batch.estimate.following[rows], wanted, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(batch.estimate.target[rows], wanted, rtol=1e-3, atol=1e-4)
 
 
 # --- how the work is split ------------------------------------------------------------------------
@@ -239,14 +239,14 @@ def test_estimates_come_in_the_order_of_the_transitions(make_parts: MakeParts, n
     expected = estimate(parts.trainer, whole)
     assert (expected.flow is None) == (flow is None)
     found = estimate(parts.trainer, whole, size=3)
-    assert_near(found.following, expected.following)
+    assert_near(found.target, expected.target)
     if flow is not None:
         assert_near(found.flow, expected.flow)
     share = Share.of(TRAJECTORIES, process=1, processes=2)
     part, t = rolled_out(parts, share), whole.transitions
     own = (t.trajectory >= share.start).nonzero()[:, 0]
     assert_near(part.transitions.x, t.x[own])
-    assert_near(estimate(parts.trainer, part, size=1).following, expected.following[own])
+    assert_near(estimate(parts.trainer, part, size=1).target, expected.target[own])
 
 
 def assert_near(found: Tensor, wanted: Tensor) -> None:
@@ -354,8 +354,8 @@ def test_under_bf16_the_reward_and_the_estimates_are_float32(
     assert seen == {(torch.float32, False)}
     for batch in batches:
         assert batch.estimate is not None
-        assert batch.estimate.following.dtype == torch.float32
-        assert batch.estimate.following.flatten(1).norm(dim=1).min() > 0
+        assert batch.estimate.target.dtype == torch.float32
+        assert batch.estimate.target.flatten(1).norm(dim=1).min() > 0
 
 
 def test_an_adjoint_that_is_not_finite_stops_the_run_and_nothing_is_applied(make_parts: MakeParts):

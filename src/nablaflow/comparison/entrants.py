@@ -61,12 +61,7 @@ CLIP = 1e-2  # per value of 256; the published 1e-4 is for 16,384
 WHOLE: Settings = {"transition_fraction": 0.1}  # of no effect: the method draws its steps itself
 
 ENTRANTS: dict[str, Entrant] = {
-    "residual-nabla-db": Entrant(
-        lambda beta: ResidualNablaDB(
-            beta=beta, gamma=1.5, forward_looking_predictor="reference", reverse_weight=0.0
-        ),
-        1e-2,
-    ),
+    "residual-nabla-db": Entrant(lambda beta: ResidualNablaDB(beta=beta), 3e-3),
     "residual-nabla-db-published": Entrant(
         lambda beta: ResidualNablaDB.published(beta, 0.0), 3e-3, flow=FLOW
     ),

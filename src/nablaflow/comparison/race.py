@@ -153,6 +153,7 @@ def _train(
 
     diverged = None
     with stopping(pressed):
+        trainer.begin_trust()
         try:
             trainer.train(folder, on_update, on_saved=lambda: None)
         except TrainingStopped as error:

@@ -21,14 +21,18 @@ from nablaflow.diffusion.trajectory import (
     trajectory_noise,
 )
 from nablaflow.diffusion.transitions import draw_transitions, strata_count
+from nablaflow.diffusion.value_step import Step, ValueStep, check_step, value_step
 
 __all__ = [
     "SAMPLERS",
     "Prediction",
     "ReverseProcess",
+    "Step",
     "Trajectories",
     "Transitions",
+    "ValueStep",
     "build_process",
+    "check_step",
     "draw_transitions",
     "has_posterior_means",
     "jump_mean",
@@ -44,4 +48,5 @@ __all__ = [
     "score_of_state",
     "strata_count",
     "trajectory_noise",
+    "value_step",
 ]

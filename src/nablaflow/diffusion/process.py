@@ -41,7 +41,7 @@ class ReverseProcess:
 
 def at(table: Float[Tensor, "levels"], k: Steps, like: Tensor) -> Tensor:
     """The entries of ``table`` at ``k``, shaped to broadcast against ``like``."""
-    values = table.to(device=like.device)[k.to(like.device)]
     # A kernel's coefficients stay float32 when the states are in half precision.
     dtype = torch.promote_types(like.dtype, torch.float32)
-    return values.to(dtype).reshape(-1, *[1] * (like.ndim - 1))
+    values = table.to(device=like.device, dtype=dtype)[k.to(like.device)]
+    return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -13,12 +13,20 @@ from nablaflow.guidance.contract import (
     ValueGradients,
 )
 from nablaflow.guidance.denoising_adjoint import DenoisingAdjoint
-from nablaflow.guidance.forward_looking import ForwardLooking, Gamma, forward_looking, gamma_table
+from nablaflow.guidance.forward_looking import (
+    ForwardLooking,
+    Gamma,
+    check_gamma,
+    forward_looking,
+    gamma_table,
+    look_ahead,
+)
 from nablaflow.guidance.forward_looking_flow import ForwardLookingFlow
 from nablaflow.guidance.n_step import NStep
 from nablaflow.guidance.nabla_td import NablaTD
 from nablaflow.guidance.path_ratio import path_log_ratio, tempered_weights
 from nablaflow.guidance.terminal import Terminal
+from nablaflow.guidance.trust import measure_trust
 from nablaflow.guidance.weighting import WEIGHTINGS, Weighting, by_band, step_weight
 
 AnyEstimator = Annotated[
@@ -45,8 +53,11 @@ __all__ = [
     "ValueGradients",
     "Weighting",
     "by_band",
+    "check_gamma",
     "forward_looking",
     "gamma_table",
+    "look_ahead",
+    "measure_trust",
     "path_log_ratio",
     "step_weight",
     "tempered_weights",

@@ -31,20 +31,20 @@ class Adjoint(Estimator):
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
         """Carry all trajectories at once, each by its own jumps from one wanted level to the next.
 
-        Every wanted level x_{k-1} is visited; between two of them a jump is ``stride`` long, or as
+        Every wanted level is visited; between two of them a jump is ``stride`` long, or as
         long as the way that is left.
         """
         carried = beta * reward_gradient(networks, path.x0, path.prompts)
         level = torch.zeros(len(path), dtype=torch.long, device=carried.device)
-        wanted = path.transitions.k - 1
-        following = torch.empty_like(path.transitions.x_next)
+        wanted = path.level
+        target = torch.empty_like(path.transitions.x)
         while True:
             reached = level[path.transitions.trajectory] == wanted
-            following[reached] = carried[path.transitions.trajectory[reached]]
+            target[reached] = carried[path.transitions.trajectory[reached]].to(target)
             stop = _next_stop(path, level, self.stride)
             rows = (stop > level).nonzero()[:, 0]
             if len(rows) == 0:
-                return ValueGradients(following)
+                return ValueGradients(target)
             carried = carried.clone()
             carried[rows] = carry(path, networks, rows, level[rows], stop[rows], carried[rows])
             level = stop
@@ -61,7 +61,7 @@ def carry(
 
 def _next_stop(path: Path, level: Tensor, stride: int) -> Tensor:
     """For each trajectory, where to jump from ``level``; itself where no more is wanted."""
-    trajectory, wanted = path.transitions.trajectory, path.transitions.k - 1
+    trajectory, wanted = path.transitions.trajectory, path.level
     beyond = torch.where(wanted > level[trajectory], wanted, torch.iinfo(torch.long).max)
     nearest = torch.full_like(level, torch.iinfo(torch.long).max)
     nearest = nearest.scatter_reduce(0, trajectory, beyond, "amin")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nablaflow.diffusion import Transitions
@@ -25,12 +25,14 @@ class Networks:
     Attributes:
         flow: the flow-score network, or None where it is off.
         flow_target: its average, read where a target must not follow the network.
+        trust: by k, see `nablaflow.guidance.trust`; None where no setting asks for it.
     """
 
     model: DiffusionModel
     reward: NamedReward
     flow: FlowScore | None = None
     flow_target: FlowScore | None = None
+    trust: Float[Tensor, "levels"] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,22 +40,23 @@ class ValueGradients:
     """Estimates at a flat batch of transitions, detached.
 
     Attributes:
-        following: of grad V_{k-1} at x_{k-1}: what the kernel's shift over its variance should be.
+        target: of grad V at the states that `Path.state` names: what the shift of the kernel's mean
+            over `ValueStep.scale` should be.
         flow: of what g_phi(x_k, k) should be, where the estimator trains the flow network.
     """
 
-    following: Latents
+    target: Latents
     flow: Latents | None = None
 
     def __getitem__(self, index: slice | Tensor) -> ValueGradients:
         flow = None if self.flow is None else self.flow[index]
-        return ValueGradients(self.following[index], flow)
+        return ValueGradients(self.target[index], flow)
 
     @staticmethod
     def concatenate(parts: Sequence[ValueGradients]) -> ValueGradients:
         flows = [part.flow for part in parts if part.flow is not None]
-        following = torch.cat([part.following for part in parts])
-        return ValueGradients(following, torch.cat(flows) if flows else None)
+        target = torch.cat([part.target for part in parts])
+        return ValueGradients(target, torch.cat(flows) if flows else None)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class TrainingBatch:
             estimator.
         credit: what each transition's own trajectory is worth, for methods that weigh by it.
         states: x_k by k of each transition's own trajectory, for methods that replay it.
+        levels: as in `Path`.
     """
 
     transitions: Transitions
@@ -74,9 +78,20 @@ class TrainingBatch:
     estimate: ValueGradients | None = None
     credit: Float[Tensor, "batch"] | None = None
     states: Float[Tensor, "levels batch channel h w"] | None = None
+    levels: Int[Tensor, "levels"] | None = None
 
     def __len__(self) -> int:
         return len(self.transitions)
+
+    @property
+    def level(self) -> Steps:
+        """Of `state`."""
+        return level_at(self.transitions, self.levels)
+
+    @property
+    def state(self) -> Latents:
+        """The states at which value gradients are estimated: x_k or x_{k-1}, see `ValueStep`."""
+        return state_at(self.transitions, self.levels)
 
     def split(self, parts: int) -> list[TrainingBatch]:
         """The trajectories dealt out to ``parts`` batches, each with all its transitions."""
@@ -94,6 +109,7 @@ class TrainingBatch:
             None if self.estimate is None else self.estimate[rows],
             None if self.credit is None else self.credit[rows],
             None if self.states is None else self.states[:, rows],
+            self.levels,
         )
 
 
@@ -107,6 +123,7 @@ class Path:
         condition: one row for each trajectory, as are ``prompts``.
         transitions: those that are trained; ``trajectory`` counts the rows here.
         log_prob: see `nablaflow.diffusion.Trajectories`.
+        levels: `ValueStep.level` of the rule that the kernels follow; None: the published one's.
     """
 
     x0: Latents
@@ -115,9 +132,15 @@ class Path:
     prompts: list[str]
     transitions: Transitions
     log_prob: Batch | None = None
+    levels: Int[Tensor, "levels"] | None = None
 
     def __len__(self) -> int:
         return len(self.x0)
+
+    @property
+    def level(self) -> Steps:
+        """Of the state whose value gradient each transition needs."""
+        return level_at(self.transitions, self.levels)
 
     def batch(
         self, credits: Float[Tensor, "trajectory"] | None = None, *, with_states: bool = False
@@ -136,6 +159,7 @@ class Path:
             [self.prompts[row] for row in rows.tolist()],
             credit=None if credits is None else credits.to(rows.device)[rows],
             states=self.states[:, rows] if with_states and self.states is not None else None,
+            levels=self.levels,
         )
 
     def parts(self) -> Iterator[TrainingBatch]:
@@ -165,6 +189,20 @@ class Path:
         return self.states[k, rows]
 
 
+def level_at(transitions: Transitions, levels: Int[Tensor, "levels"] | None) -> Steps:
+    """The level of the state whose value gradient each transition needs."""
+    k = transitions.k
+    return k - 1 if levels is None else levels.to(k.device)[k]
+
+
+def state_at(transitions: Transitions, levels: Int[Tensor, "levels"] | None) -> Latents:
+    """The states of these levels."""
+    here = level_at(transitions, levels) == transitions.k
+    return torch.where(
+        here.reshape(-1, *[1] * (transitions.x.ndim - 1)), transitions.x, transitions.x_next
+    )
+
+
 class Estimator(Settings, abc.ABC):
     """Settings of one estimate of grad V. Subclasses are final, a file each.
 
@@ -184,6 +222,11 @@ class Estimator(Settings, abc.ABC):
             UserError: the reward's gradient is not finite.
             FloatingPointError: it is, and what the networks make of it is not.
         """
+
+    @property
+    def needs_trust(self) -> bool:
+        """Whether it reads `Networks.trust`."""
+        return getattr(self, "gamma", None) == "measured"
 
     def check(self, process: ReverseProcess) -> None:
         """Raise `UserError` where the settings do not fit the sampler."""

@@ -19,15 +19,21 @@ from nablaflow.guidance.reference import reward_gradient, vector_jacobian
 from nablaflow.models import Condition
 from nablaflow.typing import Latents, Steps
 
-Gamma = Literal["alpha_bar", "sqrt_alpha_bar", "one"] | float | list[float]
-"""Trust in x0_hat at step k: a named schedule, a number for k > 0, or K + 1 for k = 0, ..., K."""
+Gamma = Literal["measured", "alpha_bar", "sqrt_alpha_bar", "one"] | float | list[float]
+"""Trust in x0_hat at step k: measured on the reference (see `nablaflow.guidance.trust`), a named
+schedule, a number for k > 0, or K + 1 numbers for k = 0, ..., K."""
 Predictor = Literal["policy", "reference"]
 
 
 def gamma_table(
-    gamma: str | float | Sequence[float], process: ReverseProcess
+    gamma: str | float | Sequence[float],
+    process: ReverseProcess,
+    trust: Float[Tensor, "levels"] | None = None,
 ) -> Float[Tensor, "levels"]:
     """gamma_k for k = 0, ..., K; gamma_0 is 1, for there x0_hat is the state itself.
+
+    Args:
+        trust: `Networks.trust`, where ``gamma`` is ``measured``.
 
     Raises:
         UserError: a list of another length than the sampler's levels, of other values than
@@ -46,12 +52,21 @@ def gamma_table(
                 "method.gamma: give finite values of at least 0, the first of them 1: x_0 is exact"
             )
         return torch.tensor(gamma, dtype=torch.float32)
+    if gamma == "measured":
+        assert trust is not None, "nothing has measured the trust"
+        return trust
     named = {
         "alpha_bar": process.alpha_bar,
         "sqrt_alpha_bar": process.alpha_bar.sqrt(),
         "one": torch.ones_like(process.alpha_bar),
     }
     return torch.cat([torch.ones(1), named[gamma][1:]])
+
+
+def check_gamma(gamma: str | float | Sequence[float], process: ReverseProcess) -> None:
+    """Raise `UserError` where gamma does not fit the sampler."""
+    if gamma != "measured":
+        gamma_table(gamma, process)
 
 
 def forward_looking(
@@ -110,15 +125,15 @@ class ForwardLooking(Estimator):
     )
 
     def check(self, process: ReverseProcess) -> None:
-        gamma_table(self.gamma, process)
+        check_gamma(self.gamma, process)
 
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
-        strength = beta * gamma_table(self.gamma, networks.model.process)
+        strength = beta * gamma_table(self.gamma, networks.model.process, networks.trust)
         parts = [
             look_ahead(
                 networks,
-                part.transitions.x_next,
-                part.transitions.k - 1,
+                part.state,
+                part.level,
                 part.condition,
                 part.prompts,
                 strength,

@@ -21,7 +21,7 @@ from nablaflow.guidance.contract import (
     TrainingBatch,
     ValueGradients,
 )
-from nablaflow.guidance.forward_looking import Gamma, Predictor, gamma_table
+from nablaflow.guidance.forward_looking import Gamma, Predictor, check_gamma, gamma_table
 from nablaflow.typing import Latents
 
 
@@ -40,16 +40,16 @@ class ForwardLookingFlow(Estimator):
     )
 
     def check(self, process: ReverseProcess) -> None:
-        gamma_table(self.gamma, process)
+        check_gamma(self.gamma, process)
 
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
-        strength = beta * gamma_table(self.gamma, networks.model.process)
+        strength = beta * gamma_table(self.gamma, networks.model.process, networks.trust)
         parts = []
         for part in path.parts():
             t, rest = part.transitions, (part.condition, part.prompts, strength)
-            following = bootstrap(networks, t.x_next, t.k - 1, *rest, self.predictor)
+            target = bootstrap(networks, part.state, part.level, *rest, self.predictor)
             looked = looked_ahead(networks, t.x, t.k, *rest, self.predictor)
-            parts.append(ValueGradients(following, -reverse_score(part, networks) - looked))
+            parts.append(ValueGradients(target, -reverse_score(part, networks) - looked))
         return ValueGradients.concatenate(parts)
 
 

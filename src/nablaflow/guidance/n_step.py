@@ -1,7 +1,8 @@
 """The adjoint over n steps, with a bootstrap at its end instead of the reward at x_0.
 
 grad V_{k-1}(x_{k-1}) ~ J_ref(x_{k-1})^T ... J_ref(x_{j+1})^T b_j(x_j) with j = max(k - 1 - n, 0),
-where b is what forward-looking and flow score give. n = 0 is ∇-TD(0), n = K the adjoint.
+where b is what forward-looking and flow score give. n = 0 is ∇-TD(0), n = K the adjoint. The exact
+step takes it one step further, to x_k.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.guidance.adjoint import carry
 from nablaflow.guidance.bootstrap import bootstrap, looked_ahead
 from nablaflow.guidance.contract import Estimator, Networks, Path, TrainingBatch, ValueGradients
-from nablaflow.guidance.forward_looking import Gamma, gamma_table
+from nablaflow.guidance.forward_looking import Gamma, check_gamma, gamma_table
 from nablaflow.typing import Latents
 
 
@@ -33,10 +34,10 @@ class NStep(Estimator):
     )
 
     def check(self, process: ReverseProcess) -> None:
-        gamma_table(self.gamma, process)
+        check_gamma(self.gamma, process)
 
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
-        strength = beta * gamma_table(self.gamma, networks.model.process)
+        strength = beta * gamma_table(self.gamma, networks.model.process, networks.trust)
         parts = []
         for part in path.parts():
             t, rest = part.transitions, (part.condition, part.prompts, strength)
@@ -45,7 +46,8 @@ class NStep(Estimator):
             following = self._carried(path, part, networks, start, value)
             pulled = carry(path, networks, t.trajectory, t.k - 1, t.k, following)
             looked = looked_ahead(networks, t.x, t.k, *rest, "reference")
-            parts.append(ValueGradients(following, pulled - looked))
+            here = (part.level == t.k).reshape(-1, *[1] * (t.x.ndim - 1))
+            parts.append(ValueGradients(torch.where(here, pulled, following), pulled - looked))
         return ValueGradients.concatenate(parts)
 
     def _carried(

@@ -5,9 +5,10 @@ of the reference kernel's mean,
 
     T_0 = beta grad r(x_0)          T_j = (1 - lambda) b_j(x_j) + lambda J_ref(x_j)^T T_{j-1}
 
-The policy's shift follows T_{k-1}, and the flow score follows J_ref(x_k)^T T_{k-1} less the
-forward-looking part at x_k. lambda = 1 is adjoint matching; lambda = 0 is the expectation of the
-reverse residual over the kernel's noise, where the forward condition holds.
+The policy's shift follows T_{k-1}, or T_k by the exact step, and the flow score follows
+J_ref(x_k)^T T_{k-1} less the forward-looking part at x_k. lambda = 1 is adjoint matching;
+lambda = 0 is the expectation of the reverse residual over the kernel's noise, where the forward
+condition holds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.guidance.bootstrap import target_flow
 from nablaflow.guidance.contract import Estimator, Networks, Path, ValueGradients
-from nablaflow.guidance.forward_looking import Gamma, forward_looking, gamma_table
+from nablaflow.guidance.forward_looking import Gamma, check_gamma, forward_looking, gamma_table
 from nablaflow.guidance.reference import ReferenceStep, reference_step, reward_gradient
 from nablaflow.typing import Latents
 
@@ -43,22 +44,25 @@ class NablaTD(Estimator):
     )
 
     def check(self, process: ReverseProcess) -> None:
-        gamma_table(self.gamma, process)
+        check_gamma(self.gamma, process)
 
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
         t = path.transitions
-        strength = beta * gamma_table(self.gamma, networks.model.process)
+        strength = beta * gamma_table(self.gamma, networks.model.process, networks.trust)
         target = beta * reward_gradient(networks, path.x0, path.prompts)
-        following, flow = torch.empty_like(t.x), torch.empty_like(t.x)
-        last = int(t.k.max())
+        found, flow = torch.empty_like(t.x), torch.empty_like(t.x)
+        last, highest = int(t.k.max()), int(path.level.max())
+        at_end = path.level == 0
+        found[at_end] = target[t.trajectory[at_end]]
         for k in range(1, last + 1):
             here = t.k == k
-            following[here] = target[t.trajectory[here]]
             pulled, looked = self._step(path, networks, k, target, strength)
             flow[here] = (pulled - looked)[t.trajectory[here]]
-            if k < last:
+            if k <= highest:
                 target = self._mix(path, networks, k, pulled, looked)
-        return ValueGradients(following, flow)
+                wanted = path.level == k
+                found[wanted] = target[t.trajectory[wanted]]
+        return ValueGradients(found, flow)
 
     def _step(
         self,

@@ -45,6 +45,4 @@ class Terminal(Estimator):
         gradient = beta * reward_gradient(networks, path.x0, path.prompts)
         transitions = path.transitions
         table = scale_table(self.scale, networks.model.process)
-        return ValueGradients(
-            at(table, transitions.k - 1, path.x0) * gradient[transitions.trajectory]
-        )
+        return ValueGradients(at(table, path.level, path.x0) * gradient[transitions.trajectory])

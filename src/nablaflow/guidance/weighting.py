@@ -1,8 +1,12 @@
 """Weights of the steps: what a squared residual of value gradients counts at each k.
 
-A residual of scores at step k costs sigma_k^2 / 2 times its square in KL divergence between the two
-kernels, so ``sigma2`` weighs every step alike in nats; ``alpha_bar`` and ``snr`` multiply that by
-the trust in a state's signal; ``constant`` is the published choice, whose unit differs by step.
+A residual of value gradients at step k is a shift of the kernel's mean by m_k times it, with m_k of
+`ValueStep.scale`, which costs m_k / 2 times its square in KL divergence between two kernels of
+variance m_k. So ``nats`` weighs every step alike: m_k is sigma_k^2 where the kernel has that
+variance, and c_k, which the posterior of unit data has, for the exact step; a kernel's floor on
+sigma_k then blows nothing up. ``sigma2`` is sigma_k^2 whatever the step; ``alpha_bar`` and ``snr``
+multiply that by the trust in a state's signal; ``constant`` is the published choice, whose unit
+differs by step.
 """
 
 from __future__ import annotations
@@ -14,11 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nablaflow.diffusion import ValueStep
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.typing import Batch, Steps
 
-Weighting = Literal["constant", "sigma2", "alpha_bar", "snr"]
-"""1; sigma_k^2; sigma_k^2 alpha_bar_k; sigma_k^2 min(1, alpha_bar_k / (1 - alpha_bar_k))."""
+Weighting = Literal["nats", "constant", "sigma2", "alpha_bar", "snr"]
+"""m_k; 1; sigma_k^2; sigma_k^2 alpha_bar_k; sigma_k^2 min(1, alpha_bar_k / (1 - alpha_bar_k))."""
 
 Table = Float[Tensor, "levels"]
 
@@ -36,9 +41,19 @@ WEIGHTINGS: dict[str, Callable[[ReverseProcess], Table]] = {
 BANDS = 4
 
 
-def step_weight(weighting: Weighting, process: ReverseProcess, k: Steps) -> Batch:
-    """The weight of each transition's squared residual."""
-    return WEIGHTINGS[weighting](process).to(k.device)[k]
+def step_weight(
+    weighting: Weighting, process: ReverseProcess, k: Steps, step: ValueStep | None = None
+) -> Batch:
+    """The weight of each transition's squared residual of value gradients.
+
+    Args:
+        step: the rule that the kernels follow; None: the published one.
+    """
+    if weighting == "nats":
+        table = process.sigma.square() if step is None else step.scale
+    else:
+        table = WEIGHTINGS[weighting](process)
+    return table.float().to(k.device)[k]
 
 
 def by_band(name: str, values: Batch, process: ReverseProcess, k: Steps) -> dict[str, Batch]:

@@ -11,7 +11,13 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from nablaflow.diffusion import Prediction, Transitions, draw_transitions
+from nablaflow.diffusion import (
+    Prediction,
+    Transitions,
+    ValueStep,
+    draw_transitions,
+    value_step,
+)
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.guidance import Estimator, Networks, TrainingBatch
@@ -66,6 +72,17 @@ class Method(Settings, abc.ABC):
     def value_estimator(self) -> Estimator | None:
         """What finds `TrainingBatch.estimate` before the losses; None for methods without."""
         return None
+
+    def value_step(self, process: ReverseProcess) -> ValueStep:
+        """How value gradients move the kernels' means; for methods with an estimator."""
+        return value_step("published", process)
+
+    @property
+    def needs_trust(self) -> bool:
+        """Whether it reads `Networks.trust`, which is then measured before the first update."""
+        estimator = self.value_estimator()
+        measured = getattr(self, "gamma", None) == "measured"
+        return measured or (estimator is not None and estimator.needs_trust)
 
     def draw(
         self, trajectories: int, process: ReverseProcess, strata: int, generator: torch.Generator

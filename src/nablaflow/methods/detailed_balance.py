@@ -25,7 +25,7 @@ from pydantic import Field
 from nablaflow.diffusion import Prediction, kernel_mean
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
-from nablaflow.guidance import Gamma, Networks, TrainingBatch, gamma_table
+from nablaflow.guidance import Gamma, Networks, TrainingBatch, check_gamma, gamma_table
 from nablaflow.guidance.bootstrap import target_flow
 from nablaflow.methods.contract import (
     StepwiseMethod,
@@ -77,7 +77,7 @@ class DetailedBalance(StepwiseMethod, abc.ABC):
 
     def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
         check_output_regularization(self.output_regularization, on_policy)
-        gamma_table(self.gamma, process)
+        check_gamma(self.gamma, process)
         if not flow:
             raise UserError(
                 f"flow: {self.name} learns log F with the flow network; switch it on, or use ddpo"
@@ -109,8 +109,8 @@ class DetailedBalance(StepwiseMethod, abc.ABC):
     @torch.no_grad()
     def _looked(self, x0_hat: Latents, k: Steps, batch: TrainingBatch, networks: Networks) -> Batch:
         """Beta gamma_k r(x0_hat)."""
-        strength = self.beta * gamma_table(self.gamma, networks.model.process).to(k.device)
-        return strength[k] * networks.reward(networks.model.decode(x0_hat), batch.prompts)
+        gamma = gamma_table(self.gamma, networks.model.process, networks.trust).to(k.device)
+        return self.beta * gamma[k] * networks.reward(networks.model.decode(x0_hat), batch.prompts)
 
     @torch.no_grad()
     def _x0_hat_next(self, batch: TrainingBatch, networks: Networks) -> Latents:

@@ -1,6 +1,8 @@
 """Guided sampling: the reference's kernels, moved by the forward-looking value gradient.
 
-    x_{k-1} ~ N(mu_ref(x_k) + sigma_k^2 beta gamma_k grad r(x0_hat(x_k)), sigma_k^2)
+    x_{k-1} ~ N(mu_ref(x_k) + m_k beta gamma_k grad r(x0_hat(x_k)), sigma_k^2)
+
+with m_k = c_k by the exact step, sigma_k^2 by the published one (`nablaflow.diffusion.value_step`).
 
 What forward-looking residual ∇-DB would learn, put in while sampling (as in arXiv 2209.14687): a
 backward pass of the reference and of the reward at each step of each image.
@@ -16,8 +18,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from nablaflow.diffusion import Step, check_step, value_step
 from nablaflow.diffusion.process import ReverseProcess, at
-from nablaflow.guidance import Gamma, Networks, forward_looking, gamma_table
+from nablaflow.errors import UserError
+from nablaflow.guidance import Gamma, Networks, check_gamma, forward_looking, gamma_table
 from nablaflow.guidance.reference import reference_step
 from nablaflow.methods.untrained import Untrained
 from nablaflow.models import Condition
@@ -33,9 +37,19 @@ class GuidedSampling(Untrained):
 
     beta: float = Field(ge=0, description="the tilt: p* is p_ref exp(beta r)")
     gamma: Gamma = Field(default="one", description="gamma_k, trust in the forward-looking reward")
+    step: Step = Field(
+        default="published",
+        description="how a value gradient moves a kernel's mean: by sigma_k^2, or exact",
+    )
 
     def check(self, process: ReverseProcess) -> None:
-        gamma_table(self.gamma, process)
+        check_step(self.step, process)
+        if self.gamma == "measured":
+            raise UserError(
+                "method.gamma: guided sampling measures nothing beforehand; give a number, a list "
+                "or the name of a schedule"
+            )
+        check_gamma(self.gamma, process)
 
     @torch.no_grad()
     def sample(
@@ -45,7 +59,8 @@ class GuidedSampling(Untrained):
         generators: list[torch.Generator] | torch.Generator,
     ) -> Latents:
         model = networks.model
-        strength = self.beta * gamma_table(self.gamma, model.process)
+        strength = self.beta * gamma_table(self.gamma, model.process, networks.trust)
+        scale = value_step(self.step, model.process).scale
         condition = model.condition(prompts)
         shape = (len(prompts), *model.state_shape)
 
@@ -55,7 +70,7 @@ class GuidedSampling(Untrained):
         x = noise()
         for step in range(model.process.steps, 0, -1):
             k = torch.full((len(prompts),), step, device=x.device)
-            mean = guided_mean(networks, x, k, condition, prompts, strength)
+            mean = guided_mean(networks, x, k, condition, prompts, strength, scale)
             x = mean + at(model.process.sigma, k, x) * noise()
         return x
 
@@ -67,14 +82,15 @@ def guided_mean(
     condition: Condition,
     prompts: list[str],
     strength: Float[Tensor, "levels"],
+    scale: Float[Tensor, "levels"],
 ) -> Latents:
     """The mean of the moved kernel at x_k, detached.
 
     Args:
         strength: beta gamma_k by k.
+        scale: of the kernel's shift by the value gradient, see `ValueStep`.
     """
-    process = networks.model.process
     with reference_step(networks.model, x, k, k - 1, condition) as step:
         x0_hat = step.prediction.x0_hat
         gradient = forward_looking(networks, x0_hat, step.x, k, prompts, strength)
-    return step.mean.detach() + at(process.sigma, k, x).square() * gradient
+    return step.mean.detach() + at(scale, k, x) * gradient

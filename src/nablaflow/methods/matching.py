@@ -1,10 +1,11 @@
-"""Value-gradient matching: the kernel's shift over its variance follows an estimate of grad V.
+"""Value-gradient matching: the kernel's shift over its scale follows an estimate of grad V.
 
 The forward condition of residual ∇-DB (arXiv 2412.07775, section 3.2) is a regression,
 
-    loss = w_k | (mu_theta - mu_ref)(x_k) / sigma_k^2  -  T_{k-1} |^2,
+    loss = w_k | (mu_theta - mu_ref)(x_k) / m_k  -  T |^2,
 
-whose target T is an estimate of grad V_{k-1}(x_{k-1}), constant for the loss. Methods of this form
+whose target T is an estimate of grad V_{k-1}(x_{k-1}) with m_k = sigma_k^2, or of grad V_k(x_k)
+with m_k = c_k (see `nablaflow.diffusion.value_step`), constant for the loss. Methods of this form
 differ in the estimator only; where it uses a flow network, that is regressed on what the estimator
 says it should be, with the same weight.
 """
@@ -18,8 +19,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from nablaflow.diffusion import kernel_mean
-from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.diffusion import Step, ValueStep, check_step, kernel_mean, value_step
+from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.guidance import (
     AnyEstimator,
@@ -47,7 +48,11 @@ class Matching(StepwiseMethod, abc.ABC):
 
     needs_reward_gradient: ClassVar[bool] = True
 
-    weighting: Weighting = Field(default="sigma2", description="of a step's squared residual")
+    step: Step = Field(
+        default="published",
+        description="how a value gradient moves a kernel's mean: sigma_k^2 grad V_{k-1}, or exact",
+    )
+    weighting: Weighting = Field(default="nats", description="of a step's squared residual")
     max_shift: float | None = Field(
         default=None,
         gt=0,
@@ -67,6 +72,7 @@ class Matching(StepwiseMethod, abc.ABC):
 
     def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
         check_output_regularization(self.output_regularization, on_policy)
+        check_step(self.step, process)
         estimator = self.value_estimator()
         estimator.check(process)
         if estimator.uses_flow and not flow:
@@ -74,6 +80,9 @@ class Matching(StepwiseMethod, abc.ABC):
                 f"flow: {self.name} bootstraps from a flow network; switch it on, or use "
                 "adjoint-matching"
             )
+
+    def value_step(self, process: ReverseProcess) -> ValueStep:
+        return value_step(self.step, process)
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
         assert batch.estimate is not None
@@ -85,11 +94,13 @@ class Matching(StepwiseMethod, abc.ABC):
         shift = kernel_mean(model.process, t.x, policy, t.k) - kernel_mean(
             model.process, t.x, reference, t.k
         )
-        target = self._bounded(batch.estimate.following, sigma)
-        weight = step_weight(self.weighting, model.process, t.k)
+        step = self.value_step(model.process)
+        scale = at(step.scale, t.k, t.x)
+        target = self._bounded(batch.estimate.target, scale, sigma)
+        weight = step_weight(self.weighting, model.process, t.k, step)
         if batch.credit is not None:
             weight = weight * batch.credit
-        terms = {"forward": weight * mean_square(shift / sigma.square() - target)}
+        terms = {"forward": weight * mean_square(shift / scale - target)}
         if batch.estimate.flow is not None:
             terms["flow"] = weight * mean_square(_flow(batch, networks) - batch.estimate.flow)
         if self.output_regularization > 0:
@@ -105,11 +116,11 @@ class Matching(StepwiseMethod, abc.ABC):
             metrics["weight_square"] = batch.credit.square()
         return Losses(terms, metrics)
 
-    def _bounded(self, target: Latents, sigma: Tensor) -> Latents:
+    def _bounded(self, target: Latents, scale: Tensor, sigma: Tensor) -> Latents:
         """The target, scaled down where it asks for more than `max_shift`."""
         if self.max_shift is None:
             return target
-        asked = mean_square(sigma * target).sqrt().reshape(sigma.shape)
+        asked = mean_square(scale / sigma * target).sqrt().reshape(sigma.shape)
         return target * (self.max_shift / asked.clamp_min(1e-12)).clamp_max(1.0)
 
 

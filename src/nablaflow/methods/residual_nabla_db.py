@@ -7,28 +7,47 @@ arXiv 2412.07775, section 3.2. With V_k the log of the residual flow and s the p
     terminal  V_0 = beta r
 
 and grad V_k = beta gamma_k grad r(x0_hat(x_k)) + g_phi(x_k, k), where g_phi(x_0, 0) = 0.
+
+With s = 1 the forward condition is (mu_theta - mu_ref)(x_k) = sigma_k^2 grad V_{k-1}(x_{k-1}),
+which is right for short steps. The default is what is right at any length, the exact step
+
+    forward   (mu_theta - mu_ref)(x_k)  =  c_k grad V_k(x_k)
+
+(`nablaflow.diffusion.value_step`), with gamma_k measured (`nablaflow.guidance.trust`) and no flow
+network: nothing is left to tune but beta.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, final
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor
 
-from nablaflow.diffusion import kernel_mean, score_of_next, score_of_state
+from nablaflow.diffusion import (
+    Step,
+    ValueStep,
+    check_step,
+    kernel_mean,
+    score_of_next,
+    score_of_state,
+    value_step,
+)
 from nablaflow.diffusion.prediction import Prediction
-from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.guidance import (
     Gamma,
     Networks,
     TrainingBatch,
     Weighting,
+    check_gamma,
     forward_looking,
     gamma_table,
+    look_ahead,
     step_weight,
 )
 from nablaflow.methods.contract import (
@@ -63,17 +82,26 @@ class _Kernels:
 
 @final
 class ResidualNablaDB(StepwiseMethod):
-    """The published objective, its options by name. `published` has the paper's choices."""
+    """The exact step by default; every choice of the paper by name, all of them in `published`."""
 
     name: ClassVar[str] = "residual-nabla-db"
     needs_reward_gradient: ClassVar[bool] = True
 
+    step: Step = Field(
+        default="exact",
+        description="how a value gradient moves a kernel's mean: exact at any step length, or by "
+        "sigma_k^2 grad V_{k-1} (published)",
+    )
     gamma: Gamma = Field(
-        default="alpha_bar", description="gamma_k, trust in the forward-looking reward"
+        default="measured",
+        description="gamma_k, trust in the forward-looking reward (published: alpha_bar)",
     )
     forward_weight: float = Field(default=1.0, ge=0, description="of the forward residual")
     reverse_weight: float = Field(
-        default=1.0, ge=0, description="of the reverse residual; 0: not computed"
+        default=0.0,
+        ge=0,
+        description="of the reverse residual, which trains the flow network; 0: no flow network "
+        "(published: 1)",
     )
     terminal_weight: float = Field(default=1.0, ge=0, description="of g_phi(x_0, 0) = 0")
     reverse_policy_graph: bool = Field(
@@ -93,9 +121,9 @@ class ResidualNablaDB(StepwiseMethod):
     prior_strength: float = Field(
         default=1.0, ge=0, le=1, description="s, multiplies the reference score"
     )
-    weighting: Weighting = Field(default="sigma2", description="of a step's squared residuals")
+    weighting: Weighting = Field(default="nats", description="of a step's squared residuals")
     forward_looking_predictor: Literal["policy", "reference"] = Field(
-        default="policy",
+        default="reference",
         description="whose x0_hat the forward-looking reward sees (published: policy)",
     )
 
@@ -104,12 +132,24 @@ class ResidualNablaDB(StepwiseMethod):
         """The form of the authors' code (see docs/methods/residual_nabla_db.md for deviations)."""
         return ResidualNablaDB(
             beta=beta,
+            step="published",
+            gamma="alpha_bar",
+            forward_looking_predictor="policy",
             output_regularization=output_regularization,
             always_last=True,
+            reverse_weight=1.0,
             reverse_last=False,
             forward_flow="attached",
             weighting="constant",
         )
+
+    @property
+    def uses_flow(self) -> bool:
+        """A detached flow score that no reverse residual trains would stay 0."""
+        return self.reverse_weight > 0 or self.forward_flow == "attached"
+
+    def value_step(self, process: ReverseProcess) -> ValueStep:
+        return value_step(self.step, process)
 
     @property
     def needs_second_derivatives(self) -> bool:
@@ -117,25 +157,28 @@ class ResidualNablaDB(StepwiseMethod):
 
     def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
         check_output_regularization(self.output_regularization, on_policy)
-        gamma_table(self.gamma, process)
+        check_gamma(self.gamma, process)
+        check_step(self.step, process)
+        if self.step == "exact" and self.prior_strength != 1.0:
+            raise UserError(
+                "method.prior_strength: the exact step moves the whole reference; use "
+                "method.prior_strength=1, or method.step=published"
+            )
         if not flow and self.reverse_weight > 0 and not self.reverse_policy_graph:
             raise UserError(
                 "method.reverse_weight: without a flow network the reverse residual trains "
                 "nothing; set method.reverse_weight=0, or switch the flow network on"
             )
-        if flow and self.reverse_weight == 0 and self.forward_flow == "detached-ema":
-            raise UserError(
-                "flow: with method.reverse_weight=0 and a detached target nothing trains the flow "
-                "network; set flow=null, a reverse weight, or method.forward_flow=attached"
-            )
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
         process, transitions = networks.model.process, batch.transitions
+        step = self.value_step(process)
+        batch = replace(batch, levels=step.level)
         kernels = self._kernels(batch, networks)
-        weight = step_weight(self.weighting, process, transitions.k)
+        weight = step_weight(self.weighting, process, transitions.k, step)
         flow_here, flow_next, flow_target = self._flows(batch, networks)
 
-        value_gradient = self._forward_looking_next(batch, networks)
+        value_gradient = self._value_gradient(kernels, batch, networks)
         target = value_gradient + flow_target
         forward = self._forward_left(kernels, batch, process) - target
         terms = {"forward": self.forward_weight * weight * mean_square(forward)}
@@ -161,13 +204,15 @@ class ResidualNablaDB(StepwiseMethod):
         return Losses(terms, metrics)
 
     def _kernels(self, batch: TrainingBatch, networks: Networks) -> _Kernels:
-        """Both kernels, with graphs from ``x`` where the reverse residual needs them."""
+        """Both kernels, with graphs from ``x`` where a gradient by it is needed."""
         model, transitions = networks.model, batch.transitions
         backward = self.reverse_weight > 0
-        x = transitions.x.detach().requires_grad_(backward)
+        here = bool((batch.level == transitions.k).any())
+        valued = (backward or here) and self.forward_looking_predictor == "reference"
+        x = transitions.x.detach().requires_grad_(backward or here)
         score = value = None
         # Gradients through the reference are taken inside: a checkpointed layer runs again then.
-        with model.reference(), torch.set_grad_enabled(backward):
+        with model.reference(), torch.set_grad_enabled(backward or valued):
             reference = model.predict(x, transitions.k, batch.condition)
             reference_mean = kernel_mean(model.process, x, reference, transitions.k)
             if backward:
@@ -175,8 +220,10 @@ class ResidualNablaDB(StepwiseMethod):
                 score = score_of_state(
                     transitions.x_next, reference_mean, sigma, x, create_graph=False
                 )
-            if backward and self.forward_looking_predictor == "reference":
+            if valued:
                 value = self._value(reference.x0_hat, x, transitions.k, batch, networks)
+        if not backward and valued:
+            x = transitions.x  # the policy's pass needs no gradient by it
         policy = model.predict(x, transitions.k, batch.condition)
         policy_mean = kernel_mean(model.process, x, policy, transitions.k)
         return _Kernels(x, policy, policy_mean, reference_mean.detach(), score, value)
@@ -188,19 +235,27 @@ class ResidualNablaDB(StepwiseMethod):
             nothing = torch.zeros_like(transitions.x)
             return nothing, nothing, nothing
         here, following = flow_scores(networks.flow, process, batch)
-        used = following
+        used_here, used_next = here, following
         if self.forward_flow == "detached-ema":
             assert networks.flow_target is not None
             with torch.no_grad():
-                used = flow_scores(networks.flow_target, process, batch)[1]
-        ended = (transitions.k == 1).reshape(-1, *[1] * (used.ndim - 1))
-        return here, following, torch.where(ended, 0.0, used)
+                used_here, used_next = flow_scores(networks.flow_target, process, batch)
+        shape = (-1, *[1] * (here.ndim - 1))
+        used = torch.where((batch.level == transitions.k).reshape(shape), used_here, used_next)
+        return here, following, torch.where((batch.level == 0).reshape(shape), 0.0, used)
 
     def _forward_left(
         self, kernels: _Kernels, batch: TrainingBatch, process: ReverseProcess
     ) -> Latents:
-        """d/dx_{k-1} [log p_theta - s log p_ref]; with s = 1 it is the shift over the variance."""
-        x_next, sigma = batch.transitions.x_next, sigma_at(process, batch.transitions)
+        """The shift of the mean over the step's scale: what the value gradient should be.
+
+        By the published step d/dx_{k-1} [log p_theta - s log p_ref].
+        """
+        transitions = batch.transitions
+        if self.prior_strength == 1.0:
+            scale = at(self.value_step(process).scale, transitions.k, transitions.x)
+            return (kernels.policy_mean - kernels.reference_mean) / scale
+        x_next, sigma = transitions.x_next, sigma_at(process, transitions)
         reference = score_of_next(x_next, kernels.reference_mean, sigma)
         return score_of_next(x_next, kernels.policy_mean, sigma) - self.prior_strength * reference
 
@@ -208,18 +263,35 @@ class ResidualNablaDB(StepwiseMethod):
         self, x0_hat: Latents, x: Latents, k: Steps, batch: TrainingBatch, networks: Networks
     ) -> Latents:
         """Beta gamma_k grad r(x0_hat(x_k)), without its graph; that of ``x0_hat`` is kept."""
-        strength = self.beta * gamma_table(self.gamma, networks.model.process)
-        return forward_looking(networks, x0_hat, x, k, batch.prompts, strength)
+        return forward_looking(networks, x0_hat, x, k, batch.prompts, self._strength(networks))
 
-    def _forward_looking_next(self, batch: TrainingBatch, networks: Networks) -> Latents:
-        """The value at x_{k-1}; exact at x_0, where x0_hat is the state itself."""
-        model, k = networks.model, batch.transitions.k - 1
-        x = batch.transitions.x_next.detach().requires_grad_()
-        by_reference = self.forward_looking_predictor == "reference"
-        with model.reference() if by_reference else nullcontext():
-            x0_hat = model.predict(x, k, batch.condition).x0_hat
-            ended = (k == 0).reshape(-1, *[1] * (x.ndim - 1))
-            return self._value(torch.where(ended, x, x0_hat), x, k, batch, networks)
+    def _strength(self, networks: Networks) -> Float[Tensor, "levels"]:
+        """Beta gamma_k by k."""
+        return self.beta * gamma_table(self.gamma, networks.model.process, networks.trust)
+
+    def _value_gradient(
+        self, kernels: _Kernels, batch: TrainingBatch, networks: Networks
+    ) -> Latents:
+        """The forward-looking part at `TrainingBatch.state`; exact at x_0, the state itself."""
+        value = torch.zeros_like(batch.transitions.x)
+        asked = torch.ones(len(batch), dtype=torch.bool, device=value.device)
+        if kernels.reference_value is not None:
+            here = batch.level == batch.transitions.k
+            value[here], asked = kernels.reference_value[here], ~here
+        rows = asked.nonzero()[:, 0]
+        if len(rows) == 0:
+            return value
+        part = batch[rows]
+        value[rows] = look_ahead(
+            networks,
+            part.state,
+            part.level,
+            part.condition,
+            part.prompts,
+            self._strength(networks),
+            self.forward_looking_predictor,
+        )
+        return value
 
     def _reverse_residual(
         self, kernels: _Kernels, flow: Latents, batch: TrainingBatch, networks: Networks

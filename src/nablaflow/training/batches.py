@@ -99,7 +99,8 @@ class Batches:
 
     def training_batch(self, rollout: Rollout) -> TrainingBatch:
         """The rollout's transitions, with value gradients where the method has an estimator."""
-        path, estimator = rollout.path(self.model), self.estimator
+        levels = self.method.value_step(self.model.process).level
+        path, estimator = replace(rollout.path(self.model), levels=levels), self.estimator
         batch = path.batch(self._credits(rollout, path), with_states=self.method.needs_states)
         if estimator is None:
             return batch

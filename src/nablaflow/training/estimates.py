@@ -45,4 +45,5 @@ def _some(path: Path, rows: slice, index: Tensor) -> Path:
         prompts=path.prompts[rows],
         transitions=Transitions(t.x, t.x_next, t.k, t.epsilon, t.trajectory - rows.start),
         log_prob=None if path.log_prob is None else path.log_prob[rows],
+        levels=path.levels,
     )
