@@ -90,6 +90,7 @@ class Trainer:
             TrainingStopped: a figure is not finite; the weights are those before the optimizer step
                 that it was for.
         """
+        self.begin_trust()
         started = self.clock()
         self._applied = 0
         try:
