@@ -37,7 +37,7 @@ METHODS = {
     "strided": ["method=adjoint-matching", "method.stride=3"],
     "terminal": ["method=terminal"],
     "nabla-td": ["method=nabla-td"],
-    "tilted-matching": ["method=tilted-matching"],
+    "path-weighted-matching": ["method=path-weighted-matching"],
     **{
         f"value-matching {name}": ["method=value-matching", f"method.estimator={name}"]
         for name in ESTIMATORS

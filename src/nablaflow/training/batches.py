@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -13,12 +14,13 @@ from torch import Tensor
 from nablaflow.errors import UserError
 from nablaflow.guidance import Networks
 from nablaflow.guidance import Path as TrajectoryPath
+from nablaflow.guidance.pull import FEWEST, Pull, pull_samples
 from nablaflow.methods import Method, TrainingBatch
 from nablaflow.training.config import Config
 from nablaflow.training.estimates import estimate_in_parts, log_ratio_in_parts
 from nablaflow.training.memory import halving
 from nablaflow.training.prompts import prompt_batch
-from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout
+from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout, stream
 
 T = TypeVar("T")
 
@@ -96,6 +98,25 @@ class Batches:
         rollout, batch = halving(work, whole, "training.rollout_batch")
         self._rollout_batch = batch if batch < len(plan) else self._rollout_batch
         return rollout
+
+    def check_reference(self, rollout: Rollout) -> None:
+        """Raise `UserError` where the estimates would move the policy without any reward.
+
+        Args:
+            rollout: of the untrained policy; all processes find the same.
+        """
+        if self.estimator is None:
+            return
+        levels = self.estimator.rewardless_levels(self.model.process)
+        if not levels.any():
+            return
+        seed = stream(self.config.seed, "pull", self.accelerator.process_index)
+        generator = torch.Generator().manual_seed(seed)
+        with self.accelerator.autocast():
+            own = pull_samples(rollout.path(self.model), self.model, levels, generator)
+        samples: Any = self.accelerator.gather(own.float().to(self.model.device))
+        if len(samples) >= FEWEST:
+            Pull.of(samples.cpu().double()).check(self.method.name)
 
     def training_batch(self, rollout: Rollout) -> TrainingBatch:
         """The rollout's transitions, with value gradients where the method has an estimator."""
