@@ -196,9 +196,8 @@ def rows_of(transitions: Transitions, *, last: bool) -> list[int]:
     return [row for row, k in enumerate(transitions.k.tolist()) if (k == 1) == last]
 
 
-def near(found: Tensor, expected: Tensor) -> None:
-    """Within the tolerance of the whole, and of the same direction."""
-    assert float((found - expected).norm()) <= TOLERANCE * float(expected.norm())
+def near(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+    assert float((found - expected).norm()) <= tolerance * float(expected.norm())
 
 
 def test_every_term_and_every_gradient_is_the_published_one(parts: Parts) -> None:
@@ -214,17 +213,19 @@ def test_every_term_and_every_gradient_is_the_published_one(parts: Parts) -> Non
 
 def test_at_the_end_they_differ_by_gamma_0_alone(parts: Parts) -> None:
     """Published: alpha_bar of timestep 0, 0.99915; here 1, since x_0 is no prediction."""
-    assert float(KEPT[0]) == pytest.approx(0.99915, abs=1e-6)
     for row in rows_of(parts.batch.transitions, last=True):
         rendering = Rendering(parts, row)
         losses = METHOD.losses(parts.batch[row : row + 1], parts.networks)
         ours = rendering.terms(gamma_end=1.0)
         for name, value in losses.terms.items():
             torch.testing.assert_close(value[0], ours[name], rtol=TOLERANCE, atol=1e-7)
-        near(
-            slopes(losses.total.sum(), parts), slopes(torch.stack(list(ours.values())).sum(), parts)
-        )
+        total = torch.stack(list(ours.values())).sum()
+        # Two near means over a variance of 0.0008: float32 has no more digits of that.
+        near(slopes(losses.total.sum(), parts), slopes(total, parts), 1e-3)
         published = rendering.terms()
-        assert published["forward"] != ours["forward"]
         for name in ("reverse", "terminal", "output_regularization"):
             assert torch.equal(published[name], ours[name])
+        x0 = rendering.following.clone().requires_grad_()
+        asked = rendering.looked_ahead(x0, torch.zeros_like(x0), 0, KEPT[0])
+        gamma_0 = asked.norm() / losses.metrics["value_gradient_norm"][0]
+        assert float(gamma_0) == pytest.approx(0.99915, abs=1e-5)

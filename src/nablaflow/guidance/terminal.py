@@ -1,9 +1,9 @@
 """The terminal estimate s_k beta grad r(x_0): one reward gradient for a whole trajectory.
 
 The first-order form of Reward Score Matching (arXiv 2604.17415), which prunes ∇-DB's two networks
-passes a state: the Jacobian of the rest of the trajectory is replaced by a number. The authors' loss
-multiplies both scores and the reward's gradient by sigma_k alike: that is the number 1, ``scale: one``,
-under the weighting sigma2.
+passes a state: the Jacobian of the rest of the trajectory is replaced by a number. The authors'
+loss multiplies both scores and the reward's gradient by sigma_k alike: that is the number 1,
+``scale: one``, under the weighting sigma2.
 """
 
 from __future__ import annotations
