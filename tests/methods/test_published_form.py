@@ -220,7 +220,7 @@ def test_at_the_end_they_differ_by_gamma_0_alone(parts: Parts) -> None:
         for name, value in losses.terms.items():
             torch.testing.assert_close(value[0], ours[name], rtol=TOLERANCE, atol=1e-7)
         total = torch.stack(list(ours.values())).sum()
-        # Two near means over a variance of 0.0008: float32 has no more digits of that.
+        # Two near means over a variance of 0.0004: float32 has no more digits of that.
         near(slopes(losses.total.sum(), parts), slopes(total, parts), 1e-3)
         published = rendering.terms()
         for name in ("reverse", "terminal", "output_regularization"):

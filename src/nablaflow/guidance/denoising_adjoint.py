@@ -69,11 +69,8 @@ class DenoisingAdjoint(Estimator):
         chosen = self.rewardless_levels(process).to(t.k.device)[t.k].nonzero()[:, 0]
         batch = path.batch()
         for rows in chosen.split(max(1, len(path))):
-            part = batch[rows]
-            t = part.transitions
-            found[rows] = posterior_shift(
-                networks.model, path.x0[t.trajectory], t.x, t.k, part.condition
-            )
+            x0, condition = path.x0[t.trajectory[rows]], batch.condition[rows]
+            found[rows] = posterior_shift(networks.model, x0, t.x[rows], t.k[rows], condition)
         return ValueGradients(at(gain, t.k, t.x) * found)
 
     def _adjoints(self, path: Path, networks: Networks, beta: float) -> Latents:
