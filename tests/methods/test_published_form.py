@@ -106,7 +106,9 @@ class Rendering:
         self.then = max(self.timestep - STRIDE, 0)
         self.last = self.timestep == 1
         self.prompt = parts.batch.prompts[row]
-        self.embedded = parts.model.condition(["", self.prompt]).prompt
+        embedded = parts.model.condition(["", self.prompt]).prompt
+        assert embedded is not None
+        self.embedded = embedded
 
     def noise(self, x: Tensor, timestep: int, *, pretrained: bool) -> Tensor:
         """Of the guided network: the policy's, or the pretrained one's as it was loaded."""

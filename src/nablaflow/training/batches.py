@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -14,10 +13,10 @@ from torch import Tensor
 from nablaflow.errors import UserError
 from nablaflow.guidance import Networks
 from nablaflow.guidance import Path as TrajectoryPath
-from nablaflow.guidance.pull import FEWEST, Pull, pull_samples
+from nablaflow.guidance.pull import FEWEST, Pull
 from nablaflow.methods import Method, TrainingBatch
 from nablaflow.training.config import Config
-from nablaflow.training.estimates import estimate_in_parts, log_ratio_in_parts
+from nablaflow.training.estimates import estimate_in_parts, log_ratio_in_parts, pull_in_parts
 from nablaflow.training.memory import halving
 from nablaflow.training.prompts import prompt_batch
 from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout, stream
@@ -111,9 +110,10 @@ class Batches:
         if not levels.any():
             return
         seed = stream(self.config.seed, "pull", self.accelerator.process_index)
-        generator = torch.Generator().manual_seed(seed)
-        with self.accelerator.autocast():
-            own = pull_samples(rollout.path(self.model), self.model, levels, generator)
+        path = rollout.path(self.model)
+        own = self._by_trajectories(
+            lambda size: pull_in_parts(path, self.networks, levels, seed, size), len(path)
+        )
         samples: Any = self.accelerator.gather(own.float().to(self.model.device))
         if len(samples) >= FEWEST:
             Pull.of(samples.cpu().double()).check(self.method.name)
