@@ -29,9 +29,9 @@ from nablaflow.methods import (
     AdjointMatching,
     Method,
     NablaTD,
+    PathWeightedMatching,
     ResidualNablaDB,
     TerminalMatching,
-    TiltedMatching,
     ValueMatching,
 )
 
@@ -65,10 +65,12 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "nabla-td 0.9": lambda beta: NablaTD(beta=beta, td_lambda=0.9),
     "nabla-td 0.9, alpha_bar": lambda beta: NablaTD(beta=beta, weighting="alpha_bar"),
     "5-step": _any(guidance.NStep(n=5)),
-    "tilted": lambda beta: TiltedMatching(beta=beta),
-    "tilted, no weights": lambda beta: TiltedMatching(beta=beta, effective_share=1.0),
-    "tilted, adjoint alone": lambda beta: TiltedMatching(beta=beta, adjoint_above=0.0),
-    "tilted, denoising alone": lambda beta: TiltedMatching(beta=beta, adjoint_above=1.0),
+    "path-weighted": lambda beta: PathWeightedMatching(beta=beta),
+    "path-weighted, no weights": lambda beta: PathWeightedMatching(beta=beta, effective_share=1.0),
+    "path-weighted, adjoint alone": lambda beta: PathWeightedMatching(beta=beta, adjoint_above=0.0),
+    "path-weighted, denoising alone": lambda beta: PathWeightedMatching(
+        beta=beta, adjoint_above=1.0
+    ),
 }
 
 TRAINING: dict[str, dict[str, Any]] = {

@@ -102,13 +102,13 @@ def test_the_mean_is_the_difference_of_the_scores(adjoint_above: float, k: int) 
 def test_the_ends_of_the_range_are_one_estimate_alone(
     adjoint_above: float, levels: list[int]
 ) -> None:
-    found = DenoisingAdjoint(adjoint_above=adjoint_above).denoising_levels(process_of())
+    found = DenoisingAdjoint(adjoint_above=adjoint_above).rewardless_levels(process_of())
     assert found.nonzero()[:, 0].tolist() == levels
 
 
 def test_between_them_a_level_decides() -> None:
     process = process_of()
-    found = DenoisingAdjoint(adjoint_above=0.4).denoising_levels(process)
+    found = DenoisingAdjoint(adjoint_above=0.4).rewardless_levels(process)
     assert found.tolist() == [
         False,
         *(process.alpha_bar[1:] / process.alpha_bar[0] <= 0.4).tolist(),

@@ -79,7 +79,7 @@ def test_steps_that_do_not_divide_the_trajectories_are_refused(make_parts: MakeP
 
 
 def test_weights_of_whole_trajectories_are_refused_in_half_precision(make_parts: MakeParts):
-    for method in ("method=tilted-matching", "method=reward-weighted-regression"):
+    for method in ("method=path-weighted-matching", "method=reward-weighted-regression"):
         given = [method, "method.beta=0.5", "reward=warmth", "training.precision=bf16"]
         if "regression" in method:
             given.append("method.weights=tilt")

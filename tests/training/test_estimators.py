@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from nablaflow.diffusion import ReverseProcess, draw_transitions
-from nablaflow.errors import TrainingStopped
+from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.guidance import TrainingBatch
 from nablaflow.methods import ValueMatching
 from nablaflow.rewards import NamedReward, load
@@ -37,7 +37,7 @@ METHODS = {
     "strided": ["method=adjoint-matching", "method.stride=3"],
     "terminal": ["method=terminal"],
     "nabla-td": ["method=nabla-td"],
-    "tilted-matching": ["method=tilted-matching"],
+    "path-weighted-matching": ["method=path-weighted-matching"],
     **{
         f"value-matching {name}": ["method=value-matching", f"method.estimator={name}"]
         for name in ESTIMATORS
@@ -386,3 +386,15 @@ def test_stale_data_keeps_its_states_in_a_checkpoint(make_parts: MakeParts):
     (pending,) = straight.checkpoint().state["pending"]
     assert pending["states"].shape == (5, TRAJECTORIES, 4, 8, 8)
     assert figures(resumed.step()) == figures(straight.step())
+
+
+def test_what_moves_without_a_reward_is_refused_before_the_first_update(make_parts: MakeParts):
+    given = ["method=path-weighted-matching", "training.images_per_prompt=8"]
+    trainer = make_parts(*given).trainer
+    before = copy.deepcopy(trainer.checkpoint().tensors["policy"])
+    with pytest.raises(UserError, match=r"^method: without any reward path-weighted-matching "):
+        trainer.step()
+    after = trainer.checkpoint().tensors["policy"]
+    assert trainer.update == 0
+    assert all(after[name].equal(value) for name, value in before.items())
+    assert make_parts(*given, "method.adjoint_above=0").trainer.step()["update"] == 1

@@ -45,7 +45,7 @@ def launch(recipe: Path, processes: int) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("method", ["residual-nabla-db", "nabla-td", "tilted-matching"])
+@pytest.mark.parametrize("method", ["residual-nabla-db", "nabla-td", "path-weighted-matching"])
 def test_one_process_and_two_give_the_same_run(
     make_config: MakeConfig, tmp_path: Path, method: str
 ):

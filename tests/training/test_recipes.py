@@ -25,23 +25,25 @@ def load_recipe(name: str) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("name", "beta", "regularization", "updates", "images", "steps", "strata"),
+    ("name", "beta", "regularization", "updates", "rollout", "images", "steps", "strata"),
     [
-        ("sd15_residual_nabla_db_aesthetic", 1e4, 2e3, 200, 256, 50, 5),
-        ("sd15_residual_nabla_db_hpsv2", 1e4, 1e2, 200, 256, 50, 5),
-        ("sd15_residual_nabla_db_imagereward", 1e3, 1e3, 200, 256, 50, 5),
-        ("sd15_fast", 1e4, 2e3, 400, 32, 50, 5),
-        ("sd15_sde_dpmsolver", 1e4, 2e3, 200, 256, 20, 8),
+        ("sd15_residual_nabla_db_aesthetic", 1e4, 2e3, 100, 512, 256, 50, 5),
+        ("sd15_residual_nabla_db_hpsv2", 1e4, 1e2, 100, 512, 256, 50, 5),
+        ("sd15_residual_nabla_db_imagereward", 1e3, 1e3, 100, 512, 256, 50, 5),
+        ("sd15_fast", 1e4, 2e3, 400, 32, 32, 50, 5),
+        ("sd15_sde_dpmsolver", 1e4, 2e3, 100, 512, 256, 20, 8),
     ],
 )
 def test_recipes_hold_the_published_settings(
-    name, beta, regularization, updates, images, steps, strata
+    name, beta, regularization, updates, rollout, images, steps, strata
 ):
     config = load_recipe(name)
     assert config.method == ResidualNablaDB.published(beta, regularization)
     training = config.training
     assert training.updates == updates
-    assert training.prompts_per_update * training.images_per_prompt == images
+    assert training.prompts_per_update * training.images_per_prompt == rollout
+    assert rollout // training.steps_per_rollout == images  # of one optimizer step
+    assert training.data == "previous-rollout"
     assert (config.sampler.steps, config.strata) == (steps, strata)
     assert config.sampler.guidance_scale == 5.0
     assert (config.adapter.rank, config.adapter.alpha) == (8, 8.0)
@@ -79,7 +81,7 @@ ENTERED = {
     "refl": "refl",
     "reward_weighted": "reward-weighted-regression",
     "terminal": "terminal",
-    "tilted_matching": "tilted-matching",
+    "path_weighted_matching": "path-weighted-matching",
 }
 
 

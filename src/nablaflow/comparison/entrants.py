@@ -19,11 +19,11 @@ from nablaflow.methods import (
     Method,
     NablaDB,
     NablaTD,
+    PathWeightedMatching,
     ReFL,
     ResidualNablaDB,
     RewardWeightedRegression,
     TerminalMatching,
-    TiltedMatching,
     Untrained,
 )
 
@@ -69,7 +69,9 @@ ENTRANTS: dict[str, Entrant] = {
     "nabla-td": Entrant(lambda beta: NablaTD(beta=beta, td_lambda=0.5), 1e-2, flow=FLOW),
     "adjoint-matching": Entrant(lambda beta: AdjointMatching(beta=beta), 1e-2),
     "terminal": Entrant(lambda beta: TerminalMatching(beta=beta), 3e-3),
-    "tilted-matching": Entrant(lambda beta: TiltedMatching(beta=beta), 3e-3, ALL_STEPS),
+    "path-weighted-matching": Entrant(
+        lambda beta: PathWeightedMatching(beta=beta, adjoint_above=0.0), 3e-3, ALL_STEPS
+    ),
     "ddpo": Entrant(lambda beta: DDPO.tilted(beta, CLIP), 1e-2, ALL_STEPS),
     "ddpo-published": Entrant(lambda beta: DDPO(beta=beta, clip_range=CLIP), 1e-2, ALL_STEPS),
     "dag-db": Entrant(lambda beta: DagDB(beta=beta), 1e-2, flow=FLOW),

@@ -18,11 +18,11 @@ from nablaflow.methods import (
     GuidedSampling,
     Method,
     NablaTD,
+    PathWeightedMatching,
     ReFL,
     ResidualNablaDB,
     RewardWeightedRegression,
     TerminalMatching,
-    TiltedMatching,
     Untrained,
 )
 
@@ -40,7 +40,7 @@ class Contender:
     settings: LabSettings = field(default_factory=LabSettings)
 
 
-DEFAULT = "tilted-matching"
+DEFAULT = "path-weighted-matching"
 """The laboratory's default method, ours."""
 
 PUBLISHED = "residual-nabla-db-published"
@@ -59,7 +59,7 @@ CONTENDERS: dict[str, Contender] = {
     "residual-nabla-db": Contender(lambda beta: ResidualNablaDB(beta=beta)),
     "terminal": Contender(lambda beta: TerminalMatching(beta=beta), TUNED),
     "nabla-td": Contender(lambda beta: NablaTD(beta=beta, td_lambda=0.5), TUNED),
-    "tilted-matching": Contender(lambda beta: TiltedMatching(beta=beta), TUNED),
+    "path-weighted-matching": Contender(lambda beta: PathWeightedMatching(beta=beta), TUNED),
     "refl": Contender(lambda beta: ReFL(beta=beta)),
     "draft": Contender(lambda beta: Draft(beta=beta, k="all", kl_weight=1.0, checkpointing=False)),
     "draft-lv": Contender(

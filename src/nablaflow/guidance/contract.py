@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nablaflow.diffusion import Transitions
@@ -230,3 +230,10 @@ class Estimator(Settings, abc.ABC):
 
     def check(self, process: ReverseProcess) -> None:
         """Raise `UserError` where the settings do not fit the sampler."""
+
+    def rewardless_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"]:
+        """By k, whether the estimate has no reward in it, but trajectories that are weighted by it.
+
+        There it must be nothing, on average, along the reference's: see `nablaflow.guidance.pull`.
+        """
+        return torch.zeros(process.steps + 1, dtype=torch.bool)

@@ -6,7 +6,7 @@ A_k (see `nablaflow.guidance.adjoint`); one of order zero, the difference of two
     D_k = sqrt(a) / (1 - a) (x_0 - E_ref[x_0 | x_k]),       a = alpha_bar_k / alpha_bar_0,
 
 since the tilt's score is that of its noised samples. D_k says nothing about the reward: the
-trajectories must be the tilt's, or weighted to be (`nablaflow.methods.tilted_matching`). The
+trajectories must be the tilt's, or weighted to be (`nablaflow.methods.path_weighted_matching`). The
 adjoint's tails are heavy between modes, at high noise, where D_k's are light; near the image D_k's
 noise drowns the reward and the adjoint has hardly any. So a level decides which of them it is.
 
@@ -28,9 +28,10 @@ from torch import Tensor
 from nablaflow.diffusion import has_posterior_means, jump_mean, mean_per_score
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
-from nablaflow.guidance.contract import Estimator, Networks, Path, TrainingBatch, ValueGradients
+from nablaflow.guidance.contract import Estimator, Networks, Path, ValueGradients
 from nablaflow.guidance.reference import reference_step, reward_gradient
-from nablaflow.typing import Latents
+from nablaflow.models import Condition, DiffusionModel
+from nablaflow.typing import Latents, Steps
 
 ADJOINT_ABOVE = Field(
     default=0.9,
@@ -56,9 +57,8 @@ class DenoisingAdjoint(Estimator):
                 "needs the noise of the noising process; set sampler.eta=1"
             )
 
-    def denoising_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"]:
-        """By k, whether the estimate is D_k."""
-        levels = _kept(process) <= self.adjoint_above
+    def rewardless_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"]:
+        levels = kept_signal(process) <= self.adjoint_above
         levels[0] = False
         return levels
 
@@ -66,16 +66,18 @@ class DenoisingAdjoint(Estimator):
         process, t = networks.model.process, path.transitions
         gain = (mean_per_score(process) / process.sigma.double().square()).float()
         found = self._adjoints(path, networks, beta)
-        chosen = self.denoising_levels(process).to(t.k.device)[t.k].nonzero()[:, 0]
+        chosen = self.rewardless_levels(process).to(t.k.device)[t.k].nonzero()[:, 0]
         batch = path.batch()
         for rows in chosen.split(max(1, len(path))):
-            found[rows] = _denoising(path, networks, batch[rows])
-        return ValueGradients(at(gain, t.k, t.x) * found)
+            x0, condition = path.x0[t.trajectory[rows]], batch.condition[rows]
+            found[rows] = posterior_shift(networks.model, x0, t.x[rows], t.k[rows], condition)
+        exact = (path.level == t.k).reshape(-1, *[1] * (t.x.ndim - 1))
+        return ValueGradients(torch.where(exact, found, at(gain, t.k, t.x) * found))
 
     def _adjoints(self, path: Path, networks: Networks, beta: float) -> Latents:
         """A_k at the transitions whose estimate it is; 0 at the others."""
         t, found = path.transitions, torch.zeros_like(path.transitions.x)
-        levels = self.denoising_levels(networks.model.process).to(t.k.device)
+        levels = self.rewardless_levels(networks.model.process).to(t.k.device)
         wanted = t.k[~levels[t.k]]
         if len(wanted) == 0:
             return found
@@ -91,18 +93,19 @@ class DenoisingAdjoint(Estimator):
         return found
 
 
-def _kept(process: ReverseProcess) -> Float[Tensor, "levels"]:
+def kept_signal(process: ReverseProcess) -> Float[Tensor, "levels"]:
     """Of the signal's power in x_0, by k; float64."""
     return process.alpha_bar.double() / process.alpha_bar[0].double()
 
 
 @torch.no_grad()
-def _denoising(path: Path, networks: Networks, part: TrainingBatch) -> Latents:
-    """D_k."""
-    model, t = networks.model, part.transitions
+def posterior_shift(
+    model: DiffusionModel, x0: Latents, x: Latents, k: Steps, condition: Condition
+) -> Latents:
+    """D_k of x_0 and an x_k that was noised from it."""
     with model.reference():
-        prediction = model.predict(t.x, t.k, part.condition)
-    expected = jump_mean(model.process, t.x, prediction, t.k, torch.zeros_like(t.k))
-    kept = _kept(model.process)
+        prediction = model.predict(x, k, condition)
+    expected = jump_mean(model.process, x, prediction, k, torch.zeros_like(k))
+    kept = kept_signal(model.process)
     per_x0 = (kept.sqrt() / (1.0 - kept).clamp_min(1e-12)).float()
-    return at(per_x0, t.k, t.x) * (path.x0[t.trajectory] - expected)
+    return at(per_x0, k, x) * (x0 - expected)

@@ -1,7 +1,9 @@
 """The terminal estimate s_k beta grad r(x_0): one reward gradient for a whole trajectory.
 
 The first-order form of Reward Score Matching (arXiv 2604.17415), which prunes ∇-DB's two networks
-passes a state: the Jacobian of the rest of the trajectory is replaced by a number.
+passes a state: the Jacobian of the rest of the trajectory is replaced by a number. The authors'
+loss multiplies both scores and the reward's gradient by sigma_k alike: that is the number 1,
+``scale: one``, under the weighting sigma2.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class Terminal(Estimator):
     """The cheapest estimate: no pass of the reference beyond the rollout, the Jacobian guessed."""
 
     name: Literal["terminal"] = "terminal"
-    scale: Scale = Field(default="sqrt_alpha_bar", description="s_k (published: sigma)")
+    scale: Scale = Field(default="sqrt_alpha_bar", description="s_k (published: one)")
 
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
         gradient = beta * reward_gradient(networks, path.x0, path.prompts)

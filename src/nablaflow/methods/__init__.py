@@ -13,11 +13,11 @@ from nablaflow.methods.guided_sampling import GuidedSampling
 from nablaflow.methods.matching import ValueMatching
 from nablaflow.methods.nabla_db import NablaDB
 from nablaflow.methods.nabla_td import NablaTD
+from nablaflow.methods.path_weighted_matching import PathWeightedMatching
 from nablaflow.methods.refl import ReFL
 from nablaflow.methods.residual_nabla_db import ResidualNablaDB
 from nablaflow.methods.reward_weighted import RewardWeightedRegression
 from nablaflow.methods.terminal import TerminalMatching
-from nablaflow.methods.tilted_matching import TiltedMatching
 from nablaflow.methods.untrained import Untrained
 
 METHODS: dict[str, type[Method]] = {
@@ -28,7 +28,7 @@ METHODS: dict[str, type[Method]] = {
         NablaTD,
         AdjointMatching,
         TerminalMatching,
-        TiltedMatching,
+        PathWeightedMatching,
         ValueMatching,
         ReFL,
         Draft,
@@ -62,11 +62,11 @@ __all__ = [
     "NablaDB",
     "NablaTD",
     "Networks",
+    "PathWeightedMatching",
     "ReFL",
     "ResidualNablaDB",
     "RewardWeightedRegression",
     "TerminalMatching",
-    "TiltedMatching",
     "TrainingBatch",
     "Untrained",
     "ValueMatching",

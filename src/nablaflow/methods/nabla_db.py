@@ -7,6 +7,8 @@ arXiv 2412.07775, section 3.1. With F_k the flow and q(x_k | x_{k-1}) the noisin
     terminal  grad log F_0 = grad log R = beta grad r
 
 The reference enters only as the policy's starting point: the target is R, not the tilt of p_ref.
+R of a bounded reward has no integral. What solves the conditions then is, from a start x_K, R times
+the normal N(x_K / sqrt(alpha_bar_K), (1 - alpha_bar_K) / alpha_bar_K I), far wider than the images.
 """
 
 from __future__ import annotations

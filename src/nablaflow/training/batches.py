@@ -13,12 +13,13 @@ from torch import Tensor
 from nablaflow.errors import UserError
 from nablaflow.guidance import Networks
 from nablaflow.guidance import Path as TrajectoryPath
+from nablaflow.guidance.pull import FEWEST, Pull
 from nablaflow.methods import Method, TrainingBatch
 from nablaflow.training.config import Config
-from nablaflow.training.estimates import estimate_in_parts, log_ratio_in_parts
+from nablaflow.training.estimates import estimate_in_parts, log_ratio_in_parts, pull_in_parts
 from nablaflow.training.memory import halving
 from nablaflow.training.prompts import prompt_batch
-from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout
+from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout, stream
 
 T = TypeVar("T")
 
@@ -96,6 +97,26 @@ class Batches:
         rollout, batch = halving(work, whole, "training.rollout_batch")
         self._rollout_batch = batch if batch < len(plan) else self._rollout_batch
         return rollout
+
+    def check_reference(self, rollout: Rollout) -> None:
+        """Raise `UserError` where the estimates would move the policy without any reward.
+
+        Args:
+            rollout: of the untrained policy; all processes find the same.
+        """
+        if self.estimator is None:
+            return
+        levels = self.estimator.rewardless_levels(self.model.process)
+        if not levels.any():
+            return
+        seed = stream(self.config.seed, "pull", self.accelerator.process_index)
+        path = rollout.path(self.model)
+        own = self._by_trajectories(
+            lambda size: pull_in_parts(path, self.networks, levels, seed, size), len(path)
+        )
+        samples: Any = self.accelerator.gather(own.float().to(self.model.device))
+        if len(samples) >= FEWEST:
+            Pull.of(samples.cpu().double()).check(self.method.name)
 
     def training_batch(self, rollout: Rollout) -> TrainingBatch:
         """The rollout's transitions, with value gradients where the method has an estimator."""

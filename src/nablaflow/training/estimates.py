@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from nablaflow.diffusion import Transitions
 from nablaflow.guidance import Estimator, Networks, Path, ValueGradients, path_log_ratio
+from nablaflow.guidance.pull import Samples, pull_samples
 
 
 def estimate_in_parts(
@@ -33,6 +35,17 @@ def log_ratio_in_parts(path: Path, networks: Networks, size: int) -> Tensor:
     none = torch.zeros(0, dtype=torch.long, device=path.x0.device)
     slices = [slice(start, min(start + size, len(path))) for start in range(0, len(path), size)]
     return torch.cat([path_log_ratio(_some(path, rows, none), networks.model) for rows in slices])
+
+
+def pull_in_parts(
+    path: Path, networks: Networks, levels: Bool[Tensor, "levels"], seed: int, size: int
+) -> Samples:
+    """`pull_samples`, from ``size`` trajectories at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    none = torch.zeros(0, dtype=torch.long, device=path.x0.device)
+    slices = [slice(start, min(start + size, len(path))) for start in range(0, len(path), size)]
+    parts = [_some(path, rows, none) for rows in slices]
+    return torch.cat([pull_samples(part, networks.model, levels, generator) for part in parts])
 
 
 def _some(path: Path, rows: slice, index: Tensor) -> Path:

@@ -96,6 +96,8 @@ class Trainer:
         try:
             trained, fresh = self.batches.rollouts(self.update)
             rolled_out = self.clock()
+            if self.update == 0:
+                self.batches.check_reference(trained)
             batch = self.batches.training_batch(trained)
             estimated = self.clock()
             parts = batch.split(self.config.training.steps_per_rollout)

@@ -1,4 +1,4 @@
-"""Tilted matching: the shift follows estimates on trajectories that are weighted to be the tilt's.
+"""Path-weighted matching: the shift follows estimates on trajectories weighted to be the tilt's.
 
     loss = w w_k | (mu_theta - mu_ref)(x_k) / sigma_k^2  -  c_k / sigma_k^2 T_k |^2,
     w proportional to exp(beta r(x_0) - sum_k log p_theta / p_ref (x_{k-1} | x_k)),
@@ -6,6 +6,8 @@
 with T_k of `nablaflow.guidance.denoising_adjoint`. The weights are those of trajectory balance
 (arXiv 2405.20971): equal at the optimum, so that the noise that they bring dies out on the way.
 Where they would leave too few trajectories, a power of them is used, which has the same optimum.
+A reference whose trajectories are not what its x0_hat foresees is refused, see
+`nablaflow.guidance.pull`. Tilt Matching (arXiv 2512.21829) has the same goal and another way.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from nablaflow.methods.matching import Matching
 
 
 @final
-class TiltedMatching(Matching):
+class PathWeightedMatching(Matching):
     """Rewards decide between modes, their gradients within them."""
 
-    name: ClassVar[str] = "tilted-matching"
+    name: ClassVar[str] = "path-weighted-matching"
     needs_group: ClassVar[bool] = True
     needs_path_ratio: ClassVar[bool] = True
 
@@ -48,12 +50,12 @@ class TiltedMatching(Matching):
         super().check(process, flow=flow, on_policy=on_policy)
         if self.output_regularization > 0:
             raise UserError(
-                "method.output_regularization: tilted-matching trains on states that nothing was "
-                "predicted at before; use method.output_regularization=0"
+                "method.output_regularization: path-weighted-matching trains on states that "
+                "nothing was predicted at before; use method.output_regularization=0"
             )
 
     def fresh_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"]:
-        return self.value_estimator().denoising_levels(process)
+        return self.value_estimator().rewardless_levels(process)
 
     def credits(
         self,
