@@ -124,7 +124,11 @@ def sample(
 @app.command()
 def exact(
     problem: Annotated[
-        list[str] | None, typer.Option(help="again for more; default: all of them")
+        list[str] | None,
+        typer.Option(help="again for more, all, or random-7; default: all, or the random ones"),
+    ] = None,
+    random: Annotated[
+        int | None, typer.Option(metavar="N", help="random problems besides, 0 to N - 1")
     ] = None,
     method: Annotated[
         list[str] | None,
@@ -156,9 +160,8 @@ def exact(
         from nablaflow.report.exact_plot import write_plots
         from nablaflow.report.exact_table import exact_table
 
-        study = Study.named(
-            problem or [], method or [], out, seeds=seeds, updates=updates, batch=batch, n=n
-        )
+        numbers = {"seeds": seeds, "updates": updates, "batch": batch, "n": n}
+        study = Study.named(problem or [], method or [], out, random, **numbers)
         rows = _under_a_bar(plan(study, workers=workers, overwrite=overwrite))
         pictures = write_plots(out, rows, study.samples) if plot else []
         if as_json:

@@ -104,6 +104,21 @@ def test_names_may_be_left_out_said_twice_or_be_all(tmp_path: Path) -> None:
     assert Study.named(["grid", "ring", "grid"], [], tmp_path).problems == ("grid", "ring")
 
 
+def test_random_problems_are_alone_or_beside_named_ones(tmp_path: Path) -> None:
+    two = ("random-0", "random-1")
+    assert Study.named([], [], tmp_path, random=2).problems == two
+    assert Study.named(["ring", "random-1"], [], tmp_path, random=2).problems == (
+        "ring",
+        "random-1",
+        "random-0",
+    )
+    assert Study.named(["all"], [], tmp_path, random=2).problems == (*PROBLEMS, *two)
+    assert Study.named(["random-7"], [], tmp_path).problems == ("random-7",)
+    for none in (0, -1):
+        with pytest.raises(UserError, match=rf"^--random: {none} is too few; use 1 or more$"):
+            Study.named([], [], tmp_path, random=none)
+
+
 def test_the_defaults_are_those_of_evaluate() -> None:
     ours = {part.name: part.default for part in fields(Study)}
     theirs = inspect.signature(evaluate).parameters

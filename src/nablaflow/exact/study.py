@@ -20,6 +20,7 @@ from nablaflow.errors import UserError
 from nablaflow.exact.catalog import PROBLEMS, named_problem
 from nablaflow.exact.contenders import CONTENDERS, DEFAULT, PUBLISHED, contender
 from nablaflow.exact.evaluate import Result, check_batch, evaluate
+from nablaflow.exact.random_problems import random_name
 from nablaflow.training.run_folder import write_whole
 
 ALL = "all"
@@ -84,11 +85,27 @@ class Study:
             check_batch(found.method(1.0), self.batch, found.settings.steps_per_rollout)
 
     @staticmethod
-    def named(problems: Sequence[str], methods: Sequence[str], out: Path, **numbers: int) -> Study:
+    def named(
+        problems: Sequence[str],
+        methods: Sequence[str],
+        out: Path,
+        random: int | None = None,
+        **numbers: int,
+    ) -> Study:
         """By names as the command line has them: none for the default, ``all`` for the list.
 
-        The defaults are every problem, and the project's default method with the published form.
+        The defaults are every named problem, or the random ones where those are asked for, and the
+        project's default method with the published form.
+
+        Args:
+            random: so many random problems besides.
+
+        Raises:
+            UserError: a name that is none, or too small a number.
         """
+        if random is not None:
+            at_least("random", random, 1)
+            problems = [*problems, *map(random_name, range(random))]
         return Study(
             _chosen(problems, PROBLEMS, tuple(PROBLEMS)),
             _chosen(methods, CONTENDERS, (DEFAULT, PUBLISHED)),
@@ -201,9 +218,8 @@ def _problem(name: str) -> Any:
 def _chosen(
     names: Sequence[str], known: Mapping[str, Any], default: tuple[str, ...]
 ) -> tuple[str, ...]:
-    if ALL in names:
-        return tuple(known)
-    return tuple(dict.fromkeys(names)) or default
+    every = known if ALL in names else ()
+    return tuple(dict.fromkeys([*every, *(name for name in names if name != ALL)])) or default
 
 
 def at_least(name: str, value: int, least: int) -> None:
