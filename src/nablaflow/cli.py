@@ -138,6 +138,7 @@ def exact(
     updates: Annotated[int, typer.Option(help="of each training")] = 300,
     batch: Annotated[int, typer.Option(help="trajectories of an update")] = 256,
     n: Annotated[int, typer.Option("--n", help="samples that are compared")] = 8000,
+    steps: Annotated[int, typer.Option(metavar="K", help="of the sampler")] = 50,
     out: Annotated[Path, typer.Option(help="folder for figures and samples")] = Path("runs/exact"),
     workers: Annotated[int | None, typer.Option(help="processes; default: one a core")] = None,
     overwrite: Annotated[
@@ -160,7 +161,7 @@ def exact(
         from nablaflow.report.exact_plot import write_plots
         from nablaflow.report.exact_table import exact_table
 
-        numbers = {"seeds": seeds, "updates": updates, "batch": batch, "n": n}
+        numbers = {"seeds": seeds, "updates": updates, "batch": batch, "n": n, "steps": steps}
         study = Study.named(problem or [], method or [], out, random, **numbers)
         rows = _under_a_bar(plan(study, workers=workers, overwrite=overwrite))
         pictures = write_plots(out, rows, study.samples) if plot else []

@@ -14,7 +14,7 @@ import torch
 from click.testing import Result
 
 from nablaflow import cli as program
-from nablaflow.exact import evaluate, study
+from nablaflow.exact import Problem, evaluate, study
 
 Cli = Callable[..., Result]
 TINY = ("--updates", 2, "--batch", 8, "--n", 100, "--workers", 1)
@@ -83,6 +83,14 @@ def test_random_problems_are_named_by_their_numbers(
     assert "worst" in result.stdout
     alone = cli("exact", "--problem", "random-1", "--method", "terminal", *TINY, "--json")
     assert rows(alone) == found[1:]
+
+
+def test_steps_stand_in_the_rows_and_are_not_mixed(cli: Cli, here: Path) -> None:
+    (few,) = rows(cli(*ONE, "--steps", 4, "--json"))
+    assert few["steps"] == 4
+    result = cli(*ONE, "--json")
+    assert one_line(result, 2) == result.stderr.strip()
+    assert "steps: 4 there, 50 here" in result.stderr
 
 
 def test_the_table_and_the_pictures(cli: Cli, here: Path) -> None:
@@ -158,3 +166,4 @@ def test_the_defaults_are_those_of_evaluate() -> None:
     ours, theirs = (inspect.signature(f).parameters for f in (program.exact, evaluate))
     for name in ("updates", "batch", "n"):
         assert ours[name].default == theirs[name].default
+    assert ours["steps"].default == inspect.signature(Problem).parameters["steps"].default

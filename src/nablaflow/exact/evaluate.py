@@ -36,6 +36,7 @@ class Result:
 
     Attributes:
         samples: (n, dim), of the trained policy, or of a reference that is not trained.
+        steps: K, of the sampler.
         updates: 0 for such a one.
         energy_distance: squared energy distance to the exact tilt, over all pairs; mean over
             `TARGETS` exact sets.
@@ -54,6 +55,7 @@ class Result:
     problem: str
     method: str
     seed: int
+    steps: int
     updates: int
     batch: int
     n: int
@@ -120,6 +122,7 @@ def evaluate(
         problem=problem.name,
         method=label,
         seed=seed,
+        steps=problem.steps,
         updates=updates,
         batch=batch,
         n=n,

@@ -17,6 +17,7 @@ from nablaflow.exact.rewards import ExactReward, check_dimension
 from nablaflow.rewards import NamedReward
 
 REFERENCE_SAMPLES = 200_000
+STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Problem:
     prior: GaussianMixture
     reward: ExactReward
     beta: float
-    steps: int = 50
+    steps: int = STEPS
     name: str = "problem"
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from nablaflow.errors import UserError
 from nablaflow.exact.catalog import PROBLEMS, named_problem
 from nablaflow.exact.contenders import CONTENDERS, DEFAULT, PUBLISHED, contender
 from nablaflow.exact.evaluate import Result, check_batch, evaluate
+from nablaflow.exact.problem import STEPS, Problem
 from nablaflow.exact.random_problems import random_name
 from nablaflow.training.run_folder import write_whole
 
@@ -59,6 +60,7 @@ class Study:
     Attributes:
         seeds: how many: 0, 1, ...
         updates, batch, n: of each training, as in `evaluate`.
+        steps: of the sampler, on every problem.
         out: folder; a finished cell is ``<problem>/<method>/seed-<s>.json`` in it, with its samples
             as ``.safetensors`` beside.
 
@@ -73,10 +75,12 @@ class Study:
     updates: int = 300
     batch: int = 256
     n: int = 8000
+    steps: int = STEPS
 
     def __post_init__(self) -> None:
+        at_least("steps", self.steps, 2)
         for problem in self.problems:
-            _problem(problem)
+            self._problem(problem)
         for method in self.methods:
             contender(method)
         for name, least in (("seeds", 1), ("updates", 0), ("batch", 1), ("n", 100)):
@@ -90,7 +94,7 @@ class Study:
         methods: Sequence[str],
         out: Path,
         random: int | None = None,
-        **numbers: int,
+        **settings: Any,
     ) -> Study:
         """By names as the command line has them: none for the default, ``all`` for the list.
 
@@ -110,7 +114,7 @@ class Study:
             _chosen(problems, PROBLEMS, tuple(PROBLEMS)),
             _chosen(methods, CONTENDERS, (DEFAULT, PUBLISHED)),
             out,
-            **numbers,
+            **settings,
         )
 
     @property
@@ -125,12 +129,12 @@ class Study:
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """What decides a cell's figures, as plain data."""
-        problem, found = _problem(cell.problem), contender(cell.method)
+        problem, found = self._problem(cell.problem), contender(cell.method)
         return {
             "updates": self.updates,
             "batch": self.batch,
             "n": self.n,
-            "steps": problem.steps,
+            "steps": self.steps,
             "method": found.method(problem.beta).model_dump_named(),
             "training": found.settings.model_dump(mode="json"),
         }
@@ -161,7 +165,7 @@ class Study:
     def carry_out(self, cell: Cell, on_update: Callable[[], None]) -> None:
         """Train, measure, and store one cell."""
         result = evaluate(
-            _problem(cell.problem),
+            self._problem(cell.problem),
             cell.method,
             self.updates,
             self.batch,
@@ -171,6 +175,9 @@ class Study:
         )
         with unwritable_is_the_users(self.out):
             self._store(cell, result)
+
+    def _problem(self, name: str) -> Problem:
+        return _problem(name, self.steps)
 
     def _path(self, cell: Cell) -> Path:
         return self.out / cell.problem / cell.method / f"seed-{cell.seed}.json"
@@ -210,9 +217,9 @@ class Study:
 
 
 @cache
-def _problem(name: str) -> Any:
+def _problem(name: str, steps: int) -> Problem:
     """With what it has found out about itself, which takes seconds for some."""
-    return named_problem(name)
+    return replace(named_problem(name), steps=steps)
 
 
 def _chosen(
