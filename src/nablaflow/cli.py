@@ -139,6 +139,9 @@ def exact(
     batch: Annotated[int, typer.Option(help="trajectories of an update")] = 256,
     n: Annotated[int, typer.Option("--n", help="samples that are compared")] = 8000,
     steps: Annotated[int, typer.Option(metavar="K", help="of the sampler")] = 50,
+    variance: Annotated[
+        str, typer.Option(help="of the sampler's kernels: analytic, or posterior as images have")
+    ] = "analytic",
     out: Annotated[Path, typer.Option(help="folder for figures and samples")] = Path("runs/exact"),
     workers: Annotated[int | None, typer.Option(help="processes; default: one a core")] = None,
     overwrite: Annotated[
@@ -162,7 +165,7 @@ def exact(
         from nablaflow.report.exact_table import exact_table
 
         numbers = {"seeds": seeds, "updates": updates, "batch": batch, "n": n, "steps": steps}
-        study = Study.named(problem or [], method or [], out, random, **numbers)
+        study = Study.named(problem or [], method or [], out, random, variance=variance, **numbers)
         rows = _under_a_bar(plan(study, workers=workers, overwrite=overwrite))
         pictures = write_plots(out, rows, study.samples) if plot else []
         if as_json:

@@ -86,8 +86,8 @@ def test_random_problems_are_named_by_their_numbers(
 
 
 def test_steps_stand_in_the_rows_and_are_not_mixed(cli: Cli, here: Path) -> None:
-    (few,) = rows(cli(*ONE, "--steps", 4, "--json"))
-    assert few["steps"] == 4
+    (few,) = rows(cli(*ONE, "--steps", 4, "--variance", "posterior", "--json"))
+    assert (few["steps"], few["variance"]) == (4, "posterior")
     result = cli(*ONE, "--json")
     assert one_line(result, 2) == result.stderr.strip()
     assert "steps: 4 there, 50 here" in result.stderr
@@ -146,6 +146,7 @@ def test_other_settings_are_refused_and_overwritten_when_asked(cli: Cli, here: P
         (("--method", "nabla-dt"), ["--method", "'nabla-dt'", "nabla-td?"]),
         (("--problem", "random"), ["--problem", "'random'", "random-0"]),
         (("--random", 0), ["--random", "1 or more"]),
+        (("--variance", "posteriro"), ["--variance", "'posteriro'", "posterior?"]),
         (("--seeds", 0), ["--seeds", "1 or more"]),
         (("--updates", -1), ["--updates", "0 or more"]),
         (("--n", 10), ["--n", "100 or more"]),
@@ -166,4 +167,6 @@ def test_the_defaults_are_those_of_evaluate() -> None:
     ours, theirs = (inspect.signature(f).parameters for f in (program.exact, evaluate))
     for name in ("updates", "batch", "n"):
         assert ours[name].default == theirs[name].default
-    assert ours["steps"].default == inspect.signature(Problem).parameters["steps"].default
+    theirs = inspect.signature(Problem).parameters
+    for name in ("steps", "variance"):
+        assert ours[name].default == theirs[name].default

@@ -137,6 +137,7 @@ def test_the_defaults_are_those_of_evaluate() -> None:
         ({"batch": 6}, "batch: 6 trajectories do not divide among the 4 optimizer steps"),
         ({"n": 99}, "--n: 99 .*100 or more"),
         ({"steps": 1}, "--steps: 1 .*2 or more"),
+        ({"variance": "ddim"}, "--variance: no variance 'ddim'; choose one of analytic, posterior"),
         ({"steps": 1001}, "steps: 1001; the laboratory's schedule has 1000"),
     ],
 )
@@ -166,12 +167,12 @@ def test_a_cell_holds_what_evaluate_says_and_what_it_was_made_with(done: Study) 
     assert (samples.shape, samples.dtype) == ((100, 2), torch.float32)
 
 
-def test_steps_are_those_of_the_sampler_that_is_trained(tmp_path: Path) -> None:
-    (found,), _, _ = run(study_in(tmp_path, problems=("unequal",), steps=3))
-    problem = replace(named_problem("unequal"), steps=3)
+def test_steps_and_variance_are_those_of_the_sampler_that_is_trained(tmp_path: Path) -> None:
+    (found,), _, _ = run(study_in(tmp_path, problems=("unequal",), steps=3, variance="posterior"))
+    problem = replace(named_problem("unequal"), steps=3, variance="posterior")
     expected = evaluate(problem, "terminal", updates=2, batch=8, seed=0, n=100)
     assert found == {**expected.row(), "seconds": found["seconds"]}
-    assert found["steps"] == 3
+    assert (found["steps"], found["variance"]) == (3, "posterior")
 
 
 def test_nothing_half_written_is_left(done: Study) -> None:
@@ -241,9 +242,10 @@ def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
         ({"batch": 12}, "batch: 8 there, 12 here"),
         ({"n": 101}, "n: 100 there, 101 here"),
         ({"steps": 10}, "steps: 50 there, 10 here"),
+        ({"variance": "posterior"}, "variance: analytic there, posterior here"),
     ],
 )
-def test_other_numbers_are_refused(done: Study, changes: dict[str, int], words: str) -> None:
+def test_other_numbers_are_refused(done: Study, changes: dict[str, Any], words: str) -> None:
     before = contents(done.out)
     with pytest.raises(UserError, match=rf"--out: .*terminal .*\({words}\).*--overwrite"):
         plan(replace(done, **changes))

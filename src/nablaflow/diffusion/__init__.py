@@ -21,6 +21,7 @@ from nablaflow.diffusion.trajectory import (
     trajectory_noise,
 )
 from nablaflow.diffusion.transitions import draw_transitions, strata_count
+from nablaflow.diffusion.variance import Variance, check_variance, left_open, squared_errors
 
 __all__ = [
     "SAMPLERS",
@@ -28,11 +29,14 @@ __all__ = [
     "ReverseProcess",
     "Trajectories",
     "Transitions",
+    "Variance",
     "build_process",
+    "check_variance",
     "draw_transitions",
     "has_posterior_means",
     "jump_mean",
     "kernel_mean",
+    "left_open",
     "mean_per_score",
     "mean_per_x0",
     "noised_afresh",
@@ -42,6 +46,7 @@ __all__ = [
     "score",
     "score_of_next",
     "score_of_state",
+    "squared_errors",
     "strata_count",
     "trajectory_noise",
 ]

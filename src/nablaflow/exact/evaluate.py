@@ -37,6 +37,7 @@ class Result:
     Attributes:
         samples: (n, dim), of the trained policy, or of a reference that is not trained.
         steps: K, of the sampler.
+        variance: of the sampler's kernels.
         updates: 0 for such a one.
         energy_distance: squared energy distance to the exact tilt, over all pairs; mean over
             `TARGETS` exact sets.
@@ -56,6 +57,7 @@ class Result:
     method: str
     seed: int
     steps: int
+    variance: str
     updates: int
     batch: int
     n: int
@@ -123,6 +125,7 @@ def evaluate(
         method=label,
         seed=seed,
         steps=problem.steps,
+        variance=problem.variance,
         updates=updates,
         batch=batch,
         n=n,

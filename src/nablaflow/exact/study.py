@@ -16,6 +16,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nablaflow.diffusion import check_variance
 from nablaflow.errors import UserError
 from nablaflow.exact.catalog import PROBLEMS, named_problem
 from nablaflow.exact.contenders import CONTENDERS, DEFAULT, PUBLISHED, contender
@@ -60,7 +61,7 @@ class Study:
     Attributes:
         seeds: how many: 0, 1, ...
         updates, batch, n: of each training, as in `evaluate`.
-        steps: of the sampler, on every problem.
+        steps, variance: of the sampler, on every problem.
         out: folder; a finished cell is ``<problem>/<method>/seed-<s>.json`` in it, with its samples
             as ``.safetensors`` beside.
 
@@ -76,9 +77,11 @@ class Study:
     batch: int = 256
     n: int = 8000
     steps: int = STEPS
+    variance: str = "analytic"
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 2)
+        check_variance(self.variance, "--variance")
         for problem in self.problems:
             self._problem(problem)
         for method in self.methods:
@@ -135,6 +138,7 @@ class Study:
             "batch": self.batch,
             "n": self.n,
             "steps": self.steps,
+            "variance": self.variance,
             "method": found.method(problem.beta).model_dump_named(),
             "training": found.settings.model_dump(mode="json"),
         }
@@ -177,7 +181,7 @@ class Study:
             self._store(cell, result)
 
     def _problem(self, name: str) -> Problem:
-        return _problem(name, self.steps)
+        return _problem(name, self.steps, self.variance)
 
     def _path(self, cell: Cell) -> Path:
         return self.out / cell.problem / cell.method / f"seed-{cell.seed}.json"
@@ -217,9 +221,9 @@ class Study:
 
 
 @cache
-def _problem(name: str, steps: int) -> Problem:
+def _problem(name: str, steps: int, variance: str) -> Problem:
     """With what it has found out about itself, which takes seconds for some."""
-    return replace(named_problem(name), steps=steps)
+    return replace(named_problem(name), steps=steps, variance=variance)
 
 
 def _chosen(

@@ -32,6 +32,7 @@ from nablaflow.training.checkpoint import (
 )
 from nablaflow.training.config import Config
 from nablaflow.training.guard import Guard, as_record
+from nablaflow.training.kernels import GROUP, kernel_state
 from nablaflow.training.objective import Objective
 from nablaflow.training.rollout import Rollout
 from nablaflow.training.stepper import Record, Stepper
@@ -298,6 +299,8 @@ class Trainer:
                 tensors[name] = {k: value.clone() for k, value in network.state_dict().items()}
         if self.average is not None:
             tensors["policy_average"] = self.average.values
+        if kernels := kernel_state(self.model):
+            tensors[GROUP] = kernels
         state = {
             "guard": self.guard and self.guard.state(),
             "reward": memory(self.reward),
