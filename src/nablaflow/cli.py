@@ -124,7 +124,11 @@ def sample(
 @app.command()
 def exact(
     problem: Annotated[
-        list[str] | None, typer.Option(help="again for more; default: all of them")
+        list[str] | None,
+        typer.Option(help="again for more, all, or random-7; default: all, or the random ones"),
+    ] = None,
+    random: Annotated[
+        int | None, typer.Option(metavar="N", help="random problems besides, 0 to N - 1")
     ] = None,
     method: Annotated[
         list[str] | None,
@@ -134,6 +138,10 @@ def exact(
     updates: Annotated[int, typer.Option(help="of each training")] = 300,
     batch: Annotated[int, typer.Option(help="trajectories of an update")] = 256,
     n: Annotated[int, typer.Option("--n", help="samples that are compared")] = 8000,
+    steps: Annotated[int, typer.Option(metavar="K", help="of the sampler")] = 50,
+    variance: Annotated[
+        str, typer.Option(help="of the sampler's kernels: analytic, or posterior as images have")
+    ] = "analytic",
     out: Annotated[Path, typer.Option(help="folder for figures and samples")] = Path("runs/exact"),
     workers: Annotated[int | None, typer.Option(help="processes; default: one a core")] = None,
     overwrite: Annotated[
@@ -156,9 +164,8 @@ def exact(
         from nablaflow.report.exact_plot import write_plots
         from nablaflow.report.exact_table import exact_table
 
-        study = Study.named(
-            problem or [], method or [], out, seeds=seeds, updates=updates, batch=batch, n=n
-        )
+        numbers = {"seeds": seeds, "updates": updates, "batch": batch, "n": n, "steps": steps}
+        study = Study.named(problem or [], method or [], out, random, variance=variance, **numbers)
         rows = _under_a_bar(plan(study, workers=workers, overwrite=overwrite))
         pictures = write_plots(out, rows, study.samples) if plot else []
         if as_json:

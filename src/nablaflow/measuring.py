@@ -59,7 +59,7 @@ def evaluate_run(
     if not found:
         raise UserError(f"{folder} has no checkpoint yet; train it first")
     with fresh_accelerator():
-        parts = prepare(config, folder)
+        parts = prepare(config, folder, checkpoint=found[-1])
         n = config.evaluation.n
         plan = Plan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
         with progress_display(console or Console(stderr=True)) as progress:

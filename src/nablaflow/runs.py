@@ -141,7 +141,8 @@ def run(
     folder = config.output_dir
     check_run(config, resume=resume, overwrite=overwrite)
     with fresh_accelerator():
-        parts = prepare(config, folder, reward)
+        found = list_checkpoints(folder) if resume else []
+        parts = prepare(config, folder, reward, found[-1] if found else None)
         if not resume:
             _begin(parts, console)  # before the folder: it may refuse
         if parts.accelerator.is_main_process:

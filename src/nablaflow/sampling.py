@@ -18,6 +18,7 @@ from nablaflow.report.pictures import grid, to_picture
 from nablaflow.training.bank import sample_states, spread
 from nablaflow.training.checkpoint import list_checkpoints, load_policy_state
 from nablaflow.training.config import Config
+from nablaflow.training.kernels import load_kernels
 from nablaflow.training.overrides import load_config
 from nablaflow.training.prompts import load_prompts
 from nablaflow.training.run_folder import CONFIG
@@ -39,6 +40,8 @@ def load_policy(run: Path) -> tuple[PipelineModel, Config]:
     pipeline = load_pipeline(model_source(config))
     model = load_model(pipeline, config.sampler, config.adapter, best_device())
     load_policy_state(model.network, found[-1], config.model)
+    if config.sampler.variance == "analytic":
+        load_kernels(model, found[-1])
     return model, config
 
 

@@ -14,7 +14,7 @@ import torch
 from click.testing import Result
 
 from nablaflow import cli as program
-from nablaflow.exact import evaluate, study
+from nablaflow.exact import Problem, evaluate, study
 
 Cli = Callable[..., Result]
 TINY = ("--updates", 2, "--batch", 8, "--n", 100, "--workers", 1)
@@ -70,6 +70,29 @@ def test_json_has_a_row_for_each_cell_in_the_order_asked_for(cli: Cli, here: Pat
     assert rows(cli("exact", *many, *TINY, "--json")) == found
 
 
+def test_random_problems_are_named_by_their_numbers(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nablaflow.exact.process.MOMENT_SAMPLES", 100)
+    two = ("--random", 2, "--method", "terminal", *TINY)
+    found = rows(cli("exact", *two, "--json"))
+    assert [row["problem"] for row in found] == ["random-0", "random-1"]
+    result = cli("exact", *two)
+    assert result.exit_code == 0, result.stderr
+    assert "2 random" in result.stdout
+    assert "worst" in result.stdout
+    alone = cli("exact", "--problem", "random-1", "--method", "terminal", *TINY, "--json")
+    assert rows(alone) == found[1:]
+
+
+def test_steps_stand_in_the_rows_and_are_not_mixed(cli: Cli, here: Path) -> None:
+    (few,) = rows(cli(*ONE, "--steps", 4, "--variance", "posterior", "--json"))
+    assert (few["steps"], few["variance"]) == (4, "posterior")
+    result = cli(*ONE, "--json")
+    assert one_line(result, 2) == result.stderr.strip()
+    assert "steps: 4 there, 50 here" in result.stderr
+
+
 def test_the_table_and_the_pictures(cli: Cli, here: Path) -> None:
     result = cli(*ONE, "--out", "found", "--plot")
     assert result.exit_code == 0, result.stderr
@@ -121,6 +144,9 @@ def test_other_settings_are_refused_and_overwritten_when_asked(cli: Cli, here: P
     [
         (("--problem", "rign"), ["--problem", "'rign'", "ring?"]),
         (("--method", "nabla-dt"), ["--method", "'nabla-dt'", "nabla-td?"]),
+        (("--problem", "random"), ["--problem", "'random'", "random-0"]),
+        (("--random", 0), ["--random", "1 or more"]),
+        (("--variance", "posteriro"), ["--variance", "'posteriro'", "posterior?"]),
         (("--seeds", 0), ["--seeds", "1 or more"]),
         (("--updates", -1), ["--updates", "0 or more"]),
         (("--n", 10), ["--n", "100 or more"]),
@@ -140,4 +166,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(
 def test_the_defaults_are_those_of_evaluate() -> None:
     ours, theirs = (inspect.signature(f).parameters for f in (program.exact, evaluate))
     for name in ("updates", "batch", "n"):
+        assert ours[name].default == theirs[name].default
+    theirs = inspect.signature(Problem).parameters
+    for name in ("steps", "variance"):
         assert ours[name].default == theirs[name].default

@@ -106,6 +106,10 @@ def test_the_tilt_in_many_dimensions_is_normalised() -> None:
         ({"steps": -3}, r"steps: -3; a sampler has at least 2"),
         ({"beta": -0.5}, r"beta: -0\.5; give a finite tilt of at least 0"),
         ({"beta": math.inf}, r"beta: inf; give a finite tilt of at least 0"),
+        (
+            {"variance": "analytical"},
+            r"variance: no variance 'analytical'; did you mean analytic\?",
+        ),
         ({"beta": math.nan}, r"beta: nan; give a finite tilt of at least 0"),
         ({"reward": LinearReward([1.0])}, r"reward: of dimension 1, the prior is of dimension 2.*"),
         (

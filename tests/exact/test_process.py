@@ -14,7 +14,6 @@ from nablaflow.exact.process import (
     MOMENT_SAMPLES,
     TIMESTEPS,
     exact_process,
-    posterior_variance,
 )
 from nablaflow.models import Condition
 
@@ -43,32 +42,34 @@ def test_noise_levels_follow_a_logistic_distribution_from_clean_to_noise() -> No
     )
 
 
-@pytest.mark.parametrize("prior", [NORMAL, SKEWED], ids=["round", "skewed"])
-@pytest.mark.parametrize("alpha_bar", [1e-5, 0.003, 0.1, 0.5, 0.9, 0.999])
-def test_the_posterior_variance_of_a_normal(prior: GaussianMixture, alpha_bar: float) -> None:
-    """(S^-1 + a / (1 - a))^-1, mean over the coordinates."""
-    snr = alpha_bar / (1 - alpha_bar) * torch.eye(2, dtype=torch.float64)
-    covariance = (prior.covariances[0].inverse() + snr).inverse()
-    expected = float(covariance.trace()) / 2
-    generator = torch.Generator().manual_seed(1)
-    level = torch.tensor(alpha_bar, dtype=torch.float64)
-    found = posterior_variance(prior, level, generator)
-    assert found == pytest.approx(expected, rel=4 * (2 / MOMENT_SAMPLES) ** 0.5)
+@pytest.mark.parametrize("steps", [3, 10])
+def test_analytic_variances_are_those_of_the_next_state_by_quadrature(steps: int) -> None:
+    """E Var(x_{k-1} | x_k) of the noising process, with no kernel's formula in it."""
+    process = exact_process(LINE, steps)
+    grid = torch.linspace(-6, 6, 2401, dtype=torch.float64)
+    for k in range(2, steps + 1):
+        here, following = process.alpha_bar.double()[[k, k - 1]].tolist()
+        before = LINE.log_prob(grid[:, None], following)
+        kept = here / following
+        noising = torch.distributions.Normal(kept**0.5 * grid, (1 - kept) ** 0.5)
+        joint = before + noising.log_prob(grid[::4, None])
+        posterior, marginal = joint.softmax(1), joint.logsumexp(1).softmax(0)
+        mean = posterior @ grid
+        expected = float(marginal @ (posterior @ grid.square() - mean.square()))
+        tolerance = 4 * (2 / MOMENT_SAMPLES) ** 0.5
+        assert float(process.sigma[k]) ** 2 == pytest.approx(expected, rel=tolerance)
 
 
-@pytest.mark.parametrize("alpha_bar", [0.05, 0.5, 0.9])
-def test_the_posterior_variance_of_a_mixture_by_quadrature(alpha_bar: float) -> None:
-    grid = torch.linspace(-5, 5, 2001, dtype=torch.float64)
-    prior = LINE.log_prob(grid[:, None])
-    x = torch.linspace(-6, 6, 1201, dtype=torch.float64)
-    likelihood = torch.distributions.Normal(alpha_bar**0.5 * grid, (1 - alpha_bar) ** 0.5)
-    joint = prior + likelihood.log_prob(x[:, None])
-    posterior, marginal = joint.softmax(1), joint.logsumexp(1).softmax(0)
-    mean = posterior @ grid
-    expected = float(marginal @ (posterior @ grid.square() - mean.square()))
-    level = torch.tensor(alpha_bar, dtype=torch.float64)
-    found = posterior_variance(LINE, level, torch.Generator().manual_seed(1))
-    assert found == pytest.approx(expected, rel=4 * (2 / MOMENT_SAMPLES) ** 0.5)
+@pytest.mark.parametrize("steps", [3, 10])
+def test_posterior_variances_are_those_of_ddim_with_the_images_floor(steps: int) -> None:
+    process = exact_process(SKEWED, steps, "posterior")
+    here, following = process.alpha_bar.double()[1:], process.alpha_bar.double()[:-1]
+    expected = ((1 - following) / (1 - here) * (1 - here / following)).sqrt().clamp_min(0.01)
+    torch.testing.assert_close(process.sigma[1:].double(), expected, rtol=1e-3, atol=0)
+    wide = exact_process(SKEWED, steps)
+    assert torch.equal(process.alpha_bar, wide.alpha_bar)
+    assert torch.equal(process.from_x0, wide.from_x0)
+    assert (wide.sigma[1:] > process.sigma[1:]).all()
 
 
 @pytest.mark.parametrize("steps", [2, 5, 20])

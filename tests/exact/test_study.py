@@ -104,6 +104,21 @@ def test_names_may_be_left_out_said_twice_or_be_all(tmp_path: Path) -> None:
     assert Study.named(["grid", "ring", "grid"], [], tmp_path).problems == ("grid", "ring")
 
 
+def test_random_problems_are_alone_or_beside_named_ones(tmp_path: Path) -> None:
+    two = ("random-0", "random-1")
+    assert Study.named([], [], tmp_path, random=2).problems == two
+    assert Study.named(["ring", "random-1"], [], tmp_path, random=2).problems == (
+        "ring",
+        "random-1",
+        "random-0",
+    )
+    assert Study.named(["all"], [], tmp_path, random=2).problems == (*PROBLEMS, *two)
+    assert Study.named(["random-7"], [], tmp_path).problems == ("random-7",)
+    for none in (0, -1):
+        with pytest.raises(UserError, match=rf"^--random: {none} is too few; use 1 or more$"):
+            Study.named([], [], tmp_path, random=none)
+
+
 def test_the_defaults_are_those_of_evaluate() -> None:
     ours = {part.name: part.default for part in fields(Study)}
     theirs = inspect.signature(evaluate).parameters
@@ -121,6 +136,9 @@ def test_the_defaults_are_those_of_evaluate() -> None:
         ({"batch": 0}, "--batch: 0"),
         ({"batch": 6}, "batch: 6 trajectories do not divide among the 4 optimizer steps"),
         ({"n": 99}, "--n: 99 .*100 or more"),
+        ({"steps": 1}, "--steps: 1 .*2 or more"),
+        ({"variance": "ddim"}, "--variance: no variance 'ddim'; choose one of analytic, posterior"),
+        ({"steps": 1001}, "steps: 1001; the laboratory's schedule has 1000"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_done(
@@ -147,6 +165,14 @@ def test_a_cell_holds_what_evaluate_says_and_what_it_was_made_with(done: Study) 
     torch.testing.assert_close(done.samples(cell), expected.samples.float())
     (samples,) = load_file((done.out / BUMPS).with_suffix(".safetensors")).values()
     assert (samples.shape, samples.dtype) == ((100, 2), torch.float32)
+
+
+def test_steps_and_variance_are_those_of_the_sampler_that_is_trained(tmp_path: Path) -> None:
+    (found,), _, _ = run(study_in(tmp_path, problems=("unequal",), steps=3, variance="posterior"))
+    problem = replace(named_problem("unequal"), steps=3, variance="posterior")
+    expected = evaluate(problem, "terminal", updates=2, batch=8, seed=0, n=100)
+    assert found == {**expected.row(), "seconds": found["seconds"]}
+    assert (found["steps"], found["variance"]) == (3, "posterior")
 
 
 def test_nothing_half_written_is_left(done: Study) -> None:
@@ -215,9 +241,11 @@ def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
         ({"updates": 3}, "updates: 2 there, 3 here"),
         ({"batch": 12}, "batch: 8 there, 12 here"),
         ({"n": 101}, "n: 100 there, 101 here"),
+        ({"steps": 10}, "steps: 50 there, 10 here"),
+        ({"variance": "posterior"}, "variance: analytic there, posterior here"),
     ],
 )
-def test_other_numbers_are_refused(done: Study, changes: dict[str, int], words: str) -> None:
+def test_other_numbers_are_refused(done: Study, changes: dict[str, Any], words: str) -> None:
     before = contents(done.out)
     with pytest.raises(UserError, match=rf"--out: .*terminal .*\({words}\).*--overwrite"):
         plan(replace(done, **changes))

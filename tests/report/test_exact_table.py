@@ -55,6 +55,21 @@ def test_every_figure_stands_beside_what_exact_samples_have() -> None:
     assert "least" not in text
 
 
+def test_random_problems_have_a_median_and_a_worst_of_what_can_be_compared() -> None:
+    """A distance or a reward of one problem says nothing beside another's."""
+    rows = [
+        row(problem=f"random-{number}", energy_distance=distance, seconds=seconds)
+        for number, (distance, seconds) in enumerate([(0.001, 9.0), (0.01, 30.0), (0.002, 50.0)])
+    ]
+    lines = [line.split() for line in printed([ROW, *rows]).splitlines()]
+    family = lines.index(["3", "random"])
+    dash = MISSING
+    assert lines[family + 1][1:] == [dash, "4.00", dash, "0.062", dash, dash, "12.3", "30"]
+    assert lines[family + 2][1:] == [dash, "20.0", dash, "0.062", dash, dash, "12.3", "50"]
+    assert "random" not in printed([ROW, ROW])
+    assert "1 random" not in printed(rows[:1])
+
+
 def test_seeds_are_a_median_and_a_range() -> None:
     rows = [row(seed=s, energy_distance=e) for s, e in enumerate((0.001, 0.006, 0.002))]
     text = printed(rows)

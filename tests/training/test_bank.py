@@ -41,6 +41,7 @@ CHANGES: list[dict[str, Any]] = [
     {"sampler": SamplerSettings(negative_prompt="a star")},
     {"sampler": SamplerSettings(sigma_floor=0.02)},
     {"process": build_process(TRAILING, "ddim", 20, 1.0, 0.01)},
+    {"process": build_process(STABLE_DIFFUSION, "ddim", 20, 1.0, 0.01, torch.full((21,), 0.1))},
 ]
 
 

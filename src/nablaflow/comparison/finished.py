@@ -42,7 +42,7 @@ def compare_runs(
     gauge, cells = None, []
     for folder, config, label in zip(folders, configs, _labels(folders, configs), strict=True):
         with fresh_accelerator():
-            parts = prepare(config, folder)
+            parts = prepare(config, folder, checkpoint=list_checkpoints(folder)[-1])
             gauge = gauge or _gauge(parts, configs[0], held_out, out, progress)
             cells.append(_measure(parts, folder, label, gauge, progress))
     assert gauge is not None

@@ -22,6 +22,7 @@ from nablaflow.diffusion.trajectory import (
 )
 from nablaflow.diffusion.transitions import draw_transitions, strata_count
 from nablaflow.diffusion.value_step import Step, ValueStep, check_step, value_step
+from nablaflow.diffusion.variance import Variance, check_variance, left_open, squared_errors
 
 __all__ = [
     "SAMPLERS",
@@ -31,12 +32,15 @@ __all__ = [
     "Trajectories",
     "Transitions",
     "ValueStep",
+    "Variance",
     "build_process",
     "check_step",
+    "check_variance",
     "draw_transitions",
     "has_posterior_means",
     "jump_mean",
     "kernel_mean",
+    "left_open",
     "mean_per_score",
     "mean_per_x0",
     "noised_afresh",
@@ -46,6 +50,7 @@ __all__ = [
     "score",
     "score_of_next",
     "score_of_state",
+    "squared_errors",
     "strata_count",
     "trajectory_noise",
     "value_step",

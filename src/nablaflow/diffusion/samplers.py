@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from jaxtyping import Float
 from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.diffusion.variance import widened
 from nablaflow.errors import UserError, nearest
 
 
@@ -160,7 +162,12 @@ SAMPLERS: dict[str, Callable[[Mapping[str, Any], int, float], ReverseProcess]] =
 
 
 def build_process(
-    config: Mapping[str, Any], name: str, steps: int, eta: float, sigma_floor: float
+    config: Mapping[str, Any],
+    name: str,
+    steps: int,
+    eta: float,
+    sigma_floor: float,
+    left_open: Float[Tensor, "levels"] | None = None,
 ) -> ReverseProcess:
     """The sampler called ``name`` on a diffusers scheduler's configuration.
 
@@ -169,6 +176,8 @@ def build_process(
         steps: K, at least 2.
         eta: in (0, 1], DDIM's share of DDPM's noise. At 0 there is no kernel to align.
         sigma_floor: least standard deviation of the last kernel, see the module.
+        left_open: variance of x_0 given x_k, by k, which the kernels are to have besides, see
+            `nablaflow.diffusion.variance`; None: they have the sampler's own alone.
 
     Raises:
         UserError: for an unknown sampler, or one that the configuration does not allow.
@@ -181,6 +190,13 @@ def build_process(
     if config.get("thresholding"):
         raise UserError("model: dynamic thresholding has no Gaussian kernel; turn it off")
     process = SAMPLERS[name](config, steps, eta)
+    if left_open is not None:
+        if name == "ddpm" and str(config.get("variance_type")).startswith("fixed_large"):
+            raise UserError(
+                "sampler.variance: the model's scheduler has fixed_large variances, to which "
+                "analytic has nothing to add; use sampler.name=ddim, or sampler.variance=posterior"
+            )
+        process = widened(process, left_open)
     last = torch.arange(steps + 1) == 1
     sigma = torch.where(last, process.sigma.clamp_min(sigma_floor), process.sigma)
     return replace(process, sigma=sigma)

@@ -11,6 +11,7 @@ from torch import Tensor
 from nablaflow.errors import UserError, nearest
 from nablaflow.exact.mixture import GaussianMixture
 from nablaflow.exact.problem import Problem
+from nablaflow.exact.random_problems import random_number, random_problem
 from nablaflow.exact.rewards import BumpReward, LinearReward, QuadraticReward
 
 
@@ -85,11 +86,16 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 
 
 def named_problem(name: str) -> Problem:
-    """A problem of the list.
+    """A problem of the list, or ``random-<number>``.
 
     Raises:
         UserError: there is none of the name.
     """
+    number = random_number(name)
+    if number is not None:
+        return random_problem(number)
+    if name.startswith("random"):
+        raise UserError(f"--problem: no problem {name!r}; random ones are random-0, random-1, ...")
     if name not in PROBLEMS:
         raise UserError(f"--problem: no problem {name!r}; {nearest(name, PROBLEMS)}")
     return PROBLEMS[name]()

@@ -36,6 +36,8 @@ class Result:
 
     Attributes:
         samples: (n, dim), of the trained policy, or of a reference that is not trained.
+        steps: K, of the sampler.
+        variance: of the sampler's kernels.
         updates: 0 for such a one.
         energy_distance: squared energy distance to the exact tilt, over all pairs; mean over
             `TARGETS` exact sets.
@@ -54,6 +56,8 @@ class Result:
     problem: str
     method: str
     seed: int
+    steps: int
+    variance: str
     updates: int
     batch: int
     n: int
@@ -120,6 +124,8 @@ def evaluate(
         problem=problem.name,
         method=label,
         seed=seed,
+        steps=problem.steps,
+        variance=problem.variance,
         updates=updates,
         batch=batch,
         n=n,

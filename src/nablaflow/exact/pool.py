@@ -18,6 +18,7 @@ import torch
 
 from nablaflow.errors import TrainingStopped
 from nablaflow.exact.study import Cell, Row, Study, at_least, unwritable_is_the_users
+from nablaflow.training.allocator import keep_freed_memory
 
 REFRESH = 0.2  # seconds between two looks at how far the workers are
 
@@ -129,6 +130,7 @@ def _one_thread() -> Iterator[None]:
     """As a worker has: a figure must not depend on how many of them there were."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    keep_freed_memory()
     try:
         yield
     finally:
@@ -167,6 +169,7 @@ def _start_worker(counter: Any) -> None:
     global _counter
     _counter = counter
     torch.set_num_threads(1)
+    keep_freed_memory()
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nablaflow.diffusion import ReverseProcess
+from nablaflow.diffusion import ReverseProcess, check_variance
 from nablaflow.errors import UserError
 from nablaflow.exact.mixture import GaussianMixture, Points
 from nablaflow.exact.process import TIMESTEPS, exact_process
@@ -17,6 +17,7 @@ from nablaflow.exact.rewards import ExactReward, check_dimension
 from nablaflow.rewards import NamedReward
 
 REFERENCE_SAMPLES = 200_000
+STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,19 @@ class Problem:
         beta: the tilt.
         steps: K, of the sampler.
         name: for tables.
+        variance: of the sampler's kernels, see `nablaflow.diffusion.variance`.
 
     Raises:
-        UserError: the tilt cannot be normalised, dimensions disagree, fewer than 2 steps, or more
-            than the schedule has.
+        UserError: the tilt cannot be normalised, dimensions disagree, fewer than 2 steps, more
+            than the schedule has, or a variance that is none.
     """
 
     prior: GaussianMixture
     reward: ExactReward
     beta: float
-    steps: int = 50
+    steps: int = STEPS
     name: str = "problem"
+    variance: str = "analytic"
 
     def __post_init__(self) -> None:
         if self.steps < 2:
@@ -46,6 +49,7 @@ class Problem:
             raise UserError(f"steps: {self.steps}; the laboratory's schedule has {TIMESTEPS}")
         if not 0 <= self.beta < float("inf"):
             raise UserError(f"beta: {self.beta:g}; give a finite tilt of at least 0")
+        check_variance(self.variance, "variance")
         check_dimension(self.reward, self.prior)
         _ = self.target  # refuse now what has no tilt
 
@@ -56,7 +60,7 @@ class Problem:
 
     @cached_property
     def process(self) -> ReverseProcess:
-        return exact_process(self.prior.standardized(), self.steps)
+        return exact_process(self.prior.standardized(), self.steps, self.variance)
 
     @property
     def modes(self) -> GaussianMixture:

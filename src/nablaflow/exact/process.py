@@ -1,25 +1,31 @@
-"""The laboratory's sampler: so little discretisation error that what is left is the method's.
+"""The laboratory's sampler: DDIM's kernels with eta 1, at noise levels where mixtures decide.
 
-Noise levels lie where mixtures decide. The log of signal over noise follows a logistic
-distribution of scale 1.5 about 0, so that the steps are small between pure noise and near clean
-states, and x_K remembers nothing of x_0 (alpha_bar_K of 1e-5), which the tilt needs. The kernels
-are DDIM's with eta 1, but with the variance that is best for the prior (Analytic-DPM, arXiv
-2201.06503, theorem 1): what x_k leaves open of x_0 is part of it, which DDIM leaves out.
+The log of signal over noise follows a logistic distribution of scale 1.5 about 0, so that the steps
+are small between pure noise and near clean states, and x_K remembers nothing of x_0 (alpha_bar_K of
+1e-5), which the tilt needs. The kernels' variance is one of `nablaflow.diffusion.variance`, as an
+image model's is; with `analytic` the sampler's own error is below what 8,000 samples show with 50
+steps, and what is left is the method's.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from nablaflow.diffusion import ReverseProcess, build_process, mean_per_x0
+from nablaflow.diffusion import (
+    Prediction,
+    ReverseProcess,
+    build_process,
+    left_open,
+    predict_from,
+    squared_errors,
+)
 from nablaflow.exact.mixture import GaussianMixture
 
 TIMESTEPS = 1000
 LOG_SNR_SCALE = 1.5
 MOMENT_SAMPLES = 20_000
+SIGMA_FLOOR = 0.01  # as image models have by default; q(x_0 | x_1, x_0) has no variance
 
 
 def _alpha_bar() -> Tensor:
@@ -42,32 +48,27 @@ def schedule() -> dict[str, object]:
     }
 
 
-def exact_process(prior: GaussianMixture, steps: int) -> ReverseProcess:
+def exact_process(prior: GaussianMixture, steps: int, variance: str = "analytic") -> ReverseProcess:
     """The sampler for a prior of mean 0 and scale 1.
 
     Raises:
         UserError: more steps than the schedule's 1,000.
     """
-    process = build_process(schedule(), "ddim", steps, 1.0, sigma_floor=1e-6)
-    alpha_bar = process.alpha_bar.double()
-    open_, generator = torch.zeros(steps + 1), torch.Generator().manual_seed(0)
-    for k in range(1, steps + 1):
-        open_[k] = posterior_variance(prior, alpha_bar[k], generator)
-    per_x0 = mean_per_x0(process)
-    variance = process.sigma.double().square() + per_x0.square() * open_
-    return replace(process, sigma=variance.sqrt().float())
+    process = build_process(schedule(), "ddim", steps, 1.0, SIGMA_FLOOR)
+    if variance == "posterior":
+        return process
+    open_ = left_open(process, _errors(prior, process))
+    return build_process(schedule(), "ddim", steps, 1.0, SIGMA_FLOOR, open_)
 
 
-def posterior_variance(
-    prior: GaussianMixture, alpha_bar: Tensor, generator: torch.Generator
-) -> float:
-    """Mean variance of a coordinate of x_0 given x_k, by `MOMENT_SAMPLES` noised points.
+def _errors(prior: GaussianMixture, process: ReverseProcess) -> Tensor:
+    """Of the exact posterior mean, by `MOMENT_SAMPLES` points of the prior at every level."""
+    generator = torch.Generator().manual_seed(0)
+    x0 = prior.sample(MOMENT_SAMPLES, generator).reshape(-1, 1, 1, prior.dim)
 
-    It is E|x_0 - x0_hat|^2 / dim, of the same relative error at every level. By E|score|^2 alone
-    (Tweedie's second formula) the error would be multiplied by (1 - a) / a: 1e5 at pure noise.
-    """
-    clean = prior.sample(MOMENT_SAMPLES, generator)
-    noise = torch.randn(clean.shape, dtype=clean.dtype, generator=generator)
-    x = alpha_bar.sqrt() * clean + (1.0 - alpha_bar).sqrt() * noise
-    x0_hat = (x + (1.0 - alpha_bar) * prior.score(x, alpha_bar.item())) / alpha_bar.sqrt()
-    return (clean - x0_hat).square().mean().item()
+    def predict(x: Tensor, k: Tensor) -> Prediction:
+        alpha_bar = process.alpha_bar.double()[k[0]]
+        score = prior.score(x.flatten(1), alpha_bar.item()).reshape(x.shape)
+        return predict_from(-(1.0 - alpha_bar).sqrt() * score, x, alpha_bar, "epsilon")
+
+    return squared_errors(process, x0, predict, generator)

@@ -76,6 +76,28 @@ class QuadraticReward:
         The precision becomes P = S^-1 + beta A, the mean P^-1 (S^-1 m + beta b), and the weight is
         multiplied by |S P|^-1/2 exp of half the difference of the squared norms.
         """
+        means, covariances, log_weights = self._components(prior, beta)
+        return GaussianMixture(means, covariances, log_weights.softmax(0))
+
+    def log_normaliser(self, prior: GaussianMixture, beta: float) -> float:
+        """Log of E exp(beta r) under the prior.
+
+        Raises:
+            UserError: it is infinite, or the dimensions disagree.
+        """
+        return self._components(prior, beta)[2].logsumexp(0).item()
+
+    def largest_beta(self, prior: GaussianMixture) -> float:
+        """Every tilt from 0 to below it can be normalised; infinite where all of them can."""
+        check_dimension(self, prior)
+        return self._limit(torch.linalg.inv(prior.covariances), 1.0)
+
+    def _components(self, prior: GaussianMixture, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Means and covariances of the tilted components, and logs of their unnormalised weights.
+
+        Raises:
+            UserError: one of them has no density, or the dimensions disagree.
+        """
         check_dimension(self, prior)
         precision = torch.linalg.inv(prior.covariances)
         tilted = precision + beta * self.A
@@ -95,14 +117,16 @@ class QuadraticReward:
             + 0.5 * ((pull + beta * self.b) * means).sum(1)
             - 0.5 * (pull * prior.means).sum(1)
         )
-        covariances = (covariances + covariances.mT) / 2
-        return GaussianMixture(means, covariances, log_weights.softmax(0))
+        return means, (covariances + covariances.mT) / 2, log_weights
+
+    def _limit(self, precision: Tensor, sign: float) -> float:
+        """Up to which size, on one side of 0, every S^-1 + beta A is positive definite."""
+        half = torch.linalg.inv(torch.linalg.cholesky(precision))
+        least = torch.linalg.eigvalsh(half @ (sign * self.A) @ half.mT).min().item()
+        return -1.0 / least if least < 0 else math.inf
 
     def _allowed(self, precision: Tensor, beta: float) -> str:
-        """Up to where, on the side of ``beta``, every S^-1 + beta A is positive definite."""
-        half = torch.linalg.inv(torch.linalg.cholesky(precision))
-        slopes = torch.linalg.eigvalsh(half @ self.A @ half.mT) * math.copysign(1.0, beta)
-        limit = -1.0 / slopes.min().item()
+        limit = self._limit(precision, math.copysign(1.0, beta))
         unit = 10.0 ** (math.floor(math.log10(limit)) - 2)
         limit = math.floor(limit / unit) * unit  # to nearest could name one that is refused
         return f"below {limit:.3g}" if beta > 0 else f"above {-limit:.3g}"

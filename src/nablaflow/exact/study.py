@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nablaflow.diffusion import check_variance
 from nablaflow.errors import UserError
 from nablaflow.exact.catalog import PROBLEMS, named_problem
 from nablaflow.exact.contenders import CONTENDERS, DEFAULT, PUBLISHED, contender
 from nablaflow.exact.evaluate import Result, check_batch, evaluate
+from nablaflow.exact.problem import STEPS, Problem
+from nablaflow.exact.random_problems import random_name
 from nablaflow.training.run_folder import write_whole
 
 ALL = "all"
@@ -58,6 +61,7 @@ class Study:
     Attributes:
         seeds: how many: 0, 1, ...
         updates, batch, n: of each training, as in `evaluate`.
+        steps, variance: of the sampler, on every problem.
         out: folder; a finished cell is ``<problem>/<method>/seed-<s>.json`` in it, with its samples
             as ``.safetensors`` beside.
 
@@ -72,10 +76,14 @@ class Study:
     updates: int = 300
     batch: int = 256
     n: int = 8000
+    steps: int = STEPS
+    variance: str = "analytic"
 
     def __post_init__(self) -> None:
+        at_least("steps", self.steps, 2)
+        check_variance(self.variance, "--variance")
         for problem in self.problems:
-            _problem(problem)
+            self._problem(problem)
         for method in self.methods:
             contender(method)
         for name, least in (("seeds", 1), ("updates", 0), ("batch", 1), ("n", 100)):
@@ -84,16 +92,32 @@ class Study:
             check_batch(found.method(1.0), self.batch, found.settings.steps_per_rollout)
 
     @staticmethod
-    def named(problems: Sequence[str], methods: Sequence[str], out: Path, **numbers: int) -> Study:
+    def named(
+        problems: Sequence[str],
+        methods: Sequence[str],
+        out: Path,
+        random: int | None = None,
+        **settings: Any,
+    ) -> Study:
         """By names as the command line has them: none for the default, ``all`` for the list.
 
-        The defaults are every problem, and the project's default method with the published form.
+        The defaults are every named problem, or the random ones where those are asked for, and the
+        project's default method with the published form.
+
+        Args:
+            random: so many random problems besides.
+
+        Raises:
+            UserError: a name that is none, or too small a number.
         """
+        if random is not None:
+            at_least("random", random, 1)
+            problems = [*problems, *map(random_name, range(random))]
         return Study(
             _chosen(problems, PROBLEMS, tuple(PROBLEMS)),
             _chosen(methods, CONTENDERS, (DEFAULT, PUBLISHED)),
             out,
-            **numbers,
+            **settings,
         )
 
     @property
@@ -108,12 +132,13 @@ class Study:
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """What decides a cell's figures, as plain data."""
-        problem, found = _problem(cell.problem), contender(cell.method)
+        problem, found = self._problem(cell.problem), contender(cell.method)
         return {
             "updates": self.updates,
             "batch": self.batch,
             "n": self.n,
-            "steps": problem.steps,
+            "steps": self.steps,
+            "variance": self.variance,
             "method": found.method(problem.beta).model_dump_named(),
             "training": found.settings.model_dump(mode="json"),
         }
@@ -144,7 +169,7 @@ class Study:
     def carry_out(self, cell: Cell, on_update: Callable[[], None]) -> None:
         """Train, measure, and store one cell."""
         result = evaluate(
-            _problem(cell.problem),
+            self._problem(cell.problem),
             cell.method,
             self.updates,
             self.batch,
@@ -154,6 +179,9 @@ class Study:
         )
         with unwritable_is_the_users(self.out):
             self._store(cell, result)
+
+    def _problem(self, name: str) -> Problem:
+        return _problem(name, self.steps, self.variance)
 
     def _path(self, cell: Cell) -> Path:
         return self.out / cell.problem / cell.method / f"seed-{cell.seed}.json"
@@ -193,17 +221,16 @@ class Study:
 
 
 @cache
-def _problem(name: str) -> Any:
+def _problem(name: str, steps: int, variance: str) -> Problem:
     """With what it has found out about itself, which takes seconds for some."""
-    return named_problem(name)
+    return replace(named_problem(name), steps=steps, variance=variance)
 
 
 def _chosen(
     names: Sequence[str], known: Mapping[str, Any], default: tuple[str, ...]
 ) -> tuple[str, ...]:
-    if ALL in names:
-        return tuple(known)
-    return tuple(dict.fromkeys(names)) or default
+    every = known if ALL in names else ()
+    return tuple(dict.fromkeys([*every, *(name for name in names if name != ALL)])) or default
 
 
 def at_least(name: str, value: int, least: int) -> None:

@@ -13,7 +13,7 @@ noise drowns the reward and the adjoint has hardly any. So a level decides which
 A tilt moves the mean of p(x_{k-1} | x_k) by c_k grad V_k(x_k) exactly, with c_k of
 `mean_per_score`, whereas a kernel of variance sigma_k^2 that follows grad V_{k-1}(x_{k-1}) is off
 by O(1 / K), and so is D_k at an x_k that the sampler came through: it is best noised afresh
-(`nablaflow.diffusion.noised_afresh`). The estimate is handed on as c_k / sigma_k^2 times grad V_k.
+(`nablaflow.diffusion.noised_afresh`). To the published step it is handed on times c_k / sigma_k^2.
 """
 
 from __future__ import annotations

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from jaxtyping import Float
+from torch import Tensor
 
+from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.samplers import build_process
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import Adapter, FullAdapter, LoraAdapter
@@ -60,9 +63,15 @@ def _tokens(unet: Any) -> int:
 
 
 class PipelineModel(DiffusionModel):
-    """A diffusers pipeline with a UNet; subclasses add conditioning and decoding."""
+    """A diffusers pipeline with a UNet; subclasses add conditioning and decoding.
+
+    Attributes:
+        left_open: variance of x_0 given x_k, by k, that the kernels have besides their own; None:
+            they have their own alone.
+    """
 
     pipeline: Any
+    left_open: Float[Tensor, "levels"] | None
 
     def __init__(
         self,
@@ -84,12 +93,28 @@ class PipelineModel(DiffusionModel):
             use_plain_attention(unet)
         self.adapter = make_adapter(unet, adapter)
         self.network = self.adapter.network
-        config = pipeline.scheduler.config
-        self.process = build_process(
-            config, sampler.name, sampler.steps, sampler.eta, sampler.sigma_floor
-        )
-        self.parameterization = config.get("prediction_type", "epsilon")
+        self._sampler = sampler
+        self.left_open = None
+        self.process = self._process(None)
+        self.parameterization = pipeline.scheduler.config.get("prediction_type", "epsilon")
         self.guidance_scale = sampler.guidance_scale
+
+    def _process(self, left_open: Tensor | None) -> ReverseProcess:
+        s = self._sampler
+        config = self.pipeline.scheduler.config
+        return build_process(config, s.name, s.steps, s.eta, s.sigma_floor, left_open)
+
+    def widen_kernels(self, left_open: Float[Tensor, "levels"]) -> None:
+        """Give reference and policy the kernels of ``sampler.variance: analytic``.
+
+        Args:
+            left_open: see `nablaflow.diffusion.variance`.
+
+        Raises:
+            UserError: the sampler has such kernels already.
+        """
+        self.process = self._process(left_open)
+        self.left_open = left_open
 
     def allow_second_derivatives(self) -> None:
         use_plain_attention(self.network)

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nablaflow.diffusion.variance import Variance
+
 
 class Settings(BaseModel):
     """Base of every group: unknown keys are errors, no silent conversion, values do not change."""
@@ -29,6 +31,10 @@ class SamplerSettings(Settings):
     negative_prompt: str = Field(default="", description="the other end of the guidance")
     sigma_floor: float = Field(
         default=0.01, gt=0, description="least standard deviation of the last reverse kernel"
+    )
+    variance: Variance = Field(
+        default="posterior",
+        description="of the kernels; analytic adds what x_k leaves open of x_0",
     )
 
 

@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from nablaflow.exact.random_problems import random_number
 from nablaflow.report.table import MISSING
 
 Row = Mapping[str, Any]
@@ -30,12 +31,14 @@ class Column:
         value: of a row; None where it is not known.
         exact: the same for exact samples.
         show: the figure as text.
+        across: it means the same on every problem.
     """
 
     heading: str
     value: Callable[[Row], float | None]
     exact: Callable[[Row], float | None]
     show: Callable[[float], str]
+    across: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def exact_table(rows: Sequence[Row]) -> Group:
         table.add_column(column.heading, justify="right", vertical="bottom", no_wrap=True)
     for problem, methods in groups(rows).items():
         _add_problem(table, problem, methods)
+    _add_family(table, [row for row in rows if random_number(row["problem"]) is not None])
     return Group(table, *(Text(f"\n{note}") for note in notes(rows)))
 
 
@@ -121,6 +125,20 @@ def _add_problem(table: Table, problem: str, methods: Mapping[str, Sequence[Row]
             table.add_row(Text("  most", "dim"), *_cells(found, "most", "dim"))
 
 
+def _add_family(table: Table, rows: Sequence[Row]) -> None:
+    """Median and worst over the random problems and their seeds, of what can be compared."""
+    problems, methods = len(groups(rows)), dict.fromkeys(row["method"] for row in rows)
+    if problems < 2:
+        return
+    table.add_section()
+    table.add_row(Text(f"{problems} random", "bold"), style="bold")
+    for method in methods:
+        own = [row for row in rows if row["method"] == method]
+        found = [spread(map(column.value, own)) if column.across else None for column in COLUMNS]
+        table.add_row(in_lines(method), *_cells(found, "median"))
+        table.add_row(Text("  worst", "dim"), *_cells(found, "most", "dim"))
+
+
 def _cells(spreads: Iterable[Spread | None], which: str, style: str = "") -> list[Text]:
     return [
         Text(MISSING if found is None else column.show(getattr(found, which)), style)
@@ -149,11 +167,11 @@ def _unknown(row: Row) -> None:
 
 COLUMNS = (
     Column("energy\ndistance", _key("energy_distance"), _key("floor"), significant),
-    Column("times\nfloor", over_floor, lambda row: 1.0, significant),
+    Column("times\nfloor", over_floor, lambda row: 1.0, significant, across=True),
     Column("sliced\nW2", _key("sliced_wasserstein"), _key("sliced_wasserstein_floor"), significant),
-    Column("weight\nerror", _key("mode_weight_error"), _unknown, _fixed(3)),
+    Column("weight\nerror", _key("mode_weight_error"), _unknown, _fixed(3), across=True),
     Column("mean\nreward", _key("reward_mean"), _key("target_reward_mean"), _fixed(3)),
     Column("log\ndet", _key("log_det"), _key("target_log_det"), _fixed(2)),
-    Column("passes\n(M)", _key("network_evaluations", 1e-6), _unknown, significant),
-    Column("time\n(s)", _key("seconds"), _unknown, _fixed(0)),
+    Column("passes\n(M)", _key("network_evaluations", 1e-6), _unknown, significant, across=True),
+    Column("time\n(s)", _key("seconds"), _unknown, _fixed(0), across=True),
 )

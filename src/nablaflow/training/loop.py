@@ -33,6 +33,7 @@ from nablaflow.training.checkpoint import (
 )
 from nablaflow.training.config import Config
 from nablaflow.training.guard import Guard, as_record
+from nablaflow.training.kernels import GROUP, kernel_state
 from nablaflow.training.objective import Objective
 from nablaflow.training.prompts import prompt_batch
 from nablaflow.training.rollout import Rollout, stream
@@ -343,6 +344,8 @@ class Trainer:
                 tensors[name] = {k: value.clone() for k, value in network.state_dict().items()}
         if self.average is not None:
             tensors["policy_average"] = self.average.values
+        if kernels := kernel_state(self.model):
+            tensors[GROUP] = kernels
         state = {
             "guard": self.guard and self.guard.state(),
             "reward": memory(self.reward),

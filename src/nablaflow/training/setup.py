@@ -28,6 +28,7 @@ from nablaflow.rewards import NamedReward, load, probe, require_gradient
 from nablaflow.training.allocator import keep_freed_memory
 from nablaflow.training.config import Config
 from nablaflow.training.guard import Guard
+from nablaflow.training.kernels import find_kernels, load_kernels
 from nablaflow.training.loop import Trainer
 from nablaflow.training.prompts import load_prompts, prompt_sets
 
@@ -223,11 +224,18 @@ def _held_out(
     return found
 
 
-def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Parts:
+def prepare(
+    config: Config,
+    run: Path,
+    reward: NamedReward | None = None,
+    checkpoint: Path | None = None,
+) -> Parts:
     """Load and check everything that the configuration names; writes nothing.
 
     Args:
         reward: in place of the configuration's.
+        checkpoint: of the run that is gone on with or measured, whose kernels are taken; None:
+            there is none, and analytic ones are estimated.
 
     Raises:
         UserError: whatever of it does not fit, with the remedy.
@@ -255,6 +263,8 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
     method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
     check_reward(method, reward, model, prompts)
+    if config.sampler.variance == "analytic":
+        _settle_kernels(config, model, prompts, checkpoint, shown=accelerator.is_main_process)
     if method.needs_second_derivatives:
         model.allow_second_derivatives()
     if config.training.gradient_checkpointing:
@@ -265,6 +275,20 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     return Parts(
         config, prompts, model, reward, mark, trainer, accelerator, evaluated=sets.evaluation
     )
+
+
+def _settle_kernels(
+    config: Config,
+    model: PipelineModel,
+    prompts: list[str],
+    checkpoint: Path | None,
+    *,
+    shown: bool,
+) -> None:
+    if checkpoint is None:
+        find_kernels(model, prompts, config.evaluation.batch, shown=shown)
+    else:
+        load_kernels(model, checkpoint)
 
 
 def _dtype(config: Config) -> torch.dtype:

@@ -1,0 +1,97 @@
+"""The kernels of ``sampler.variance: analytic``: found once, from the reference, and kept.
+
+What x_k leaves open of x_0 is found on samples of the reference itself, for the run's prompts and
+always from the same noise: runs that differ in their seed or their method have one reference. Each
+checkpoint holds the figures, so that whatever reads one samples with the kernels it was trained on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nablaflow.diffusion import left_open, squared_errors, trajectory_noise
+from nablaflow.errors import UserError
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.training.bank import sample_states, spread
+from nablaflow.training.memory import in_parts
+from nablaflow.training.rollout import stream
+
+GROUP = "kernels"  # of a checkpoint's tensors
+SAMPLES = 64  # every one of them has thousands of coordinates, and is noised at every level
+SEED = 0
+
+
+def kernel_state(model: PipelineModel) -> dict[str, Tensor]:
+    """What a checkpoint keeps of the kernels; nothing where they are the sampler's own."""
+    return {} if model.left_open is None else {"left_open": model.left_open}
+
+
+def load_kernels(model: PipelineModel, checkpoint: Path) -> None:
+    """Give a model the kernels that a checkpoint was trained with.
+
+    Raises:
+        UserError: the file is missing or damaged, or of another number of steps.
+    """
+    path = checkpoint / f"{GROUP}.safetensors"
+    try:
+        found = load_file(path)["left_open"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}), which sampler.variance=analytic "
+            "needs; get the checkpoint again"
+        ) from error
+    if len(found) != model.process.steps + 1:
+        raise UserError(
+            f"{path} is of {len(found) - 1} steps, sampler.steps of {model.process.steps}; "
+            "use the run's own"
+        )
+    model.widen_kernels(found)
+
+
+@torch.no_grad()
+def find_kernels(model: PipelineModel, prompts: list[str], batch: int, *, shown: bool) -> None:
+    """Estimate them from `SAMPLES` of the reference's images, noised afresh at every level.
+
+    Args:
+        batch: images at once, halved where memory does not suffice.
+        shown: with a progress bar.
+
+    Raises:
+        UserError: the sampler has such kernels already.
+    """
+    process, index = model.process, spread(SAMPLES, len(prompts)).tolist()
+    model.widen_kernels(torch.zeros(process.steps + 1))  # refuses what it must before the work
+    with Progress(console=Console(stderr=True, quiet=not shown)) as progress, model.reference():
+        task = progress.add_task("kernels", total=2 * SAMPLES)
+        states = sample_states(
+            model,
+            prompts,
+            SAMPLES,
+            seed=SEED,
+            batch=batch,
+            purpose="kernels",
+            on_progress=lambda done: progress.advance(task, done),
+        )
+
+        def errors(part: slice) -> Tensor:
+            rows = range(part.start, part.stop)
+            condition = model.condition([prompts[index[row]] for row in rows])
+            found = squared_errors(
+                process,
+                states[part].to(model.device),
+                lambda x, k: model.predict(x, k, condition),
+                trajectory_noise([stream(SEED, "left-open", row) for row in rows]),
+            )
+            progress.advance(task, len(rows))
+            return found * len(rows)
+
+        parts = list(in_parts(errors, SAMPLES, batch, "evaluation.batch"))
+    total = torch.stack(parts).sum(0) / SAMPLES
+    model.widen_kernels(left_open(process, total).float())
