@@ -193,15 +193,21 @@ def _under_a_bar(plan: Any) -> list[dict[str, Any]]:
 
 
 @app.command()
-def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
-    """Show what this machine has and what will fit on it."""
+def doctor(
+    model: Annotated[
+        str, typer.Argument(help="nano, a folder, or a hub id: what the default adapter trains")
+    ] = "nano",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what this machine has, what will fit on it, and what is adapted of a model."""
 
     def work() -> None:
         from rich.console import Console
 
         from nablaflow.doctor import examine, table
 
-        found = examine()
+        found = examine(model)
         print(json.dumps(found)) if as_json else Console().print(table(found))
 
     guarded(work, debug)

@@ -29,6 +29,7 @@ from nablaflow.report import before_after, grid, write_report
 from nablaflow.rewards import NamedReward
 from nablaflow.training.bank import sample_states
 from nablaflow.training.checkpoint import best_folder, list_checkpoints, load_checkpoint
+from nablaflow.training.choices import as_chosen
 from nablaflow.training.config import Config
 from nablaflow.training.evaluation import Evaluation, evaluate
 from nablaflow.training.memory import in_parts
@@ -139,13 +140,15 @@ def run(
     """
     console = console or Console(stderr=True)
     folder = config.output_dir
+    if resume:
+        config = as_chosen(config)
     check_run(config, resume=resume, overwrite=overwrite)
     with fresh_accelerator():
         parts = prepare(config, folder, reward)
         if not resume:
             _begin_guard(parts, console)  # before the folder: it may refuse
         if parts.accelerator.is_main_process:
-            folder = open_run(config, resume=resume)
+            folder = open_run(parts.config, resume=resume)
         parts.accelerator.wait_for_everyone()
         if resume:
             _restore(parts, folder)
@@ -275,7 +278,7 @@ def _finish(parts: Parts, folder: Path, progress: Progress) -> Run:
         parts.accelerator.wait_for_everyone()
         return Run(folder, {}, folder)
     started = time.perf_counter()
-    source = model_source(parts.config)
+    source = model_source(parts.config.model)
     saved = save_policy(parts.model, source, folder)
     _save_average(parts, source, folder)
     evaluation = _measure(parts, progress)
@@ -321,5 +324,5 @@ def _write_pictures(
         prompts=evaluation.prompts,
         records=read_records(folder),
         lora_path=saved.resolve() if saved.name == "lora" else None,
-        model=model_source(config),
+        model=model_source(config.model),
     )

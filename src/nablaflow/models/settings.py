@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Settings(BaseModel):
@@ -42,14 +42,22 @@ class AdapterSettings(Settings):
     alpha: float | None = Field(
         default=None, gt=0, description="scale of the updates; default: the rank"
     )
-    targets: list[str] = Field(
-        default=["to_q", "to_k", "to_v", "to_out.0"],
-        min_length=1,
-        description="layers that get an update, by the end of their names",
+    targets: Literal["auto"] | list[str] = Field(
+        default="auto",
+        description="layers that get an update, by the end of their names; auto: the projections "
+        "of attention, and the residual blocks' convolutions where attention is rarer than those",
     )
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="decay per update of a saved average of the policy"
     )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _auto_or_names(cls, value: Any) -> Any:
+        names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        if value == "auto" or (names and value):
+            return value
+        raise ValueError("must be auto, or a list of layers' names such as [to_q, to_v]")
 
 
 class FlowSettings(Settings):

@@ -26,6 +26,7 @@ from nablaflow.models import FlowScore, UNetFlowScore, load_model, load_pipeline
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
 from nablaflow.training.allocator import keep_freed_memory
+from nablaflow.training.choices import with_targets
 from nablaflow.training.config import Config
 from nablaflow.training.guard import Guard
 from nablaflow.training.loop import Trainer
@@ -42,6 +43,7 @@ class Parts:
     """A run, ready to train.
 
     Attributes:
+        config: with what it left to the run.
         prompts: to train on.
         fingerprint: of the pretrained weights; names their reference bank.
         evaluated: prompts to measure on.
@@ -57,9 +59,9 @@ class Parts:
     evaluated: list[str]
 
 
-def model_source(config: Config) -> str:
-    """Folder or hub id that the model is loaded from."""
-    return str(nano.path()) if config.model == "nano" else config.model
+def model_source(model: str) -> str:
+    """Folder or hub id that a configuration's ``model`` is loaded from."""
+    return str(nano.path()) if model == "nano" else model
 
 
 def fingerprint(pipeline: Any) -> str:
@@ -247,10 +249,13 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_shares(config, accelerator.num_processes)
-    pipeline = load_pipeline(model_source(config), _dtype(config))
+    pipeline = load_pipeline(model_source(config.model), _dtype(config))
     mark = fingerprint(pipeline) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
     model = load_model(pipeline, config.sampler, config.adapter, accelerator.device)
+    config = with_targets(config, model)
+    if accelerator.is_main_process:
+        print(model.adapter.coverage, file=sys.stderr)
     training = config.training
     on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
     method.check(model.process, flow=config.flow is not None, on_policy=on_policy)

@@ -1,0 +1,35 @@
+"""Settings that a run chooses by itself where its configuration leaves them to it.
+
+What was chosen stands in the run's config.yaml, so that a resumed run and a measurement see it.
+"""
+
+from __future__ import annotations
+
+from nablaflow.models.adapters import LoraAdapter
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.training.config import Config
+from nablaflow.training.overrides import load_config
+from nablaflow.training.run_folder import CONFIG
+
+
+def with_targets(config: Config, model: PipelineModel) -> Config:
+    """With the names of the layers that the adapter is on."""
+    if not isinstance(model.adapter, LoraAdapter):
+        return config
+    adapter = config.adapter.model_copy(update={"targets": model.adapter.targets})
+    return config.model_copy(update={"adapter": adapter})
+
+
+def as_chosen(config: Config) -> Config:
+    """A configuration to resume, with what its run has chosen where it still leaves the choice.
+
+    Raises:
+        UserError: the run's own configuration cannot be read.
+    """
+    if not (config.output_dir / CONFIG).is_file():
+        return config  # the caller says so
+    saved = load_config(config.output_dir / CONFIG, [], {})
+    if config.adapter.targets == "auto":
+        targets = {"targets": saved.adapter.targets}
+        config = config.model_copy(update={"adapter": config.adapter.model_copy(update=targets)})
+    return config
