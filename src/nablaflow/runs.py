@@ -152,6 +152,7 @@ def run(
         parts.accelerator.wait_for_everyone()
         if resume:
             _restore(parts, folder)
+        parts.tell((*parts.notes, *parts.choices))
         with _disk_full_is_the_users(folder), progress_display(console) as progress:
             _train(parts, folder, progress)
             result = _finish(parts, folder, progress)

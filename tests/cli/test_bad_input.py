@@ -50,6 +50,7 @@ SETTINGS = {
     "no such model": ("model=./nowhere", ["model", "./nowhere"]),
     "no such prompts": ("prompts=nowhere.txt", ["prompts", "nowhere.txt"]),
     "targets neither auto nor names": ("adapter.targets=all", ["adapter.targets", "must be auto"]),
+    "channels that are none": ("flow.channels=[8, 0]", ["flow.channels", "must be auto"]),
     "no such layer": ("adapter.targets=[to_z]", ["adapter.targets", "to_z"]),
     "flow too deep": ("flow.channels=[8,8,8,8,8]", ["flow.channels", "fewer"]),
     "gamma of another length": ("method.gamma=[1.0,1.0]", ["method.gamma", "sampler.steps"]),

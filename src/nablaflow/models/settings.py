@@ -63,8 +63,10 @@ class AdapterSettings(Settings):
 class FlowSettings(Settings):
     """The flow-score network g_phi, a small UNet."""
 
-    channels: list[int] = Field(
-        default=[64, 128, 256, 256], min_length=1, description="channels of each level"
+    channels: Literal["auto"] | list[int] = Field(
+        default="auto",
+        description="channels of each level; auto: the published 64, 128, 256, 256, or as many as "
+        "take at most a quarter of the denoiser's forward FLOPs",
     )
     layers_per_block: int = Field(default=1, ge=1, description="residual blocks at each level")
     prompt_conditioned: bool = Field(
@@ -73,3 +75,11 @@ class FlowSettings(Settings):
     ema_decay: float = Field(
         default=0.99, ge=0, lt=1, description="decay per update of the copy that serves as target"
     )
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _auto_or_numbers(cls, value: Any) -> Any:
+        numbers = isinstance(value, list) and all(type(n) is int and n > 0 for n in value)
+        if value == "auto" or (numbers and value):
+            return value
+        raise ValueError("must be auto, or a list of numbers of channels such as [32, 64]")

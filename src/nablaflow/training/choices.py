@@ -5,6 +5,8 @@ What was chosen stands in the run's config.yaml, so that a resumed run and a mea
 
 from __future__ import annotations
 
+from typing import Any
+
 from nablaflow.models.adapters import LoraAdapter
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.training.config import Config
@@ -16,8 +18,7 @@ def with_targets(config: Config, model: PipelineModel) -> Config:
     """With the names of the layers that the adapter is on."""
     if not isinstance(model.adapter, LoraAdapter):
         return config
-    adapter = config.adapter.model_copy(update={"targets": model.adapter.targets})
-    return config.model_copy(update={"adapter": adapter})
+    return _replaced(config, "adapter", targets=model.adapter.targets)
 
 
 def as_chosen(config: Config) -> Config:
@@ -30,6 +31,12 @@ def as_chosen(config: Config) -> Config:
         return config  # the caller says so
     saved = load_config(config.output_dir / CONFIG, [], {})
     if config.adapter.targets == "auto":
-        targets = {"targets": saved.adapter.targets}
-        config = config.model_copy(update={"adapter": config.adapter.model_copy(update=targets)})
+        config = _replaced(config, "adapter", targets=saved.adapter.targets)
+    if config.flow and saved.flow and config.flow.channels == "auto":
+        config = _replaced(config, "flow", channels=saved.flow.channels)
     return config
+
+
+def _replaced(config: Config, group: str, **values: Any) -> Config:
+    """With other values in one group of its settings."""
+    return config.model_copy(update={group: getattr(config, group).model_copy(update=values)})

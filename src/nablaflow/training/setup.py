@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +21,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from nablaflow import nano
 from nablaflow.errors import UserError
 from nablaflow.methods import METHODS, Method
-from nablaflow.models import FlowScore, UNetFlowScore, load_model, load_pipeline
+from nablaflow.models import load_model, load_pipeline, make_flow_score
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
 from nablaflow.training.allocator import keep_freed_memory
@@ -47,6 +46,8 @@ class Parts:
         prompts: to train on.
         fingerprint: of the pretrained weights; names their reference bank.
         evaluated: prompts to measure on.
+        notes: lines for the user about the prompts.
+        choices: and about what the run trains.
     """
 
     config: Config
@@ -57,6 +58,14 @@ class Parts:
     trainer: Trainer
     accelerator: Accelerator
     evaluated: list[str]
+    notes: tuple[str, ...]
+    choices: tuple[str, ...]
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """Print lines for the user, on the main process."""
+        if self.accelerator.is_main_process:
+            for line in lines:
+                print(line, file=sys.stderr)
 
 
 def model_source(model: str) -> str:
@@ -173,18 +182,6 @@ def check_reward(
         require_gradient(reward.name, found, without)
 
 
-def make_flow(config: Config, model: PipelineModel) -> FlowScore | None:
-    """The flow-score network, seeded by the run."""
-    if config.flow is None:
-        return None
-    channel, *sides = model.state_shape
-    embedding = model.condition(["a circle"]).prompt
-    width = 0 if embedding is None else embedding.shape[-1]
-    torch.manual_seed(config.seed)
-    # What divides both sides divides their greatest common divisor.
-    return UNetFlowScore(config.flow, channel, math.gcd(*sides), width).to(model.device)
-
-
 def make_guard(
     config: Config, prompts: list[str], model: PipelineModel, reward: NamedReward
 ) -> Guard | None:
@@ -243,9 +240,6 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     check_precision(method, config)
     reward = reward or load(config.reward)
     accelerator = make_accelerator(config, run)
-    if accelerator.is_main_process:
-        for note in sets.notes:
-            print(note, file=sys.stderr)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_shares(config, accelerator.num_processes)
@@ -254,8 +248,7 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
     model = load_model(pipeline, config.sampler, config.adapter, accelerator.device)
     config = with_targets(config, model)
-    if accelerator.is_main_process:
-        print(model.adapter.coverage, file=sys.stderr)
+    choices = [str(model.adapter.coverage)]
     training = config.training
     on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
     method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
@@ -264,11 +257,25 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
         model.allow_second_derivatives()
     if config.training.gradient_checkpointing:
         _checkpoint_gradients(model)
-    flow = make_flow(config, model) if method.uses_flow else None
+    flow = None
+    if method.uses_flow and config.flow is not None:
+        torch.manual_seed(config.seed)
+        flow, size = make_flow_score(model, config.flow)
+        config = config.model_copy(update={"flow": flow.settings})
+        choices.append(size)
     guard = make_guard(config, prompts, model, reward)
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard)
     return Parts(
-        config, prompts, model, reward, mark, trainer, accelerator, evaluated=sets.evaluation
+        config,
+        prompts,
+        model,
+        reward,
+        mark,
+        trainer,
+        accelerator,
+        evaluated=sets.evaluation,
+        notes=sets.notes,
+        choices=tuple(choices),
     )
 
 
