@@ -53,7 +53,8 @@ def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **
         return
     console.print(rich_table(result.summary))
     minutes = result.summary["seconds"] / 60
-    console.print(f"{result.folder}/report.html · LoRA in {result.lora} · {minutes:.1f} minutes")
+    what = "LoRA" if result.lora.name == "lora" else "model"
+    console.print(f"{result.folder}/report.html · {what} in {result.lora} · {minutes:.1f} minutes")
 
 
 @app.command()

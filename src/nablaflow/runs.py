@@ -25,11 +25,11 @@ from rich.progress import (
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import swapped
 from nablaflow.models.export import save_policy
-from nablaflow.report import before_after, grid, write_report
+from nablaflow.report import Saved, before_after, grid, write_report
 from nablaflow.rewards import NamedReward
 from nablaflow.training.bank import sample_states
 from nablaflow.training.checkpoint import best_folder, list_checkpoints, load_checkpoint
-from nablaflow.training.choices import as_chosen
+from nablaflow.training.choices import as_chosen, undecided
 from nablaflow.training.config import Config
 from nablaflow.training.evaluation import Evaluation, evaluate
 from nablaflow.training.memory import in_parts
@@ -144,7 +144,7 @@ def run(
         config = as_chosen(config)
     check_run(config, resume=resume, overwrite=overwrite)
     with fresh_accelerator():
-        parts = prepare(config, folder, reward)
+        parts = _prepare(config, folder, reward, console)
         if not resume:
             _begin_guard(parts, console)  # before the folder: it may refuse
         if parts.accelerator.is_main_process:
@@ -158,6 +158,14 @@ def run(
             result = _finish(parts, folder, progress)
         parts.accelerator.end_training()  # of the trackers, and of the group of processes
     return result
+
+
+def _prepare(config: Config, folder: Path, reward: NamedReward | None, console: Console) -> Parts:
+    """The parts, under a bar where there is a beta to be found."""
+    if undecided(config) is None:
+        return prepare(config, folder, reward)
+    with progress_display(console) as progress:
+        return prepare(config, folder, reward, starter(progress))
 
 
 def _begin_guard(parts: Parts, console: Console) -> None:
@@ -324,6 +332,11 @@ def _write_pictures(
         after=evaluation.after,
         prompts=evaluation.prompts,
         records=read_records(folder),
-        lora_path=saved.resolve() if saved.name == "lora" else None,
-        model=model_source(config.model),
+        saved=Saved(
+            saved.resolve(),
+            as_lora=saved.name == "lora",
+            pipeline=type(parts.model.pipeline).__name__,
+            model=model_source(config.model),
+            prompt=evaluation.prompts[0] if parts.model.takes_prompts else None,
+        ),
     )

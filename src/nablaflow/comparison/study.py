@@ -52,7 +52,7 @@ class Study:
         seeds: how many: 0, 1, ... Those that train nothing have one.
         minutes: of training, for each.
         beta: the tilt; None: for each reward the one at which the bank's images count for a third,
-            see `nablaflow.comparison.gauge.default_beta`.
+            see `nablaflow.methods.tilt_rule.AUTO`.
         learning_rate: of the policy, in place of each entrant's own.
         n: images that are measured each time.
         measurements: how often in a run, the times evenly apart and the last at its end.

@@ -5,8 +5,10 @@ What was chosen stands in the run's config.yaml, so that a resumed run and a mea
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from nablaflow.methods.tilt_rule import TiltRule, Undecided
 from nablaflow.models.adapters import LoraAdapter
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.training.config import Config
@@ -19,6 +21,18 @@ def with_targets(config: Config, model: PipelineModel) -> Config:
     if not isinstance(model.adapter, LoraAdapter):
         return config
     return _replaced(config, "adapter", targets=model.adapter.targets)
+
+
+def with_beta(config: Config, beta: float) -> Config:
+    """With the tilt that was found."""
+    method = config.method.model_copy(update={"beta": beta})
+    return config.model_copy(update={"method": method})
+
+
+def undecided(config: Config) -> TiltRule | None:
+    """The rule that the run finds its beta by, if its configuration has no number."""
+    beta = getattr(config.method, "beta", None)
+    return beta.rule if isinstance(beta, Undecided) else None
 
 
 def as_chosen(config: Config) -> Config:
@@ -34,6 +48,8 @@ def as_chosen(config: Config) -> Config:
         config = _replaced(config, "adapter", targets=saved.adapter.targets)
     if config.flow and saved.flow and config.flow.channels == "auto":
         config = _replaced(config, "flow", channels=saved.flow.channels)
+    if undecided(config):
+        config = with_beta(config, getattr(saved.method, "beta", math.nan))
     return config
 
 

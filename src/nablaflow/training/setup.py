@@ -16,20 +16,31 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
 
 from nablaflow import nano
 from nablaflow.errors import UserError
-from nablaflow.methods import METHODS, Method
+from nablaflow.methods import Method
+from nablaflow.methods.tilt_rule import TiltRule
 from nablaflow.models import load_model, load_pipeline, make_flow_score
 from nablaflow.models.pipelines import PipelineModel
-from nablaflow.rewards import NamedReward, load, probe, require_gradient
+from nablaflow.rewards import NamedReward, load, probe
 from nablaflow.training.allocator import keep_freed_memory
-from nablaflow.training.choices import with_targets
+from nablaflow.training.checks import (
+    check_evaluation,
+    check_group,
+    check_precision,
+    check_prompts,
+    check_reward,
+    check_shares,
+)
+from nablaflow.training.choices import undecided, with_beta, with_targets
 from nablaflow.training.config import Config
+from nablaflow.training.evaluation import StartProgress
 from nablaflow.training.guard import Guard
 from nablaflow.training.loop import Trainer
 from nablaflow.training.prompts import load_prompts, prompt_sets
+from nablaflow.training.tilt_choice import ChosenBeta, find_beta
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The others wait while the main process measures the run at its end.
@@ -124,64 +135,6 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
     return accelerator
 
 
-def check_shares(config: Config, processes: int) -> None:
-    training = config.training
-    total = training.prompts_per_update * training.images_per_prompt
-    if total % processes:
-        raise UserError(
-            f"training.prompts_per_update: {total} trajectories do not divide among {processes} "
-            "processes; choose a multiple"
-        )
-    if total // processes % training.steps_per_rollout:
-        raise UserError(
-            f"training.steps_per_rollout: {total // processes} trajectories of a process do not "
-            f"divide among {training.steps_per_rollout} optimizer steps; choose a divisor"
-        )
-
-
-def check_precision(method: Method, config: Config) -> None:
-    """Densities of whole trajectories are sums of many small differences."""
-    precision = config.training.precision
-    if method.needs_path_ratio and precision != "float32":
-        raise UserError(
-            f"training.precision: {method.name} weighs by densities of whole trajectories, which "
-            f"{precision} rounds by nats; use float32"
-        )
-
-
-def check_group(method: Method, config: Config) -> None:
-    """Refuse one image a prompt for a method that compares a prompt's images."""
-    if not method.needs_group or config.training.images_per_prompt > 1:
-        return
-    others = ", ".join(name for name, kind in METHODS.items() if not kind.needs_group)
-    raise UserError(
-        f"training.images_per_prompt: {method.name} compares the images of a prompt and needs 2 or "
-        f"more; these do not: {others}"
-    )
-
-
-def check_evaluation(config: Config, prompts: list[str]) -> None:
-    """The figures are found at the end of a run, too late to learn that they cannot be."""
-    least = 2 * len(prompts)  # for a spread within each prompt
-    for name, n in (("n", config.evaluation.n), ("bank", config.evaluation.bank or least)):
-        if n < least:
-            raise UserError(
-                f"evaluation.{name}: {n} images are fewer than 2 for each of the {len(prompts)} "
-                f"prompts; use {least} or more"
-            )
-
-
-def check_reward(
-    method: Method, reward: NamedReward, model: PipelineModel, prompts: list[str]
-) -> None:
-    """Find out before training whether the reward is what the method needs."""
-    height, width = model.image_size
-    found = probe(reward, height=height, width=width, device=model.device, prompts=prompts)
-    if method.needs_reward_gradient:
-        without = [name for name, kind in METHODS.items() if not kind.needs_reward_gradient]
-        require_gradient(reward.name, found, without)
-
-
 def make_guard(
     config: Config, prompts: list[str], model: PipelineModel, reward: NamedReward
 ) -> Guard | None:
@@ -222,11 +175,17 @@ def _held_out(
     return found
 
 
-def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Parts:
+def prepare(
+    config: Config,
+    run: Path,
+    reward: NamedReward | None = None,
+    start: StartProgress = lambda what, total: lambda done: None,
+) -> Parts:
     """Load and check everything that the configuration names; writes nothing.
 
     Args:
         reward: in place of the configuration's.
+        start: shows the work of finding beta, where that is left to the run.
 
     Raises:
         UserError: whatever of it does not fit, with the remedy.
@@ -247,12 +206,18 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     mark = fingerprint(pipeline) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
     model = load_model(pipeline, config.sampler, config.adapter, accelerator.device)
+    check_prompts(config, model)
     config = with_targets(config, model)
     choices = [str(model.adapter.coverage)]
     training = config.training
     on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
     method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
     check_reward(method, reward, model, prompts)
+    rule = undecided(config)
+    if rule is not None:
+        found = _found_beta(rule, config, model, reward, prompts, start)
+        config = with_beta(config, found.beta)
+        choices.append(str(found))
     if method.needs_second_derivatives:
         model.allow_second_derivatives()
     if config.training.gradient_checkpointing:
@@ -277,6 +242,28 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
         notes=sets.notes,
         choices=tuple(choices),
     )
+
+
+def _found_beta(
+    rule: TiltRule,
+    config: Config,
+    model: PipelineModel,
+    reward: NamedReward,
+    prompts: list[str],
+    start: StartProgress,
+) -> ChosenBeta:
+    """The main process's, on all of them."""
+    found: list[ChosenBeta | UserError | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            found = [find_beta(rule, model, reward, prompts, start, config.evaluation.batch)]
+        except UserError as error:
+            found = [error]
+    (chosen,) = broadcast_object_list(found)
+    if isinstance(chosen, UserError):
+        raise chosen
+    assert chosen is not None
+    return chosen
 
 
 def _dtype(config: Config) -> torch.dtype:
