@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from nablaflow.errors import UserError
 from nablaflow.models.adapters import swapped
 from nablaflow.models.export import save_policy
 from nablaflow.report import Saved, before_after, grid, write_report
+from nablaflow.report.words import warnings
 from nablaflow.rewards import NamedReward
 from nablaflow.training.bank import sample_states
 from nablaflow.training.checkpoint import best_folder, list_checkpoints, load_checkpoint
@@ -179,7 +180,7 @@ def _looking(parts: Parts, progress: Progress) -> Callable[[int], None]:
     """The guard's bar: it fills anew at each look, and is seen only until it is full."""
     if parts.trainer.guard is None or not parts.accelerator.is_main_process:
         return lambda done: None
-    total = parts.trainer.guard.settings.n
+    total = parts.trainer.guard.n
     task = progress.add_task("guard", total=total, visible=False)
     count = [0]
 
@@ -216,6 +217,7 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
     accelerator.init_trackers("nablaflow", {"method": parts.trainer.method.name})
     task = progress.add_task("train", total=trainer.total, completed=trainer.done, visible=shown)
     pressed: list[bool] = []
+    warned: set[str] = set()
     on_look = _looking(parts, progress)
     trainer.begin_guard(on_look)
 
@@ -225,6 +227,8 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
             accelerator.log({k: v for k, v in record.items() if k != "update"}, step=trainer.update)
             told = f"train: reward {record['reward_mean']:.3f}, loss {record['loss']:.2g}"
             told += _guard_told(parts)
+            for line in _new_warnings(parts, warned):
+                progress.console.print(line)
             progress.update(task, completed=trainer.done, description=told)
         return bool(pressed)
 
@@ -245,6 +249,17 @@ def _guard_told(parts: Parts) -> str:
     if guard is None or guard.last is None:
         return ""
     return f", kl {guard.last.kl:.3g}, diversity {guard.last.diversity:.0%}"
+
+
+def _new_warnings(parts: Parts, warned: set[str]) -> list[str]:
+    """What a guard that only warns has to say for the first time; ``warned`` are its metrics."""
+    guard = parts.trainer.guard
+    if guard is None or guard.last is None or guard.settings.action != "warn":
+        return []
+    found = warnings(asdict(guard.last), guard.settings.budgets)
+    new = [f"after update {guard.last.update}: {found[metric]}" for metric in found.keys() - warned]
+    warned |= found.keys()
+    return sorted(new)
 
 
 @torch.no_grad()

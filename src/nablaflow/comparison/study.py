@@ -131,6 +131,7 @@ class Study:
             "model": "nano",
             "reward": cell.reward,
             "prompts": PROMPTS,
+            "guard": None,  # all of the time is the method's
             "output_dir": str(self.folder(cell)),
             "seed": cell.seed,
             "sampler": {"name": "ddim", "steps": 10},

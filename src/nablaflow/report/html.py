@@ -27,6 +27,7 @@ from nablaflow.report.loading import Saved, loading_section
 from nablaflow.report.pictures import by_prompt, check_same_number, shown, to_picture
 from nablaflow.report.style import CSS
 from nablaflow.report.table import html_table
+from nablaflow.report.words import PAST
 from nablaflow.typing import Images
 
 _LONGEST = 384  # pixels a side that a picture keeps: a page of hundreds stays a few megabytes
@@ -129,7 +130,7 @@ def _way(summary: Mapping[str, Any]) -> str:
         for name, at, text in (
             ("reference", start, "reference"),
             ("tilt", goal, "exact tilt"),
-            ("policy", end, f"aligned: {closing:.0%} of the way in reward"),
+            ("policy", end, _aligned(closing)),
         )
     )
     span = f"left:{min(start, end):.1f}%;width:{abs(end - start):.1f}%"
@@ -137,6 +138,11 @@ def _way(summary: Mapping[str, Any]) -> str:
         f'<div class="way"><div class="track"></div><div class="gone" style="{span}"></div>'
         f"{stops}</div>"
     )
+
+
+def _aligned(closing: float) -> str:
+    past = ", past the tilt" if closing > PAST else ""
+    return f"aligned: {closing:.0%} of the way in reward{past}"
 
 
 def _pictures(before: Tensor, after: Tensor, prompts: Sequence[str]) -> str:

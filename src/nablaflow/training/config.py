@@ -68,7 +68,9 @@ class Config(Settings):
     training: Training = Field(description="the loop")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="the measurement")
     guard: Guard | None = Field(
-        default=None, description="watches for reward hacking during training; null is none"
+        default_factory=Guard.that_warns,
+        description="watches for reward hacking during training; without one of its settings it "
+        "only warns; null is none",
     )
 
     @model_validator(mode="after")

@@ -45,6 +45,7 @@ from nablaflow.training.tilt_choice import ChosenBeta, find_beta
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The others wait while the main process measures the run at its end.
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+LOOKS, LOOKED_AT = 5, 32  # of a guard that is left to itself: looks, and images of each
 MIXED_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -148,6 +149,13 @@ def make_guard(
         return None
     if settings.prompts is not None:
         prompts = load_prompts(settings.prompts, Path())
+    if settings.every == "auto":
+        every = -(-config.training.updates // LOOKS)
+        settings = settings.model_copy(update={"every": every})
+    if settings.n == "auto":
+        prompts = list(dict.fromkeys(prompts))[: LOOKED_AT // 2]
+        settings = settings.model_copy(update={"n": LOOKED_AT})
+    assert settings.n != "auto"
     if settings.n < 2 * len(prompts):
         raise UserError(
             f"guard.n: {settings.n} images are fewer than 2 for each of the {len(prompts)} "
