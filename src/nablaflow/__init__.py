@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ValueMatching,
     )
     from nablaflow.runs import Run
+    from nablaflow.training.tilt_choice import choose_beta
     from nablaflow.typing import Reward
 
 __version__ = "0.1.0"
@@ -42,17 +43,20 @@ __all__ = [
     "TerminalMatching",
     "ValueMatching",
     "align",
+    "choose_beta",
     "exact",
     "nano",
 ]
 
 # Loaded on first use, so that the command line answers --help at once.
-_METHODS = {name for name in __all__ if name not in ("align", "exact", "nano")}
+_METHODS = {name for name in __all__ if name not in ("align", "choose_beta", "exact", "nano")}
 
 
 def __getattr__(name: str) -> Any:
     if name in ("exact", "nano"):
         return importlib.import_module(f"nablaflow.{name}")
+    if name == "choose_beta":
+        return importlib.import_module("nablaflow.training.tilt_choice").choose_beta
     if name in _METHODS:
         return getattr(importlib.import_module("nablaflow.methods"), name)
     raise AttributeError(f"module 'nablaflow' has no attribute {name!r}")
@@ -62,7 +66,7 @@ def align(
     *,
     model: str = "nano",
     reward: str | dict[str, Any] | Reward,
-    prompts: Sequence[str] | str | dict[str, str],
+    prompts: Sequence[str] | str | dict[str, str] | None,
     method: Method | str | dict[str, Any],
     output_dir: str | Path,
     steps: int | None = None,
@@ -76,7 +80,8 @@ def align(
         model: ``nano``, a diffusers folder, or a hub id.
         reward: name, ``file.py:function``, sum of those, a mapping with ``name`` and settings, or
             a callable ``(images, prompts)``.
-        prompts: a list, a file, a set by name, or a mapping of source, column and split.
+        prompts: a list, a file, a set by name, or a mapping of source, column and split; None for
+            an unconditional model.
         method: an object such as ``ResidualNablaDB(beta=100.0)``, a name, or a mapping.
         steps: optimizer updates; 200 unless ``training`` has them.
         settings: groups as in a recipe, such as ``sampler={"steps": 50}``; what is left out has
@@ -94,10 +99,11 @@ def align(
     from nablaflow.training.prompt_source import absolute
 
     given = load(reward)
+    texts = prompts if prompts is None or isinstance(prompts, str | dict) else list(prompts)
     values = {
         "model": model,
         "reward": reward if isinstance(reward, str | dict) else f"{CALLABLE}{given.name}",
-        "prompts": absolute(prompts if isinstance(prompts, str | dict) else list(prompts), Path()),
+        "prompts": absolute(texts, Path()),
         "method": method,
         "output_dir": str(output_dir),
     }

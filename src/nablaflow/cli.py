@@ -53,7 +53,8 @@ def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **
         return
     console.print(rich_table(result.summary))
     minutes = result.summary["seconds"] / 60
-    console.print(f"{result.folder}/report.html · LoRA in {result.lora} · {minutes:.1f} minutes")
+    what = "LoRA" if result.lora.name == "lora" else "model"
+    console.print(f"{result.folder}/report.html · {what} in {result.lora} · {minutes:.1f} minutes")
 
 
 @app.command()
@@ -200,15 +201,21 @@ def _under_a_bar(plan: Any) -> list[dict[str, Any]]:
 
 
 @app.command()
-def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
-    """Show what this machine has and what will fit on it."""
+def doctor(
+    model: Annotated[
+        str, typer.Argument(help="nano, a folder, or a hub id: what the default adapter trains")
+    ] = "nano",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what this machine has, what will fit on it, and what is adapted of a model."""
 
     def work() -> None:
         from rich.console import Console
 
         from nablaflow.doctor import examine, table
 
-        found = examine()
+        found = examine(model)
         print(json.dumps(found)) if as_json else Console().print(table(found))
 
     guarded(work, debug)

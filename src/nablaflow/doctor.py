@@ -11,6 +11,9 @@ import psutil
 import torch
 from rich.table import Table
 
+from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.training.setup import model_source
+
 PACKAGES = ("nablaflow", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 # Least memory in GiB to train a LoRA with one transition at a time: weights, the activations of
@@ -41,8 +44,23 @@ def _accelerator() -> tuple[str, float]:
     return f"CPU, {os.cpu_count()} cores", memory
 
 
-def examine() -> dict[str, Any]:
-    """Versions, device, memory (GiB), precision, and which models fit."""
+def _adapter(model: str) -> dict[str, Any]:
+    """What the default adapter trains of a model."""
+    pipeline = load_pipeline(model_source(model))
+    loaded = load_model(pipeline, SamplerSettings(), AdapterSettings(), torch.device("cpu"))
+    coverage = loaded.adapter.coverage
+    return {"model": model, **coverage.as_dict(), "text": str(coverage)}
+
+
+def examine(model: str = "nano") -> dict[str, Any]:
+    """Versions, device, memory (GiB), precision, which models fit, and what is adapted of one.
+
+    Args:
+        model: ``nano``, a diffusers folder, or a hub id.
+
+    Raises:
+        UserError: there is no such model.
+    """
     name, memory = _accelerator()
     return {
         "python": platform.python_version(),
@@ -51,7 +69,8 @@ def examine() -> dict[str, Any]:
         "memory_gib": round(memory, 1),
         "bf16": not torch.cuda.is_available() or torch.cuda.is_bf16_supported(),
         "threads": torch.get_num_threads(),
-        "fits": {model: memory >= need for model, need in NEEDS.items()},
+        "fits": {which: memory >= need for which, need in NEEDS.items()},
+        "adapter": _adapter(model),
     }
 
 
@@ -64,4 +83,6 @@ def table(found: dict[str, Any]) -> Table:
         shown.add_row(package, number)
     for model, fits in found["fits"].items():
         shown.add_row(f"fits: {model}", "yes" if fits else f"no, needs {NEEDS[model]:g} GiB")
+    adapter = found["adapter"]
+    shown.add_row(f"adapter: {adapter['model']}", adapter["text"].removeprefix("adapter: "))
     return shown

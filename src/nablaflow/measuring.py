@@ -61,6 +61,7 @@ def evaluate_run(
     with fresh_accelerator():
         parts = prepare(config, folder, checkpoint=found[-1])
         n = config.evaluation.n
+        parts.tell(parts.notes)
         plan = Plan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
         with progress_display(console or Console(stderr=True)) as progress:
             kept = found[-1:] if only_last else found

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from rich.progress import (
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import swapped
 from nablaflow.models.export import save_policy
-from nablaflow.report import before_after, grid, write_report
+from nablaflow.report import Saved, before_after, grid, write_report
+from nablaflow.report.words import warnings
 from nablaflow.rewards import NamedReward
 from nablaflow.training.bank import sample_states
 from nablaflow.training.checkpoint import best_folder, list_checkpoints, load_checkpoint
+from nablaflow.training.choices import as_chosen, undecided
 from nablaflow.training.config import Config
 from nablaflow.training.evaluation import Evaluation, evaluate
 from nablaflow.training.memory import in_parts
@@ -139,22 +141,39 @@ def run(
     """
     console = console or Console(stderr=True)
     folder = config.output_dir
+    if resume:
+        config = as_chosen(config)
     check_run(config, resume=resume, overwrite=overwrite)
     with fresh_accelerator():
         found = list_checkpoints(folder) if resume else []
-        parts = prepare(config, folder, reward, found[-1] if found else None)
+        parts = _prepare(config, folder, reward, found[-1] if found else None, console)
         if not resume:
             _begin(parts, console)  # before the folder: it may refuse
         if parts.accelerator.is_main_process:
-            folder = open_run(config, resume=resume)
+            folder = open_run(parts.config, resume=resume)
         parts.accelerator.wait_for_everyone()
         if resume:
             _restore(parts, folder)
+        parts.tell((*parts.notes, *parts.choices))
         with _disk_full_is_the_users(folder), progress_display(console) as progress:
             _train(parts, folder, progress)
             result = _finish(parts, folder, progress)
         parts.accelerator.end_training()  # of the trackers, and of the group of processes
     return result
+
+
+def _prepare(
+    config: Config,
+    folder: Path,
+    reward: NamedReward | None,
+    checkpoint: Path | None,
+    console: Console,
+) -> Parts:
+    """The parts, under a bar where there is a beta to be found."""
+    if undecided(config) is None:
+        return prepare(config, folder, reward, checkpoint)
+    with progress_display(console) as progress:
+        return prepare(config, folder, reward, checkpoint, starter(progress))
 
 
 def _begin(parts: Parts, console: Console) -> None:
@@ -183,7 +202,7 @@ def _looking(parts: Parts, progress: Progress) -> Callable[[int], None]:
     """The guard's bar: it fills anew at each look, and is seen only until it is full."""
     if parts.trainer.guard is None or not parts.accelerator.is_main_process:
         return lambda done: None
-    total = parts.trainer.guard.settings.n
+    total = parts.trainer.guard.n
     task = progress.add_task("guard", total=total, visible=False)
     count = [0]
 
@@ -220,6 +239,7 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
     accelerator.init_trackers("nablaflow", {"method": parts.trainer.method.name})
     task = progress.add_task("train", total=trainer.total, completed=trainer.done, visible=shown)
     pressed: list[bool] = []
+    warned: set[str] = set()
     on_look = _looking(parts, progress)
     _begin_trust(parts, progress)
     trainer.begin_guard(on_look)
@@ -230,6 +250,8 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
             accelerator.log({k: v for k, v in record.items() if k != "update"}, step=trainer.update)
             told = f"train: reward {record['reward_mean']:.3f}, loss {record['loss']:.2g}"
             told += _guard_told(parts)
+            for line in _new_warnings(parts, warned):
+                progress.console.print(line)
             progress.update(task, completed=trainer.done, description=told)
         return bool(pressed)
 
@@ -250,6 +272,17 @@ def _guard_told(parts: Parts) -> str:
     if guard is None or guard.last is None:
         return ""
     return f", kl {guard.last.kl:.3g}, diversity {guard.last.diversity:.0%}"
+
+
+def _new_warnings(parts: Parts, warned: set[str]) -> list[str]:
+    """What a guard that only warns has to say for the first time; ``warned`` are its metrics."""
+    guard = parts.trainer.guard
+    if guard is None or guard.last is None or guard.settings.action != "warn":
+        return []
+    found = warnings(asdict(guard.last), guard.settings.budgets)
+    new = [f"after update {guard.last.update}: {found[metric]}" for metric in found.keys() - warned]
+    warned |= found.keys()
+    return sorted(new)
 
 
 @torch.no_grad()
@@ -292,7 +325,7 @@ def _finish(parts: Parts, folder: Path, progress: Progress) -> Run:
         parts.accelerator.wait_for_everyone()
         return Run(folder, {}, folder)
     started = time.perf_counter()
-    source = model_source(parts.config)
+    source = model_source(parts.config.model)
     saved = save_policy(parts.model, source, folder)
     _save_average(parts, source, folder)
     evaluation = _measure(parts, progress)
@@ -337,6 +370,11 @@ def _write_pictures(
         after=evaluation.after,
         prompts=evaluation.prompts,
         records=read_records(folder),
-        lora_path=saved.resolve() if saved.name == "lora" else None,
-        model=model_source(config),
+        saved=Saved(
+            saved.resolve(),
+            as_lora=saved.name == "lora",
+            pipeline=type(parts.model.pipeline).__name__,
+            model=model_source(config.model),
+            prompt=evaluation.prompts[0] if parts.model.takes_prompts else None,
+        ),
     )

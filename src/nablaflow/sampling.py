@@ -37,7 +37,7 @@ def load_policy(run: Path) -> tuple[PipelineModel, Config]:
     found = list_checkpoints(run)
     if not found:
         raise UserError(f"{run} has no checkpoint yet; train it first")
-    pipeline = load_pipeline(model_source(config))
+    pipeline = load_pipeline(model_source(config.model))
     model = load_model(pipeline, config.sampler, config.adapter, best_device())
     load_policy_state(model.network, found[-1], config.model)
     if config.sampler.variance == "analytic":
@@ -50,9 +50,7 @@ def _model(source: str, prompts: list[str]) -> tuple[PipelineModel, list[str]]:
     if (Path(source) / CONFIG).is_file():
         model, config = load_policy(Path(source))
         return model, prompts or load_prompts(config.prompts, Path())
-    from nablaflow import nano
-
-    pipeline = load_pipeline(str(nano.path()) if source == "nano" else source)
+    pipeline = load_pipeline(model_source(source))
     model = load_model(pipeline, _sampler(pipeline, source), AdapterSettings(), best_device())
     return model, prompts or ["a circle" if source == "nano" else ""]
 

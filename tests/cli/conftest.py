@@ -99,6 +99,7 @@ def settings(tiny_model: Path) -> dict[str, Any]:
             "trackers": [],
             "device": "cpu",
         },
+        "guard": None,
         "evaluation": {"n": 4, "batch": 4},
     }
 

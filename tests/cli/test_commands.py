@@ -288,7 +288,16 @@ def test_doctor_says_what_this_machine_has(cli: Cli):
     assert torch.__version__.startswith(found["packages"]["torch"])
     assert found["memory_gib"] > 0
     assert {type(fits) for fits in found["fits"].values()} == {bool}
-    assert "torch" in cli("doctor").stdout
+    shown = cli("doctor").stdout
+    assert "torch" in shown
+    assert "to_q" in shown
+
+
+def test_doctor_says_what_is_adapted_of_a_model(cli: Cli, tiny_model: Path):
+    found = only_json(cli("doctor", str(tiny_model), "--json"))["adapter"]
+    assert found["layers"].keys() == {"to_q", "to_k", "to_v", "to_out.0"}
+    assert 0 < found["trained_share"] < found["adapted_share"] < 1
+    assert cli("doctor", "nowhere").exit_code == 2
 
 
 @pytest.mark.parametrize("command", ["demo", "train", "sample", "eval", "doctor"])

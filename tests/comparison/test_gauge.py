@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nablaflow.comparison.gauge import Gauge, Scored, default_beta
+from nablaflow.comparison.gauge import Gauge, Scored
 from nablaflow.metrics import SampleSet
 from nablaflow.rewards import NamedReward
 
@@ -25,7 +25,9 @@ def bank(n: int = N) -> SampleSet:
 def test_the_default_beta_leaves_a_third_of_the_bank():
     # Kish's share of exp(beta r) with r normal is exp(-beta^2 s^2).
     exact = math.sqrt(math.log(3.0)) / SPREAD
-    assert default_beta(bank()) == pytest.approx(exact, rel=0.03)
+    reward = NamedReward("r", lambda images, prompts: images.mean((1, 2, 3)))
+    found = Gauge.of(reward, None, None, ["a", "b"], Scored(bank(), None))
+    assert found.beta == pytest.approx(exact, rel=0.03)
 
 
 def gauge(held_out: bool, n: int = 2_000) -> Gauge:

@@ -44,8 +44,9 @@ def difference(first: Tensor, second: Tensor) -> float:
         {"rank": 4},
         {"rank": 2, "alpha": 5.0},
         {"rank": 3, "targets": ["to_k", "ff.net.2"]},
+        {"rank": 2, "targets": ["to_q", "conv1", "conv2", "conv_shortcut"]},
     ],
-    ids=["plain", "alpha", "targets"],
+    ids=["plain", "alpha", "targets", "convolutions"],
 )
 def test_a_stock_pipeline_renders_the_policy_from_the_lora(
     folders: dict[str, Path], tmp_path: Path, family: str, adapter: dict[str, Any]

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
 from nablaflow.diffusion import sample_trajectories, trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.adapters import load_trainable_state, swapped, trainable_state
+from nablaflow.models.lora_targets import automatic_targets
 from nablaflow.models.pipelines import PipelineModel
 from tests.support.pipelines import (
     LATENT,
@@ -236,6 +238,48 @@ def test_a_lora_of_another_shape_is_refused_and_nothing_is_half_loaded(
     with pytest.raises(ValueError, match="another network"):
         load_trainable_state(model.network, trainable_state(other.network))
     assert all(torch.equal(before[name], v) for name, v in trainable_state(model.network).items())
+
+
+def bare_layers(folder: Path, *endings: str) -> dict[str, torch.nn.Module]:
+    """The layers of the bare network whose paths end so."""
+    network: Any = load_pipeline(str(folder)).unet
+    ends = tuple(f".{ending}" for ending in endings)
+    return {name: part for name, part in network.named_modules() if name.endswith(ends)}
+
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut")
+
+
+@pytest.mark.parametrize(
+    ("family", "targets"), [("sd", PROJECTIONS), ("ddpm", PROJECTIONS + CONVOLUTIONS)]
+)
+def test_convolutions_are_adapted_where_attention_is_rare(
+    folders: dict[str, Path], family: str, targets: tuple[str, ...]
+) -> None:
+    """The tiny text model has 8 attention layers in 8 residual blocks, the pixel model 4."""
+    model = load(folders[family])
+    wanted = bare_layers(folders[family], *targets)
+    names = {name.split(".lora_")[0] for name in trainable_state(model.network)}
+    assert names == set(wanted)
+    covered = model.adapter.coverage
+    parameters = sum(p.numel() for part in wanted.values() for p in part.parameters())
+    bare: Any = load_pipeline(str(folders[family])).unet
+    total = sum(p.numel() for p in bare.parameters())
+    assert (covered.adapted, covered.total) == (parameters, total)
+    assert covered.trained == sum(v.numel() for v in trainable_state(model.network).values())
+    assert sum(covered.layers.values()) == len(wanted)
+    assert f"{parameters / total:.0%} of the network's" in str(covered)
+
+
+def test_a_network_without_attention_has_its_convolutions_adapted() -> None:
+    network = torch.nn.Sequential(ResnetBlock2D(in_channels=4, temb_channels=None, groups=2))
+    assert automatic_targets(network) == ["conv1", "conv2"]
+
+
+def test_a_network_with_neither_needs_names() -> None:
+    with pytest.raises(UserError, match=r"adapter\.targets: auto finds neither"):
+        automatic_targets(torch.nn.Sequential(torch.nn.Linear(2, 2)))
 
 
 def test_targets_that_no_layer_has_are_refused(folders: dict[str, Path]) -> None:

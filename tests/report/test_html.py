@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,20 @@ import pytest
 import torch
 from PIL import Image
 
-from nablaflow.report import rows, write_report
+from nablaflow.report import Saved, rows, write_report
 
 VOID = {"meta", "img", "source", "br", "link", "input"}
 EVIL = '<script>alert("x")</script>'
 RECORDS = [{"update": i, "reward_mean": i / 10, "loss": 1 / (i + 1)} for i in range(5)]
+
+
+LORA = Saved(
+    "runs/warm/lora",
+    as_lora=True,
+    pipeline="StableDiffusionPipeline",
+    model="some/model",
+    prompt="a circle",
+)
 
 
 class Page(HTMLParser):
@@ -57,8 +67,7 @@ def write(tmp_path: Path, summary: dict[str, Any]):
             "after": 1.0 - images,
             "prompts": ["a circle", "a circle", "a star", EVIL],
             "records": RECORDS,
-            "lora_path": "runs/warm/lora",
-            "model": "some/model",
+            "saved": LORA,
         }
         return write_report(tmp_path / "report.html", **(arguments | changes)).read_text("utf-8")
 
@@ -91,7 +100,9 @@ def test_it_asks_the_network_for_nothing(write):
 
 
 def test_what_the_user_gave_is_text_and_never_markup(write):
-    page = Page(write(title=EVIL, config_text=EVIL, lora_path=f"runs/{EVIL}", model=EVIL))
+    page = Page(
+        write(title=EVIL, config_text=EVIL, saved=replace(LORA, folder=f"runs/{EVIL}", model=EVIL))
+    )
     assert not page.all("script")
     assert page.text.count(EVIL) == 7  # title and code twice, prompt, path, configuration
     quoted = 'a "quoted" onload=x prompt'
@@ -127,17 +138,33 @@ def test_tiny_pictures_keep_their_pixels_and_large_ones_are_made_smaller(write):
 
 
 def test_the_lines_that_load_the_lora_are_python(write):
-    code = Page(write(lora_path="runs/it's/lora")).text
-    lines = re.search(r"from diffusers.*load_lora_weights\([^\n]*\)", code, re.DOTALL)
+    code = Page(write(saved=replace(LORA, folder="runs/it's/lora"))).text
+    lines = re.search(r"from diffusers.*images\[0\]", code, re.DOTALL)
     assert lines is not None
     compile(lines.group(), "snippet", "exec")
-    assert lines.group().count("\n") == 2
-    assert "some/model" in lines.group()
-    assert "runs/it's/lora" in lines.group()
+    assert lines.group().splitlines() == [
+        "from diffusers import StableDiffusionPipeline",
+        "pipeline = StableDiffusionPipeline.from_pretrained('some/model')",
+        'pipeline.load_lora_weights("runs/it\'s/lora")',
+        "image = pipeline('a circle').images[0]",
+    ]
+
+
+def test_a_whole_model_is_loaded_by_its_own_pipeline(write):
+    saved = Saved("runs/x/model", False, "DDPMPipeline", "google/ddpm", prompt=None)
+    text = Page(write(saved=saved)).text
+    assert "a whole DDPMPipeline, is in runs/x/model" in text
+    assert "pipeline = DDPMPipeline.from_pretrained('runs/x/model')" in text
+    assert "image = pipeline().images[0]" in text
+    assert "lora" not in text.lower()
+
+
+def test_images_without_a_prompt_have_a_heading_too(write):
+    assert "without a prompt" in Page(write(prompts=[""] * 4)).text
 
 
 def test_what_is_not_known_is_left_out(write, untrusted):
-    page = Page(write(summary=untrusted, records=[], lora_path=None))
+    page = Page(write(summary=untrusted, records=[], saved=None))
     assert "57 effective" in page.text
     assert "closes" not in page.text
     assert "diffusers" not in page.text

@@ -61,9 +61,42 @@ def test_an_untrusted_tilt_is_a_dash_and_says_why(untrusted):
 def test_the_way_closed_is_said_and_overshoot_is_called_that(summary):
     assert "closes 75% of the way" in notes(summary)[0]
     assert "past it" not in notes(summary)[0]
-    past = notes(summary | {"closing": 1.3})[0]
-    assert "closes 130% of the way" in past
+    past = notes(summary | {"closing": 1.1})[0]
+    assert "closes 110% of the way" in past
     assert "more reward than beta asks for" in past
+
+
+def test_far_past_the_tilt_is_said_in_words(summary):
+    far = notes(summary | {"closing": 3.39})[0]
+    assert far.startswith("The aligned model has passed the exact tilt: its mean reward is 339%")
+    assert "at the cost of diversity and prior" in far
+
+
+WITHIN = {"update": 9, "kl": 2.0, "diversity": 0.98, "reward": 0.5, "held_out": 0.3}
+BUDGETS = {"kl": 10.0, "diversity": 0.6, "held_out": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({}, "The guard stayed within its budgets"),
+        ({"diversity": 0.45}, "diversity fell to 45 % of the reference's: this run has collapsed"),
+        ({"diversity": 0.55}, "diversity fell to 55 % of the reference's: this run is narrowing"),
+        ({"kl": 57.0}, "the paths are 57 nats from the reference's, more than 10"),
+        ({"held_out": -0.2}, "the held-out reward drifted to -0.2, below 0.1"),
+        ({"kl": float("nan")}, "the paths are nan nats"),
+    ],
+)
+def test_a_guard_that_warns_does_so_in_words(summary, found, said):
+    guard = {
+        "best_update": 0,
+        "best_checkpoint": "checkpoints/best-000000",
+        "last": WITHIN | found,
+        "budgets": BUDGETS,
+        "action": "warn",
+        "tripped": None,
+    }
+    assert said in notes(summary | {"guard": guard})[1]
 
 
 def test_terminal_and_html_show_the_same(summary, untrusted):

@@ -105,6 +105,7 @@ def settings(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
             "trackers": [],
             "device": "cpu",
         },
+        "guard": None,
         "evaluation": {"n": 6, "batch": 6},
     }
 

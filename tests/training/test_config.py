@@ -80,7 +80,7 @@ def test_defaults():
     assert (config.sampler.name, config.sampler.steps, config.sampler.eta) == ("ddim", 20, 1.0)
     assert config.adapter.rank == 8
     assert config.flow is not None
-    assert config.flow.channels == [64, 128, 256, 256]
+    assert config.flow.channels == "auto"
     assert config.optimizer.betas == (0.9, 0.95)
     assert config.training.trackers == ["tensorboard"]
     assert config.strata == 5

@@ -22,7 +22,7 @@ from nablaflow.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from nablaflow.training.config import Config
+from nablaflow.training.config import Config, parse_config
 from nablaflow.training.guard import Look
 from nablaflow.training.run_folder import read_records
 from nablaflow.training.setup import Parts
@@ -260,3 +260,38 @@ def test_a_budget_that_the_reference_exceeds_leaves_nothing_behind(
 def test_without_a_guard_nothing_is_recorded(make_parts: MakeParts):
     assert make_parts().trainer.guard is None
     assert issubclass(type(make_parts().model), DiffusionModel)
+
+
+# --- the one that nobody asked for ----------------------------------------------------------------
+
+
+def test_without_a_word_about_it_there_is_a_guard_that_warns(settings: dict[str, Any]):
+    del settings["guard"]
+    guard = parse_config(settings).guard
+    assert guard is not None
+    assert guard.action == "warn"
+    assert all(guard.budgets[metric] is not None for metric in ("kl", "diversity"))
+
+
+def test_it_names_what_happens_and_lets_the_run_end(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    warn = ("guard.every=auto", "guard.n=auto", "guard.max_kl=1e-3", "guard.action=warn")
+    runs.run(make_config(*warn, FAST))
+    run = tmp_path / "run"
+    found = looks(run)
+    assert [record["update"] for record in found if "guard_kl" in record] == [1, 2, 3, 4]
+    assert summary_of(run)["last"]["kl"] > 1e-3
+    words = "more than 0.001: this run is leaving its prior"
+    assert words in (run / "report.html").read_text()
+    shown = " ".join(capsys.readouterr().err.split())
+    assert shown.count("is leaving its prior") == 1
+    assert "after update 1: divergence" in shown
+
+
+def test_left_to_itself_it_looks_five_times_at_a_few_prompts(make_parts: MakeParts):
+    prompts = json.dumps([f"shape {number}" for number in range(40)])
+    auto = ("guard.every=auto", "guard.n=auto", f"prompts={prompts}", "evaluation.n=80")
+    guard = make_parts(*auto, "training.updates=52").trainer.guard
+    assert guard is not None
+    assert (guard.n, len(guard.prompts), guard.every) == (32, 16, 11)

@@ -23,6 +23,7 @@ from nablaflow.training.checkpoint import (
     save_checkpoint,
 )
 from nablaflow.training.config import Config
+from nablaflow.training.overrides import load_config
 from nablaflow.training.run_folder import read_records
 from nablaflow.training.setup import Parts
 
@@ -219,3 +220,17 @@ def test_a_run_with_a_pending_rollout_is_measured_by_any_number_of_processes(
     save_checkpoint(tmp_path / "run", checkpoint, keep=1)
     found = measuring.evaluate_run(tmp_path / "run", None)["policy"]["reward_mean"]
     assert found == expected
+
+
+def test_what_a_run_chose_is_saved_and_stands_when_it_is_resumed(make_config: MakeConfig):
+    config = make_config("training.updates=1", "flow.channels=auto")
+    assert config.adapter.targets == "auto"
+    runs.run(config)
+    saved = load_config(config.output_dir / "config.yaml", [], {})
+    assert saved.adapter.targets == ["to_q", "to_k", "to_v", "to_out.0"]
+    assert saved.flow is not None
+    assert saved.flow.channels == [8]
+    for again in (make_config("training.updates=2", "flow.channels=auto"), saved):
+        runs.run(again, resume=True)
+    with pytest.raises(UserError, match=r"adapter\.targets: the run to resume has another value"):
+        runs.run(make_config("adapter.targets=[to_q]", "flow.channels=[8]"), resume=True)

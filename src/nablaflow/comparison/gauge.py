@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nablaflow.methods.tilt_rule import AUTO
 from nablaflow.metrics import Estimate, ImportanceWeights, SampleSet, Yardstick, reward_mean
 from nablaflow.metrics.summary import Column
 from nablaflow.models.pipelines import PipelineModel
@@ -20,9 +21,6 @@ from nablaflow.training.bank import reference_bank, sample_states, spread
 from nablaflow.training.config import Config
 from nablaflow.training.evaluation import StartProgress, measure_states
 from nablaflow.typing import Batch, Latents
-
-SHARE = 1 / 3
-"""Of the bank's images, which count at the default beta: as many as at the demo's, nearly."""
 
 CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 """Multiples of beta at which the exact tilt is drawn, as far as the bank carries."""
@@ -82,9 +80,9 @@ class Gauge:
         prompts: list[str],
         bank: Scored,
     ) -> Gauge:
-        """With `default_beta` where there is none."""
+        """With the beta that ``auto`` gives where there is none."""
         if beta is None:
-            beta = default_beta(bank.samples)
+            beta = AUTO.find(bank.samples.rewards, bank.samples.prompt_index)
         yardstick = Yardstick.of(bank.samples, beta)
         return Gauge(reward, held_out, beta, prompts, bank, yardstick)
 
@@ -146,25 +144,6 @@ class Gauge:
             return {"held_out": None, "held_out_se": None}
         found: Estimate = reward_mean(scores, index, weights)
         return {"held_out": found.value, "held_out_se": found.se}
-
-
-def default_beta(bank: SampleSet) -> float:
-    """The tilt at which a third of the bank counts, in two digits: as strong for each reward.
-
-    By bisection of Kish's effective sample size, the smallest over prompts, which falls with beta.
-    """
-    low, high = 0.0, 1.0
-
-    def share(beta: float) -> float:
-        found = ImportanceWeights.of_rewards(bank.rewards, bank.prompt_index, beta)
-        return found.effective_sample_size / (len(bank) / int(bank.prompt_index.max() + 1))
-
-    while share(high) > SHARE and high < 1e9:
-        low, high = high, 2.0 * high
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if share(middle) > SHARE else (low, middle)
-    return float(f"{low:.2g}")
 
 
 def scored_bank(

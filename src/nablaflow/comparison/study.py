@@ -52,7 +52,7 @@ class Study:
         seeds: how many: 0, 1, ... Those that train nothing have one.
         minutes: of training, for each.
         beta: the tilt; None: for each reward the one at which the bank's images count for a third,
-            see `nablaflow.comparison.gauge.default_beta`.
+            see `nablaflow.methods.tilt_rule.AUTO`.
         learning_rate: of the policy, in place of each entrant's own.
         n: images that are measured each time.
         measurements: how often in a run, the times evenly apart and the last at its end.
@@ -131,6 +131,7 @@ class Study:
             "model": "nano",
             "reward": cell.reward,
             "prompts": PROMPTS,
+            "guard": None,  # all of the time is the method's
             "output_dir": str(self.folder(cell)),
             "seed": cell.seed,
             "sampler": {"name": "ddim", "steps": 10},

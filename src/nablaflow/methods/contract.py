@@ -21,6 +21,7 @@ from nablaflow.diffusion import (
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.guidance import Estimator, Networks, TrainingBatch
+from nablaflow.methods.tilt_rule import TiltStrength
 from nablaflow.models import FlowScore, Settings
 from nablaflow.typing import Latents
 
@@ -58,7 +59,10 @@ class Method(Settings, abc.ABC):
     needs_states: ClassVar[bool] = False
     needs_path_ratio: ClassVar[bool] = False
 
-    beta: float = Field(ge=0, description="the tilt: p* is p_ref exp(beta r)")
+    beta: TiltStrength = Field(
+        description="the tilt: p* is p_ref exp(beta r); auto, {effective_share: …} or {nats: …} "
+        "has the run find it from reference samples"
+    )
 
     @abc.abstractmethod
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:

@@ -2,6 +2,7 @@
 
 from nablaflow.models.contract import Condition, DiffusionModel
 from nablaflow.models.flow_score import FlowScore, UNetFlowScore
+from nablaflow.models.flow_size import make_flow_score
 from nablaflow.models.load import FAMILIES, load_model, load_pipeline
 from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings, Settings
 
@@ -17,4 +18,5 @@ __all__ = [
     "UNetFlowScore",
     "load_model",
     "load_pipeline",
+    "make_flow_score",
 ]

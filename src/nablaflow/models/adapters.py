@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -13,6 +13,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from nablaflow.errors import UserError
+from nablaflow.models.lora_targets import (
+    Coverage,
+    automatic_targets,
+    full_coverage,
+    lora_coverage,
+)
 
 ADAPTER = "default"
 
@@ -23,9 +29,11 @@ class Adapter(Protocol):
 
     Attributes:
         network: the policy.
+        coverage: what of it trains.
     """
 
     network: nn.Module
+    coverage: Coverage
 
     def active(self) -> nn.Module:
         """The network that predicts now: the policy, or the reference inside `reference`."""
@@ -39,13 +47,20 @@ class LoraAdapter:
     """Low-rank updates of some linear or convolution layers (arXiv 2106.09685), float32 weights.
 
     Args:
-        targets: names of the layers, matched from the end of their path, as peft does.
+        targets: names of the layers, matched from the end of their path, as peft does; ``auto``
+            is `automatic_targets`.
+
+    Attributes:
+        targets: the names, whoever chose them.
 
     Raises:
         UserError: no layer of the network has such a name.
     """
 
-    def __init__(self, network: nn.Module, rank: int, alpha: float, targets: list[str]) -> None:
+    def __init__(
+        self, network: nn.Module, rank: int, alpha: float, targets: Literal["auto"] | list[str]
+    ) -> None:
+        targets = automatic_targets(network) if targets == "auto" else targets
         scale: Any = alpha  # peft's annotation is narrower than what it takes
         self.config = LoraConfig(
             r=rank, lora_alpha=scale, init_lora_weights="gaussian", target_modules=targets
@@ -66,6 +81,7 @@ class LoraAdapter:
             if not any(name == target or name.endswith(f".{target}") for name in found):
                 raise UserError(f"adapter.targets: no layer is called {target}; leave it out")
         self._layers = list(found.values())
+        self.targets, self.coverage = targets, lora_coverage(network, targets)
         for parameter in trainable_parameters(network):
             parameter.data = parameter.data.float()
 
@@ -91,6 +107,7 @@ class FullAdapter:
     def __init__(self, network: nn.Module) -> None:
         self._frozen = copy.deepcopy(network).requires_grad_(False).eval()
         self.network = network.float().requires_grad_(True)
+        self.coverage = full_coverage(network)
         self._policy_active = True
 
     def active(self) -> nn.Module:

@@ -51,7 +51,10 @@ class DiffusionModel(abc.ABC):
         image_size: (height, width) of an image, pixels.
         parameterization: what the network predicts.
         guidance_scale: of classifier-free guidance (arXiv 2207.12598); 1 is none.
+        takes_prompts: whether they condition it; for an unconditional model they are only labels.
     """
+
+    takes_prompts: bool = True
 
     process: ReverseProcess
     network: nn.Module

@@ -16,6 +16,8 @@ from nablaflow.typing import Images, Latents
 class UnconditionalDDPM(PipelineModel):
     """States are pixels in [-1, 1]; prompts are only labels of the images."""
 
+    takes_prompts = False
+
     def __init__(
         self,
         pipeline: DDPMPipeline,

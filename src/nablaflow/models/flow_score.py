@@ -27,6 +27,7 @@ class UNetFlowScore(FlowScore):
     """A small conditional UNet whose output is zero before training (arXiv 2412.07775, 4.1).
 
     Args:
+        settings: with its channels chosen, see `nablaflow.models.flow_size`.
         channel: channels of a state.
         size: side of a state, or what divides both of its sides.
         width: of the prompt embeddings, or 0 for an unconditional model.
@@ -34,6 +35,8 @@ class UNetFlowScore(FlowScore):
 
     def __init__(self, settings: FlowSettings, channel: int, size: int, width: int) -> None:
         super().__init__()
+        assert settings.channels != "auto"
+        self.settings = settings
         levels = len(settings.channels)
         if size % 2 ** (levels - 1):
             raise UserError(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nablaflow.diffusion.variance import Variance
 
@@ -48,21 +48,31 @@ class AdapterSettings(Settings):
     alpha: float | None = Field(
         default=None, gt=0, description="scale of the updates; default: the rank"
     )
-    targets: list[str] = Field(
-        default=["to_q", "to_k", "to_v", "to_out.0"],
-        min_length=1,
-        description="layers that get an update, by the end of their names",
+    targets: Literal["auto"] | list[str] = Field(
+        default="auto",
+        description="layers that get an update, by the end of their names; auto: the projections "
+        "of attention, and the residual blocks' convolutions where attention is rarer than those",
     )
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="decay per update of a saved average of the policy"
     )
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _auto_or_names(cls, value: Any) -> Any:
+        names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        if value == "auto" or (names and value):
+            return value
+        raise ValueError("must be auto, or a list of layers' names such as [to_q, to_v]")
+
 
 class FlowSettings(Settings):
     """The flow-score network g_phi, a small UNet."""
 
-    channels: list[int] = Field(
-        default=[64, 128, 256, 256], min_length=1, description="channels of each level"
+    channels: Literal["auto"] | list[int] = Field(
+        default="auto",
+        description="channels of each level; auto: the published 64, 128, 256, 256, or as many as "
+        "take at most a quarter of the denoiser's forward FLOPs",
     )
     layers_per_block: int = Field(default=1, ge=1, description="residual blocks at each level")
     prompt_conditioned: bool = Field(
@@ -71,3 +81,11 @@ class FlowSettings(Settings):
     ema_decay: float = Field(
         default=0.99, ge=0, lt=1, description="decay per update of the copy that serves as target"
     )
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _auto_or_numbers(cls, value: Any) -> Any:
+        numbers = isinstance(value, list) and all(type(n) is int and n > 0 for n in value)
+        if value == "auto" or (numbers and value):
+            return value
+        raise ValueError("must be auto, or a list of numbers of channels such as [32, 64]")

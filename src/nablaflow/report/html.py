@@ -23,9 +23,11 @@ from nablaflow.report.curves import (
     png,
     reward_curve,
 )
-from nablaflow.report.pictures import by_prompt, check_same_number, to_picture
+from nablaflow.report.loading import Saved, loading_section
+from nablaflow.report.pictures import by_prompt, check_same_number, shown, to_picture
 from nablaflow.report.style import CSS
 from nablaflow.report.table import html_table
+from nablaflow.report.words import PAST
 from nablaflow.typing import Images
 
 _LONGEST = 384  # pixels a side that a picture keeps: a page of hundreds stays a few megabytes
@@ -42,8 +44,7 @@ def write_report(
     after: Images,
     prompts: Sequence[str],
     records: Records,
-    lora_path: str | Path | None,
-    model: str | None = None,
+    saved: Saved | None,
 ) -> Path:
     """Write the report.
 
@@ -56,8 +57,7 @@ def write_report(
         after: images of the policy from the same prompts and seeds.
         prompts: one for each image.
         records: of ``metrics.jsonl``.
-        lora_path: folder of the weights in diffusers format; None leaves the section out.
-        model: path or hub id of the reference model, for the lines that load the LoRA onto it.
+        saved: the policy, for the lines that load it; None leaves the section out.
 
     Returns:
         The path.
@@ -74,7 +74,7 @@ def write_report(
             _pictures(before, after, prompts),
             _curves(records, summary),
             _guard(records, summary),
-            _lora(lora_path, model),
+            loading_section(saved),
             _config(config_text),
         ]
     )
@@ -130,7 +130,7 @@ def _way(summary: Mapping[str, Any]) -> str:
         for name, at, text in (
             ("reference", start, "reference"),
             ("tilt", goal, "exact tilt"),
-            ("policy", end, f"aligned: {closing:.0%} of the way in reward"),
+            ("policy", end, _aligned(closing)),
         )
     )
     span = f"left:{min(start, end):.1f}%;width:{abs(end - start):.1f}%"
@@ -140,9 +140,14 @@ def _way(summary: Mapping[str, Any]) -> str:
     )
 
 
+def _aligned(closing: float) -> str:
+    past = ", past the tilt" if closing > PAST else ""
+    return f"aligned: {closing:.0%} of the way in reward{past}"
+
+
 def _pictures(before: Tensor, after: Tensor, prompts: Sequence[str]) -> str:
     strips = "".join(
-        f"<h3>{escape(prompt)}</h3>"
+        f"<h3>{escape(shown(prompt))}</h3>"
         f'<div class="pair">{_sheet("reference", prompt, before[rows])}'
         f"{_sheet('aligned', prompt, after[rows])}</div>"
         for prompt, rows in by_prompt(prompts).items()
@@ -231,24 +236,6 @@ def _figure(caption: str, draw: Callable[[Theme], Figure | None]) -> str:
         f"<figure><figcaption>{caption}</figcaption><picture>"
         f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(png(dark))}">'
         f'<img alt="{caption}" src="{_data_uri(png(light))}"></picture></figure>'
-    )
-
-
-def _lora(lora_path: str | Path | None, model: str | None) -> str:
-    if lora_path is None:
-        return ""
-    code = "\n".join(
-        [
-            "from diffusers import DiffusionPipeline",
-            f"pipeline = DiffusionPipeline.from_pretrained({model or 'path/or/hub-id'!r})",
-            f"pipeline.load_lora_weights({str(lora_path)!r})",
-        ]
-    )
-    return (
-        "<h2>Use it</h2>"
-        f"<p>The LoRA is in <code>{escape(str(lora_path))}</code>, in diffusers format. "
-        "It needs nothing of nablaflow:</p>"
-        f"<pre><code>{escape(code)}</code></pre>"
     )
 
 

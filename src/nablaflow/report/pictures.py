@@ -36,6 +36,11 @@ def by_prompt(prompts: Sequence[str]) -> dict[str, list[int]]:
     return groups
 
 
+def shown(prompt: str) -> str:
+    """What stands above the images of a prompt; an unconditional model's is empty."""
+    return prompt or "without a prompt"
+
+
 def grid(images: Images, columns: int, scale: int | None = None, gap: int = 4) -> Image.Image:
     """Images row by row on white, enlarged by a whole factor with square pixels.
 
@@ -96,7 +101,7 @@ def before_after(
         pen.text((left, margin), heading, _INK, _font(round(1.25 * size), bold=True))
     top = margin + line
     for prompt, pair in sides:
-        text = shorten(prompt, _font(size), sheet.width - 2 * margin)
+        text = shorten(shown(prompt), _font(size), sheet.width - 2 * margin)
         pen.text((margin, top + size // 3), text, _MUTED, _font(size))
         top += line
         for left, side in zip(lefts, pair, strict=True):

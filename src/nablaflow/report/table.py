@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nablaflow.metrics.tilt import MIN_EFFECTIVE_SAMPLE_SIZE
+from nablaflow.report.words import the_way, warnings
 
 MISSING = "\N{EN DASH}"
 COLUMNS = {"reference": "reference", "policy": "aligned", "exact_tilt": "exact tilt"}
@@ -111,12 +112,7 @@ def _closing(summary: Mapping[str, Any]) -> str | None:
     closing = summary.get("closing")
     if closing is None:
         return None
-    error = summary.get("closing_se") or 0.0
-    past = ", past it: more reward than beta asks for" if closing - 2 * error > 1 else ""
-    return (
-        f"The aligned model closes {closing:.0%} of the way from the reference's mean reward "
-        f"to the exact tilt's (± {error:.0%}){past}."
-    )
+    return the_way(closing, summary.get("closing_se") or 0.0)
 
 
 def _guard(summary: Mapping[str, Any]) -> str | None:
@@ -126,7 +122,11 @@ def _guard(summary: Mapping[str, Any]) -> str | None:
         return None
     best = f"best under it: update {guard['best_update']}, {guard['best_checkpoint']}"
     trip = guard["tripped"]
-    if trip is None:
+    if guard["action"] == "warn":
+        said = list(warnings(guard["last"], guard["budgets"]).values())
+        if said:
+            return f"The guard warns: {'; '.join(said)}; {best}."
+    if trip is None or guard["action"] == "warn":
         return f"The guard stayed within its budgets; {best}."
     rolled = guard["action"] == "roll-back"
     what = "rolled the run back" if rolled else "stopped the run"

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -43,9 +43,9 @@ class Config(Settings):
         description="name of a reward, path/to/file.py:function, a mapping with name and settings, "
         "or a mapping of those to weights"
     )
-    prompts: PromptSource = Field(
+    prompts: PromptSource | None = Field(
         description="list of prompts, a text file with one a line, .jsonl or .csv, a set by name, "
-        "hub:owner/name; or a mapping of source, column and split"
+        "hub:owner/name; or a mapping of source, column and split; null: an unconditional model"
     )
     output_dir: AnyPath = Field(description="the run folder")
     seed: Seed = Field(
@@ -68,7 +68,9 @@ class Config(Settings):
     training: Training = Field(description="the loop")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="the measurement")
     guard: Guard | None = Field(
-        default=None, description="watches for reward hacking during training; null is none"
+        default_factory=Guard.that_warns,
+        description="watches for reward hacking during training; without one of its settings it "
+        "only warns; null is none",
     )
 
     @model_validator(mode="after")
@@ -108,6 +110,7 @@ def _least_fraction(steps: int) -> float:
 
 # --- the method: a name and the settings of the class registered under it ------------------------
 
+Group = TypeVar("Group", bound=BaseModel)
 Kinds = Mapping[str, type[BaseModel]]
 """Classes by the name that chooses between them."""
 
@@ -195,6 +198,18 @@ def _not_a_setting(kinds: Kinds, name: str, key: str, place: str) -> str:
 def uses_flow(method: BaseModel) -> bool:
     """Whether a method has a use for the flow network."""
     return getattr(method, "uses_flow", True)
+
+
+def parse_group(kind: type[Group], values: Mapping[str, Any], place: str) -> Group:
+    """One group of settings by itself.
+
+    Raises:
+        UserError: one line: the dotted key, what is wrong, the remedy.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise _refusal(_explain(error, kind, (place,))) from None
 
 
 # --- from a mapping to a configuration, or to one line --------------------------------------------

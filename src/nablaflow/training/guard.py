@@ -68,6 +68,8 @@ class Guard:
     """Looks, decides, and remembers; all it remembers is in `state` and `restore`.
 
     Attributes:
+        n: images of a look.
+        every: updates between two looks.
         reference: the reference's own figures, diversity not as a share; None before `begin`.
         best: of the looks within all budgets the one of most reward, the reference's included.
         last: the latest one.
@@ -85,10 +87,18 @@ class Guard:
     ) -> None:
         self.settings, self.prompts, self.model = settings, prompts, model
         self.reward, self.held_out, self._batch = reward, held_out, batch
+        assert settings.n != "auto"
+        assert settings.every != "auto"
+        self.n, self.every = settings.n, settings.every
         self.reference: dict[str, Any] | None = None
         self.best: Look | None = None
         self.last: Look | None = None
         self.trip: Trip | None = None
+
+    @property
+    def ends_the_run(self) -> bool:
+        """Whether a budget is exceeded by a guard that does more than to warn."""
+        return self.trip is not None and self.settings.action != "warn"
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -100,7 +110,7 @@ class Guard:
         """
         with self.model.reference():
             found = self._measure(self._sample_plain, on_progress)
-        if found.diversity == 0.0:
+        if found.diversity == 0.0 and self.settings.action != "warn":
             raise UserError(
                 "guard.prompts: the reference's images of a prompt are all alike, so there is no "
                 "diversity to keep; use other prompts, or guard=null"
@@ -123,7 +133,8 @@ class Guard:
         """
         assert self.reference is not None
         found = self._measure(self._sample_with_kl, on_progress)
-        share = found.diversity / self.reference["diversity"]
+        own = self.reference["diversity"]
+        share = found.diversity / own if own else 1.0  # nothing to lose
         return Look(update, found.kl, share, found.reward, found.held_out)
 
     def judge(self, look: Look) -> bool:
@@ -148,7 +159,7 @@ class Guard:
     def _measure(
         self, sample: Callable[[list[str], list[int]], tuple[Tensor, Tensor]], on_progress: Progress
     ) -> _Measured:
-        n, settings = self.settings.n, self.settings
+        n, settings = self.n, self.settings
         index = spread(n, len(self.prompts))
         texts = [self.prompts[i] for i in index.tolist()]
         seeds = [stream(settings.seed, "guard", row) for row in range(n)]

@@ -235,7 +235,7 @@ class Trainer:
 
     @property
     def _tripped(self) -> bool:
-        return self.guard is not None and self.guard.trip is not None
+        return self.guard is not None and self.guard.ends_the_run
 
     def begin_trust(self, on_progress: Callable[[int], None] = lambda done: None) -> None:
         """Measure the trust on the main process, unless a resumed run has done so.
@@ -284,7 +284,7 @@ class Trainer:
     def _look(self, run: Path, on_look: Callable[[int], None]) -> Record:
         """The guard's figures, if it is its turn; the main process finds them, all obey."""
         guard = self.guard
-        if guard is None or (self.update % guard.settings.every and not self.finished):
+        if guard is None or (self.update % guard.every and not self.finished):
             return {}
         started = self.clock()
         look = None

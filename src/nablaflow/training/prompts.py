@@ -14,7 +14,8 @@ from nablaflow.training.prompt_files import Found, read_file
 from nablaflow.training.prompt_hub import data_set, named_set
 from nablaflow.training.prompt_source import HUB, SETS
 
-Source = Sequence[str] | str | Mapping[str, str]
+Source = Sequence[str] | str | Mapping[str, str] | None
+"""None: an unconditional model's, whose images all have the empty text."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ def load_prompts(value: Source, base: Path) -> list[str]:
 def find_prompts(value: Source, base: Path) -> Found:
     """The prompts of a source, with what a note says about them.
 
-    A list is taken as it is. In a text file, blank lines and lines that begin with ``#`` are
-    skipped; of ``.jsonl``, ``.csv`` and data sets of the hub a column is taken.
+    None is one empty text. A list is taken as it is. In a text file, blank lines and lines that
+    begin with ``#`` are skipped; of ``.jsonl``, ``.csv`` and data sets of the hub a column is
+    taken.
 
     Args:
         base: folder that a relative path starts from.
@@ -96,6 +98,8 @@ def find_prompts(value: Source, base: Path) -> Found:
     source, column, split = value, None, None
     if isinstance(value, Mapping):
         source, column, split = value["source"], value.get("column"), value.get("split")
+    if source is None:
+        return Found("no prompts", [""], [1])
     if not isinstance(source, str):
         if not source:
             raise UserError("prompts: the list is empty; give at least one prompt")

@@ -130,8 +130,13 @@ class HeldOut(Settings):
 class Guard(Settings):
     """What is looked at during training, on the same prompts and noise each time, and budgets."""
 
-    every: Count = Field(default=50, description="updates between two looks; one is at the end")
-    n: Count = Field(default=64, description="images in all, two or more for each prompt")
+    every: Count | Literal["auto"] = Field(
+        default=50, description="updates between two looks; auto: five looks; one is at the end"
+    )
+    n: Count | Literal["auto"] = Field(
+        default=64,
+        description="images in all, two or more for each prompt; auto: 32, of up to 16 prompts",
+    )
     prompts: PromptSource | None = Field(
         default=None, description="list or file, as the run's; null: the run's"
     )
@@ -143,10 +148,16 @@ class Guard(Settings):
     min_diversity: Positive | None = Field(
         default=None, description="budget: least diversity, as a share of the reference's"
     )
-    action: Literal["stop", "roll-back"] = Field(
+    action: Literal["warn", "stop", "roll-back"] = Field(
         default="stop",
-        description="when a budget is exceeded: end with the policy as it is, or as it was best",
+        description="when a budget is exceeded: only say so, or end with the policy as it is, or "
+        "as it was best",
     )
+
+    @classmethod
+    def that_warns(cls) -> Guard:
+        """A run's, where nothing is said of one: a few cheap looks that never end it."""
+        return cls(every="auto", n="auto", max_kl=10.0, min_diversity=0.6, action="warn")
 
     @property
     def budgets(self) -> dict[str, float | None]:

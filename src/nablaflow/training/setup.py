@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,24 +16,37 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
 
 from nablaflow import nano
 from nablaflow.errors import UserError
-from nablaflow.methods import METHODS, Method
-from nablaflow.models import FlowScore, UNetFlowScore, load_model, load_pipeline
+from nablaflow.methods import Method
+from nablaflow.methods.tilt_rule import TiltRule
+from nablaflow.models import load_model, load_pipeline, make_flow_score
 from nablaflow.models.pipelines import PipelineModel
-from nablaflow.rewards import NamedReward, load, probe, require_gradient
+from nablaflow.rewards import NamedReward, load, probe
 from nablaflow.training.allocator import keep_freed_memory
+from nablaflow.training.checks import (
+    check_evaluation,
+    check_group,
+    check_precision,
+    check_prompts,
+    check_reward,
+    check_shares,
+)
+from nablaflow.training.choices import undecided, with_beta, with_targets
 from nablaflow.training.config import Config
+from nablaflow.training.evaluation import StartProgress
 from nablaflow.training.guard import Guard
 from nablaflow.training.kernels import find_kernels, load_kernels
 from nablaflow.training.loop import Trainer
 from nablaflow.training.prompts import load_prompts, prompt_sets
+from nablaflow.training.tilt_choice import ChosenBeta, find_beta
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The others wait while the main process measures the run at its end.
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+LOOKS, LOOKED_AT = 5, 32  # of a guard that is left to itself: looks, and images of each
 MIXED_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -43,9 +55,12 @@ class Parts:
     """A run, ready to train.
 
     Attributes:
+        config: with what it left to the run.
         prompts: to train on.
         fingerprint: of the pretrained weights; names their reference bank.
         evaluated: prompts to measure on.
+        notes: lines for the user about the prompts.
+        choices: and about what the run trains.
     """
 
     config: Config
@@ -56,11 +71,19 @@ class Parts:
     trainer: Trainer
     accelerator: Accelerator
     evaluated: list[str]
+    notes: tuple[str, ...]
+    choices: tuple[str, ...]
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """Print lines for the user, on the main process."""
+        if self.accelerator.is_main_process:
+            for line in lines:
+                print(line, file=sys.stderr)
 
 
-def model_source(config: Config) -> str:
-    """Folder or hub id that the model is loaded from."""
-    return str(nano.path()) if config.model == "nano" else config.model
+def model_source(model: str) -> str:
+    """Folder or hub id that a configuration's ``model`` is loaded from."""
+    return str(nano.path()) if model == "nano" else model
 
 
 def fingerprint(pipeline: Any) -> str:
@@ -114,76 +137,6 @@ def make_accelerator(config: Config, run: Path) -> Accelerator:
     return accelerator
 
 
-def check_shares(config: Config, processes: int) -> None:
-    training = config.training
-    total = training.prompts_per_update * training.images_per_prompt
-    if total % processes:
-        raise UserError(
-            f"training.prompts_per_update: {total} trajectories do not divide among {processes} "
-            "processes; choose a multiple"
-        )
-    if total // processes % training.steps_per_rollout:
-        raise UserError(
-            f"training.steps_per_rollout: {total // processes} trajectories of a process do not "
-            f"divide among {training.steps_per_rollout} optimizer steps; choose a divisor"
-        )
-
-
-def check_precision(method: Method, config: Config) -> None:
-    """Densities of whole trajectories are sums of many small differences."""
-    precision = config.training.precision
-    if method.needs_path_ratio and precision != "float32":
-        raise UserError(
-            f"training.precision: {method.name} weighs by densities of whole trajectories, which "
-            f"{precision} rounds by nats; use float32"
-        )
-
-
-def check_group(method: Method, config: Config) -> None:
-    """Refuse one image a prompt for a method that compares a prompt's images."""
-    if not method.needs_group or config.training.images_per_prompt > 1:
-        return
-    others = ", ".join(name for name, kind in METHODS.items() if not kind.needs_group)
-    raise UserError(
-        f"training.images_per_prompt: {method.name} compares the images of a prompt and needs 2 or "
-        f"more; these do not: {others}"
-    )
-
-
-def check_evaluation(config: Config, prompts: list[str]) -> None:
-    """The figures are found at the end of a run, too late to learn that they cannot be."""
-    least = 2 * len(prompts)  # for a spread within each prompt
-    for name, n in (("n", config.evaluation.n), ("bank", config.evaluation.bank or least)):
-        if n < least:
-            raise UserError(
-                f"evaluation.{name}: {n} images are fewer than 2 for each of the {len(prompts)} "
-                f"prompts; use {least} or more"
-            )
-
-
-def check_reward(
-    method: Method, reward: NamedReward, model: PipelineModel, prompts: list[str]
-) -> None:
-    """Find out before training whether the reward is what the method needs."""
-    height, width = model.image_size
-    found = probe(reward, height=height, width=width, device=model.device, prompts=prompts)
-    if method.needs_reward_gradient:
-        without = [name for name, kind in METHODS.items() if not kind.needs_reward_gradient]
-        require_gradient(reward.name, found, without)
-
-
-def make_flow(config: Config, model: PipelineModel) -> FlowScore | None:
-    """The flow-score network, seeded by the run."""
-    if config.flow is None:
-        return None
-    channel, *sides = model.state_shape
-    embedding = model.condition(["a circle"]).prompt
-    width = 0 if embedding is None else embedding.shape[-1]
-    torch.manual_seed(config.seed)
-    # What divides both sides divides their greatest common divisor.
-    return UNetFlowScore(config.flow, channel, math.gcd(*sides), width).to(model.device)
-
-
 def make_guard(
     config: Config, prompts: list[str], model: PipelineModel, reward: NamedReward
 ) -> Guard | None:
@@ -197,6 +150,13 @@ def make_guard(
         return None
     if settings.prompts is not None:
         prompts = load_prompts(settings.prompts, Path())
+    if settings.every == "auto":
+        every = -(-config.training.updates // LOOKS)
+        settings = settings.model_copy(update={"every": every})
+    if settings.n == "auto":
+        prompts = list(dict.fromkeys(prompts))[: LOOKED_AT // 2]
+        settings = settings.model_copy(update={"n": LOOKED_AT})
+    assert settings.n != "auto"
     if settings.n < 2 * len(prompts):
         raise UserError(
             f"guard.n: {settings.n} images are fewer than 2 for each of the {len(prompts)} "
@@ -229,6 +189,7 @@ def prepare(
     run: Path,
     reward: NamedReward | None = None,
     checkpoint: Path | None = None,
+    start: StartProgress = lambda what, total: lambda done: None,
 ) -> Parts:
     """Load and check everything that the configuration names; writes nothing.
 
@@ -236,6 +197,7 @@ def prepare(
         reward: in place of the configuration's.
         checkpoint: of the run that is gone on with or measured, whose kernels are taken; None:
             there is none, and analytic ones are estimated.
+        start: shows the work of finding beta, where that is left to the run.
 
     Raises:
         UserError: whatever of it does not fit, with the remedy.
@@ -249,31 +211,50 @@ def prepare(
     check_precision(method, config)
     reward = reward or load(config.reward)
     accelerator = make_accelerator(config, run)
-    if accelerator.is_main_process:
-        for note in sets.notes:
-            print(note, file=sys.stderr)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_shares(config, accelerator.num_processes)
-    pipeline = load_pipeline(model_source(config), _dtype(config))
+    pipeline = load_pipeline(model_source(config.model), _dtype(config))
     mark = fingerprint(pipeline) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
     model = load_model(pipeline, config.sampler, config.adapter, accelerator.device)
+    check_prompts(config, model)
+    config = with_targets(config, model)
+    choices = [str(model.adapter.coverage)]
     training = config.training
     on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
     method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
     check_reward(method, reward, model, prompts)
     if config.sampler.variance == "analytic":
         _settle_kernels(config, model, prompts, checkpoint, shown=accelerator.is_main_process)
+    rule = undecided(config)
+    if rule is not None:
+        found = _found_beta(rule, config, model, reward, prompts, start)
+        config = with_beta(config, found.beta)
+        choices.append(str(found))
     if method.needs_second_derivatives:
         model.allow_second_derivatives()
     if config.training.gradient_checkpointing:
         _checkpoint_gradients(model)
-    flow = make_flow(config, model) if method.uses_flow else None
+    flow = None
+    if method.uses_flow and config.flow is not None:
+        torch.manual_seed(config.seed)
+        flow, size = make_flow_score(model, config.flow)
+        config = config.model_copy(update={"flow": flow.settings})
+        choices.append(size)
     guard = make_guard(config, prompts, model, reward)
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard)
     return Parts(
-        config, prompts, model, reward, mark, trainer, accelerator, evaluated=sets.evaluation
+        config,
+        prompts,
+        model,
+        reward,
+        mark,
+        trainer,
+        accelerator,
+        evaluated=sets.evaluation,
+        notes=sets.notes,
+        choices=tuple(choices),
     )
 
 
@@ -289,6 +270,28 @@ def _settle_kernels(
         find_kernels(model, prompts, config.evaluation.batch, shown=shown)
     else:
         load_kernels(model, checkpoint)
+
+
+def _found_beta(
+    rule: TiltRule,
+    config: Config,
+    model: PipelineModel,
+    reward: NamedReward,
+    prompts: list[str],
+    start: StartProgress,
+) -> ChosenBeta:
+    """The main process's, on all of them."""
+    found: list[ChosenBeta | UserError | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            found = [find_beta(rule, model, reward, prompts, start, config.evaluation.batch)]
+        except UserError as error:
+            found = [error]
+    (chosen,) = broadcast_object_list(found)
+    if isinstance(chosen, UserError):
+        raise chosen
+    assert chosen is not None
+    return chosen
 
 
 def _dtype(config: Config) -> torch.dtype:

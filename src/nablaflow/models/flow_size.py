@@ -1,0 +1,104 @@
+"""How large a flow network may be beside its denoiser: told by the work of one forward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from nablaflow.models.contract import DiffusionModel
+from nablaflow.models.flow_score import UNetFlowScore
+from nablaflow.models.settings import FlowSettings
+
+SHARE = 1 / 4
+"""Of the denoiser's forward FLOPs: the most that a flow network takes by itself."""
+
+WIDTHS = (64, 48, 32, 24, 16, 8)
+MULTIPLES = (1, 2, 4, 4)
+"""Channels of the published network (arXiv 2412.07775) are 64 times these."""
+
+
+def make_flow_score(model: DiffusionModel, settings: FlowSettings) -> tuple[UNetFlowScore, str]:
+    """The flow network beside a model, and a line that says how large it is.
+
+    ``channels: auto`` takes the first of the candidates, the published one and smaller ones, whose
+    forward pass at the model's states has at most `SHARE` of the denoiser's FLOPs; where none has,
+    the smallest. ``settings`` of the result has the channels.
+
+    Raises:
+        UserError: the channels have too many levels for the model's states.
+    """
+    denoiser = denoiser_flops(model)
+    if settings.channels == "auto":
+        settings = settings.model_copy(update={"channels": _fitting(model, settings, denoiser)})
+    flow = _network(model, settings)
+    parameters = sum(parameter.numel() for parameter in flow.parameters())
+    share = flow_flops(model, settings) / denoiser
+    line = (
+        f"flow network: channels {', '.join(map(str, flow.settings.channels))}; "
+        f"{parameters / 1e6:.3g} M parameters, {share:.0%} of the denoiser's forward FLOPs"
+    )
+    return flow.to(model.device), line
+
+
+def _fitting(model: DiffusionModel, settings: FlowSettings, denoiser: int) -> list[int]:
+    candidates = list(_candidates(_side(model)))
+    for channels in candidates:
+        own = settings.model_copy(update={"channels": channels})
+        if flow_flops(model, own) <= SHARE * denoiser:
+            return channels
+    return candidates[-1]
+
+
+def _candidates(side: int) -> Iterator[list[int]]:
+    """As many levels as the states can be halved for, then as wide as it goes."""
+    for levels in range(len(MULTIPLES), 0, -1):
+        if side % 2 ** (levels - 1) == 0:
+            for width in WIDTHS:
+                yield [width * multiple for multiple in MULTIPLES[:levels]]
+
+
+@torch.no_grad()
+def denoiser_flops(model: DiffusionModel) -> int:
+    """FLOPs of one pass of the reference at one state: half of a guided one."""
+    x = torch.zeros(1, *model.state_shape, device=model.device)
+    timestep = model.process.timestep[-1:].to(model.device)
+    prompt = model.condition([""]).prompt
+    with model.reference(), _counted() as counter:
+        model.forward(x, timestep, prompt)
+    return counter.get_total_flops()
+
+
+@torch.no_grad()
+def flow_flops(model: DiffusionModel, settings: FlowSettings) -> int:
+    """FLOPs of one pass at one state; counted on shapes alone."""
+    prompt = model.condition([""]).prompt
+    with torch.device("meta"):
+        network = _network(model, settings)
+        x, timestep = torch.zeros(1, *model.state_shape), torch.zeros(1)
+        tokens = torch.zeros(1, 1, 1) if prompt is None else torch.zeros(prompt.shape)
+        with _counted() as counter:
+            network.unet(x, timestep, tokens)
+    return counter.get_total_flops()
+
+
+def _network(model: DiffusionModel, settings: FlowSettings) -> UNetFlowScore:
+    prompt = model.condition([""]).prompt
+    width = 0 if prompt is None else prompt.shape[-1]
+    return UNetFlowScore(settings, model.state_shape[0], _side(model), width)
+
+
+def _side(model: DiffusionModel) -> int:
+    """What divides both sides of a state divides their greatest common divisor."""
+    return math.gcd(*model.state_shape[1:])
+
+
+@contextmanager
+def _counted() -> Iterator[FlopCounterMode]:
+    """Counts FLOPs, attention's as the two products that it is: fused kernels may hide theirs."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter

@@ -1,0 +1,55 @@
+"""The report's section on how to load what a run has saved, in diffusers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a run has saved.
+
+    Attributes:
+        folder: of a LoRA in diffusers format, or of a whole pipeline.
+        as_lora: which of the two.
+        pipeline: name of the pipeline's class in diffusers.
+        model: folder or hub id of the reference, which a LoRA is loaded onto.
+        prompt: one to try it with; None for an unconditional model.
+    """
+
+    folder: str | Path
+    as_lora: bool
+    pipeline: str
+    model: str
+    prompt: str | None
+
+    def code(self) -> str:
+        """Lines that load it and make an image."""
+        given = "" if self.prompt is None else repr(self.prompt)
+        if self.as_lora:
+            loaded = [
+                f"pipeline = {self.pipeline}.from_pretrained({self.model!r})",
+                f"pipeline.load_lora_weights({str(self.folder)!r})",
+            ]
+        else:
+            loaded = [f"pipeline = {self.pipeline}.from_pretrained({str(self.folder)!r})"]
+        first, last = (
+            f"from diffusers import {self.pipeline}",
+            f"image = pipeline({given}).images[0]",
+        )
+        return "\n".join([first, *loaded, last])
+
+
+def loading_section(saved: Saved | None) -> str:
+    """HTML; nothing where nothing was saved."""
+    if saved is None:
+        return ""
+    what = "LoRA is" if saved.as_lora else f"aligned model, a whole {saved.pipeline}, is"
+    return (
+        "<h2>Use it</h2>"
+        f"<p>The {escape(what)} in <code>{escape(str(saved.folder))}</code>, in diffusers format. "
+        "It needs nothing of nablaflow:</p>"
+        f"<pre><code>{escape(saved.code())}</code></pre>"
+    )

@@ -1,0 +1,67 @@
+"""What some figures mean, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+COLLAPSED = 0.5
+"""Share of the reference's diversity below which a run is called collapsed."""
+
+PAST = 1.2
+"""Of the way to the exact tilt, beyond which a share of the way is no longer what counts."""
+
+
+def warnings(look: Mapping[str, Any], budgets: Mapping[str, float | None]) -> dict[str, str]:
+    """A line for each budget of the guard that a look exceeds, by its metric."""
+    found = {}
+    for metric, say in _SAID.items():
+        value, limit = look.get(metric), budgets.get(metric)
+        if value is None or limit is None:
+            continue
+        within = value <= limit if metric == "kl" else value >= limit
+        if not within:
+            found[metric] = say(value, limit)
+    return found
+
+
+def _divergence(value: float, limit: float) -> str:
+    return (
+        f"divergence: the paths are {value:.3g} nats from the reference's, more than {limit:g}: "
+        "this run is leaving its prior"
+    )
+
+
+def _diversity(value: float, limit: float) -> str:
+    state = "this run has collapsed" if value < COLLAPSED else "this run is narrowing"
+    return f"diversity fell to {100 * value:.0f} % of the reference's: {state}"
+
+
+def _held_out(value: float, limit: float) -> str:
+    return (
+        f"the held-out reward drifted to {value:.3g}, below {limit:g}: the gain of the trained "
+        "reward is not one of the images"
+    )
+
+
+_SAID: dict[str, Callable[[float, float], str]] = {
+    "kl": _divergence,
+    "diversity": _diversity,
+    "held_out": _held_out,
+}
+
+
+def the_way(closing: float, error: float) -> str:
+    """How far the policy's mean reward is on the way from the reference's to the exact tilt's."""
+    if closing > PAST:
+        return (
+            f"The aligned model has passed the exact tilt: its mean reward is {closing:.0%} of the "
+            f"way from the reference's to the tilt's (± {error:.0%}). It has more reward than beta "
+            "asks for, at the cost of diversity and prior: train for fewer updates or with a lower "
+            "learning rate, or raise beta if so much reward is wanted."
+        )
+    past = ", past it: more reward than beta asks for" if closing - 2 * error > 1 else ""
+    return (
+        f"The aligned model closes {closing:.0%} of the way from the reference's mean reward "
+        f"to the exact tilt's (± {error:.0%}){past}."
+    )
