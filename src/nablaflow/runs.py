@@ -281,7 +281,7 @@ def _new_warnings(parts: Parts, warned: set[str]) -> list[str]:
         return []
     found = warnings(asdict(guard.last), guard.settings.budgets)
     new = [f"after update {guard.last.update}: {found[metric]}" for metric in found.keys() - warned]
-    warned |= found.keys()
+    warned.update(found)
     return sorted(new)
 
 

@@ -86,7 +86,12 @@ def settings(tiny_model: Path) -> dict[str, Any]:
         "reward": "warmth",
         "prompts": ["a circle", "a square"],
         "output_dir": "run",
-        "method": {"name": "residual-nabla-db", "beta": 5.0, "reverse_weight": 1.0},
+        "method": {
+            "name": "residual-nabla-db",
+            "beta": 5.0,
+            "reverse_weight": 1.0,
+            "gamma": "measured",
+        },
         "sampler": {"steps": 4},
         "adapter": {"rank": 2},
         "flow": {"channels": [8, 8]},

@@ -91,7 +91,12 @@ def settings(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
         "reward": "warmth",
         "prompts": ["a circle", "a square", "a star"],
         "output_dir": str(tmp_path / "run"),
-        "method": {"name": "residual-nabla-db", "beta": 100.0, "reverse_weight": 1.0},
+        "method": {
+            "name": "residual-nabla-db",
+            "beta": 100.0,
+            "reverse_weight": 1.0,
+            "gamma": "measured",
+        },
         "sampler": {"steps": 4},
         "adapter": {"rank": 2, "ema_decay": 0.9},
         "flow": {"channels": [8, 8], "ema_decay": 0.5},

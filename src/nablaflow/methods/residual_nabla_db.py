@@ -13,8 +13,8 @@ which is right for short steps. The default is what is right at any length, the 
 
     forward   (mu_theta - mu_ref)(x_k)  =  c_k grad V_k(x_k)
 
-(`nablaflow.diffusion.value_step`), with gamma_k measured (`nablaflow.guidance.trust`) and no flow
-network: nothing is left to tune but beta.
+(`nablaflow.diffusion.value_step`), with gamma_k = 1 and no flow network: nothing is left to tune
+but beta.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class ResidualNablaDB(StepwiseMethod):
         "sigma_k^2 grad V_{k-1} (published)",
     )
     gamma: Gamma = Field(
-        default="measured",
+        default="one",
         description="gamma_k, trust in the forward-looking reward (published: alpha_bar)",
     )
     forward_weight: float = Field(default=1.0, ge=0, description="of the forward residual")

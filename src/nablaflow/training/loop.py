@@ -257,7 +257,7 @@ class Trainer:
                 self.reward,
                 prompts,
                 [stream(seed, "trust", row) for row in range(len(prompts))],
-                batch=self.config.training.rollout_batch or TRUST_BATCH,
+                batch=min(TRUST_BATCH, self.config.training.rollout_batch or TRUST_BATCH),
                 on_progress=on_progress,
             )
         self.trust.copy_(self._from_main(found))
