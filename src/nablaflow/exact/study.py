@@ -20,7 +20,7 @@ from nablaflow.errors import UserError
 from nablaflow.exact.catalog import PROBLEMS, named_problem
 from nablaflow.exact.contenders import CONTENDERS, DEFAULT, PUBLISHED, contender
 from nablaflow.exact.evaluate import Result, check_batch, evaluate
-from nablaflow.training.run_folder import write_whole
+from nablaflow.storage.files import write_whole
 
 ALL = "all"
 

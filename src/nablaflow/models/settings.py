@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,7 +19,7 @@ class SamplerSettings(Settings):
     name: Literal["ddim", "ddpm", "sde-dpmsolver++"] = Field(
         default="ddim", description="kind of reverse kernel"
     )
-    steps: int = Field(default=20, ge=2, description="K, transitions of a trajectory")
+    steps: int = Field(default=20, ge=2, le=10**5, description="K, transitions of a trajectory")
     eta: float = Field(default=1.0, gt=0, le=1, description="DDIM's share of DDPM's noise")
     guidance_scale: float = Field(
         default=1.0,
@@ -38,7 +38,7 @@ class AdapterSettings(Settings):
     kind: Literal["lora", "full"] = Field(
         default="lora", description="low-rank updates or every weight"
     )
-    rank: int = Field(default=8, ge=1, description="rank of the updates")
+    rank: int = Field(default=8, ge=1, le=2**14, description="rank of the updates")
     alpha: float | None = Field(
         default=None, gt=0, description="scale of the updates; default: the rank"
     )
@@ -55,10 +55,12 @@ class AdapterSettings(Settings):
 class FlowSettings(Settings):
     """The flow-score network g_phi, a small UNet."""
 
-    channels: list[int] = Field(
+    channels: list[Annotated[int, Field(ge=1, le=2**14)]] = Field(
         default=[64, 128, 256, 256], min_length=1, description="channels of each level"
     )
-    layers_per_block: int = Field(default=1, ge=1, description="residual blocks at each level")
+    layers_per_block: int = Field(
+        default=1, ge=1, le=64, description="residual blocks at each level"
+    )
     prompt_conditioned: bool = Field(
         default=True, description="cross attention on the prompt, or zeros"
     )

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -239,7 +239,7 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     check_evaluation(config, sets.evaluation)
     check_group(method, config)
     check_precision(method, config)
-    reward = reward or load(config.reward)
+    reward = replace(reward or load(config.reward), timeout=config.training.reward_timeout)
     accelerator = make_accelerator(config, run)
     if accelerator.is_main_process:
         for note in sets.notes:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nablaflow.errors import UserError
-from nablaflow.training.checkpoint import (
+from nablaflow.storage.checkpoint import (
     Checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path, group: s
     assert_same(load_checkpoint(list_checkpoints(tmp_path)[-1]), example(1))
 
 
-@pytest.mark.parametrize("call", ["torch.save", "nablaflow.training.checkpoint.save_file"])
+@pytest.mark.parametrize("call", ["torch.save", "nablaflow.storage.checkpoint.save_file"])
 def test_no_space_left_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ):
