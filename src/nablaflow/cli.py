@@ -101,7 +101,7 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option(help="again for more prompts")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="images in all")] = 8,
     out: Annotated[Path, typer.Option(help="folder for the images")] = Path("samples"),
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace images there")] = False,
     trust_run: TrustRun = False,
     as_json: AsJson = False,

@@ -22,6 +22,7 @@ from nablaflow.storage.run_folder import CONFIG
 from nablaflow.storage.whole import last_whole
 from nablaflow.training.bank import sample_states, spread
 from nablaflow.training.config import Config
+from nablaflow.training.fits import check_count, image_bytes
 from nablaflow.training.policy_state import put_policy
 from nablaflow.training.prompts import load_prompts
 from nablaflow.training.run_folder import load_run_config
@@ -99,6 +100,7 @@ def sample_to_folder(
     """
     _check_out(out, overwrite=overwrite)
     model, texts = _model(source, prompts, trusted=trusted)
+    check_count("--n", n, 2 * image_bytes(model))
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("sample", total=n)
         states = sample_states(

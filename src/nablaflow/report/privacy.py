@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_SIGN = re.compile(r"(\s[+-]\s+(?:[\d.e]+\s*\*\s*)?)")  # between the rewards of a sum
+_SIGN = re.compile(r"((?:^|\s[+-]\s+)(?:[\d.e]+\s*\*\s*)?)")  # between the rewards of a sum
 
 
 def without_folders(text: str) -> str:

@@ -152,7 +152,7 @@ def forget_replaced(run: Path) -> None:
 
 def has_checkpoint(run: Path) -> bool:
     """Whether a run, and not only its guard, has one."""
-    return any((run / CHECKPOINTS).glob("step-*"))
+    return any((run / CHECKPOINTS).glob("step-*/progress.json"))
 
 
 def _move(source: Path, target: Path) -> None:

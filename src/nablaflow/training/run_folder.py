@@ -166,7 +166,9 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
         )
     if copy is not None:
         saved = dump_config(parse_config(read_recipe(run / CONFIG)))
-        for part in _changes(read_yaml(copy, "checkpoint"), read_yaml(saved, CONFIG)):
+        for part in _differences(read_yaml(copy, "checkpoint"), read_yaml(saved, CONFIG)):
+            if part == "output_dir":  # a folder may be moved
+                continue
             print(
                 f"{run / CONFIG}: {part} is not what the last checkpoint was trained with",
                 file=sys.stderr,
@@ -204,9 +206,18 @@ def _saved_settings(run: Path) -> Any:
         return read_yaml(copy, "checkpoint")
     for folder in (run, run / MOVING, run / REPLACED):
         if (folder / CONFIG).is_file():
-            # All settings at once, so that a damaged one is named as it is.
-            return read_yaml(dump_config(parse_config(read_recipe(folder / CONFIG))), CONFIG)
+            return _settings_in(folder / CONFIG)
     raise UserError(f"--resume: {run} holds no run; leave --resume out to start one")
+
+
+def _settings_in(file: Path) -> Any:
+    try:
+        return read_yaml(dump_config(parse_config(read_recipe(file))), CONFIG)
+    except UserError as error:
+        raise UserError(
+            f"--resume: {file} is damaged and no checkpoint has a copy of it ({error}); put it "
+            "right, or start again in another output_dir"
+        ) from None
 
 
 def _changes(old: Any, new: Any) -> Iterable[str]:

@@ -27,6 +27,7 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
 from nablaflow.training.allocator import keep_freed_memory
 from nablaflow.training.config import Config
+from nablaflow.training.fits import check_fits
 from nablaflow.training.guard import Guard
 from nablaflow.training.loop import Trainer
 from nablaflow.training.prompts import load_prompts, prompt_sets
@@ -251,6 +252,7 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     mark = fingerprint(pipeline) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
     model = load_model(pipeline, config.sampler, config.adapter, accelerator.device)
+    check_fits(config, model)
     training = config.training
     on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
     method.check(model.process, flow=config.flow is not None, on_policy=on_policy)

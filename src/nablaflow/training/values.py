@@ -35,7 +35,7 @@ def check_reward(value: Any) -> str | dict[str, Any]:
 RewardSpec = Annotated[str | dict[str, Any], BeforeValidator(check_reward)]
 
 
-MOST = 2**32  # more of anything that is counted no machine has
+MOST = 2**53  # what a float can count to
 LARGEST = 3.4e38  # float32, in which everything is computed
 
 
