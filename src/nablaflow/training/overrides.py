@@ -25,6 +25,7 @@ from nablaflow.training.prompt_source import absolute
 
 Values = dict[str, Any]
 MOST_VALUES = 100_000  # that aliases may stand for
+DEEPEST = 100  # lists in lists
 
 
 def load_config(
@@ -136,6 +137,7 @@ def read_yaml(text: str, source: str) -> Any:
         UserError: it is not valid, or its aliases make of it what no settings are.
     """
     try:
+        _check_depth(text)
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
@@ -150,6 +152,15 @@ def read_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source}{line}: not valid YAML: {problem}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def _check_depth(text: str) -> None:
+    """Refuse lists in lists without end, which take a reader minutes before it gives up."""
+    depth = 0
+    for bracket in re.findall(r"[][{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} brackets are open at once")
 
 
 def _check_aliases(root: yaml.Node | None) -> None:
