@@ -17,7 +17,7 @@ from nablaflow.runs import progress_display, starter
 from nablaflow.storage.checkpoint import guards_best
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.run_folder import CURVES
-from nablaflow.storage.whole import whole_checkpoints
+from nablaflow.storage.whole import steady, whole_checkpoints
 from nablaflow.training.overrides import parse_override
 from nablaflow.training.prompts import Source
 from nablaflow.training.protocol import Plan, carry_out
@@ -65,14 +65,14 @@ def evaluate_run(
     own = parts_of_run(settings) - (set() if prompts is None else {"prompts", "evaluation"})
     config = load_run_config(folder, [*overrides, *settings])
     check_trusted(config, folder, own, trusted=trusted)
-    found = whole_checkpoints(folder)
-    with fresh_accelerator():
+    with steady(folder) as place, fresh_accelerator():
+        found = whole_checkpoints(place)
         parts = prepare(config, folder)
         n = config.evaluation.n
         plan = Plan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
         with progress_display(console or Console(stderr=True)) as progress:
             kept = found[-1:] if only_last else found
-            best = None if only_last else guards_best(folder, found[-1])
+            best = None if only_last else guards_best(place, found[-1])
             evaluation, protocol = carry_out(parts, plan, kept, starter(progress), best)
     return {**evaluation.summary, "protocol": protocol.as_dict()}
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from click.testing import Result
+from typer.testing import CliRunner
 
+from nablaflow.cli import app
 from tests.cli.conftest import cli, here, recipe, settings, tiny_model
 
 __all__ = ["cli", "here", "recipe", "settings", "tiny_model"]
@@ -24,12 +29,23 @@ SHORT = (
 """Laid over the recipe: a run of a second."""
 
 
-@pytest.fixture
-def run(cli: Cli, recipe: Path, here: Path) -> Path:
-    """A run of two updates, with two checkpoints, in the working directory."""
-    result = cli("train", recipe, *SHORT)
+@pytest.fixture(scope="session")
+def trained(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two updates, with two checkpoints."""
+    folder = tmp_path_factory.mktemp("trained")
+    own = folder / "recipe.yaml"
+    own.write_text(yaml.safe_dump(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = CliRunner().invoke(app, ["train", str(own), *SHORT])
     assert result.exit_code == 0, result.stderr
-    return here / "run"
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained: Path, here: Path) -> Path:
+    """The run in the working directory, for each test its own."""
+    return Path(shutil.copytree(trained, here / "run"))
 
 
 def one_line(result: Result, *words: str) -> None:

@@ -23,10 +23,12 @@ from nablaflow.storage.checkpoint import (
     load_policy,
     save_checkpoint,
 )
+from nablaflow.storage.lock import held
 from nablaflow.storage.whole import (
     checkpoint_to_resume,
     last_whole,
     retire_after,
+    steady,
     whole_checkpoints,
 )
 
@@ -266,3 +268,16 @@ def test_a_reader_beside_a_run_finds_a_whole_checkpoint(tmp_path: Path):
 
     assert_same(last_whole(tmp_path, read), example(2))
     assert tries == ["step-000001", "step-000002"]
+
+
+def test_what_is_measured_beside_a_running_training_stays_there(tmp_path: Path):
+    for update in (1, 2):
+        save_checkpoint(tmp_path, example(update), keep=2)
+    with held(tmp_path), steady(tmp_path) as place:
+        save_checkpoint(tmp_path, example(3), keep=1)
+        found = whole_checkpoints(place)
+        assert [path.name for path in found] == ["step-000001", "step-000002"]
+        assert_same(load_checkpoint(found[0]), example(1))
+    assert not place.exists()
+    with steady(tmp_path) as place:
+        assert place == tmp_path

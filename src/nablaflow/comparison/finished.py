@@ -15,7 +15,7 @@ from nablaflow.errors import UserError
 from nablaflow.runs import starter
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.run_folder import CONFIG
-from nablaflow.storage.whole import whole_checkpoints
+from nablaflow.storage.whole import steady, whole_checkpoints
 from nablaflow.training.config import Config, method_settings
 from nablaflow.training.policy_state import load_policy_state
 from nablaflow.training.prompts import load_prompts
@@ -123,6 +123,21 @@ def _gauge(
 def _measure(
     parts: Parts, folder: Path, label: str, gauge: Gauge, progress: Progress
 ) -> Mapping[str, Any]:
+    with steady(folder) as place:
+        points = _points(parts, place, label, gauge, progress)
+    return {
+        "method": label,
+        "seed": parts.config.seed,
+        "points": points,
+        "curve": curve_of_run(folder),
+        "updates": points[-1]["update"],
+        "seconds": points[-1]["seconds"],
+    }
+
+
+def _points(
+    parts: Parts, folder: Path, label: str, gauge: Gauge, progress: Progress
+) -> list[dict[str, Any]]:
     found = whole_checkpoints(folder)
     task = progress.add_task(f"measure {label}"[:40], total=len(found))
     points = []
@@ -132,11 +147,4 @@ def _measure(
         figures = gauge.measure_policy(parts.model, parts.config, lambda done: None)
         points.append({"update": checkpoint.update, "seconds": checkpoint.seconds, **figures})
         progress.advance(task)
-    return {
-        "method": label,
-        "seed": parts.config.seed,
-        "points": points,
-        "curve": curve_of_run(folder),
-        "updates": points[-1]["update"],
-        "seconds": points[-1]["seconds"],
-    }
+    return points

@@ -44,6 +44,15 @@ def check_free(folder: Path) -> None:
             os.close(number)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process writes to a folder now."""
+    try:
+        check_free(folder)
+    except UserError:
+        return True
+    return False
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Be the only writer of an existing folder, which becomes a run folder if it was none.

@@ -6,9 +6,12 @@ A reader may come while the run is training: a checkpoint that is gone was repla
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from nablaflow.errors import UserError
@@ -19,6 +22,8 @@ from nablaflow.storage.checkpoint import (
     load_checkpoint,
 )
 from nablaflow.storage.files import remove_tree
+from nablaflow.storage.lock import is_held
+from nablaflow.storage.run_folder import CHECKPOINTS
 
 Found = TypeVar("Found")
 _TRIES = 1000  # a run beside this reader may remove what was listed
@@ -72,6 +77,32 @@ def whole_checkpoints(run: Path) -> list[Path]:
 def _read(folder: Path) -> Path:
     load_checkpoint(folder)
     return folder
+
+
+@contextmanager
+def steady(run: Path) -> Iterator[Path]:
+    """A folder with the checkpoints of a run, from which no training beside this reader takes one.
+
+    That is the run itself unless a process writes there; then it is one of links to its files, or
+    of copies where the system's folder for such things is on another disk.
+    """
+    if not is_held(run):
+        yield run
+        return
+    with TemporaryDirectory(prefix="nablaflow-") as place:
+        for folder in sorted((run / CHECKPOINTS).glob("[sb]*-*")):
+            with suppress(FileNotFoundError):  # removed meanwhile, so there is a newer one
+                shutil.copytree(folder, Path(place, CHECKPOINTS, folder.name), copy_function=_link)
+        yield Path(place)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def checkpoint_to_resume(run: Path) -> Checkpoint | None:

@@ -19,6 +19,8 @@ from nablaflow.storage.run_folder import (
     REPLACED,
     check_no_links,
     check_replaceable,
+    forget_replaced,
+    has_checkpoint,
     is_begun,
     put_back,
     set_aside,
@@ -139,6 +141,8 @@ def _begin(config: Config, *, resume: bool, overwrite: bool) -> None:
     _check_content(config, resume=resume, overwrite=overwrite)
     if not resume and is_begun(run):
         set_aside(run)
+    if has_checkpoint(run):
+        forget_replaced(run)
     write_whole(run / CONFIG, dump_config(config))
 
 
