@@ -9,6 +9,7 @@ from typing import Any
 
 from nablaflow.errors import UserError
 from nablaflow.hub import is_local
+from nablaflow.rewards import CALLABLE
 from nablaflow.rewards.combine import parse
 from nablaflow.rewards.custom import is_custom, is_fitted
 from nablaflow.rewards.secrets import masked_url
@@ -29,9 +30,12 @@ class Reference:
     kind: str
     name: str
 
+    @property
+    def _shown(self) -> str:
+        return masked_url(self.name) if self.kind == HOST else self.name
+
     def __str__(self) -> str:
-        shown = masked_url(self.name) if self.kind == HOST else self.name
-        return " ".join(f"{self.kind} {shown}".split())
+        return " ".join(f"{self.kind} {self._shown}".split())
 
     @property
     def path(self) -> Path | None:
@@ -45,7 +49,7 @@ class Reference:
     def identity(self) -> str:
         """The same for the same thing only: code that was changed is another."""
         if self.path is None:
-            return f"{self.kind} {self.name}"
+            return f"{self.kind} {self._shown}"  # a run's config.yaml has no more of it
         known = self.kind == CODE and self.path.is_file()
         content = checksums.of_file(self.path) if known else ""
         return f"{self.kind} {self.path} {self.name.rpartition(':')[2]} {content}"
@@ -71,6 +75,8 @@ def references(spec: Any, key: str = "") -> Iterator[Reference]:
 
 
 def _of_text(text: str, *, is_setting: bool = False) -> Iterator[Reference]:
+    if text.startswith(CALLABLE):  # a function that was in memory; nothing can be made of its name
+        return
     if "://" in text:
         yield Reference(HOST, text)
         return

@@ -28,12 +28,16 @@ def sync_records(run: Path) -> None:
 
 def read_records(run: Path) -> list[Record]:
     """The objects, in order; a line that is none, cut short by a crash or damaged, is left out."""
+    return [record for record in _lines(run) if record is not None]
+
+
+def _lines(run: Path) -> list[Record | None]:
+    """What each line holds; None for a damaged one."""
     path = run / METRICS
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what comes after the last end is no whole line
-    found = [_record(line) for line in lines if line]
-    return [record for record in found if record is not None]
+    return [_record(line) for line in lines if line]
 
 
 def _record(line: bytes) -> Record | None:
@@ -51,12 +55,13 @@ def _is_figure(value: Any) -> bool:
 
 def drop_records_after(run: Path, update: int) -> None:
     """Forget the lines of updates that a resumed run will do again; lost ones are named."""
-    kept = [record for record in read_records(run) if record["update"] <= update]
+    lines = _lines(run)
+    kept = [record for record in lines if record is not None and record["update"] <= update]
     lost = update - len({record["update"] for record in kept})
-    if lost > 0:
+    if lost or None in lines:
         print(
-            f"{run / METRICS}: the lines of {lost} updates are damaged and left out; the "
-            "checkpoint is whole",
+            f"{run / METRICS} is damaged: lines of {lost} updates are missing; the checkpoint is "
+            "whole, and the run goes on",
             file=sys.stderr,
         )
     write_whole(run / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
