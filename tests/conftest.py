@@ -1,12 +1,15 @@
 """What holds for all tests: no network, no window, one thread for each process."""
 
 import os
+import tempfile
 
 import hypothesis
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# What a user gave word for is remembered, and not in the folder of whoever runs the tests.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="nablaflow-state-")
 # Threads that wait for each other on a busy core spin: hundreds of times slower on small tensors.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ import typer
 from nablaflow.commands.compare import compare
 from nablaflow.commands.evaluate import evaluate
 from nablaflow.commands.reward import app as reward_app
-from nablaflow.commands.shared import AsJson, Debug, guarded
+from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded
 
 app = typer.Typer(
     name="nablaflow",
@@ -41,10 +41,12 @@ def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **
     from nablaflow.report import rich_table
     from nablaflow.runs import run
     from nablaflow.training.overrides import load_config
+    from nablaflow.training.trust import check_recipe
 
     as_json = flags.pop("as_json")
     console = Console(stderr=as_json)
     config = load_config(recipe, overrides, defaults)
+    check_recipe(recipe, config, overrides, trusted=flags.pop("trusted", False))
     result = run(config, **flags, console=Console(stderr=True))
     if not result.summary:
         return
@@ -85,16 +87,13 @@ def train(
     settings: Settings = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    trust_run: TrustRun = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Carry out a recipe."""
-    guarded(
-        lambda: _run(
-            recipe, {}, settings or [], resume=resume, overwrite=overwrite, as_json=as_json
-        ),
-        debug,
-    )
+    flags = {"resume": resume, "overwrite": overwrite, "trusted": trust_run, "as_json": as_json}
+    guarded(lambda: _run(recipe, {}, settings or [], **flags), debug)
 
 
 @app.command()
@@ -103,8 +102,9 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option(help="again for more prompts")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="images in all")] = 8,
     out: Annotated[Path, typer.Option(help="folder for the images")] = Path("samples"),
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace images there")] = False,
+    trust_run: TrustRun = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -113,7 +113,9 @@ def sample(
     def work() -> None:
         from nablaflow.sampling import sample_to_folder
 
-        paths = sample_to_folder(source, prompt or [], n, out, seed, overwrite=overwrite)
+        paths = sample_to_folder(
+            source, prompt or [], n, out, seed, overwrite=overwrite, trusted=trust_run
+        )
         if as_json:
             print(json.dumps({"images": [str(path) for path in paths]}))
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from rich.console import Console
 from nablaflow.errors import UserError
 from nablaflow.report import protocol_curves
 from nablaflow.runs import progress_display, starter
-from nablaflow.training.checkpoint import guards_best, list_checkpoints
-from nablaflow.training.overrides import load_config, parse_override
+from nablaflow.storage.checkpoint import guards_best
+from nablaflow.storage.files import write_whole
+from nablaflow.storage.run_folder import CURVES
+from nablaflow.storage.whole import steady, whole_checkpoints
+from nablaflow.training.overrides import parse_override
 from nablaflow.training.prompts import Source
 from nablaflow.training.protocol import Plan, carry_out
-from nablaflow.training.run_folder import CONFIG
+from nablaflow.training.run_folder import load_run_config
 from nablaflow.training.setup import fresh_accelerator, prepare
-
-CURVES = "evaluation.png"
+from nablaflow.training.trust import check_trusted, parts_of_run
 
 
 def evaluate_run(
@@ -31,6 +34,8 @@ def evaluate_run(
     metrics: Sequence[str] | None = None,
     only_last: bool = False,
     prompts: Source | None = None,
+    settings: Sequence[str] = (),
+    trusted: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Measure a run's checkpoints again; writes nothing.
@@ -43,6 +48,9 @@ def evaluate_run(
         only_last: leave the checkpoints before the last out, the guard's best among them.
         prompts: in place of the run's own, which are then not read; all that a recipe may have as
             ``prompts``. The exact tilt, which is of the run's own, is left out.
+        settings: ``reward=…``, in place of the run's own.
+        trusted: whether the user's word is given for what the run asks for, see
+            `nablaflow.training.trust`.
 
     Returns:
         What ``summary.json`` has of figures, and the protocol's under ``protocol``.
@@ -54,18 +62,18 @@ def evaluate_run(
     overrides = ["guard=null"]  # it watches training, with rewards and prompts of its own
     overrides += [] if n is None else [f"evaluation.n={n}"]
     overrides += [] if prompts is None else _measured_on(prompts)
-    config = load_config(folder / CONFIG, overrides, {"output_dir": str(folder)})
-    found = list_checkpoints(folder)
-    if not found:
-        raise UserError(f"{folder} has no checkpoint yet; train it first")
-    with fresh_accelerator():
+    own = parts_of_run(settings) - (set() if prompts is None else {"prompts", "evaluation"})
+    config = load_run_config(folder, [*overrides, *settings])
+    check_trusted(config, folder, own, trusted=trusted)
+    with steady(folder) as place, fresh_accelerator():
+        found = whole_checkpoints(place)
         parts = prepare(config, folder, checkpoint=found[-1])
         n = config.evaluation.n
         parts.tell(parts.notes)
         plan = Plan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
         with progress_display(console or Console(stderr=True)) as progress:
             kept = found[-1:] if only_last else found
-            best = None if only_last else guards_best(folder, found[-1])
+            best = None if only_last else guards_best(place, found[-1])
             evaluation, protocol = carry_out(parts, plan, kept, starter(progress), best)
     return {**evaluation.summary, "protocol": protocol.as_dict()}
 
@@ -99,7 +107,9 @@ def write_curves(protocol: dict[str, Any], folder: Path) -> Path:
     path = folder / CURVES
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        protocol_curves(protocol).savefig(path, metadata={"Software": None})
+        content = BytesIO()
+        protocol_curves(protocol).savefig(content, format="png", metadata={"Software": None})
+        write_whole(path, content.getvalue())
     except OSError as error:
         raise UserError(f"--out: cannot write {path} ({error.strerror})") from error
     return path

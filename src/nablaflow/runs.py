@@ -7,7 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,28 +26,25 @@ from nablaflow.errors import UserError
 from nablaflow.models.adapters import swapped
 from nablaflow.models.export import save_policy
 from nablaflow.report import Saved, before_after, grid, write_report
+from nablaflow.report.pictures import save_picture
+from nablaflow.report.privacy import without_folders, without_folders_in
 from nablaflow.report.words import warnings
 from nablaflow.rewards import NamedReward
+from nablaflow.storage.checkpoint import best_folder, list_checkpoints
+from nablaflow.storage.files import write_whole
+from nablaflow.storage.records import append_record, drop_records_after, read_records
+from nablaflow.storage.run_folder import REPORT, SAMPLES, SUMMARY, peak_rss_mb
+from nablaflow.storage.whole import checkpoint_to_resume, retire_after
 from nablaflow.training.bank import sample_states
-from nablaflow.training.checkpoint import best_folder, list_checkpoints, load_checkpoint
 from nablaflow.training.choices import as_chosen, undecided
 from nablaflow.training.config import Config
 from nablaflow.training.evaluation import Evaluation, evaluate
 from nablaflow.training.memory import in_parts
-from nablaflow.training.overrides import dump_config
-from nablaflow.training.run_folder import (
-    REPORT,
-    SUMMARY,
-    append_record,
-    check_run,
-    drop_records_after,
-    open_run,
-    peak_rss_mb,
-    read_records,
-    write_whole,
-)
+from nablaflow.training.overrides import dump_values, plain_config
+from nablaflow.training.run_folder import check_run, open_run
 from nablaflow.training.setup import Parts, fresh_accelerator, model_source, prepare
 from nablaflow.training.stepper import Record
+from nablaflow.training.trust import remember
 
 SHEET = 16  # images on a sheet of samples during training
 
@@ -109,15 +106,36 @@ def stopping(asked: list[bool]) -> Iterator[None]:
 
 
 @contextmanager
+def _stopped_at_once() -> Iterator[None]:
+    """Ctrl-C or SIGTERM while a trained run is measured: nothing is lost but the figures so far."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Interrupted("stopped while the run was measured; it is trained, go on with --resume")
+
+    try:
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _disk_full_is_the_users(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        found = list_checkpoints(folder)
+        left = f"{found[-1].name} is whole" if found else "there is no checkpoint yet"
         raise UserError(
-            f"output_dir: cannot write {folder} ({error.strerror}); free some space and run again "
-            "with --resume, the last checkpoint is whole"
+            f"output_dir: cannot write {error.filename or folder} ({error.strerror}); {left}. Free "
+            "some space and run again with --resume"
         ) from error
 
 
@@ -149,17 +167,27 @@ def run(
         parts = _prepare(config, folder, reward, found[-1] if found else None, console)
         if not resume:
             _begin(parts, console)  # before the folder: it may refuse
-        if parts.accelerator.is_main_process:
-            folder = open_run(parts.config, resume=resume)
-        parts.accelerator.wait_for_everyone()
-        if resume:
-            _restore(parts, folder)
         parts.tell((*parts.notes, *parts.choices))
-        with _disk_full_is_the_users(folder), progress_display(console) as progress:
-            _train(parts, folder, progress)
-            result = _finish(parts, folder, progress)
+        with _opened(parts, resume=resume, overwrite=overwrite):
+            if resume:
+                _restore(parts, folder)
+            with _disk_full_is_the_users(folder), progress_display(console) as progress:
+                _train(parts, folder, progress)
+                with _stopped_at_once():
+                    result = _finish(parts, folder, progress)
         parts.accelerator.end_training()  # of the trackers, and of the group of processes
     return result
+
+
+@contextmanager
+def _opened(parts: Parts, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """The run's folder, which the main process holds."""
+    with ExitStack() as stack:
+        if parts.accelerator.is_main_process:
+            stack.enter_context(open_run(parts.config, resume=resume, overwrite=overwrite))
+            remember(parts.config)
+        parts.accelerator.wait_for_everyone()
+        yield
 
 
 def _prepare(
@@ -226,11 +254,15 @@ def _measure(parts: Parts, progress: Progress) -> Evaluation:
 
 
 def _restore(parts: Parts, folder: Path) -> None:
-    found = list_checkpoints(folder)
-    if found:
-        parts.trainer.restore(load_checkpoint(found[-1]))
+    checkpoint = checkpoint_to_resume(folder)
+    parts.accelerator.wait_for_everyone()  # all have read it, before any name is changed
+    if checkpoint is not None:
+        parts.trainer.restore(checkpoint)
     if parts.accelerator.is_main_process:
         drop_records_after(folder, parts.trainer.update)
+        if checkpoint is not None:
+            retire_after(folder, checkpoint.update)
+            _write_missing_sheet(parts, folder)
 
 
 def _train(parts: Parts, folder: Path, progress: Progress) -> None:
@@ -304,9 +336,19 @@ def _write_sheet(parts: Parts, folder: Path) -> None:
         batch,
         "evaluation.batch",
     )
-    (folder / "samples").mkdir(exist_ok=True)
-    sheet = grid(torch.cat(list(images)), columns=4)
-    sheet.save(folder / "samples" / f"step-{parts.trainer.update:06d}.png")
+    (folder / SAMPLES).mkdir(exist_ok=True)
+    save_picture(grid(torch.cat(list(images)), columns=4), _sheet(parts, folder))
+
+
+def _sheet(parts: Parts, folder: Path) -> Path:
+    return folder / SAMPLES / f"step-{parts.trainer.update:06d}.png"
+
+
+def _write_missing_sheet(parts: Parts, folder: Path) -> None:
+    """The one that a crash came before: its checkpoint was there already."""
+    due = parts.trainer.update % parts.config.training.sample_every == 0
+    if due and not _sheet(parts, folder).exists():
+        _write_sheet(parts, folder)
 
 
 def starter(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
@@ -357,24 +399,24 @@ def _save_average(parts: Parts, source: str, folder: Path) -> None:
 def _write_pictures(
     parts: Parts, folder: Path, evaluation: Evaluation, summary: dict[str, Any], saved: Path
 ) -> None:
-    (folder / "samples").mkdir(exist_ok=True)
+    (folder / SAMPLES).mkdir(exist_ok=True)
     sheet = before_after(evaluation.before, evaluation.after, evaluation.prompts)
-    sheet.save(folder / "samples" / "before_after.png")
+    save_picture(sheet, folder / SAMPLES / "before_after.png")
     config = parts.config
     write_report(
         folder / REPORT,
-        title=f"{parts.trainer.method.name} · {parts.reward.name}",
-        config_text=dump_config(config),
+        title=f"{parts.trainer.method.name} · {without_folders(parts.reward.name)}",
+        config_text=dump_values(without_folders_in(plain_config(config))),
         summary=summary,
         before=evaluation.before,
         after=evaluation.after,
         prompts=evaluation.prompts,
         records=read_records(folder),
         saved=Saved(
-            saved.resolve(),
+            saved.name,
             as_lora=saved.name == "lora",
             pipeline=type(parts.model.pipeline).__name__,
-            model=model_source(config.model),
+            model=without_folders(model_source(config.model)),
             prompt=evaluation.prompts[0] if parts.model.takes_prompts else None,
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +15,53 @@ from nablaflow.devices import best_device
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.pipelines import PipelineModel
-from nablaflow.report.pictures import grid, to_picture
+from nablaflow.report.pictures import grid, save_picture, to_picture
+from nablaflow.storage.checkpoint import load_policy as read_policy
+from nablaflow.storage.lock import is_run
+from nablaflow.storage.run_folder import CONFIG
+from nablaflow.storage.whole import last_whole
 from nablaflow.training.bank import sample_states, spread
-from nablaflow.training.checkpoint import list_checkpoints, load_policy_state
 from nablaflow.training.config import Config
+from nablaflow.training.fits import check_count, image_bytes
 from nablaflow.training.kernels import load_kernels
-from nablaflow.training.overrides import load_config
+from nablaflow.training.policy_state import put_policy
 from nablaflow.training.prompts import load_prompts
-from nablaflow.training.run_folder import CONFIG
+from nablaflow.training.run_folder import load_run_config
 from nablaflow.training.setup import model_source
+from nablaflow.training.trust import check_trusted
+from nablaflow.typing import Images
 
 BATCH = 16
 
 
-def load_policy(run: Path) -> tuple[PipelineModel, Config]:
+def load_policy(
+    run: Path, parts: Collection[str] = ("model", "prompts"), *, trusted: bool = False
+) -> tuple[PipelineModel, Config]:
     """The policy of a run's last checkpoint, and the run's configuration.
+
+    Args:
+        parts: groups of the configuration that will be used.
+        trusted: whether the user's word is given for what they ask for.
 
     Raises:
         UserError: the folder holds no checkpoint, or one of another model.
     """
-    config = load_config(run / CONFIG, [], {})
-    found = list_checkpoints(run)
-    if not found:
-        raise UserError(f"{run} has no checkpoint yet; train it first")
+    config = load_run_config(run)
+    check_trusted(config, run, parts, trusted=trusted)
+    folder, state = last_whole(run, lambda found: (found, read_policy(found)))
     pipeline = load_pipeline(model_source(config.model))
     model = load_model(pipeline, config.sampler, config.adapter, best_device())
-    load_policy_state(model.network, found[-1], config.model)
+    put_policy(model.network, state, folder, config.model)
     if config.sampler.variance == "analytic":
-        load_kernels(model, found[-1])
+        load_kernels(model, folder)
     return model, config
 
 
-def _model(source: str, prompts: list[str]) -> tuple[PipelineModel, list[str]]:
+def _model(source: str, prompts: list[str], *, trusted: bool) -> tuple[PipelineModel, list[str]]:
     """A run's policy, or a model as it is; and what to show with it."""
-    if (Path(source) / CONFIG).is_file():
-        model, config = load_policy(Path(source))
+    if is_run(Path(source)) or (Path(source) / CONFIG).is_file():
+        parts = ("model",) if prompts else ("model", "prompts")
+        model, config = load_policy(Path(source), parts, trusted=trusted)
         return model, prompts or load_prompts(config.prompts, Path())
     pipeline = load_pipeline(model_source(source))
     model = load_model(pipeline, _sampler(pipeline, source), AdapterSettings(), best_device())
@@ -64,13 +77,21 @@ def _sampler(pipeline: Any, source: str) -> SamplerSettings:
 
 @torch.no_grad()
 def sample_to_folder(
-    source: str, prompts: list[str], n: int, out: Path, seed: int, *, overwrite: bool
+    source: str,
+    prompts: list[str],
+    n: int,
+    out: Path,
+    seed: int,
+    *,
+    overwrite: bool,
+    trusted: bool = False,
 ) -> list[Path]:
     """Write ``n`` images, prompts in turns, and a sheet of all of them.
 
     Args:
         source: a run folder, a model folder or hub id, or ``nano``.
         prompts: default: the run's own.
+        trusted: whether the user's word is given for what a run asks for.
 
     Returns:
         Paths of the single images.
@@ -78,9 +99,9 @@ def sample_to_folder(
     Raises:
         UserError: no such source, no prompts, or images in the way.
     """
-    if out.exists() and any(out.glob("*.png")) and not overwrite:
-        raise UserError(f"--out: {out} holds images already; use --overwrite or another folder")
-    model, texts = _model(source, prompts)
+    _check_out(out, overwrite=overwrite)
+    model, texts = _model(source, prompts, trusted=trusted)
+    check_count("--n", n, 2 * image_bytes(model))
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("sample", total=n)
         states = sample_states(
@@ -94,14 +115,32 @@ def sample_to_folder(
         )
     parts = states.to(model.device).split(BATCH)
     images = torch.cat([model.decode(part).cpu() for part in parts])
+    prompts = [texts[which] for which in spread(n, len(texts)).tolist()]
+    try:
+        return _write(images, prompts, out)
+    except OSError as error:
+        raise UserError(f"--out: cannot write to {out} ({error.strerror})") from error
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    """Find out before the work whether images can be written there."""
+    try:
+        there = out.exists()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--out: no folder can have this name ({reason})") from None
+    if there and not out.is_dir():
+        raise UserError(f"--out: {out} is a file; give a folder")
+    if there and any(out.glob("*.png")) and not overwrite:
+        raise UserError(f"--out: {out} holds images already; use --overwrite or another folder")
+
+
+def _write(images: Images, prompts: list[str], out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     paths = []
-    for index, (image, which) in enumerate(
-        zip(images, spread(n, len(texts)).tolist(), strict=True)
-    ):
-        words = "-".join("".join(c if c.isalnum() else " " for c in texts[which]).split())[:60]
-        path = out / f"{index:04d}-{words or 'image'}.png"
-        to_picture(image).save(path)
-        paths.append(path)
-    grid(images, columns=min(8, n)).save(out / "sheet.png")
+    for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+        words = "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60]
+        paths.append(out / f"{index:04d}-{words or 'image'}.png")
+        save_picture(to_picture(image), paths[-1])
+    save_picture(grid(images, columns=min(8, len(images))), out / "sheet.png")
     return paths

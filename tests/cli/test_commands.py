@@ -81,6 +81,7 @@ def test_the_run_folder_holds_what_the_contract_says(run: Path):
         "samples",
         "report.html",
         "summary.json",
+        ".nablaflow-run",
     }
     checkpoints = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert checkpoints == ["step-000002", "step-000003"]
@@ -178,7 +179,8 @@ def test_pictures_are_there_at_the_interval_and_at_the_end(run: Path):
 def test_the_report_needs_no_network_and_names_the_lora(run: Path):
     text = (run / "report.html").read_text()
     assert "load_lora_weights" in text
-    assert str(run / "lora") in text
+    assert "<code>lora</code>" in text
+    assert str(run.parent) not in text, "no absolute paths"
     for outside in ('src="http', "src='http", "url(http", "@import"):
         assert outside not in text
 

@@ -13,7 +13,7 @@ from click.testing import Result
 
 from nablaflow import measuring
 from nablaflow.rewards import NamedReward
-from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.training.protocol import carry_out
 
 Cli = Callable[..., Result]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nablaflow.diffusion import build_process
 from nablaflow.models import SamplerSettings
+from nablaflow.storage.cached import write_cached
 from nablaflow.training import bank
 from nablaflow.training.bank import bank_key, reference_bank, sample_states
 from nablaflow.training.setup import Parts, fingerprint
@@ -169,10 +170,10 @@ def test_the_shipped_bank_is_taken_only_under_its_own_key(
     monkeypatch.setattr(bank.nano, "bank_path", lambda: shipped)
     states = torch.ones(6, *parts.model.state_shape).half()
     key = bank_key("mark", PROMPTS, parts.config.sampler, parts.model.process, 6, 0)
-    bank.write_bank(shipped, states, key)
+    write_cached(shipped, {"states": states}, key)
     assert torch.equal(make_bank(parts, 6), states)
     assert not cache.exists()
-    bank.write_bank(shipped, states, "another")
+    write_cached(shipped, {"states": states}, "another")
     assert not torch.equal(make_bank(parts, 6), states)
 
 
@@ -182,6 +183,6 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bank, "save_file", full)
+    monkeypatch.setattr(bank, "write_cached", full)
     assert len(make_bank(parts, 6)) == 6
-    assert list(cache.iterdir()) == []
+    assert not cache.exists()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nablaflow import runs
+from nablaflow.storage.records import read_records
 from nablaflow.training.demo import demo_settings
 from nablaflow.training.overrides import load_config
-from nablaflow.training.run_folder import read_records
 
 
 @pytest.mark.slow

@@ -15,16 +15,16 @@ from nablaflow.errors import UserError
 from nablaflow.metrics.diversity import diversity
 from nablaflow.models import DiffusionModel
 from nablaflow.runs import Run
-from nablaflow.training.checkpoint import (
+from nablaflow.storage.checkpoint import (
     Checkpoint,
     list_checkpoints,
     load_checkpoint,
     save_best,
     save_checkpoint,
 )
+from nablaflow.storage.records import read_records
 from nablaflow.training.config import Config, parse_config
 from nablaflow.training.guard import Look
-from nablaflow.training.run_folder import read_records
 from nablaflow.training.setup import Parts
 
 MakeConfig = Callable[..., Config]

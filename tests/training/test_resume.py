@@ -16,15 +16,15 @@ from nablaflow import measuring, runs
 from nablaflow.errors import UserError
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs import Run
-from nablaflow.training.checkpoint import (
+from nablaflow.storage.checkpoint import (
     Checkpoint,
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
 )
+from nablaflow.storage.records import read_records
 from nablaflow.training.config import Config
 from nablaflow.training.overrides import load_config
-from nablaflow.training.run_folder import read_records
 from nablaflow.training.setup import Parts
 
 MakeConfig = Callable[..., Config]

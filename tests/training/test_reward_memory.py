@@ -12,7 +12,7 @@ import torch
 from nablaflow import runs
 from nablaflow.rewards import memory
 from nablaflow.runs import Run
-from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 
 REWARD = {"light": {"name": "normalized", "of": "brightness", "window": 6}, "warmth": 0.5}
 

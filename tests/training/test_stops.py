@@ -16,7 +16,7 @@ from nablaflow import runs
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.methods import Losses, ResidualNablaDB
 from nablaflow.rewards import NamedReward, load
-from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.training.config import Config
 from nablaflow.training.setup import Parts
 from nablaflow.training.stepper import MOST_SKIPPED

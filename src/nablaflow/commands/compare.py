@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, guarded
+from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded
 from nablaflow.errors import UserError
 
 Several = list[str] | None
@@ -16,7 +17,10 @@ Several = list[str] | None
 
 def compare(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN …]", help="run folders, instead of methods")
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN …]", help="run folders, instead of methods; reward=… in place of theirs"
+        ),
     ] = None,
     methods: Annotated[
         str | None, typer.Option(help="names with commas between, or all; default: a few")
@@ -37,6 +41,7 @@ def compare(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace figures of other settings there")
     ] = False,
+    trust_run: TrustRun = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -58,7 +63,7 @@ def compare(
                 "runs or --methods, not both"
             )
         else:
-            outcomes = _finished(runs, out, held_out, n)
+            outcomes = _finished(runs, out, held_out, n, trusted=trust_run)
         _show(outcomes, out, as_json)
 
     guarded(work, debug)
@@ -83,14 +88,21 @@ def _race(
         return race(study, progress, overwrite=overwrite)
 
 
-def _finished(runs: list[Path], out: Path, held_out: str | None, n: int | None) -> list[Any]:
+def _finished(
+    given: list[str], out: Path, held_out: str | None, n: int | None, *, trusted: bool
+) -> list[Any]:
     from rich.console import Console
 
     from nablaflow.comparison import compare_runs
     from nablaflow.runs import progress_display
 
+    settings = [text for text in given if re.match(r"reward(\.\w+)*=", text)]
+    runs = [Path(text) for text in given if text not in settings]
+    if not runs:
+        raise UserError("compare: reward=… goes with runs; with --methods it is --reward")
+    own: dict[str, Any] = {"n": n, "held_out": held_out, "settings": settings, "trusted": trusted}
     with progress_display(Console(stderr=True)) as progress:
-        return [compare_runs(runs, out, progress, n=n, held_out=held_out)]
+        return [compare_runs(runs, out, progress, **own)]
 
 
 def _show(outcomes: list[Any], out: Path, as_json: bool) -> None:
@@ -114,7 +126,7 @@ def _write(out: Path, outcome: Any) -> Path:
     from nablaflow.comparison.study import slug
     from nablaflow.report.comparison_plot import comparison_figure
     from nablaflow.report.comparison_table import comparison_markdown
-    from nablaflow.training.run_folder import write_whole
+    from nablaflow.storage.files import write_whole
 
     out.mkdir(parents=True, exist_ok=True)
     stem, data = slug(outcome.reward), outcome.as_data()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, guarded
+from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded
 
 
 class Checkpoints(str, Enum):
@@ -21,6 +21,10 @@ class Checkpoints(str, Enum):
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[reward=…]", help="a reward in place of the run's"),
+    ] = None,
     n: Annotated[int | None, typer.Option("--n", min=2, help="images of each model")] = None,
     features: Annotated[str, typer.Option(help="what images are compared by")] = "pixels",
     metrics: Annotated[
@@ -39,6 +43,7 @@ def evaluate(
         bool, typer.Option("--plot", help="curves over training, to the run's folder or to --out")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="folder for the curves; implies --plot")] = None,
+    trust_run: TrustRun = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -57,6 +62,8 @@ def evaluate(
             metrics=None if metrics is None else [m.strip() for m in metrics.split(",")],
             only_last=checkpoints is Checkpoints.last,
             prompts=None if prompts is None else given_prompts(prompts),
+            settings=settings or [],
+            trusted=trust_run,
         )
         picture = write_curves(summary["protocol"], out or folder) if plot or out else None
         if as_json:

@@ -24,14 +24,16 @@ def fit(
         str, typer.Option(help="frozen features: clip, dinov2, dreamsim, nano or pixels")
     ] = "clip",
     out: Annotated[Path, typer.Option(help="file of the reward")] = Path("reward.safetensors"),
-    members: Annotated[int, typer.Option(min=2, help="heads of the ensemble")] = 8,
-    hidden: Annotated[int, typer.Option(min=0, help="hidden units of a head; 0: linear")] = 0,
+    members: Annotated[int, typer.Option(min=2, max=2**10, help="heads of the ensemble")] = 8,
+    hidden: Annotated[
+        int, typer.Option(min=0, max=2**14, help="hidden units of a head; 0: linear")
+    ] = 0,
     pessimism: Annotated[
         float, typer.Option(min=0.0, help="standard deviations the file's default subtracts")
     ] = 0.0,
     weights: Annotated[str | None, typer.Option(help="folder of the features' weights")] = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
     as_json: AsJson = False,
     debug: Debug = False,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -12,6 +13,12 @@ from nablaflow.errors import ExportError, TrainingStopped, UserError
 
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, nothing else")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of a mistake")]
+TrustRun = Annotated[
+    bool,
+    typer.Option(
+        "--trust-run", help="use the code, hosts, variables and files that a run's config names"
+    ),
+]
 
 
 def guarded(work: Callable[[], None], debug: bool) -> None:
@@ -21,8 +28,30 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
     try:
         work()
     except (UserError, TrainingStopped, ExportError, Interrupted) as error:
-        if debug:
+        status = 2 if isinstance(error, UserError) else 130 if isinstance(error, Interrupted) else 1
+        _end(error, str(error), status, debug)
+    except OSError as error:
+        if error.errno not in _DISK:
             raise
-        print(f"nablaflow: {' '.join(str(error).split())}", file=sys.stderr)
-        status = {UserError: 2, Interrupted: 130}.get(type(error), 1)
-        raise typer.Exit(status) from None
+        place = f"{error.filename}: " if error.filename else ""
+        _end(
+            error,
+            f"{place}{error.strerror}; use another file or folder, or mend this one",
+            2,
+            debug,
+        )
+
+
+_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+}
+"""What a disk or a path can do to a command, whatever it was doing."""
+
+
+def _end(error: Exception, text: str, status: int, debug: bool) -> NoReturn:
+    if debug:
+        raise error
+    shown = "".join(c if c.isprintable() else " " for c in text)
+    print(f"nablaflow: {' '.join(shown.split())}", file=sys.stderr)
+    raise typer.Exit(status) from None

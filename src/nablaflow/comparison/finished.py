@@ -13,18 +13,28 @@ from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
 from nablaflow.comparison.race import curve_of_run, held_out_reward
 from nablaflow.errors import UserError
 from nablaflow.runs import starter
-from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint, load_policy_state
+from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.run_folder import CONFIG
+from nablaflow.storage.whole import steady, whole_checkpoints
 from nablaflow.training.config import Config, method_settings
-from nablaflow.training.overrides import load_config
+from nablaflow.training.policy_state import load_policy_state
 from nablaflow.training.prompts import load_prompts
-from nablaflow.training.run_folder import CONFIG
+from nablaflow.training.run_folder import load_run_config
 from nablaflow.training.setup import Parts, fresh_accelerator, prepare
+from nablaflow.training.trust import check_trusted, parts_of_run
 
 SMALLEST_BANK = 4  # times the images that are measured, for runs that have no bank of their own
 
 
 def compare_runs(
-    folders: Sequence[Path], out: Path, progress: Progress, *, n: int | None, held_out: str | None
+    folders: Sequence[Path],
+    out: Path,
+    progress: Progress,
+    *,
+    n: int | None,
+    held_out: str | None,
+    settings: Sequence[str] = (),
+    trusted: bool = False,
 ) -> Outcome:
     """Measure the checkpoints of runs of one model, one reward and the same prompts.
 
@@ -32,12 +42,16 @@ def compare_runs(
         n: images that are measured each time; None: as many as the first run's evaluation.
         held_out: spec of a reward that nothing was trained on; None: for the embedded model
             whether the shape is shown, for another model none.
+        settings: ``reward=…``, in place of the runs' own.
+        trusted: whether the user's word is given for what the runs ask for.
 
     Raises:
         UserError: a folder is no run, or has no checkpoint; or the runs are of different models,
             prompts, samplers, rewards or beta.
     """
-    configs = [_config(folder, n) for folder in folders]
+    configs = [_config(folder, n, settings) for folder in folders]
+    for folder, config in zip(folders, configs, strict=True):
+        check_trusted(config, folder, parts_of_run(settings), trusted=trusted)
     _check_alike(folders, configs)
     gauge, cells = None, []
     for folder, config, label in zip(folders, configs, _labels(folders, configs), strict=True):
@@ -49,13 +63,13 @@ def compare_runs(
     return outcome_of(gauge, tilt_curve(gauge, out, starter(progress)), cells)
 
 
-def _config(folder: Path, n: int | None) -> Config:
+def _config(folder: Path, n: int | None, settings: Sequence[str]) -> Config:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no run: there is no {CONFIG} in it")
     if not list_checkpoints(folder):
         raise UserError(f"{folder} has no checkpoint yet; train it first")
     overrides = [] if n is None else [f"evaluation.n={n}"]
-    return load_config(folder / CONFIG, overrides, {"output_dir": str(folder)})
+    return load_run_config(folder, ["guard=null", *overrides, *settings])
 
 
 def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:
@@ -109,15 +123,8 @@ def _gauge(
 def _measure(
     parts: Parts, folder: Path, label: str, gauge: Gauge, progress: Progress
 ) -> Mapping[str, Any]:
-    found = list_checkpoints(folder)
-    task = progress.add_task(f"measure {label}"[:40], total=len(found))
-    points = []
-    for path in found:
-        checkpoint = load_checkpoint(path)
-        load_policy_state(parts.model.network, path, parts.config.model)
-        figures = gauge.measure_policy(parts.model, parts.config, lambda done: None)
-        points.append({"update": checkpoint.update, "seconds": checkpoint.seconds, **figures})
-        progress.advance(task)
+    with steady(folder) as place:
+        points = _points(parts, place, label, gauge, progress)
     return {
         "method": label,
         "seed": parts.config.seed,
@@ -126,3 +133,18 @@ def _measure(
         "updates": points[-1]["update"],
         "seconds": points[-1]["seconds"],
     }
+
+
+def _points(
+    parts: Parts, folder: Path, label: str, gauge: Gauge, progress: Progress
+) -> list[dict[str, Any]]:
+    found = whole_checkpoints(folder)
+    task = progress.add_task(f"measure {label}"[:40], total=len(found))
+    points = []
+    for path in found:
+        checkpoint = load_checkpoint(path)
+        load_policy_state(parts.model.network, path, parts.config.model)
+        figures = gauge.measure_policy(parts.model, parts.config, lambda done: None)
+        points.append({"update": checkpoint.update, "seconds": checkpoint.seconds, **figures})
+        progress.advance(task)
+    return points

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nablaflow.methods.tilt_rule import AUTO
@@ -17,6 +15,7 @@ from nablaflow.metrics import Estimate, ImportanceWeights, SampleSet, Yardstick,
 from nablaflow.metrics.summary import Column
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
+from nablaflow.storage.cached import key_of, read_cached, write_cached
 from nablaflow.training.bank import reference_bank, sample_states, spread
 from nablaflow.training.config import Config
 from nablaflow.training.evaluation import StartProgress, measure_states
@@ -165,8 +164,8 @@ def scored_bank(
     key = hashlib.sha256((told + json.dumps(names)).encode()).hexdigest()[:24]
     path = folder / "bank.safetensors"
     index = spread(config.evaluation.bank, len(prompts))
-    if path.is_file() and _key(path) == key:
-        found = load_file(path)
+    found = read_cached(path) if path.is_file() and key_of(path) == key else None
+    if found is not None:
         return Scored(SampleSet(found["features"], found["rewards"], index), found.get("held_out"))
     settings = config.evaluation
     states = reference_bank(
@@ -186,16 +185,8 @@ def scored_bank(
     return scored
 
 
-def _key(path: Path) -> str | None:
-    with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get("key")
-
-
 def _save(path: Path, scored: Scored, key: str) -> None:
     tensors = {"features": scored.samples.features, "rewards": scored.samples.rewards}
     if scored.held_out is not None:
         tensors["held_out"] = scored.held_out
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    save_file({name: part.contiguous() for name, part in tensors.items()}, partial, {"key": key})
-    partial.replace(path)
+    write_cached(path, tensors, key)

@@ -11,7 +11,7 @@ from typing import Any
 from nablaflow.comparison.figures import comparison_rows, front_area
 from nablaflow.comparison.gauge import CURVE, Gauge
 from nablaflow.metrics.summary import Column
-from nablaflow.training.run_folder import write_whole
+from nablaflow.storage.files import write_whole
 
 TILT = "tilt.json"
 

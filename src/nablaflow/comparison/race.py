@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.progress import Progress
 
 from nablaflow.comparison.entrants import BYSTANDERS, ENTRANTS
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
-from nablaflow.comparison.study import CELL, Cell, Study, read_cell
-from nablaflow.errors import TrainingStopped
+from nablaflow.comparison.study import Cell, Study, read_cell
+from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.methods import Networks, Untrained
 from nablaflow.metrics.summary import Column
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
 from nablaflow.runs import Interrupted, starter, stopping
+from nablaflow.storage.files import write_whole
+from nablaflow.storage.records import append_record, drop_records_after, read_records
+from nablaflow.storage.run_folder import CELL, POINTS
+from nablaflow.storage.whole import checkpoint_to_resume
 from nablaflow.training.bank import spread
-from nablaflow.training.checkpoint import list_checkpoints, load_checkpoint
-from nablaflow.training.config import Config
 from nablaflow.training.memory import in_parts
-from nablaflow.training.overrides import dump_config
 from nablaflow.training.rollout import stream
-from nablaflow.training.run_folder import (
-    CONFIG,
-    append_record,
-    drop_records_after,
-    open_run,
-    read_records,
-    write_whole,
-)
+from nablaflow.training.run_folder import goes_on, open_run
 from nablaflow.training.setup import Parts, fresh_accelerator, prepare
 from nablaflow.training.stepper import Record
-
-POINTS = "points.json"
 
 
 def race(study: Study, progress: Progress, *, overwrite: bool = False) -> list[Outcome]:
@@ -134,9 +125,29 @@ def _carry_out(study: Study, cell: Cell, gauge: Gauge, progress: Progress) -> No
 def _train(
     study: Study, parts: Parts, gauge: Gauge, progress: Progress, task: Any
 ) -> dict[str, Any]:
+    parts.trainer.clock = fair_clock()
+    with _opened(parts) as (folder, points):
+        diverged = _train_in(study, parts, gauge, progress, task, folder, points)
+    return {
+        "points": points,
+        "curve": curve_of_run(folder),
+        "updates": parts.trainer.update,
+        "seconds": parts.trainer.seconds,
+        "diverged": diverged,
+    }
+
+
+def _train_in(
+    study: Study,
+    parts: Parts,
+    gauge: Gauge,
+    progress: Progress,
+    task: Any,
+    folder: Path,
+    points: list[dict[str, Any]],
+) -> str | None:
+    """Add to ``points`` what is measured on the way; why it ended early, if it did."""
     config, trainer = parts.config, parts.trainer
-    trainer.clock = fair_clock()
-    folder, points = _open(parts)
     times = [60.0 * study.minutes * (i + 1) / study.measurements for i in range(study.measurements)]
     progress.update(task, total=trainer.total)
     pressed: list[bool] = []
@@ -151,22 +162,15 @@ def _train(
             trainer.save(folder)
         return bool(pressed)
 
-    diverged = None
     with stopping(pressed):
         trainer.begin_trust()
         try:
             trainer.train(folder, on_update, on_saved=lambda: None)
         except TrainingStopped as error:
-            diverged = str(error)
+            return str(error)
     if pressed and not trainer.finished:
         raise Interrupted("stopped; the same command goes on from here")
-    return {
-        "points": points,
-        "curve": curve_of_run(folder),
-        "updates": trainer.update,
-        "seconds": trainer.seconds,
-        "diverged": diverged,
-    }
+    return None
 
 
 def fair_clock() -> Callable[[], float]:
@@ -179,28 +183,32 @@ def fair_clock() -> Callable[[], float]:
     return time.process_time if alone else time.perf_counter
 
 
-def _open(parts: Parts) -> tuple[Path, list[dict[str, Any]]]:
+@contextmanager
+def _opened(parts: Parts) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
     """A folder for the run, fresh or as it was left, and the points measured so far.
 
     A run that was stopped with other settings is started anew.
     """
-    config = parts.config
-    found = list_checkpoints(config.output_dir)
-    if not found or (config.output_dir / CELL).is_file() or not _same_run(config):
-        shutil.rmtree(config.output_dir, ignore_errors=True)
-        return open_run(config, resume=False), []
-    checkpoint = load_checkpoint(found[-1])
-    parts.trainer.restore(checkpoint)
-    drop_records_after(config.output_dir, checkpoint.update)
-    path = config.output_dir / POINTS
-    points = json.loads(path.read_text()) if path.is_file() else []
-    return config.output_dir, [p for p in points if p["update"] <= checkpoint.update]
+    folder = parts.config.output_dir
+    resume = not (folder / CELL).is_file() and goes_on(parts.config)
+    with open_run(parts.config, resume=resume, overwrite=True):
+        checkpoint = checkpoint_to_resume(folder) if resume else None
+        if checkpoint is None:
+            yield folder, []
+            return
+        parts.trainer.restore(checkpoint)
+        drop_records_after(folder, checkpoint.update)
+        yield folder, [p for p in _points(folder) if p["update"] <= checkpoint.update]
 
 
-def _same_run(config: Config) -> bool:
-    text = (config.output_dir / CONFIG).read_text(encoding="utf-8")
-    saved, own = yaml.safe_load(text), yaml.safe_load(dump_config(config))
-    return {**saved, "output_dir": None} == {**own, "output_dir": None}
+def _points(folder: Path) -> list[dict[str, Any]]:
+    path = folder / POINTS
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else []
+        assert all(isinstance(point["update"], int) for point in found)
+    except (ValueError, TypeError, KeyError, AssertionError):
+        raise UserError(f"--out: {path} is damaged; remove {folder}, and it is run again") from None
+    return found
 
 
 def curve_of_run(folder: Path) -> dict[str, list[float]]:

@@ -18,13 +18,13 @@ from nablaflow.comparison.entrants import (
 )
 from nablaflow.errors import UserError
 from nablaflow.exact.study import difference
+from nablaflow.storage.files import write_whole
+from nablaflow.storage.run_folder import CELL
 from nablaflow.training.config import Config
 from nablaflow.training.demo import BANK, PROMPTS
 from nablaflow.training.overrides import load_config
-from nablaflow.training.run_folder import write_whole
 
 ALL = "all"
-CELL = "cell.json"
 ENDLESS = 10**6  # updates: time ends a run
 
 

@@ -23,7 +23,7 @@ from nablaflow.exact.contenders import CONTENDERS, DEFAULT, PUBLISHED, contender
 from nablaflow.exact.evaluate import Result, check_batch, evaluate
 from nablaflow.exact.problem import STEPS, Problem
 from nablaflow.exact.random_problems import random_name
-from nablaflow.training.run_folder import write_whole
+from nablaflow.storage.files import write_whole
 
 ALL = "all"
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +18,13 @@ from nablaflow.errors import ExportError, UserError
 from nablaflow.models.adapters import ADAPTER, LoraAdapter
 from nablaflow.models.load import load_pipeline
 from nablaflow.models.pipelines import PipelineModel, fused_attention
+from nablaflow.storage.files import put_in_place, remove_tree
+from nablaflow.storage.header import put_in_order
 
 TOLERANCE = 1e-4  # largest difference of a pixel in [0, 1], in float32 whatever was trained in
 CHECK_STEPS = 2
 CHECK_PROMPT = "a red circle"
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 
 
 def lora_layers(model: PipelineModel) -> dict[str, Tensor]:
@@ -59,20 +60,19 @@ def save_policy(model: PipelineModel, source: str, folder: Path) -> Path:
     )
     final = folder / ("lora" if as_lora else "model")
     partial = folder / f".partial-{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_tree(partial)
     try:
         if as_lora:
             _write_lora(model, partial)
         else:
             _merged(model).save_pretrained(partial)
         check_same_image(model, source, partial, as_lora=as_lora)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
+        put_in_place(partial, final)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"output_dir: cannot write {final} ({reason}); free some space") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_tree(partial)
     return final
 
 
@@ -84,6 +84,7 @@ def _write_lora(model: PipelineModel, folder: Path) -> None:
         unet_lora_layers=layers,
         unet_lora_adapter_metadata=_plain(model.adapter.config.to_dict()),
     )
+    put_in_order(folder / LORA_FILE)
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -21,7 +21,7 @@ class SamplerSettings(Settings):
     name: Literal["ddim", "ddpm", "sde-dpmsolver++"] = Field(
         default="ddim", description="kind of reverse kernel"
     )
-    steps: int = Field(default=20, ge=2, description="K, transitions of a trajectory")
+    steps: int = Field(default=20, ge=2, le=10**5, description="K, transitions of a trajectory")
     eta: float = Field(default=1.0, gt=0, le=1, description="DDIM's share of DDPM's noise")
     guidance_scale: float = Field(
         default=1.0,
@@ -44,7 +44,7 @@ class AdapterSettings(Settings):
     kind: Literal["lora", "full"] = Field(
         default="lora", description="low-rank updates or every weight"
     )
-    rank: int = Field(default=8, ge=1, description="rank of the updates")
+    rank: int = Field(default=8, ge=1, le=2**14, description="rank of the updates")
     alpha: float | None = Field(
         default=None, gt=0, description="scale of the updates; default: the rank"
     )
@@ -69,12 +69,14 @@ class AdapterSettings(Settings):
 class FlowSettings(Settings):
     """The flow-score network g_phi, a small UNet."""
 
-    channels: Literal["auto"] | list[int] = Field(
+    channels: Literal["auto"] | list[Annotated[int, Field(ge=1, le=2**14)]] = Field(
         default="auto",
         description="channels of each level; auto: the published 64, 128, 256, 256, or as many as "
         "take at most a quarter of the denoiser's forward FLOPs",
     )
-    layers_per_block: int = Field(default=1, ge=1, description="residual blocks at each level")
+    layers_per_block: int = Field(
+        default=1, ge=1, le=64, description="residual blocks at each level"
+    )
     prompt_conditioned: bool = Field(
         default=True, description="cross attention on the prompt, or zeros"
     )

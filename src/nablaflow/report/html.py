@@ -28,6 +28,7 @@ from nablaflow.report.pictures import by_prompt, check_same_number, shown, to_pi
 from nablaflow.report.style import CSS
 from nablaflow.report.table import html_table
 from nablaflow.report.words import PAST
+from nablaflow.storage.files import write_whole
 from nablaflow.typing import Images
 
 _LONGEST = 384  # pixels a side that a picture keeps: a page of hundreds stays a few megabytes
@@ -79,7 +80,7 @@ def write_report(
         ]
     )
     path = Path(path)
-    path.write_text(_page(title, body), encoding="utf-8")
+    write_whole(path, _page(title, body))
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from nablaflow.storage.files import write_whole
 from nablaflow.typing import Images
 
 _INK, _MUTED, _PAPER = "#1c1f24", "#6b717b", "#ffffff"
@@ -21,6 +23,13 @@ def to_picture(image: Tensor) -> Image.Image:
     """One (3, h, w) image in [0, 1]; what is beyond is clipped, and what is no number is black."""
     pixels = image.detach().float().cpu().nan_to_num(0.0).clamp(0.0, 1.0)
     return Image.fromarray((pixels * 255.0).round().byte().permute(1, 2, 0).numpy())
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """As a PNG, whole or not at all."""
+    content = BytesIO()
+    picture.save(content, "PNG")
+    write_whole(path, content.getvalue())
 
 
 def natural_scale(side: int) -> int:

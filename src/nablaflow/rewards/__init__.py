@@ -157,6 +157,8 @@ def _configured(values: Mapping[str, Any]) -> NamedReward:
 
 def _find(spec: str) -> NamedReward:
     """One reward, by its name or its path."""
+    if max(map(len, spec.split("/"))) > 255 or len(spec) > 4096:
+        raise UserError(f"reward {spec[:40]!r}… is too long for a name or a path")
     if spec.startswith(CALLABLE):
         raise UserError(
             f"reward {spec!r} was a function handed to nablaflow.align: put it in a file and give "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError
+from nablaflow.rewards.calling import calling
 from nablaflow.typing import Batch, Images, Reward
 
 Components = dict[str, Batch]
@@ -51,10 +52,12 @@ class NamedReward:
     Attributes:
         name: a name of the list, a path with a function, or a sum of such.
         function: the reward itself. The built-in ones keep the dtype of the images.
+        timeout: seconds that a call may take; None: as many as it likes.
     """
 
     name: str
     function: Reward
+    timeout: float | None = None
 
     def __call__(self, images: Images, prompts: list[str]) -> Batch:
         """Score images in [0, 1], one prompt each.
@@ -75,7 +78,7 @@ class NamedReward:
             UserError: as in a call.
         """
         images = at_least_float32(images)
-        with torch.autocast(images.device.type, enabled=False):
+        with calling(self.name, self.timeout), torch.autocast(images.device.type, enabled=False):
             if isinstance(self.function, Composite):
                 scores, components = self.function.evaluate(images, prompts)
             else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from nablaflow.errors import UserError, nearest
+from nablaflow.rewards.calling import left_as_it_was
 from nablaflow.rewards.contract import summary
 from nablaflow.typing import Reward
 
@@ -39,8 +40,12 @@ def load_function(spec: str) -> Reward:
     location, _, attribute = spec.rpartition(":")
     if not location or not attribute.isidentifier():
         raise UserError(f"reward {spec!r} names no function: write path/to/file.py:function")
-    path = Path(location).expanduser().resolve()
-    if not path.is_file():
+    try:
+        path = Path(location).expanduser().resolve()
+        there = path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no such home
+        raise UserError(f"reward {spec[:60]!r}: no file can have this name ({error})") from None
+    if not there:
         raise UserError(f"reward {spec!r}: there is no file {path}; check the path")
     if path.suffix != ".py":
         raise UserError(f"reward {spec!r}: {path.name} is not a Python file; its name must end .py")
@@ -66,7 +71,8 @@ def _run(path: Path, modified: int) -> ModuleType:
     # Dataclasses and pickle look a module up by its name.
     sys.modules[name] = module
     try:
-        found.loader.exec_module(module)
+        with left_as_it_was(f"reward file {path}"):
+            found.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(

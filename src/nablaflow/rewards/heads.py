@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import silu
 
 from nablaflow.errors import UserError
+from nablaflow.storage import checksums
+from nablaflow.storage.files import write_whole
 from nablaflow.typing import Batch, Features
 
 FORMAT = 1
@@ -67,10 +69,10 @@ def save_heads(path: Path, heads: Heads, about: Mapping[str, Any]) -> None:
     Args:
         about: what else is to be known, in JSON: the features' name, how good the heads are.
     """
-    partial = path.with_name(f".partial-{path.name}")
     tensors = {name: value.contiguous() for name, value in heads.tensors().items()}
-    save_file(tensors, partial, {METADATA: json.dumps({"format": FORMAT, **about})})
-    partial.replace(path)
+    own = {"format": FORMAT, **about}
+    whole = {**own, "sha256": checksums.of_tensors(tensors, own)}
+    write_whole(path, save(tensors, {METADATA: json.dumps(whole)}))
 
 
 def read_heads(path: Path) -> tuple[Heads, dict[str, Any]]:
@@ -88,8 +90,11 @@ def read_heads(path: Path) -> tuple[Heads, dict[str, Any]]:
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"reward: {path} is not a whole safetensors file; fit it again") from error
     names = {field.name for field in fields(Heads)}
-    if about.get("format") != FORMAT or set(tensors) != names:
+    known = isinstance(about, dict) and {"format", "sha256"} <= about.keys()
+    if not known or about["format"] != FORMAT or set(tensors) != names:
         raise UserError(
             f"reward: {path} was not written by `nablaflow reward fit` of this version; fit again"
         )
+    if about.pop("sha256") != checksums.of_tensors(tensors, about):
+        raise UserError(f"reward: {path} is damaged: its checksum is of another content; fit again")
     return Heads(**tensors), about

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
+import queue
+import threading
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
+from nablaflow.rewards.secrets import credentials
+
+MOST = 1 << 22  # bytes of an answer; a number an image is far less
 PART = 1 << 16  # bytes that are read at most before the clock is looked at
 
 
@@ -49,16 +56,40 @@ def post(url: str, body: bytes, *, token: str | None, timeout: float) -> Reply:
     """Send JSON and wait for the answer.
 
     Args:
+        url: a user and a password in it are sent as Basic, unless there is a token.
         token: sent as Bearer, unless None.
-        timeout: seconds until the answer is whole. Between two bytes the wait may be as long, so a
-            judge that falls silent at the end is given up after at most twice that.
+        timeout: seconds until the answer is whole, from a name that is looked up to the last byte.
 
     Raises:
-        NoReplyError: the connection fails, what comes is no HTTP, or not whole in that time.
+        NoReplyError: the connection fails, what comes is no HTTP, too much, or not whole in time.
     """
+    done: queue.SimpleQueue[Reply | Exception] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            done.put(_post(url, body, token, timeout))
+        except Exception as error:  # handed over, and raised below
+            done.put(error)
+
+    # A thread, since no other deadline holds for a name that is looked up or for headers that drip.
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        found = done.get(timeout=timeout)
+    except queue.Empty:
+        raise NoReplyError(f"no answer in {timeout:g} s") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _post(url: str, body: bytes, token: str | None, timeout: float) -> Reply:
+    url, own = credentials(url)
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
     if token is not None:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
+    elif own is not None:
+        basic = base64.b64encode(unquote(own).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {basic}")
     deadline = time.monotonic() + timeout
     try:
         with urllib.request.build_opener(_AsItIs).open(request, timeout=timeout) as answer:
@@ -67,13 +98,17 @@ def post(url: str, body: bytes, *, token: str | None, timeout: float) -> Reply:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         slow = isinstance(reason, TimeoutError)
         problem = f"no answer in {timeout:g} s" if slow else str(reason) or type(reason).__name__
-        raise NoReplyError(" ".join(problem.split())[:120]) from error
+        plain = "".join(c if c.isprintable() else " " for c in problem)
+        raise NoReplyError(" ".join(plain.split())[:120]) from error
 
 
 def _reply(answer: Any, deadline: float) -> Reply:
-    parts = []
+    parts, size = [], 0
     while part := answer.read1(PART):
         parts.append(part)
+        size += len(part)
+        if size > MOST:
+            raise NoReplyError(f"an answer of more than {MOST >> 20} MiB")
         if time.monotonic() > deadline:
             raise TimeoutError
     body = b"".join(parts)

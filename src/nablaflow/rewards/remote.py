@@ -26,6 +26,7 @@ from torch import Tensor
 from nablaflow.errors import UserError
 from nablaflow.rewards.contract import NamedReward
 from nablaflow.rewards.post import NoReplyError, Reply, post
+from nablaflow.rewards.secrets import is_masked, masked_url
 from nablaflow.rewards.settings import Load, RewardSettings
 from nablaflow.typing import Batch, Images
 
@@ -50,9 +51,14 @@ class Remote(RewardSettings):
     @classmethod
     def _is_http(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
-            raise ValueError(f"{value!r} must begin with http:// or https://")
+            raise ValueError(f"{masked_url(value)!r} must begin with http:// or https://")
+        if is_masked(value):
+            raise ValueError(
+                f"{value} lacks what was left out when it was saved; give reward.url=… with it"
+            )
         if not _is_address(value):
-            raise ValueError(f"{value!r} is no address; give http://host:port/path in ASCII")
+            shown = masked_url(value)
+            raise ValueError(f"{shown!r} is no address; give http://host:port/path in ASCII")
         return value
 
     def build(self, name: str, load: Load) -> NamedReward:
@@ -86,6 +92,7 @@ class Judge:
 
     def __init__(self, settings: Remote) -> None:
         self.settings = settings
+        self._shown = masked_url(settings.url)
 
     def __call__(self, images: Images, prompts: list[str]) -> Batch:
         """Score images in [0, 1], one prompt each; without a gradient.
@@ -127,16 +134,17 @@ class Judge:
 
     def _wait(self, pause: float, problem: str) -> None:
         """Pause, and say so on standard error: it may be a minute in all."""
-        text = f"the judge at {self.settings.url}: {problem}; asked again in {pause:g} s"
+        text = f"the judge at {self._shown}: {problem}; asked again in {pause:g} s"
         Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
         time.sleep(pause)
 
     def _problem(self, reply: Reply) -> str:
         """What is wrong with a status that may pass; the others are raised."""
         if 300 <= reply.status < 400:
+            place = _short(masked_url(reply.location))
             raise self._refusal(
-                f"redirects (status {reply.status}) to {_short(reply.location) or 'nowhere'}; no "
-                "redirect is followed: give the judge's own address as reward.url"
+                f"redirects (status {reply.status}) to {place or 'nowhere'}; no redirect is "
+                "followed: give the judge's own address as reward.url"
             )
         problem = f"status {reply.status}, {_first_line(reply.body)}"
         if reply.status != 429 and reply.status < 500:
@@ -168,7 +176,7 @@ class Judge:
         return [float(score) for score in scores]
 
     def _refusal(self, what: str) -> UserError:
-        return UserError(f"reward: the judge at {self.settings.url} {what}")
+        return UserError(f"reward: the judge at {self._shown} {what}")
 
 
 def _png(image: Tensor) -> str:
@@ -192,5 +200,5 @@ def _first_line(body: bytes) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= 80 else text[:77] + "..."

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nablaflow.errors import UserError, nearest
 from nablaflow.rewards.contract import NamedReward
+from nablaflow.rewards.secrets import masked
 
 Load = Callable[[Any], NamedReward]
 """From a spec to its reward; given to those that are made of others."""
@@ -59,6 +60,6 @@ def _explain(name: str, kind: type[RewardSettings], error: ValidationError) -> s
         return f"reward.{key}: missing for {name} ({kind.model_fields[key].description})"
     problem = first["msg"].removeprefix("Value error, ")
     if first["type"] != "value_error":
-        shown = " ".join(repr(first["input"]).split())[:60]
+        shown = " ".join(repr(masked(first["input"])).split())[:60]
         problem = f"{problem.replace('Input should be', 'must be')}, not {shown}"
     return f"reward.{key}: {problem}" if key else f"reward: {problem}"

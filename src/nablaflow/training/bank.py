@@ -14,8 +14,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nablaflow import nano
@@ -23,6 +21,7 @@ from nablaflow.diffusion import sample_trajectories, trajectory_noise
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.models import SamplerSettings
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.storage.cached import key_of, read_cached, write_cached
 from nablaflow.training.memory import in_parts
 from nablaflow.training.rollout import stream
 from nablaflow.typing import Latents
@@ -102,10 +101,7 @@ def cache_folder() -> Path:
 
 def _shipped(key: str) -> Path | None:
     path = nano.bank_path()
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="pt") as file:
-        return path if (file.metadata() or {}).get("key") == key else None
+    return path if path.is_file() and key_of(path) == key else None
 
 
 def reference_bank(
@@ -127,25 +123,15 @@ def reference_bank(
     key = bank_key(fingerprint, prompts, sampler, model.process, n, seed)
     cached = cache_folder() / f"bank-{key}.safetensors"
     path = _shipped(key) or cached
-    if path.is_file():
+    found = read_cached(path) if path.is_file() else None
+    if found is not None:
         on_progress(n)
-        return load_file(path)["states"]
+        return found["states"]
     with model.reference():
         states = sample_states(
             model, prompts, n, seed=seed, batch=batch, purpose="bank", on_progress=on_progress
         ).half()
     # Only a cache: a run that has come this far does not fail for a full disk.
-    with suppress(OSError, SafetensorError):
-        write_bank(cached, states, key)
+    with suppress(OSError):
+        write_cached(cached, {"states": states}, key)
     return states
-
-
-def write_bank(path: Path, states: Latents, key: str) -> None:
-    """Save a bank under its key, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial-{os.getpid()}")
-    try:
-        save_file({"states": states.contiguous()}, partial, metadata={"key": key})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

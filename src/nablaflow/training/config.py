@@ -25,8 +25,10 @@ from nablaflow.errors import UserError, nearest
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings, Settings
 from nablaflow.training.prompt_source import PromptSource
 from nablaflow.training.settings import Evaluation, Guard, Optimizer, Seed, Training
-from nablaflow.training.values import RewardSpec, one_line, show
+from nablaflow.training.values import RewardSpec, check_path, check_scalar, one_line, show
 
+# Settings whose text is a path; a list of prompts is none.
+PATHS = {("model",), ("output_dir",), ("prompts",), ("evaluation", "prompts"), ("guard", "prompts")}
 # Validation is strict, but YAML has text for paths.
 AnyPath = Annotated[Path, Field(strict=False)]
 
@@ -224,7 +226,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     unknown = [str(key) for key in values if key not in Config.model_fields]
     if unknown:
         raise _refusal(f"{unknown[0]}: unknown key; {_suggest(unknown[0], Config)}")
-    _require_finite(values)
+    _check_values(values)
     settings = dict(values)
     if settings.get("method") is not None:
         settings["method"] = parse_method(settings["method"])
@@ -236,17 +238,21 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     return config if uses_flow(config.method) else config.model_copy(update={"flow": None})
 
 
-def _require_finite(value: Any, place: tuple[int | str, ...] = ()) -> None:
-    """YAML can write .nan and .inf, and a comparison with a bound lets some of them through."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _refusal(f"{_dotted(place)}: must be a finite number, not {value}")
+def _check_values(value: Any, place: tuple[int | str, ...] = ()) -> None:
+    """No number or text of which something would go wrong far from here."""
+    try:
+        check_scalar(value)
+        if place in PATHS:
+            check_path(value)
+    except ValueError as error:
+        raise _refusal(f"{_dotted(place)}: {error}") from None
     inner: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
         inner = value.items()
     elif isinstance(value, list | tuple):
         inner = enumerate(value)
     for key, part in inner:
-        _require_finite(part, (*place, key))
+        _check_values(part, (*place, key))
 
 
 def _refusal(text: str) -> UserError:

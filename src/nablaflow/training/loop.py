@@ -22,19 +22,22 @@ from nablaflow.models import FlowScore
 from nablaflow.models.adapters import load_trainable_state, trainable_state
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, memory, observe, recall
-from nablaflow.training.average import Average
-from nablaflow.training.batches import Batches
-from nablaflow.training.checkpoint import (
+from nablaflow.storage.checkpoint import (
     Checkpoint,
     best_folder,
     load_checkpoint,
     save_best,
     save_checkpoint,
 )
+from nablaflow.storage.records import sync_records
+from nablaflow.storage.run_folder import forget_replaced
+from nablaflow.training.average import Average
+from nablaflow.training.batches import Batches
 from nablaflow.training.config import Config
 from nablaflow.training.guard import Guard, as_record
 from nablaflow.training.kernels import GROUP, kernel_state
 from nablaflow.training.objective import Objective
+from nablaflow.training.overrides import dump_config
 from nablaflow.training.prompts import prompt_batch
 from nablaflow.training.rollout import Rollout, stream
 from nablaflow.training.stepper import Record, Stepper
@@ -222,13 +225,15 @@ class Trainer:
                 return
 
     def _step_or_save(self, run: Path) -> Record:
-        """An update; where the reward fails, such as a judge that is down, what was done is kept.
+        """An update; where it fails, for the reward's own code say, what was done is kept.
 
         Not with several processes: the others wait for this one in the middle of theirs.
         """
         try:
             return self.step()
-        except UserError:
+        except TrainingStopped:  # which says itself what is kept
+            raise
+        except Exception:
             if self.accelerator.num_processes == 1 and self.update > 0 and self._applied == 0:
                 self.save(run)
             raise
@@ -328,10 +333,21 @@ class Trainer:
         return total.item() > 0
 
     def save(self, run: Path) -> None:
-        """Write a checkpoint, on the main process."""
+        """Write a checkpoint, on the main process; a run that this one replaces may go then.
+
+        Raises:
+            TrainingStopped: the policy is not finite, so it is not saved.
+        """
         checkpoint = self.checkpoint()
+        if not all(value.isfinite().all() for value in checkpoint.tensors["policy"].values()):
+            raise TrainingStopped(
+                f"update {self.update}: the policy is not finite; it is not saved, what was saved "
+                "before is whole. Lower optimizer.learning_rate and start again with --overwrite"
+            )
         if self.accelerator.is_main_process:
+            sync_records(run)
             save_checkpoint(run, checkpoint, self.config.training.keep_checkpoints)
+            forget_replaced(run)
         self.accelerator.wait_for_everyone()
 
     def checkpoint(self) -> Checkpoint:
@@ -352,7 +368,7 @@ class Trainer:
             **self.stepper.state(),
             **self.batches.state(),
         }
-        return Checkpoint(self.update, self.seconds, tensors, state)
+        return Checkpoint(self.update, self.seconds, tensors, state, dump_config(self.config))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same configuration.

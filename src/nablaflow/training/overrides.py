@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from nablaflow.errors import UserError
+from nablaflow.rewards.secrets import masked
 from nablaflow.training.config import (
     Config,
     Kinds,
@@ -23,6 +24,8 @@ from nablaflow.training.config import (
 from nablaflow.training.prompt_source import absolute
 
 Values = dict[str, Any]
+MOST_VALUES = 100_000  # that aliases may stand for
+DEEPEST = 100  # lists in lists
 
 
 def load_config(
@@ -41,7 +44,7 @@ def load_config(
     """
     values = dict(defaults)
     if recipe is not None:
-        values = merge(values, _absolute_prompts(_read_recipe(recipe), recipe.parent))
+        values = merge(values, _absolute_prompts(read_recipe(recipe), recipe.parent))
     config = parse_config(apply_overrides(values, overrides))
     _refuse_idle_flow(config, overrides)
     return config
@@ -57,8 +60,22 @@ def _refuse_idle_flow(config: Config, overrides: Sequence[str]) -> None:
 
 
 def dump_config(config: Config) -> str:
-    """YAML that ``load_config`` reads back as an equal configuration."""
+    """YAML that ``load_config`` reads back as an equal configuration, but for a judge's secrets."""
+    return dump_values(plain_config(config))
+
+
+def plain_config(config: Config) -> Values:
+    """A configuration as plain data, a judge's secrets left out."""
     values = config.model_dump(mode="json")
+    values["reward"] = masked(values["reward"])
+    held_out = (values["guard"] or {}).get("held_out")
+    if held_out:
+        held_out["reward"] = masked(held_out["reward"])
+    return values
+
+
+def dump_values(values: Values) -> str:
+    """Plain data in YAML that `read_yaml` reads back as it is."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -110,9 +127,24 @@ for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
 
 
-def _read_yaml(text: str, source: str) -> Any:
+def read_yaml(text: str, source: str) -> Any:
+    """What a text in YAML holds.
+
+    Args:
+        source: what a message calls it.
+
+    Raises:
+        UserError: it is not valid, or its aliases make of it what no settings are.
+    """
     try:
-        return yaml.load(text, _Loader)
+        _check_depth(text)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            _check_aliases(node)
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark and "\n" in text else ""
@@ -122,7 +154,47 @@ def _read_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
 
 
-def _read_recipe(path: Path) -> Values:
+def _check_depth(text: str) -> None:
+    """Refuse lists in lists without end, which take a reader minutes before it gives up."""
+    depth = 0
+    for bracket in re.findall(r"[][{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} brackets are open at once")
+
+
+def _check_aliases(root: yaml.Node | None) -> None:
+    """Refuse an alias inside what it stands for, and few lines that stand for a million values."""
+    sizes: dict[int, int | None] = {}  # of what a node stands for; None while it is looked at
+
+    def size(node: yaml.Node) -> int:
+        known = sizes.get(id(node), 0)
+        if known is None:
+            raise yaml.constructor.ConstructorError(
+                problem="an alias inside what it stands for", problem_mark=node.start_mark
+            )
+        if known == 0:
+            sizes[id(node)] = None
+            known = 1 + sum(map(size, _inner(node)))
+            sizes[id(node)] = known
+        return known
+
+    whole = 0 if root is None else size(root)
+    if whole > max(MOST_VALUES, 2 * len(sizes)):
+        raise yaml.constructor.ConstructorError(problem=f"its aliases stand for {whole:.0e} values")
+
+
+def _inner(node: yaml.Node) -> Iterator[yaml.Node]:
+    for part in node.value if isinstance(node, yaml.CollectionNode) else ():
+        yield from part if isinstance(part, tuple) else (part,)
+
+
+def read_recipe(path: Path) -> Values:
+    """The settings in a YAML file, unchecked.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -132,7 +204,7 @@ def _read_recipe(path: Path) -> Values:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({reason}); a recipe is a YAML file") from None
-    values = _read_yaml(text, str(path))
+    values = read_yaml(text, str(path))
     if values is None:
         raise UserError(f"{path}: empty; a recipe holds lines of the form key: value")
     if not isinstance(values, dict):
@@ -216,7 +288,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     if match is None:
         raise UserError(f"{text!r}: not a setting; write key=value, such as training.updates=100")
     value = match["value"].strip()
-    return tuple(match["key"].split(".")), _read_yaml(value, match["key"]) if value else ""
+    return tuple(match["key"].split(".")), read_yaml(value, match["key"]) if value else ""
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> Values:

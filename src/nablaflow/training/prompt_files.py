@@ -97,7 +97,7 @@ def _json_lines(path: Path, text: str, column: str) -> Iterator[tuple[int, str]]
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"prompts: {path}, line {number} is not JSON") from None
         if not isinstance(row, dict):
             raise UserError(f"prompts: {path}, line {number} is no object with a {column!r}")
@@ -121,6 +121,8 @@ def _cell(row: Mapping[str, object], column: str, place: str) -> str:
     value = row[column]
     if value is not None and not isinstance(value, str):
         raise UserError(f"prompts.column: {place} has no text in column {column!r}")
+    if value is not None and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UserError(f"prompts: {place} holds half a character; write it in UTF-8")
     return value or ""
 
 

@@ -8,7 +8,6 @@ that any distance has at this number of images.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from nablaflow.metrics.catalog import DEFAULT, chosen_metrics
 from nablaflow.metrics.contract import CHOSEN, Metric, View
 from nablaflow.metrics.quadratic import euclidean
 from nablaflow.rewards import NamedReward, recall
-from nablaflow.training.checkpoint import load_checkpoint, load_policy_state
+from nablaflow.storage.checkpoint import load_checkpoint, read_manifest
 from nablaflow.training.evaluation import (
     Evaluation,
     Look,
@@ -31,6 +30,7 @@ from nablaflow.training.evaluation import (
     evaluate,
     sample_and_measure,
 )
+from nablaflow.training.policy_state import load_policy_state
 from nablaflow.training.setup import Parts
 from nablaflow.training.spaces import Space, check_features, load_spaces
 
@@ -279,4 +279,4 @@ def _sampled(
 
 
 def _update(folder: Path) -> int:
-    return json.loads((folder / "progress.json").read_text())["update"]
+    return read_manifest(folder)["update"]

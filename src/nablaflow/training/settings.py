@@ -79,6 +79,11 @@ class Training(Settings):
     gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
     checkpoint_every: Count = Field(default=50, description="updates between two checkpoints")
     keep_checkpoints: Count = Field(default=2, description="how many of the newest are kept")
+    reward_timeout: Positive | None = Field(
+        default=None,
+        description="seconds that a call of the reward may take, loading its weights included; "
+        "null is any time",
+    )
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         default=["tensorboard"], description="where metrics go besides metrics.jsonl"
     )

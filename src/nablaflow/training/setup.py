@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from nablaflow.training.checks import (
 from nablaflow.training.choices import undecided, with_beta, with_targets
 from nablaflow.training.config import Config
 from nablaflow.training.evaluation import StartProgress
+from nablaflow.training.fits import check_fits
 from nablaflow.training.guard import Guard
 from nablaflow.training.kernels import find_kernels, load_kernels
 from nablaflow.training.loop import Trainer
@@ -209,7 +210,7 @@ def prepare(
     check_evaluation(config, sets.evaluation)
     check_group(method, config)
     check_precision(method, config)
-    reward = reward or load(config.reward)
+    reward = replace(reward or load(config.reward), timeout=config.training.reward_timeout)
     accelerator = make_accelerator(config, run)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
@@ -218,6 +219,7 @@ def prepare(
     mark = fingerprint(pipeline) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
     model = load_model(pipeline, config.sampler, config.adapter, accelerator.device)
+    check_fits(config, model)
     check_prompts(config, model)
     config = with_targets(config, model)
     choices = [str(model.adapter.coverage)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -31,6 +33,52 @@ def check_reward(value: Any) -> str | dict[str, Any]:
 
 
 RewardSpec = Annotated[str | dict[str, Any], BeforeValidator(check_reward)]
+
+
+MOST = 2**53  # what a float can count to
+LARGEST = 3.4e38  # float32, in which everything is computed
+
+
+def check_scalar(value: Any) -> None:
+    """Refuse numbers and texts that a later step could not hold.
+
+    Raises:
+        ValueError: a number is not finite or too large; a text has no UTF-8, or holds a NUL.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be a finite number, not {value}")
+    if isinstance(value, float) and abs(value) > LARGEST:
+        raise ValueError(f"must be a number that float32 can hold, at most {LARGEST:g}")
+    if isinstance(value, int) and abs(value) > MOST:
+        raise ValueError(f"must be a number of at most {MOST}")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("holds the character NUL; leave it out")
+    if isinstance(value, str) and not _has_utf8(value):
+        raise ValueError(f"holds half a character ({value[:60]!a}); write it in UTF-8")
+
+
+def _has_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_path(value: Any) -> None:
+    """Refuse a text that is too long for the name of a file.
+
+    Raises:
+        ValueError: it is.
+    """
+    if isinstance(value, str | Path) and is_too_long(str(value)):
+        raise ValueError(f"{str(value)[:40]}… is too long for the name of a file")
+
+
+def is_too_long(path: str) -> bool:
+    """Whether no usual file system has room for such a path."""
+    sizes = [len(part.encode(errors="replace")) for part in path.split("/")]
+    return max(sizes) > 255 or sum(sizes) + len(sizes) > 4096
 
 
 def is_number(value: Any) -> bool:

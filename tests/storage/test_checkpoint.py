@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +14,22 @@ import pytest
 import torch
 
 from nablaflow.errors import UserError
-from nablaflow.training.checkpoint import (
+from nablaflow.storage import checksums
+from nablaflow.storage.checkpoint import (
     Checkpoint,
+    DamagedCheckpoint,
     list_checkpoints,
     load_checkpoint,
+    load_policy,
     save_checkpoint,
+)
+from nablaflow.storage.lock import held
+from nablaflow.storage.whole import (
+    checkpoint_to_resume,
+    last_whole,
+    retire_after,
+    steady,
+    whole_checkpoints,
 )
 
 
@@ -105,7 +118,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path, group: s
     assert_same(load_checkpoint(list_checkpoints(tmp_path)[-1]), example(1))
 
 
-@pytest.mark.parametrize("call", ["torch.save", "nablaflow.training.checkpoint.save_file"])
+@pytest.mark.parametrize("call", ["torch.save", "nablaflow.storage.checkpoint.save_file"])
 def test_no_space_left_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ):
@@ -152,3 +165,119 @@ def test_a_missing_file_is_damage(tmp_path: Path, file: str):
     (folder / file).unlink()
     with pytest.raises(UserError, match="step-000007"):
         load_checkpoint(folder)
+
+
+def test_a_flipped_bit_anywhere_is_damage(tmp_path: Path):
+    folder = save_checkpoint(tmp_path, example(7), keep=1)
+    draw = random.Random(0)
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        for _ in range(40):
+            damaged = bytearray(whole)
+            damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+            path.write_bytes(damaged)
+            with pytest.raises(DamagedCheckpoint, match="step-000007") as caught:
+                load_checkpoint(folder)
+            assert_one_line(caught.value)
+        path.write_bytes(whole)
+    assert_same(load_checkpoint(folder), example(7))
+
+
+def test_a_flipped_bit_in_the_policy_is_damage_where_only_that_is_read(tmp_path: Path):
+    folder = save_checkpoint(tmp_path, example(7), keep=1)
+    whole = (folder / "policy.safetensors").read_bytes()
+    (folder / "policy.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DamagedCheckpoint, match=r"policy\.safetensors"):
+        load_policy(folder)
+
+
+def test_the_folders_name_and_the_update_in_it_must_agree(tmp_path: Path):
+    folder = save_checkpoint(tmp_path, example(7), keep=1)
+    with pytest.raises(DamagedCheckpoint, match="update 7"):
+        load_checkpoint(folder.rename(folder.with_name("step-000009")))
+
+
+def test_a_policy_that_is_not_finite_is_never_used(tmp_path: Path):
+    spoiled = example(7)
+    spoiled.tensors["policy"]["a"][0, 0] = math.nan
+    folder = save_checkpoint(tmp_path, spoiled, keep=1)
+    for read in (load_checkpoint, load_policy):
+        with pytest.raises(DamagedCheckpoint, match="not finite"):
+            read(folder)
+
+
+def test_a_name_in_the_manifest_never_becomes_a_path(tmp_path: Path):
+    folder = save_checkpoint(tmp_path, example(7), keep=1)
+    manifest = checksums.unseal((folder / "progress.json").read_text())
+    outside = tmp_path / "outside.safetensors"
+    outside.write_bytes((folder / "policy.safetensors").read_bytes())
+    manifest["groups"].append("../../outside")
+    manifest["files"]["../../outside.safetensors"] = checksums.of_file(outside)
+    (folder / "progress.json").write_text(checksums.sealed(manifest))
+    with pytest.raises(DamagedCheckpoint):
+        load_checkpoint(folder)
+
+
+# --- which one is used ----------------------------------------------------------------------------
+
+
+def spoil(folder: Path) -> None:
+    path = folder / "policy.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+
+
+def test_the_checkpoint_before_a_damaged_one_is_used_and_both_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for update in (2, 4, 6):
+        folder = save_checkpoint(tmp_path, example(update), keep=3)
+    spoil(folder)
+    found = checkpoint_to_resume(tmp_path)
+    assert found is not None
+    assert_same(found, example(4))
+    told = capsys.readouterr().err
+    assert "step-000006" in told
+    assert "step-000004 is used" in told
+    retire_after(tmp_path, 4)
+    assert names(tmp_path) == ["damaged-000006", "step-000002", "step-000004"]
+
+
+def test_damaged_ones_among_others_are_left_out(tmp_path: Path):
+    for update in (2, 4, 6):
+        save_checkpoint(tmp_path, example(update), keep=3)
+    spoil(tmp_path / "checkpoints" / "step-000004")
+    assert [path.name for path in whole_checkpoints(tmp_path)] == ["step-000002", "step-000006"]
+
+
+def test_none_that_is_whole_is_refused(tmp_path: Path):
+    spoil(save_checkpoint(tmp_path, example(2), keep=1))
+    with pytest.raises(UserError, match="step-000002"):
+        last_whole(tmp_path, load_checkpoint)
+
+
+def test_a_reader_beside_a_run_finds_a_whole_checkpoint(tmp_path: Path):
+    """What was listed is removed while it is read: the newer one is taken."""
+    save_checkpoint(tmp_path, example(1), keep=1)
+    tries: list[str] = []
+
+    def read(folder: Path) -> Checkpoint:
+        if not tries:
+            save_checkpoint(tmp_path, example(2), keep=1)
+        tries.append(folder.name)
+        return load_checkpoint(folder)
+
+    assert_same(last_whole(tmp_path, read), example(2))
+    assert tries == ["step-000001", "step-000002"]
+
+
+def test_what_is_measured_beside_a_running_training_stays_there(tmp_path: Path):
+    for update in (1, 2):
+        save_checkpoint(tmp_path, example(update), keep=2)
+    with held(tmp_path), steady(tmp_path) as place:
+        save_checkpoint(tmp_path, example(3), keep=1)
+        found = whole_checkpoints(place)
+        assert [path.name for path in found] == ["step-000001", "step-000002"]
+        assert_same(load_checkpoint(found[0]), example(1))
+    assert not place.exists()
+    with steady(tmp_path) as place:
+        assert place == tmp_path

@@ -1,0 +1,258 @@
+"""Checkpoints: everything an exact continuation needs, written whole or not at all.
+
+`progress.json` is the manifest: the update, the run's configuration, and the SHA-256 of each file,
+its own included. What does not agree with it to the bit is never used.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nablaflow.errors import UserError
+from nablaflow.storage import checksums
+from nablaflow.storage.files import PARTIAL, put_in_place, remove_tree, write_whole
+from nablaflow.storage.run_folder import CHECKPOINTS
+
+MANIFEST, STATE = "progress.json", "state.pt"
+_NAME = re.compile(r"(step|best)-(\d{6,})")
+_GROUP = re.compile(r"[a-z_]+")  # becomes a file's name, and may come from someone else's file
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state between two updates.
+
+    Attributes:
+        update: how many updates are done.
+        seconds: of training so far.
+        tensors: group (policy, flow, …) to named tensors; a file each.
+        state: what is not only tensors (optimizer, scaler, the rollout to train next), readable
+            with ``weights_only``.
+        config: of the run, as config.yaml has it.
+    """
+
+    update: int
+    seconds: float
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+    config: str = ""
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is not what was written, or that holds a policy of no use."""
+
+
+def _name(update: int) -> str:
+    return f"step-{update:06d}"
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first; `whole` says whether one is undamaged."""
+    found = (run / CHECKPOINTS).glob("step-*")
+    return sorted(path for path in found if _NAME.fullmatch(path.name))
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write beside, then rename: a crash or a full disk leaves the older ones whole.
+
+    Args:
+        keep: older checkpoints beyond this many are removed, after the new one is on the disk.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    final = run / CHECKPOINTS / _name(checkpoint.update)
+    _write_whole(final, checkpoint)
+    for old in list_checkpoints(run)[:-keep]:
+        _remove(old)
+    _prune_best(run)
+    return final
+
+
+def best_folder(run: Path, update: int) -> Path:
+    """Where the policy that was the best under the guard after ``update`` is."""
+    return run / CHECKPOINTS / f"best-{update:06d}"
+
+
+def guards_best(run: Path, last: Path) -> Path | None:
+    """The checkpoint of the guard's best policy, as the ``last`` checkpoint remembers it.
+
+    Returns:
+        None where the run has no guard, that checkpoint is gone, or ``last`` has the same policy.
+
+    Raises:
+        DamagedCheckpoint: a file is damaged.
+    """
+    end = load_checkpoint(last)
+    guard = end.state.get("guard")
+    if not guard or not guard["best"]:
+        return None
+    folder = best_folder(run, guard["best"]["update"])
+    if not folder.is_dir():
+        return None
+    ours, best = end.tensors["policy"], load_checkpoint(folder).tensors["policy"]
+    # After a roll-back the two differ in their updates and not in their weights.
+    same = ours.keys() == best.keys() and all(torch.equal(ours[k], best[k]) for k in ours)
+    return None if same else folder
+
+
+def save_best(run: Path, checkpoint: Checkpoint) -> Path:
+    """Write the best checkpoint so far, which ``keep`` of the others does not touch.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    final = best_folder(run, checkpoint.update)
+    _write_whole(final, checkpoint)
+    return final
+
+
+def _prune_best(run: Path) -> None:
+    """Remove those that no kept checkpoint has for its best: a newer one was there before it."""
+    oldest = int(list_checkpoints(run)[0].name.removeprefix("step-"))
+    best = sorted(p for p in (run / CHECKPOINTS).glob("best-*") if _NAME.fullmatch(p.name))
+    for old, newer in itertools.pairwise(best):
+        if int(newer.name.removeprefix("best-")) <= oldest:
+            _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """In two steps: a crash in between leaves no stump under a checkpoint's name."""
+    stump = folder.with_name(f"{PARTIAL}{folder.name}")
+    remove_tree(stump)
+    os.replace(folder, stump)
+    remove_tree(stump)
+
+
+def _write_whole(final: Path, checkpoint: Checkpoint) -> None:
+    partial = final.with_name(f"{PARTIAL}{final.name}")
+    try:
+        _write(partial, checkpoint)
+        put_in_place(partial, final)
+    except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own kind
+        remove_tree(partial)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        older = [path.name for path in list_checkpoints(final.parents[1]) if path != final]
+        left = f"{older[-1]} is whole" if older else "no checkpoint was written before it"
+        raise UserError(
+            f"output_dir: cannot write {final} ({reason}); {left}. Free some space and run again "
+            "with --resume"
+        ) from error
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    remove_tree(folder)
+    folder.mkdir(parents=True)
+    for group, tensors in checkpoint.tensors.items():
+        save_file(
+            {name: t.contiguous() for name, t in tensors.items()}, folder / f"{group}.safetensors"
+        )
+    torch.save(checkpoint.state, folder / STATE)
+    manifest = {
+        "update": checkpoint.update,
+        "seconds": checkpoint.seconds,
+        "groups": sorted(checkpoint.tensors),
+        "config": checkpoint.config,
+        "files": {path.name: checksums.of_file(path) for path in sorted(folder.iterdir())},
+    }
+    write_whole(folder / MANIFEST, checksums.sealed(manifest))
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint back, tensors on the processor.
+
+    Raises:
+        DamagedCheckpoint: a file is missing or damaged, or a value is not finite.
+    """
+    manifest = read_manifest(folder)
+    try:
+        for name in manifest["files"]:
+            _check_file(folder, name, manifest)
+        tensors = {name: load_file(folder / f"{name}.safetensors") for name in manifest["groups"]}
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except DamagedCheckpoint:
+        raise
+    except Exception as error:  # each library has its own kind for a damaged file
+        raise _damaged(folder, type(error).__name__) from error
+    for group, own in tensors.items():
+        _check_finite(folder, group, own)
+    return Checkpoint(manifest["update"], manifest["seconds"], tensors, state, manifest["config"])
+
+
+def load_policy(folder: Path) -> dict[str, Tensor]:
+    """The policy's parameters in a checkpoint; the rest of it is left unread.
+
+    Raises:
+        DamagedCheckpoint: its file is missing or damaged, or a value is not finite.
+    """
+    manifest = read_manifest(folder)
+    try:
+        _check_file(folder, "policy.safetensors", manifest)
+        policy = load_file(folder / "policy.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder, type(error).__name__) from error
+    _check_finite(folder, "policy", policy)
+    return policy
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What ``progress.json`` says, which agrees with its own checksum and the folder's name.
+
+    Raises:
+        DamagedCheckpoint: it does not.
+    """
+    try:
+        manifest = checksums.unseal((folder / MANIFEST).read_text(encoding="utf-8"))
+        _check_form(manifest)
+    except Exception as error:  # of a file that may hold anything
+        raise _damaged(folder, f"{MANIFEST}: {type(error).__name__}") from error
+    name = _NAME.fullmatch(folder.name)
+    if name is not None and int(name[2]) != manifest["update"]:
+        raise _damaged(folder, f"it holds update {manifest['update']}")
+    return manifest
+
+
+def _check_form(manifest: Mapping[str, Any]) -> None:
+    groups = manifest["groups"]
+    files = {STATE, *(f"{group}.safetensors" for group in groups)}
+    fit = (
+        isinstance(manifest["update"], int)
+        and isinstance(manifest["seconds"], int | float)
+        and isinstance(manifest["config"], str)
+        and all(_GROUP.fullmatch(group) for group in groups)
+        and "policy" in groups
+        and set(manifest["files"]) == files
+    )
+    if not fit:
+        raise ValueError("not a manifest")
+
+
+def _check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> None:
+    if checksums.of_file(folder / name) != manifest["files"][name]:
+        raise _damaged(folder, f"{name} is not what was written")
+
+
+def _check_finite(folder: Path, group: str, tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise _damaged(folder, f"{group}: {name} is not finite")
+
+
+def _damaged(folder: Path, what: str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(
+        f"{folder} cannot be used ({what}); remove it to go on from the checkpoint before"
+    )

@@ -1,0 +1,80 @@
+"""Files that are whole or not there: written beside, on the disk before they take their name.
+
+A name that a disk has and content that it has not is what a power cut leaves of a file that was
+only closed; so content is synchronized before the name, and the name's folder after it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+PARTIAL = ".partial-"
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file's content, or a folder's names."""
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write beside, wait for the disk, then rename; never through a symbolic link."""
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    partial.unlink(missing_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with _fresh(partial) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """One more line; what it is worth without `sync` is for the caller to know."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    number = os.open(path, flags, 0o666)
+    with os.fdopen(number, "ab") as file:
+        file.write(line.encode() + b"\n")
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """A folder that was written beside takes its name; what had the name is removed after that."""
+    for folder, _, names in os.walk(partial):
+        for name in names:
+            sync(Path(folder) / name)
+        sync(Path(folder))
+    old = final.with_name(f"{PARTIAL}old-{final.name}")
+    remove_tree(old)
+    if os.path.lexists(final):
+        os.replace(final, old)
+    os.replace(partial, final)
+    sync(final.parent)
+    remove_tree(old)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there; what a link points to stays."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+@contextmanager
+def _fresh(path: Path) -> Iterator[BinaryIO]:
+    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(number, "wb") as file:
+        yield file

@@ -1,0 +1,104 @@
+"""One writer at a time in a run folder: a lock that the system lets go when its process dies.
+
+``flock`` of the folder's marker, whose second line says who holds it. `filelock` would empty the
+file on every try, and with it the holder's name.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nablaflow.errors import UserError
+
+MARKER = ".nablaflow-run"
+"""In every run folder: it says that nablaflow made the folder, and carries the lock."""
+
+_TITLE = "A run folder of nablaflow.\n"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+def is_run(folder: Path) -> bool:
+    """Whether nablaflow made the folder."""
+    marker = folder / MARKER
+    return marker.is_file() and not marker.is_symlink()
+
+
+def check_free(folder: Path) -> None:
+    """Find out whether another process writes to a folder; writes nothing.
+
+    Raises:
+        UserError: one does.
+    """
+    if is_run(folder) and os.access(folder / MARKER, os.W_OK):
+        number = os.open(folder / MARKER, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            _lock(number, folder)
+        finally:
+            os.close(number)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process writes to a folder now."""
+    try:
+        check_free(folder)
+    except UserError:
+        return True
+    return False
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Be the only writer of an existing folder, which becomes a run folder if it was none.
+
+    Raises:
+        UserError: another process, or another run of this one, is it.
+        OSError: the marker cannot be written.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    number = os.open(folder / MARKER, flags, 0o666)
+    try:
+        if not _lock(number, folder):
+            print(
+                f"output_dir: the file system of {folder} has no locks; see to it that no other "
+                "process writes there",
+                file=sys.stderr,
+            )
+        _sign(number)
+        yield
+    finally:
+        os.close(number)  # and so is the lock gone
+
+
+def _lock(number: int, folder: Path) -> bool:
+    """Take the lock; False where the file system has none."""
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"output_dir: {folder} is in use by {_holder(number)}; wait for it to end, or use "
+            "another output_dir"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def _sign(number: int) -> None:
+    text = f"{_TITLE}process {os.getpid()} on {socket.gethostname()}\n".encode()
+    os.pwrite(number, text, 0)
+    os.ftruncate(number, len(text))
+
+
+def _holder(number: int) -> str:
+    lines = os.pread(number, 500, 0).decode(errors="replace").splitlines()
+    told = "".join(c for c in lines[1] if c.isprintable()) if len(lines) > 1 else ""
+    return told or "another process"

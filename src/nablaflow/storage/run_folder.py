@@ -1,0 +1,193 @@
+"""A run's folder: what is in it, and what keeps it whole.
+
+Only names that a run writes are ever removed, and only from a folder with the marker of a run. A
+run that another replaces is set aside in `REPLACED` until the new one has a checkpoint; while its
+files are moved the folder is called `MOVING`, so that a crash in between can be undone.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from nablaflow.errors import UserError
+from nablaflow.storage.files import PARTIAL, sync
+from nablaflow.storage.lock import MARKER, is_run
+
+CONFIG, METRICS, SUMMARY, REPORT = "config.yaml", "metrics.jsonl", "summary.json", "report.html"
+CURVES, POINTS, CELL = "evaluation.png", "points.json", "cell.json"
+CHECKPOINTS, SAMPLES, LOGS = "checkpoints", "samples", "logs"
+REPLACED, MOVING = ".replaced", ".replacing"
+
+_FILES = (CONFIG, METRICS, SUMMARY, REPORT, CURVES, POINTS, CELL)
+_MODEL = ("model_index.json", *(f"*/*.{kind}" for kind in ("json", "txt", "model", "safetensors")))
+_CONTENT = {
+    "": (*_FILES, *(f"{PARTIAL}{name}" for name in _FILES)),
+    f"{SAMPLES}/": ("step-*.png", "before_after.png", f"{PARTIAL}*.png"),
+    **{
+        f"{CHECKPOINTS}/{folder}/": ("progress.json", "state.pt", "*.safetensors")
+        for folder in ("step-*", "best-*", "damaged-*", f"{PARTIAL}*")
+    },
+    **{
+        f"{place}{beside}lora/": ("pytorch_lora_weights.safetensors",)
+        for place in ("", "ema/")
+        for beside in ("", PARTIAL, f"{PARTIAL}old-")
+    },
+    **{
+        f"{place}{beside}model/": _MODEL
+        for place in ("", "ema/")
+        for beside in ("", PARTIAL, f"{PARTIAL}old-")
+    },
+    f"{LOGS}/": ("*/events.out.tfevents.*", "*/*/events.out.tfevents.*"),
+}
+OWN = tuple(folder + name for folder, names in _CONTENT.items() for name in names)
+"""Patterns of every file that a run writes, for one part of its path each."""
+
+
+def own_files(folder: Path) -> Iterator[Path]:
+    """The files in a folder that a run wrote; a link is one of them and not what it points to."""
+    found = {path for pattern in OWN for path in _matches(folder, pattern.split("/"))}
+    yield from sorted(found)
+
+
+def _matches(folder: Path, parts: list[str]) -> Iterator[Path]:
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if not fnmatchcase(entry.name, parts[0]):
+            continue
+        if entry.is_symlink() or (len(parts) == 1 and not entry.is_dir()):
+            yield Path(entry.path)
+        elif len(parts) > 1 and entry.is_dir():
+            yield from _matches(Path(entry.path), parts[1:])
+
+
+def check_no_links(run: Path) -> None:
+    """Refuse to write where a name in the folder leads elsewhere.
+
+    Raises:
+        UserError: it names the link.
+    """
+    for name in sorted(os.listdir(run)) if run.is_dir() else []:
+        if name == MARKER or any(fnmatchcase(name, pattern.split("/")[0]) for pattern in OWN):
+            _refuse_links(run / name)
+    for name in (REPLACED, MOVING):
+        _refuse_links(run / name)
+
+
+def _refuse_links(path: Path) -> None:
+    if path.is_symlink():
+        raise UserError(
+            f"output_dir: {path} is a symbolic link, and a run writes through none; put what it "
+            "points to in its place"
+        )
+    if path.is_dir():
+        for entry in os.scandir(path):
+            _refuse_links(Path(entry.path))
+
+
+def is_begun(run: Path) -> bool:
+    """Whether there is anything in a folder but the traces of a run that wrote nothing yet."""
+    names = set(os.listdir(run)) if run.is_dir() else set()
+    return bool(names - {MARKER, f"{PARTIAL}{CONFIG}"})
+
+
+def check_replaceable(run: Path) -> None:
+    """Whether `set_aside` may be called.
+
+    Raises:
+        UserError: nablaflow did not make the folder.
+    """
+    if not is_run(run):
+        raise UserError(f"--overwrite: {run} holds no run of nablaflow; remove it by hand")
+
+
+def set_aside(run: Path) -> None:
+    """Make room for a new run; the old one waits, whole, until `forget_replaced`.
+
+    What an earlier replacement left half done is settled first.
+    """
+    undo_move(run)
+    if (run / REPLACED).is_dir():
+        if not has_checkpoint(run):  # the run in between came to nothing, the one before counts
+            _remove_own(run)
+            return
+        forget_replaced(run)
+    _move(run, run / MOVING)
+    os.replace(run / MOVING, run / REPLACED)
+    sync(run)
+
+
+def undo_move(run: Path) -> None:
+    """Put back what a crash left half moved."""
+    if (run / MOVING).is_dir():
+        _move(run / MOVING, run)
+        _remove_empty(run / MOVING)
+
+
+def put_back(run: Path) -> bool:
+    """Where the new run has come to no checkpoint, the old one takes its place again."""
+    undo_move(run)
+    if not (run / REPLACED).is_dir() or has_checkpoint(run):
+        return False
+    _remove_own(run)
+    os.replace(run / REPLACED, run / MOVING)
+    undo_move(run)
+    sync(run)
+    return True
+
+
+def forget_replaced(run: Path) -> None:
+    """Remove the run that was set aside."""
+    if (run / REPLACED).is_dir():
+        _remove_own(run / REPLACED)
+        _remove_empty(run / REPLACED)
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run, and not only its guard, has one."""
+    return any((run / CHECKPOINTS).glob("step-*/progress.json"))
+
+
+def _move(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for path in own_files(source):
+        new = target / path.relative_to(source)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, new)
+    _remove_empty_inside(source)
+
+
+def _remove_own(folder: Path) -> None:
+    for path in own_files(folder):
+        path.unlink()
+    _remove_empty_inside(folder)
+
+
+def _remove_empty_inside(folder: Path) -> None:
+    """Remove the empty ones of a run's own folders."""
+    for name in {pattern.split("/")[0] for pattern in OWN if "/" in pattern}:
+        for top in folder.glob(name):
+            _remove_empty(top)
+
+
+def _remove_empty(folder: Path) -> None:
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for entry in list(os.scandir(folder)):
+        if entry.is_dir(follow_symlinks=False):
+            _remove_empty(Path(entry.path))
+    if not any(os.scandir(folder)):
+        folder.rmdir()
+
+
+def peak_rss_mb() -> float:
+    """Largest resident set of this process so far, MB of 2**20 bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

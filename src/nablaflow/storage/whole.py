@@ -1,0 +1,127 @@
+"""Which checkpoints of a run can be used: a damaged one is named, and the one before it is taken.
+
+A reader may come while the run is training: a checkpoint that is gone was replaced by a newer one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from nablaflow.errors import UserError
+from nablaflow.storage.checkpoint import (
+    Checkpoint,
+    DamagedCheckpoint,
+    list_checkpoints,
+    load_checkpoint,
+)
+from nablaflow.storage.files import remove_tree
+from nablaflow.storage.lock import is_held
+from nablaflow.storage.run_folder import CHECKPOINTS
+
+Found = TypeVar("Found")
+_TRIES = 1000  # a run beside this reader may remove what was listed
+
+
+def last_whole(run: Path, read: Callable[[Path], Found]) -> Found:
+    """What ``read`` makes of the newest checkpoint that is whole; others are named on stderr.
+
+    Raises:
+        UserError: there is no checkpoint, or none that is whole.
+    """
+    damaged: dict[Path, DamagedCheckpoint] = {}
+    suspect: set[Path] = set()  # it may have been replaced while it was read
+    for _ in range(_TRIES):
+        left = [path for path in list_checkpoints(run) if path not in damaged]
+        if not left:
+            break
+        try:
+            found = read(left[-1])
+        except DamagedCheckpoint as error:
+            if left[-1] in suspect:
+                damaged[left[-1]] = error
+            suspect.add(left[-1])
+            continue
+        for error in damaged.values():
+            print(f"{_first(error)}; {left[-1].name} is used", file=sys.stderr)
+        return found
+    if damaged:
+        raise next(iter(damaged.values()))
+    raise UserError(f"{run} has no checkpoint yet; train it first")
+
+
+def whole_checkpoints(run: Path) -> list[Path]:
+    """All checkpoints that are whole, oldest first, one at least; others are named on stderr.
+
+    Raises:
+        UserError: as `last_whole`.
+    """
+    last = last_whole(run, _read)
+    kept = []
+    for path in list_checkpoints(run):
+        if path.name < last.name:
+            try:
+                kept.append(_read(path))
+            except DamagedCheckpoint as error:
+                if path.exists():
+                    print(f"{_first(error)}; it is left out", file=sys.stderr)
+    return [*kept, last]
+
+
+def _read(folder: Path) -> Path:
+    load_checkpoint(folder)
+    return folder
+
+
+@contextmanager
+def steady(run: Path) -> Iterator[Path]:
+    """A folder with the checkpoints of a run, from which no training beside this reader takes one.
+
+    That is the run itself unless a process writes there; then it is one of links to its files, or
+    of copies where the system's folder for such things is on another disk.
+    """
+    if not is_held(run):
+        yield run
+        return
+    with TemporaryDirectory(prefix="nablaflow-") as place:
+        for folder in sorted((run / CHECKPOINTS).glob("[sb]*-*")):
+            with suppress(FileNotFoundError):  # removed meanwhile, so there is a newer one
+                shutil.copytree(folder, Path(place, CHECKPOINTS, folder.name), copy_function=_link)
+        yield Path(place)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def checkpoint_to_resume(run: Path) -> Checkpoint | None:
+    """The newest whole checkpoint, None where there is none at all; damaged ones are named.
+
+    Raises:
+        UserError: there are checkpoints, and none is whole.
+    """
+    return last_whole(run, load_checkpoint) if list_checkpoints(run) else None
+
+
+def retire_after(run: Path, update: int) -> None:
+    """Put the damaged checkpoints of later updates out of the way of those to come."""
+    for path in list_checkpoints(run):
+        if int(path.name.removeprefix("step-")) > update:
+            new = path.with_name(path.name.replace("step-", "damaged-"))
+            remove_tree(new)
+            os.replace(path, new)
+
+
+def _first(error: Exception) -> str:
+    return str(error).partition(";")[0]

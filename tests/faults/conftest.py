@@ -1,0 +1,64 @@
+"""Faults are injected into runs of a model of a few thousand random weights."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from nablaflow.cli import app
+from tests.cli.conftest import cli, here, recipe, settings, tiny_model
+
+__all__ = ["cli", "here", "recipe", "settings", "tiny_model"]
+Cli = Callable[..., Result]
+SHORT = (
+    "flow=null",
+    "method.reverse_weight=0",
+    "sampler.steps=2",
+    "prompts=[a circle]",
+    "training.prompts_per_update=1",
+    "training.checkpoint_every=1",
+    "evaluation.n=2",
+)
+"""Laid over the recipe: a run of a second."""
+
+
+@pytest.fixture(scope="session")
+def trained(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two updates, with two checkpoints."""
+    folder = tmp_path_factory.mktemp("trained")
+    own = folder / "recipe.yaml"
+    own.write_text(yaml.safe_dump(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = CliRunner().invoke(app, ["train", str(own), *SHORT])
+    assert result.exit_code == 0, result.stderr
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained: Path, here: Path) -> Path:
+    """The run in the working directory, for each test its own."""
+    return Path(shutil.copytree(trained, here / "run"))
+
+
+def one_line(result: Result, *words: str) -> None:
+    """A mistake's whole contract; ``words`` are what the line must hold."""
+    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+    assert "Traceback" not in result.output
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("nablaflow: "), result.stderr
+    for word in words:
+        assert word in last, last
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder, by its path in it."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}

@@ -1,0 +1,121 @@
+"""What a disk does to a run: it is named, and what is whole is used."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from nablaflow.errors import UserError
+from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.records import read_records
+from nablaflow.storage.whole import last_whole
+from nablaflow.training.config import Config
+from nablaflow.training.run_folder import load_run_config
+from tests.faults.conftest import SHORT, one_line
+
+Cli = Callable[..., Result]
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda text: text[: len(text) // 2],
+    "empty": lambda text: b"",
+    "zeros": lambda text: bytes(len(text)),
+    "not UTF-8": lambda text: b"\xff\xfe" + text,
+    "a list": lambda text: b"[1, 2]\n",
+    "nested": lambda text: b"[" * 100_000,
+    "an alias in itself": lambda text: b"prompts: &a [*a]\n" + text,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_configuration_is_read_from_the_checkpoint(
+    cli: Cli, recipe: Path, run: Path, damage: str
+):
+    whole = (run / "config.yaml").read_bytes()
+    (run / "config.yaml").write_bytes(DAMAGE[damage](whole))
+    sampled = cli("sample", run, "--n", "1", "--out", "seen")
+    assert sampled.exit_code == 0, sampled.stderr
+    assert "the copy in the last checkpoint is used" in sampled.stderr
+    resumed = cli("train", recipe, *SHORT, "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert (run / "config.yaml").read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_metrics_file_costs_lines_and_not_the_run(
+    cli: Cli, recipe: Path, run: Path, damage: str
+):
+    path = run / "metrics.jsonl"
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    resumed = cli("train", recipe, *SHORT, "training.updates=3", "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "damaged" in resumed.stderr
+    assert [record["update"] for record in read_records(run)][-1] == 3
+
+
+def test_without_a_checkpoint_a_damaged_configuration_is_one_line(
+    cli: Cli, recipe: Path, here: Path
+):
+    for damaged in DAMAGE.values():
+        (here / "run").mkdir(exist_ok=True)
+        (here / "run" / "config.yaml").write_bytes(damaged(b"model: nano\nreward: warmth\n"))
+        one_line(cli("train", recipe, *SHORT, "--resume"), "config.yaml", "--resume")
+
+
+def test_the_checkpoint_before_is_sampled_and_resumed(cli: Cli, recipe: Path, run: Path):
+    path = run / "checkpoints" / "step-000002" / "policy.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    sampled = cli("sample", run, "--n", "1", "--out", "seen")
+    assert sampled.exit_code == 0
+    for word in ("step-000002", "step-000001 is used"):
+        assert word in sampled.stderr
+    resumed = cli("train", recipe, *SHORT, "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert load_checkpoint(list_checkpoints(run)[-1]).update == 2
+
+
+def flips(run: Path, count: int) -> list[str]:
+    """Files, by a flip in which something was read otherwise and not a word was said."""
+    wanted = _read(run)
+    files = [path for path in run.rglob("*") if path.is_file() and "checkpoints" in str(path)]
+    files.append(run / "config.yaml")
+    draw, silent = random.Random(0), []
+    for number in range(count):
+        path = files[number % len(files)]
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        if not _noticed(run, wanted):
+            silent.append(f"{path.name} {number}")
+        path.write_bytes(whole)
+    return silent
+
+
+def _read(run: Path) -> tuple[Config, int]:
+    """What a command would go by; a folder may be moved, so where it is does not count."""
+    config = load_run_config(run).model_copy(update={"output_dir": Path()})
+    return config, last_whole(run, load_checkpoint).update
+
+
+def _noticed(run: Path, wanted: tuple[Config, int]) -> bool:
+    """Whether what is read is the same, or refused, or something was said."""
+    told: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *words, **_: told.append(str(words)))
+        try:
+            found = _read(run)
+        except UserError:
+            return True
+    return bool(told) or found == wanted
+
+
+def test_no_flipped_bit_goes_unnoticed(run: Path):
+    assert flips(run, 60) == []
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_of_a_thousand_goes_unnoticed(run: Path):
+    assert flips(run, 1000) == []

@@ -1,0 +1,93 @@
+"""A reward's code cannot end the program, nor change it for what comes after."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from nablaflow.errors import UserError
+from nablaflow.rewards import NamedReward
+from nablaflow.rewards.calling import RewardFailed
+
+IMAGES = torch.rand(2, 3, 4, 4)
+
+
+def reward(effect: Callable[[], object], name: str, timeout: float | None = None) -> NamedReward:
+    def score(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        effect()
+        return images.float().mean((1, 2, 3)).float()
+
+    return NamedReward(name, score, timeout)
+
+
+@pytest.mark.parametrize("code", [0, None, 1, "bye"])
+def test_sys_exit_is_a_failure(code: object):
+    with pytest.raises(RewardFailed, match=r"sys\.exit"):
+        reward(lambda: sys.exit(code), "leaves")(IMAGES, ["a", "b"])
+
+
+EFFECTS = {
+    "default dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
+    "threads": (lambda: torch.set_num_threads(3), torch.get_num_threads),
+    "gradients": (lambda: torch.set_grad_enabled(False), torch.is_grad_enabled),
+    "deterministic": (
+        lambda: torch.use_deterministic_algorithms(True),
+        torch.are_deterministic_algorithms_enabled,
+    ),
+    "precision": (
+        lambda: torch.set_float32_matmul_precision("medium"),
+        torch.get_float32_matmul_precision,
+    ),
+    "seed": (lambda: torch.manual_seed(99), torch.initial_seed),
+}
+
+
+@pytest.mark.parametrize("word", EFFECTS)
+def test_what_it_changes_for_all_is_put_back_and_named(
+    word: str, capsys: pytest.CaptureFixture[str]
+):
+    effect, read = EFFECTS[word]
+    before = read()
+    changing = reward(effect, f"changes {word}")
+    changing(IMAGES, ["a", "b"])
+    assert read() == before
+    assert word in capsys.readouterr().err
+    changing(IMAGES, ["a", "b"])
+    assert capsys.readouterr().err == "", "said once"
+
+
+def test_numbers_after_a_reward_that_seeds_are_those_without_it():
+    torch.manual_seed(5)
+    wanted = torch.rand(4)
+    torch.manual_seed(5)
+    reward(lambda: torch.manual_seed(1), "seeds")(IMAGES, ["a", "b"])
+    assert torch.equal(torch.rand(4), wanted)
+
+
+def test_a_reward_that_draws_noise_gets_another_each_time():
+    drawn = []
+    noisy = reward(lambda: drawn.append(torch.rand(3)), "noisy")
+    noisy(IMAGES, ["a", "b"])
+    noisy(IMAGES, ["a", "b"])
+    assert not torch.equal(*drawn)
+
+
+def test_one_that_hangs_is_given_up():
+    with pytest.raises(UserError, match=r"training\.reward_timeout"):
+        reward(hang, "hangs", timeout=0.05)(IMAGES, ["a", "b"])
+
+
+def hang() -> None:
+    while True:
+        pass
+
+
+def test_a_limit_does_not_outlast_the_call():
+    before = signal.getsignal(signal.SIGALRM)
+    reward(lambda: None, "quick", timeout=1000.0)(IMAGES, ["a", "b"])
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) == before

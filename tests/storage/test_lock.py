@@ -1,0 +1,68 @@
+"""One writer at a time, for as long as its process lives."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nablaflow.errors import UserError
+from nablaflow.storage.lock import MARKER, check_free, held, is_run
+
+HOLD = """
+import sys
+from pathlib import Path
+from nablaflow.storage.lock import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path):
+    with held(tmp_path):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .*another output_dir"):
+            check_free(tmp_path)
+        with pytest.raises(UserError, match="in use"), held(tmp_path):
+            pass
+    check_free(tmp_path)
+    assert is_run(tmp_path)
+
+
+def test_the_system_lets_go_when_the_process_is_killed(tmp_path: Path):
+    source = str(Path(__file__).parents[2] / "src")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": source},
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match=f"process {holder.pid} "):
+        check_free(tmp_path)
+    holder.kill()
+    holder.communicate()
+    with held(tmp_path):
+        assert f"process {os.getpid()} " in (tmp_path / MARKER).read_text()
+
+
+def test_a_file_system_without_locks_is_named_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with held(tmp_path):
+        assert "has no locks" in capsys.readouterr().err
+
+
+def test_looking_leaves_no_trace(tmp_path: Path):
+    check_free(tmp_path)
+    assert list(tmp_path.iterdir()) == []

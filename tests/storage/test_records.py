@@ -1,0 +1,59 @@
+"""metrics.jsonl: what is damaged is left out, and that is said."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from nablaflow.storage.records import append_record, drop_records_after, read_records
+
+
+def write(run: Path, updates: int) -> Path:
+    for update in range(1, updates + 1):
+        append_record(run, {"update": update, "reward_mean": 0.5})
+    return run / "metrics.jsonl"
+
+
+def test_what_is_not_finite_is_null(tmp_path: Path):
+    append_record(tmp_path, {"update": 1, "loss": math.inf})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"update": 1, "loss": None}
+
+
+def test_lines_of_updates_that_are_done_again_go_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = write(tmp_path, 4)
+    path.write_text(path.read_text() + '{"update": 5, "rew')  # a crash in the middle of a line
+    drop_records_after(tmp_path, 3)
+    assert [record["update"] for record in read_records(tmp_path)] == [1, 2, 3]
+    assert capsys.readouterr().err == ""
+
+
+LINES = [
+    "",
+    "{",
+    "[1]",
+    "null",
+    '{"update": "2", "loss": 0.1}',
+    '{"update": 2, "loss": "high"}',
+    '{"update": 2, "loss": NaN}',
+    '{"update": 2, "loss": 1' + "0" * 400 + "}",
+    "[" * 100_000,
+    "\0\0\0",
+]
+
+
+@pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
+def test_a_damaged_line_is_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str
+):
+    path = write(tmp_path, 3)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], line, lines[2]]) + "\n")
+    assert [record["update"] for record in read_records(tmp_path)] == [1, 3]
+    drop_records_after(tmp_path, 3)
+    assert "lines of 1 updates are missing" in capsys.readouterr().err
+    assert len(path.read_text().splitlines()) == 2
