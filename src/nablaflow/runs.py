@@ -207,22 +207,22 @@ def _prepare(
 def _begin(parts: Parts, console: Console) -> None:
     """What is measured on the reference before the first update."""
     with progress_display(console) as progress:
-        _begin_trust(parts, progress)
+        _begin_gamma(parts, progress)
         if parts.trainer.guard is not None:
             parts.trainer.begin_guard(_looking(parts, progress))
 
 
-def _begin_trust(parts: Parts, progress: Progress) -> None:
+def _begin_gamma(parts: Parts, progress: Progress) -> None:
     """Measure how far to trust the forward-looking reward, and say what was found."""
     trainer = parts.trainer
-    if trainer.trust is None or trainer.trust.isfinite().all():
+    if trainer.gamma is None or trainer.gamma.isfinite().all():
         return
     shown = parts.accelerator.is_main_process
-    task = progress.add_task("trust", total=len(trainer.trust_prompts()), visible=shown)
-    trainer.begin_trust(lambda done: progress.advance(task, done))
+    task = progress.add_task("measure gamma", total=len(trainer.gamma_prompts()), visible=shown)
+    trainer.begin_gamma(lambda done: progress.advance(task, done))
     if shown:
-        told = " ".join(f"{gamma:.2f}" for gamma in trainer.trust[1:].tolist())
-        progress.console.print(f"trust in the predicted reward, k = 1 ... K: {told}")
+        told = " ".join(f"{value:.2f}" for value in trainer.gamma[1:].tolist())
+        progress.console.print(f"gamma, trust in the predicted reward, k = 1 ... K: {told}")
     progress.remove_task(task)
 
 
@@ -273,7 +273,7 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
     pressed: list[bool] = []
     warned: set[str] = set()
     on_look = _looking(parts, progress)
-    _begin_trust(parts, progress)
+    _begin_gamma(parts, progress)
     trainer.begin_guard(on_look)
 
     def on_update(record: Record) -> bool:

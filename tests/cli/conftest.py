@@ -100,7 +100,7 @@ def settings(tiny_model: Path) -> dict[str, Any]:
             "prompts_per_update": 2,
             "images_per_prompt": 2,
             "transition_fraction": 0.5,
-            "trust_trajectories": 8,
+            "gamma_trajectories": 8,
             "trackers": [],
             "device": "cpu",
         },

@@ -69,7 +69,7 @@ def assert_same_run(found: Path, wanted: Path) -> None:
     assert_equal(first.tensors, second.tensors)
     assert_equal(first.state, second.state)
     groups = {"policy", "policy_average", "flow", "flow_target"}
-    assert set(first.tensors) - {"trust"} == groups
+    assert set(first.tensors) - {"gamma"} == groups
 
 
 def press_ctrl_c_after(update: int, patch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def _train_in(
         return bool(pressed)
 
     with stopping(pressed):
-        trainer.begin_trust()
+        trainer.begin_gamma()
         try:
             trainer.train(folder, on_update, on_saved=lambda: None)
         except TrainingStopped as error:

@@ -17,7 +17,7 @@ from nablaflow.exact.mixture import Points
 from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.networks import ValueNetwork, VectorFlowScore
 from nablaflow.exact.problem import Problem
-from nablaflow.guidance import Path, TrainingBatch, measure_trust, path_log_ratio
+from nablaflow.guidance import Path, TrainingBatch, measure_gamma, path_log_ratio
 from nablaflow.methods import Method, Networks
 from nablaflow.models import Settings
 from nablaflow.models.adapters import trainable_state
@@ -26,8 +26,8 @@ from nablaflow.training.objective import Objective
 from nablaflow.training.optimizer import learning_rate_factor, make_optimizer
 from nablaflow.training.settings import Optimizer
 
-TRUST_TRAJECTORIES = 1024
-TRUST_SEED = 2**32  # apart from the seeds of trainings
+GAMMA_TRAJECTORIES = 1024
+GAMMA_SEED = 2**32  # apart from the seeds of trainings
 
 
 class LabSettings(Settings):
@@ -95,11 +95,11 @@ class LabTrainer:
         if flow is not None and target is not None:
             target.requires_grad_(False).load_state_dict(flow.state_dict())
         reward = problem.named_reward()
-        trust = None
-        if method.needs_trust:
-            seeds = [TRUST_SEED + row for row in range(TRUST_TRAJECTORIES)]
-            trust = measure_trust(self.model, reward, [""] * len(seeds), seeds, batch=len(seeds))
-        self.networks = Networks(self.model, reward, flow, target, trust)
+        gamma = None
+        if method.needs_measured_gamma:
+            seeds = [GAMMA_SEED + row for row in range(GAMMA_TRAJECTORIES)]
+            gamma = measure_gamma(self.model, reward, [""] * len(seeds), seeds, batch=len(seeds))
+        self.networks = Networks(self.model, reward, flow, target, gamma)
         self.objective = Objective(method, self.networks)
         self.optimizer = make_optimizer(settings.optimizer(), self.objective)
         self.average = Average(trainable_state(policy), settings.policy_ema)

@@ -22,11 +22,11 @@ from nablaflow.guidance.forward_looking import (
     look_ahead,
 )
 from nablaflow.guidance.forward_looking_flow import ForwardLookingFlow
+from nablaflow.guidance.measured_gamma import measure_gamma
 from nablaflow.guidance.n_step import NStep
 from nablaflow.guidance.nabla_td import NablaTD
 from nablaflow.guidance.path_ratio import path_log_ratio, tempered_weights
 from nablaflow.guidance.terminal import Terminal
-from nablaflow.guidance.trust import measure_trust
 from nablaflow.guidance.weighting import WEIGHTINGS, Weighting, by_band, step_weight
 
 AnyEstimator = Annotated[
@@ -57,7 +57,7 @@ __all__ = [
     "forward_looking",
     "gamma_table",
     "look_ahead",
-    "measure_trust",
+    "measure_gamma",
     "path_log_ratio",
     "step_weight",
     "tempered_weights",

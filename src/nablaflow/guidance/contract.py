@@ -25,14 +25,14 @@ class Networks:
     Attributes:
         flow: the flow-score network, or None where it is off.
         flow_target: its average, read where a target must not follow the network.
-        trust: by k, see `nablaflow.guidance.trust`; None where no setting asks for it.
+        measured_gamma: by k, see the module of that name; None where no setting asks for it.
     """
 
     model: DiffusionModel
     reward: NamedReward
     flow: FlowScore | None = None
     flow_target: FlowScore | None = None
-    trust: Float[Tensor, "levels"] | None = None
+    measured_gamma: Float[Tensor, "levels"] | None = None
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,8 @@ class Estimator(Settings, abc.ABC):
         """
 
     @property
-    def needs_trust(self) -> bool:
-        """Whether it reads `Networks.trust`."""
+    def needs_measured_gamma(self) -> bool:
+        """Whether it reads `Networks.measured_gamma`."""
         return getattr(self, "gamma", None) == "measured"
 
     def check(self, process: ReverseProcess) -> None:

@@ -20,20 +20,20 @@ from nablaflow.models import Condition
 from nablaflow.typing import Latents, Steps
 
 Gamma = Literal["measured", "alpha_bar", "sqrt_alpha_bar", "one"] | float | list[float]
-"""Trust in x0_hat at step k: measured on the reference (see `nablaflow.guidance.trust`), a named
-schedule, a number for k > 0, or K + 1 numbers for k = 0, ..., K."""
+"""Trust in x0_hat at step k: measured on the reference (see `nablaflow.guidance.measured_gamma`), a
+named schedule, a number for k > 0, or K + 1 numbers for k = 0, ..., K."""
 Predictor = Literal["policy", "reference"]
 
 
 def gamma_table(
     gamma: str | float | Sequence[float],
     process: ReverseProcess,
-    trust: Float[Tensor, "levels"] | None = None,
+    measured: Float[Tensor, "levels"] | None = None,
 ) -> Float[Tensor, "levels"]:
     """gamma_k for k = 0, ..., K; gamma_0 is 1, for there x0_hat is the state itself.
 
     Args:
-        trust: `Networks.trust`, where ``gamma`` is ``measured``.
+        measured: `Networks.measured_gamma`, where ``gamma`` is ``measured``.
 
     Raises:
         UserError: a list of another length than the sampler's levels, of other values than
@@ -53,8 +53,8 @@ def gamma_table(
             )
         return torch.tensor(gamma, dtype=torch.float32)
     if gamma == "measured":
-        assert trust is not None, "nothing has measured the trust"
-        return trust
+        assert measured is not None, "nothing has measured it"
+        return measured
     named = {
         "alpha_bar": process.alpha_bar,
         "sqrt_alpha_bar": process.alpha_bar.sqrt(),
@@ -128,7 +128,7 @@ class ForwardLooking(Estimator):
         check_gamma(self.gamma, process)
 
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
-        strength = beta * gamma_table(self.gamma, networks.model.process, networks.trust)
+        strength = beta * gamma_table(self.gamma, networks.model.process, networks.measured_gamma)
         parts = [
             look_ahead(
                 networks,

@@ -43,7 +43,7 @@ class ForwardLookingFlow(Estimator):
         check_gamma(self.gamma, process)
 
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
-        strength = beta * gamma_table(self.gamma, networks.model.process, networks.trust)
+        strength = beta * gamma_table(self.gamma, networks.model.process, networks.measured_gamma)
         parts = []
         for part in path.parts():
             t, rest = part.transitions, (part.condition, part.prompts, strength)

@@ -48,7 +48,7 @@ class NablaTD(Estimator):
 
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
         t = path.transitions
-        strength = beta * gamma_table(self.gamma, networks.model.process, networks.trust)
+        strength = beta * gamma_table(self.gamma, networks.model.process, networks.measured_gamma)
         target = beta * reward_gradient(networks, path.x0, path.prompts)
         found, flow = torch.empty_like(t.x), torch.empty_like(t.x)
         last, highest = int(t.k.max()), int(path.level.max())

@@ -82,11 +82,11 @@ class Method(Settings, abc.ABC):
         return value_step("published", process)
 
     @property
-    def needs_trust(self) -> bool:
-        """Whether it reads `Networks.trust`, which is then measured before the first update."""
+    def needs_measured_gamma(self) -> bool:
+        """Whether `Networks.measured_gamma` has to be measured before the first update."""
         estimator = self.value_estimator()
         measured = getattr(self, "gamma", None) == "measured"
-        return measured or (estimator is not None and estimator.needs_trust)
+        return measured or (estimator is not None and estimator.needs_measured_gamma)
 
     def draw(
         self, trajectories: int, process: ReverseProcess, strata: int, generator: torch.Generator

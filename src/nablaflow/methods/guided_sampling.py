@@ -59,7 +59,7 @@ class GuidedSampling(Untrained):
         generators: list[torch.Generator] | torch.Generator,
     ) -> Latents:
         model = networks.model
-        strength = self.beta * gamma_table(self.gamma, model.process, networks.trust)
+        strength = self.beta * gamma_table(self.gamma, model.process)
         scale = value_step(self.step, model.process).scale
         condition = model.condition(prompts)
         shape = (len(prompts), *model.state_shape)

@@ -267,7 +267,7 @@ class ResidualNablaDB(StepwiseMethod):
 
     def _strength(self, networks: Networks) -> Float[Tensor, "levels"]:
         """Beta gamma_k by k."""
-        return self.beta * gamma_table(self.gamma, networks.model.process, networks.trust)
+        return self.beta * gamma_table(self.gamma, networks.model.process, networks.measured_gamma)
 
     def _value_gradient(
         self, kernels: _Kernels, batch: TrainingBatch, networks: Networks

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from nablaflow.errors import TrainingStopped, UserError
-from nablaflow.guidance import measure_trust
+from nablaflow.guidance import measure_gamma
 from nablaflow.methods import Method, Networks, TrainingBatch
 from nablaflow.models import FlowScore
 from nablaflow.models.adapters import load_trainable_state, trainable_state
@@ -42,8 +42,8 @@ from nablaflow.training.prompts import prompt_batch
 from nablaflow.training.rollout import Rollout, stream
 from nablaflow.training.stepper import Record, Stepper
 
-TRUST_BATCH = 32
-TRUST_EACH = 16  # trajectories of a prompt, which its mean is taken off
+GAMMA_BATCH = 32
+GAMMA_EACH = 16  # trajectories of a prompt, which its mean is taken off
 
 
 class Trainer:
@@ -52,7 +52,7 @@ class Trainer:
     Attributes:
         update: updates done so far.
         clock: seconds from some moment on, by which training is timed.
-        trust: gamma_k by k, NaN until `begin_trust`; None where the method does not ask for it.
+        gamma: measured gamma_k by k, NaN until `begin_gamma`; None where the method does not ask for it.
         seconds: of training so far, earlier sessions of a resumed run included.
         spent: share of `training.minutes` so far, the same on all processes; 0 without.
     """
@@ -74,8 +74,8 @@ class Trainer:
         flow_target = None if flow is None else copy.deepcopy(flow).requires_grad_(False)
         self.flow_target = flow_target
         levels = model.process.steps + 1
-        self.trust = torch.full((levels,), torch.nan) if self.method.needs_trust else None
-        self.networks = Networks(model, reward, flow, flow_target, self.trust)
+        self.gamma = torch.full((levels,), torch.nan) if self.method.needs_measured_gamma else None
+        self.networks = Networks(model, reward, flow, flow_target, self.gamma)
         self.batches = Batches(config, prompts, self.method, self.networks, accelerator)
         objective = Objective(self.method, self.networks)
         self.stepper = Stepper(config, objective, flow_target, accelerator)
@@ -94,7 +94,7 @@ class Trainer:
             TrainingStopped: a figure is not finite; the weights are those before the optimizer step
                 that it was for.
         """
-        self.begin_trust()
+        self.begin_gamma()
         started = self.clock()
         self._applied = 0
         try:
@@ -242,35 +242,35 @@ class Trainer:
     def _tripped(self) -> bool:
         return self.guard is not None and self.guard.ends_the_run
 
-    def begin_trust(self, on_progress: Callable[[int], None] = lambda done: None) -> None:
-        """Measure the trust on the main process, unless a resumed run has done so.
+    def begin_gamma(self, on_progress: Callable[[int], None] = lambda done: None) -> None:
+        """Measure gamma on the main process, unless a resumed run has done so.
 
         Args:
-            on_progress: told how many of `trust_prompts` are done.
+            on_progress: told how many of `gamma_prompts` are done.
 
         Raises:
             UserError: the reward is the same for all reference images of a prompt.
         """
-        if self.trust is None or self.trust.isfinite().all():
+        if self.gamma is None or self.gamma.isfinite().all():
             return
         found = None
         if self.accelerator.is_main_process:
-            prompts = self.trust_prompts()
+            prompts = self.gamma_prompts()
             seed = self.config.seed
-            found = measure_trust(
+            found = measure_gamma(
                 self.model,
                 self.reward,
                 prompts,
-                [stream(seed, "trust", row) for row in range(len(prompts))],
-                batch=min(TRUST_BATCH, self.config.training.rollout_batch or TRUST_BATCH),
+                [stream(seed, "gamma", row) for row in range(len(prompts))],
+                batch=min(GAMMA_BATCH, self.config.training.rollout_batch or GAMMA_BATCH),
                 on_progress=on_progress,
             )
-        self.trust.copy_(self._from_main(found))
+        self.gamma.copy_(self._from_main(found))
 
-    def trust_prompts(self) -> list[str]:
-        """Of the trajectories that the trust is measured on: some prompts, several times each."""
-        total = self.config.training.trust_trajectories
-        texts = prompt_batch(self.prompts, 0, max(1, total // TRUST_EACH), self.config.seed)
+    def gamma_prompts(self) -> list[str]:
+        """Of the trajectories that gamma is measured on: some prompts, several times each."""
+        total = self.config.training.gamma_trajectories
+        texts = prompt_batch(self.prompts, 0, max(1, total // GAMMA_EACH), self.config.seed)
         texts = list(dict.fromkeys(texts))
         return [text for text in texts for _ in range(max(2, total // len(texts)))]
 
@@ -353,8 +353,8 @@ class Trainer:
     def checkpoint(self) -> Checkpoint:
         """All state that the next update depends on; every process must call it."""
         tensors = {"policy": trainable_state(self.model.network)}
-        if self.trust is not None:
-            tensors["trust"] = {"gamma": self.trust.clone()}
+        if self.gamma is not None:
+            tensors["gamma"] = {"gamma": self.gamma.clone()}
         if self.flow is not None and self.flow_target is not None:
             for name, network in (("flow", self.flow), ("flow_target", self.flow_target)):
                 tensors[name] = {k: value.clone() for k, value in network.state_dict().items()}
@@ -385,8 +385,8 @@ class Trainer:
         if self.flow is not None and self.flow_target is not None:
             self.flow.load_state_dict(checkpoint.tensors["flow"])
             self.flow_target.load_state_dict(checkpoint.tensors["flow_target"])
-        if self.trust is not None:
-            self.trust.copy_(checkpoint.tensors["trust"]["gamma"])
+        if self.gamma is not None:
+            self.gamma.copy_(checkpoint.tensors["gamma"]["gamma"])
         if self.average is not None:
             for name, value in checkpoint.tensors["policy_average"].items():
                 self.average.values[name].copy_(value)

@@ -66,7 +66,7 @@ class Training(Settings):
         description="trajectories whose value gradients are found at once, for methods with an "
         "estimator; null starts at micro_batch, or all, and halves on out-of-memory",
     )
-    trust_trajectories: Annotated[int, Field(ge=2)] = Field(
+    gamma_trajectories: Annotated[int, Field(ge=2)] = Field(
         default=128,
         description="of the reference, on which a measured gamma is found before the first update",
     )

@@ -32,7 +32,7 @@ MOST_LEVELS = 10
 
 
 @torch.no_grad()
-def measure_trust(
+def measure_gamma(
     model: DiffusionModel,
     reward: NamedReward,
     prompts: list[str],

@@ -11,7 +11,7 @@ from nablaflow.exact import GaussianMixture
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.process import exact_process
-from nablaflow.guidance.trust import measure_trust, measured_levels, monotone_slopes
+from nablaflow.guidance.measured_gamma import measure_gamma, measured_levels, monotone_slopes
 from nablaflow.rewards import NamedReward
 
 N = 4000
@@ -26,7 +26,7 @@ def standard_normal(steps: int) -> MixtureModel:
 
 def trust_of(function, model: MixtureModel) -> Tensor:
     reward = NamedReward("on a line", lambda images, prompts: function(images[:, 0, 0, 0]))
-    return measure_trust(model, reward, [""] * N, list(range(N)), batch=1000)
+    return measure_gamma(model, reward, [""] * N, list(range(N)), batch=1000)
 
 
 def test_the_slope_of_a_wave_is_what_its_average_over_the_posterior_keeps() -> None:
