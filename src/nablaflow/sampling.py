@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nablaflow.devices import best_device
-from nablaflow.errors import UserError
+from nablaflow.diffusion import SAMPLERS
+from nablaflow.diffusion.schedule import other_spacings
+from nablaflow.errors import UserError, nearest
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.report.pictures import grid, to_picture
@@ -42,34 +45,77 @@ def load_policy(run: Path) -> tuple[PipelineModel, Config]:
     return model, config
 
 
-def _model(source: str, prompts: list[str]) -> tuple[PipelineModel, list[str]]:
+def _model(
+    source: str, prompts: list[str], asked: dict[str, Any]
+) -> tuple[PipelineModel, list[str]]:
     """A run's policy, or a model as it is; and what to show with it."""
     if (Path(source) / CONFIG).is_file():
+        if asked:
+            option = {"name": "sampler"}.get(name := next(iter(asked)), name)
+            raise UserError(f"--{option}: a run is sampled as it was trained; leave it out")
         model, config = load_policy(Path(source))
         return model, prompts or load_prompts(config.prompts, Path())
     from nablaflow import nano
 
     pipeline = load_pipeline(str(nano.path()) if source == "nano" else source)
-    model = load_model(pipeline, _sampler(pipeline, source), AdapterSettings(), best_device())
+    sampler = _sampler(pipeline, source, asked)
+    model = load_model(pipeline, sampler, AdapterSettings(), best_device())
     return model, prompts or ["a circle" if source == "nano" else ""]
 
 
-def _sampler(pipeline: Any, source: str) -> SamplerSettings:
-    """What the pipeline's own call would do, but for the kind of sampler."""
+def _sampler(pipeline: Any, source: str, asked: dict[str, Any]) -> SamplerSettings:
+    """What the pipeline's own call would do, but for the kind of sampler, which is said.
+
+    Raises:
+        UserError: there is no sampler of the name that is asked for.
+    """
+    name = asked.get("name")
+    if name is not None and name not in SAMPLERS:
+        raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
+    settings = {"name": _fitting(pipeline) if name is None else name} | asked
     if not isinstance(pipeline, StableDiffusionPipeline):
-        return SamplerSettings(steps=100)
-    return SamplerSettings(steps=50, guidance_scale=2.0 if source == "nano" else 7.5)
+        return SamplerSettings(steps=100, **settings)
+    guidance = 2.0 if source == "nano" else 7.5
+    return SamplerSettings(steps=50, guidance_scale=guidance, **settings)
+
+
+def _fitting(pipeline: Any) -> str:
+    """A sampler for the folder's scheduler, with its own noise levels or, if need be, even ones.
+
+    Nothing is trained here, so that other levels change the image and no claim.
+    """
+    scheduler = pipeline.scheduler
+    spacings = other_spacings(scheduler.config)
+    if spacings:
+        scheduler.register_to_config(**dict.fromkeys(spacings, False))
+        _say(f"the scheduler's {spacings[0]} is left out; its timesteps are evenly spaced here")
+    if scheduler.config.get("timestep_spacing") != "linspace":
+        return "ddim"
+    _say("sampled with sde-dpmsolver++, since ddim does not fit timesteps spaced linspace")
+    return "sde-dpmsolver++"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 @torch.no_grad()
 def sample_to_folder(
-    source: str, prompts: list[str], n: int, out: Path, seed: int, *, overwrite: bool
+    source: str,
+    prompts: list[str],
+    n: int,
+    out: Path,
+    seed: int,
+    *,
+    overwrite: bool,
+    asked: dict[str, Any] | None = None,
 ) -> list[Path]:
     """Write ``n`` images, prompts in turns, and a sheet of all of them.
 
     Args:
         source: a run folder, a model folder or hub id, or ``nano``.
         prompts: default: the run's own.
+        asked: settings of the sampler for a model as it is: ``name``, ``height``, ``width``.
 
     Returns:
         Paths of the single images.
@@ -79,7 +125,10 @@ def sample_to_folder(
     """
     if out.exists() and any(out.glob("*.png")) and not overwrite:
         raise UserError(f"--out: {out} holds images already; use --overwrite or another folder")
-    model, texts = _model(source, prompts)
+    model, texts = _model(source, prompts, asked or {})
+    note = model.note_on(texts)
+    if note is not None:
+        _say(note)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("sample", total=n)
         states = sample_states(

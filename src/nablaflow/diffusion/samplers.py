@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.diffusion.schedule import check_schedule
 from nablaflow.errors import UserError, nearest
 
 
@@ -178,8 +179,7 @@ def build_process(
     most = int(config.get("num_train_timesteps", 1000))
     if steps > most:
         raise UserError(f"sampler.steps: {steps} are more than the model's {most}; use fewer")
-    if config.get("thresholding"):
-        raise UserError("model: dynamic thresholding has no Gaussian kernel; turn it off")
+    check_schedule(config)
     process = SAMPLERS[name](config, steps, eta)
     last = torch.arange(steps + 1) == 1
     sigma = torch.where(last, process.sigma.clamp_min(sigma_floor), process.sigma)

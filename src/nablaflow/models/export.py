@@ -167,6 +167,8 @@ def _image(model: PipelineModel, pipeline: Any) -> Tensor:
     call = {"num_inference_steps": CHECK_STEPS, "generator": generator}
     if isinstance(pipeline, StableDiffusionPipeline):
         # Latents, since the two autoencoders are the same weights in, maybe, two precisions.
-        latents: Any = pipeline(CHECK_PROMPT, output_type="latent", **call)
+        height, width = model.image_size
+        size = {"height": height, "width": width}
+        latents: Any = pipeline(CHECK_PROMPT, output_type="latent", **size, **call)
         return model.decode(latents.images)
     return torch.from_numpy(pipeline(output_type="np", **call).images)

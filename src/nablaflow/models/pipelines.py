@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import abc
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
 from nablaflow.diffusion.samplers import build_process
-from nablaflow.errors import UserError
 from nablaflow.models.adapters import Adapter, FullAdapter, LoraAdapter
+from nablaflow.models.conditioning import check_network
 from nablaflow.models.contract import DiffusionModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 
@@ -53,12 +54,6 @@ def make_adapter(network: Any, settings: AdapterSettings) -> Adapter:
     return LoraAdapter(network, settings.rank, alpha, settings.targets)
 
 
-def _tokens(unet: Any) -> int:
-    size = unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * width
-
-
 class PipelineModel(DiffusionModel):
     """A diffusers pipeline with a UNet; subclasses add conditioning and decoding."""
 
@@ -71,25 +66,37 @@ class PipelineModel(DiffusionModel):
         adapter: AdapterSettings,
         device: torch.device,
     ) -> None:
-        self.pipeline = pipeline.to(device)
-        self.device = device
-        unet = pipeline.unet.to(memory_format=torch.channels_last)
-        if unet.config.in_channels != unet.config.out_channels:
-            raise UserError(
-                "model: its UNet does not return what it is given (learned variance or "
-                "inpainting); use a text-to-image or unconditional model"
-            )
-        # On a processor the fused attention's backward pass is slow; few tokens need no fusing.
-        if device.type == "cpu" and _tokens(unet) <= PLAIN_ATTENTION_UP_TO:
-            use_plain_attention(unet)
-        self.adapter = make_adapter(unet, adapter)
-        self.network = self.adapter.network
+        check_network(pipeline.unet)
         config = pipeline.scheduler.config
         self.process = build_process(
             config, sampler.name, sampler.steps, sampler.eta, sampler.sigma_floor
         )
+        height, width = self.state_size(pipeline, sampler)
+        self.state_shape = (int(pipeline.unet.config["in_channels"]), height, width)
+        self.pipeline = pipeline.to(device)
+        self.device = device
+        unet = pipeline.unet.to(memory_format=torch.channels_last)
+        unet.eval()  # no dropout: the policy that trains is the one that sampled
+        # On a processor the fused attention's backward pass is slow; few tokens need no fusing.
+        if device.type == "cpu" and height * width <= PLAIN_ATTENTION_UP_TO:
+            use_plain_attention(unet)
+        self.adapter = make_adapter(unet, adapter)
+        self.network = self.adapter.network
         self.parameterization = config.get("prediction_type", "epsilon")
         self.guidance_scale = sampler.guidance_scale
+
+    @staticmethod
+    @abc.abstractmethod
+    def state_size(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int]:
+        """(height, width) of a state.
+
+        Raises:
+            UserError: one is asked for that the model does not have.
+        """
+
+    def note_on(self, prompts: Sequence[str]) -> str | None:
+        """One line about what the model does not read of the prompts, if there is such."""
+        return None
 
     def allow_second_derivatives(self) -> None:
         use_plain_attention(self.network)

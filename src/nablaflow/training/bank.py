@@ -89,7 +89,8 @@ def bank_key(
         name: [round(float(entry), 4) for entry in value] if isinstance(value, Tensor) else value
         for name, value in vars(process).items()
     }
-    content = json.dumps([fingerprint, list(prompts), sampler.model_dump(), tables, n, seed])
+    settings = sampler.model_dump(exclude_none=True)  # null: as before there was such a setting
+    content = json.dumps([fingerprint, list(prompts), settings, tables, n, seed])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 

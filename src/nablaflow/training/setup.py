@@ -251,6 +251,7 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     mark = fingerprint(pipeline) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
     model = load_model(pipeline, config.sampler, config.adapter, accelerator.device)
+    _note_cuts(model, [*prompts, *sets.evaluation], accelerator)
     training = config.training
     on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
     method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
@@ -267,6 +268,12 @@ def prepare(config: Config, run: Path, reward: NamedReward | None = None) -> Par
     )
 
 
+def _note_cuts(model: PipelineModel, prompts: list[str], accelerator: Accelerator) -> None:
+    note = model.note_on(prompts)
+    if note is not None and accelerator.is_main_process:
+        print(note, file=sys.stderr)
+
+
 def _dtype(config: Config) -> torch.dtype:
     """A LoRA trains on top of weights in half precision; weights that train stay in float32."""
     full = config.adapter.kind == "full"
@@ -276,4 +283,3 @@ def _dtype(config: Config) -> torch.dtype:
 def _checkpoint_gradients(model: PipelineModel) -> None:
     network: Any = model.network
     network.enable_gradient_checkpointing()
-    network.train()  # diffusers looks at the mode; its UNets have no dropout by default
