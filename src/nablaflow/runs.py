@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from rich.progress import (
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import swapped
 from nablaflow.models.export import save_policy
+from nablaflow.models.rehearsal import rehearse
 from nablaflow.report import before_after, grid, write_report
 from nablaflow.rewards import NamedReward
 from nablaflow.training.bank import sample_states
@@ -143,7 +145,9 @@ def run(
     with fresh_accelerator():
         parts = prepare(config, folder, reward)
         if not resume:
-            _begin_guard(parts, console)  # before the folder: it may refuse
+            # Before the folder, since they may refuse.
+            _rehearse(parts)
+            _begin_guard(parts, console)
         if parts.accelerator.is_main_process:
             folder = open_run(config, resume=resume)
         parts.accelerator.wait_for_everyone()
@@ -154,6 +158,17 @@ def run(
             result = _finish(parts, folder, progress)
         parts.accelerator.end_training()  # of the trackers, and of the group of processes
     return result
+
+
+def _rehearse(parts: Parts) -> None:
+    """Find out on the main process what would otherwise fail at the end."""
+    if not parts.accelerator.is_main_process:
+        return
+    run = parts.config.output_dir.absolute()
+    place = next(folder for folder in run.parents if folder.is_dir())
+    note = rehearse(parts.model, model_source(parts.config), place)
+    if note is not None:
+        print(note, file=sys.stderr)
 
 
 def _begin_guard(parts: Parts, console: Console) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
 
 from nablaflow.errors import ExportError, UserError
 from nablaflow.models.adapters import ADAPTER, LoraAdapter
+from nablaflow.models.header import sort_metadata
 from nablaflow.models.load import load_pipeline
 from nablaflow.models.pipelines import PipelineModel, fused_attention
 
@@ -27,11 +29,20 @@ CHECK_PROMPT = "a red circle"
 
 
 def lora_layers(model: PipelineModel) -> dict[str, Tensor]:
-    """The LoRA's weights by peft's names, without the adapter's."""
+    """The LoRA's weights by peft's names, without the adapter's, and with its scale in them.
+
+    The update is (alpha / rank) B A. Some readers know alpha from the file's metadata, some from a
+    tensor of its own, some not at all; so B has the scale, and alpha is the rank for all of them.
+    """
     state = get_peft_model_state_dict(
         _with_config(model), adapter_name=ADAPTER, save_embedding_layers=False
     )
-    return {name: value.detach().contiguous() for name, value in state.items()}
+    assert isinstance(model.adapter, LoraAdapter)
+    scale = model.adapter.config.lora_alpha / model.adapter.config.r
+    return {
+        name: (scale * value if ".lora_B." in name else value).detach().contiguous()
+        for name, value in state.items()
+    }
 
 
 def _with_config(model: PipelineModel) -> Any:
@@ -84,12 +95,14 @@ def _write_lora(model: PipelineModel, folder: Path) -> None:
         unet_lora_layers=layers,
         unet_lora_adapter_metadata=_plain(model.adapter.config.to_dict()),
     )
+    sort_metadata(folder / LORA_WEIGHT_NAME_SAFE)
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a LoRA's configuration that another peft needs, in types that JSON has."""
-    names = ("r", "lora_alpha", "target_modules", "init_lora_weights")
-    return {name: sorted(v) if isinstance(v := config[name], set) else v for name in names}
+    names = ("r", "target_modules", "init_lora_weights")
+    plain = {name: sorted(v) if isinstance(v := config[name], set) else v for name in names}
+    return plain | {"lora_alpha": config["r"]}  # see `lora_layers`
 
 
 def _merged(model: PipelineModel) -> Any:
