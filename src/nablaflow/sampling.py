@@ -72,7 +72,7 @@ def _sampler(pipeline: Any, source: str, asked: dict[str, Any]) -> SamplerSettin
     name = asked.get("name")
     if name is not None and name not in SAMPLERS:
         raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
-    settings = {"name": _fitting(pipeline) if name is None else name} | asked
+    settings: dict[str, Any] = {"name": name or _fitting(pipeline)} | asked
     if not isinstance(pipeline, StableDiffusionPipeline):
         return SamplerSettings(steps=100, **settings)
     guidance = 2.0 if source == "nano" else 7.5

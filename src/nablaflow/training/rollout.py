@@ -75,7 +75,7 @@ class Rollout:
 
     @staticmethod
     def from_state(state: dict[str, Any], device: torch.device) -> Rollout:
-        transitions = {
+        transitions: dict[str, Any] = {
             name: None if value is None else value.to(device)
             for name, value in state["transitions"].items()
         }
