@@ -103,6 +103,12 @@ def sample(
     n: Annotated[int, typer.Option("--n", min=1, help="images in all")] = 8,
     out: Annotated[Path, typer.Option(help="folder for the images")] = Path("samples"),
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="of a model: ddim, ddpm or sde-dpmsolver++; default: what fits it"),
+    ] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="of a model's image, pixels")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="of a model's image, pixels")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace images there")] = False,
     trust_run: TrustRun = False,
     as_json: AsJson = False,
@@ -113,8 +119,10 @@ def sample(
     def work() -> None:
         from nablaflow.sampling import sample_to_folder
 
+        given = {"name": sampler, "height": height, "width": width}
+        asked = {name: value for name, value in given.items() if value is not None}
         paths = sample_to_folder(
-            source, prompt or [], n, out, seed, overwrite=overwrite, trusted=trust_run
+            source, prompt or [], n, out, seed, overwrite=overwrite, trusted=trust_run, asked=asked
         )
         if as_json:
             print(json.dumps({"images": [str(path) for path in paths]}))

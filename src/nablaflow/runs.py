@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,7 @@ from rich.progress import (
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import swapped
 from nablaflow.models.export import save_policy
+from nablaflow.models.rehearsal import rehearse
 from nablaflow.report import Saved, before_after, grid, write_report
 from nablaflow.report.pictures import save_picture
 from nablaflow.report.privacy import without_folders, without_folders_in
@@ -166,7 +168,9 @@ def run(
         found = list_checkpoints(folder) if resume else []
         parts = _prepare(config, folder, reward, found[-1] if found else None, console)
         if not resume:
-            _begin(parts, console)  # before the folder: it may refuse
+            # Before the folder, since they may refuse.
+            _rehearse(parts)
+            _begin(parts, console)
         parts.tell((*parts.notes, *parts.choices))
         with _opened(parts, resume=resume, overwrite=overwrite):
             if resume:
@@ -177,6 +181,17 @@ def run(
                     result = _finish(parts, folder, progress)
         parts.accelerator.end_training()  # of the trackers, and of the group of processes
     return result
+
+
+def _rehearse(parts: Parts) -> None:
+    """Find out on the main process what would otherwise fail at the end."""
+    if not parts.accelerator.is_main_process:
+        return
+    run = parts.config.output_dir.absolute()
+    place = next(folder for folder in run.parents if folder.is_dir())
+    note = rehearse(parts.model, model_source(parts.config.model), place)
+    if note is not None:
+        print(note, file=sys.stderr)
 
 
 @contextmanager

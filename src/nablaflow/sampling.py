@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nablaflow.devices import best_device
-from nablaflow.errors import UserError
+from nablaflow.diffusion import SAMPLERS
+from nablaflow.diffusion.schedule import other_spacings
+from nablaflow.errors import UserError, nearest
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.report.pictures import grid, save_picture, to_picture
@@ -57,22 +60,57 @@ def load_policy(
     return model, config
 
 
-def _model(source: str, prompts: list[str], *, trusted: bool) -> tuple[PipelineModel, list[str]]:
+def _model(
+    source: str, prompts: list[str], asked: dict[str, Any], *, trusted: bool
+) -> tuple[PipelineModel, list[str]]:
     """A run's policy, or a model as it is; and what to show with it."""
     if is_run(Path(source)) or (Path(source) / CONFIG).is_file():
+        if asked:
+            option = {"name": "sampler"}.get(name := next(iter(asked)), name)
+            raise UserError(f"--{option}: a run is sampled as it was trained; leave it out")
         parts = ("model",) if prompts else ("model", "prompts")
         model, config = load_policy(Path(source), parts, trusted=trusted)
         return model, prompts or load_prompts(config.prompts, Path())
     pipeline = load_pipeline(model_source(source))
-    model = load_model(pipeline, _sampler(pipeline, source), AdapterSettings(), best_device())
+    sampler = _sampler(pipeline, source, asked)
+    model = load_model(pipeline, sampler, AdapterSettings(), best_device())
     return model, prompts or ["a circle" if source == "nano" else ""]
 
 
-def _sampler(pipeline: Any, source: str) -> SamplerSettings:
-    """What the pipeline's own call would do, but for the kind of sampler."""
+def _sampler(pipeline: Any, source: str, asked: dict[str, Any]) -> SamplerSettings:
+    """What the pipeline's own call would do, but for the kind of sampler, which is said.
+
+    Raises:
+        UserError: there is no sampler of the name that is asked for.
+    """
+    name = asked.get("name")
+    if name is not None and name not in SAMPLERS:
+        raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
+    settings: dict[str, Any] = {"name": name or _fitting(pipeline)} | asked
     if not isinstance(pipeline, StableDiffusionPipeline):
-        return SamplerSettings(steps=100)
-    return SamplerSettings(steps=50, guidance_scale=2.0 if source == "nano" else 7.5)
+        return SamplerSettings(steps=100, **settings)
+    guidance = 2.0 if source == "nano" else 7.5
+    return SamplerSettings(steps=50, guidance_scale=guidance, **settings)
+
+
+def _fitting(pipeline: Any) -> str:
+    """A sampler for the folder's scheduler, with its own noise levels or, if need be, even ones.
+
+    Nothing is trained here, so that other levels change the image and no claim.
+    """
+    scheduler = pipeline.scheduler
+    spacings = other_spacings(scheduler.config)
+    if spacings:
+        scheduler.register_to_config(**dict.fromkeys(spacings, False))
+        _say(f"the scheduler's {spacings[0]} is left out; its timesteps are evenly spaced here")
+    if scheduler.config.get("timestep_spacing") != "linspace":
+        return "ddim"
+    _say("sampled with sde-dpmsolver++, since ddim does not fit timesteps spaced linspace")
+    return "sde-dpmsolver++"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 @torch.no_grad()
@@ -85,6 +123,7 @@ def sample_to_folder(
     *,
     overwrite: bool,
     trusted: bool = False,
+    asked: dict[str, Any] | None = None,
 ) -> list[Path]:
     """Write ``n`` images, prompts in turns, and a sheet of all of them.
 
@@ -92,6 +131,7 @@ def sample_to_folder(
         source: a run folder, a model folder or hub id, or ``nano``.
         prompts: default: the run's own.
         trusted: whether the user's word is given for what a run asks for.
+        asked: settings of the sampler for a model as it is: ``name``, ``height``, ``width``.
 
     Returns:
         Paths of the single images.
@@ -100,8 +140,11 @@ def sample_to_folder(
         UserError: no such source, no prompts, or images in the way.
     """
     _check_out(out, overwrite=overwrite)
-    model, texts = _model(source, prompts, trusted=trusted)
+    model, texts = _model(source, prompts, asked or {}, trusted=trusted)
     check_count("--n", n, 2 * image_bytes(model))
+    note = model.note_on(texts)
+    if note is not None:
+        _say(note)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("sample", total=n)
         states = sample_states(

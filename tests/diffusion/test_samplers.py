@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
 from nablaflow.diffusion import (
@@ -239,13 +246,36 @@ def test_an_eta_that_a_sampler_does_not_have_is_refused(name: str) -> None:
     [
         ({"thresholding": True}, "ddim", "thresholding"),
         ({"variance_type": "learned_range"}, "ddpm", "learned_range"),
+        ({"variance_type": "learned"}, "ddim", "learned variance"),
+        ({"use_karras_sigmas": True}, "sde-dpmsolver++", "use_karras_sigmas"),
+        ({"use_beta_sigmas": True}, "ddim", "use_beta_sigmas"),
+        ({"use_flow_sigmas": True}, "sde-dpmsolver++", "flow matching"),
+        ({"prediction_type": "flow_prediction"}, "ddim", "flow matching"),
+        ({"prediction_type": "velocity"}, "ddim", "prediction_type 'velocity'"),
+        ({"timestep_type": "continuous"}, "ddim", "EDM"),
+        ({"rescale_betas_zero_snr": True}, "ddim", "zero terminal SNR"),
+        ({"trained_betas": [0.1, 0.5, 1.0]}, "ddim", "zero terminal SNR"),
     ],
 )
 def test_a_scheduler_without_a_fixed_gaussian_kernel_is_refused(
     changes: dict[str, Any], name: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        build_process(DDPM | changes, name, STEPS, 1.0, sigma_floor=0.01)
+        build_process(DDPM | changes, name, 2, 1.0, sigma_floor=0.01)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "named"),
+    [
+        (FlowMatchEulerDiscreteScheduler(), "has no betas"),
+        (EDMEulerScheduler(), "as EDM does"),
+        (UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"), "flow"),
+    ],
+)
+def test_another_kind_of_process_is_refused(scheduler: Any, named: str) -> None:
+    for name in SAMPLERS:
+        with pytest.raises(UserError, match=named):
+            build_process(scheduler.config, name, STEPS, 1.0, sigma_floor=0.01)
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])

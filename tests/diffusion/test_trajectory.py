@@ -77,6 +77,11 @@ def test_every_kept_transition_is_one_of_its_own_trajectory(process: ReverseProc
         torch.testing.assert_close(kept.x_next[index].double(), following, rtol=1e-3, atol=1e-3)
         noise = torch.sin(1.3 * kept.x[index] + 0.2 * k)
         torch.testing.assert_close(kept.epsilon[index], noise)
+        generator = torch.Generator().manual_seed(SEEDS[row])
+        drawn = [torch.randn(SHAPE, generator=generator) for _ in range(STEPS + 1)][STEPS - k + 1]
+        drawn *= float(process.sigma[k])
+        assert kept.mean is not None
+        torch.testing.assert_close(kept.mean[index] + drawn, kept.x_next[index])
 
 
 def test_the_clean_states_are_the_ends_of_the_trajectories(process: ReverseProcess) -> None:

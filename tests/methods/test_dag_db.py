@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from nablaflow.diffusion import ReverseProcess, build_process
+from nablaflow.diffusion import ReverseProcess, build_process, kernel_mean
 from nablaflow.errors import UserError
 from nablaflow.guidance import Networks, TrainingBatch
 from nablaflow.methods import DagDB, DagKL
@@ -136,7 +136,9 @@ def test_each_term_trains_its_own_networks() -> None:
     batch = bent.random_path([[5, 1], [2, 4]]).batch()
     t = batch.transitions
     with torch.no_grad():  # as on-policy: a ratio beyond the clipping has no gradient
-        t.epsilon.copy_(bent.model.predict(t.x, t.k, batch.condition).epsilon)
+        assert t.mean is not None
+        prediction = bent.model.predict(t.x, t.k, batch.condition)
+        t.mean.copy_(kernel_mean(bent.model.process, t.x, prediction, t.k))
     terms = DagDB(beta=bent.beta).losses(batch, bent.networks).terms
     assert trained(bent.networks, terms["balance"]) == ["policy", "flow"]
     terms = DagKL(beta=bent.beta).losses(batch, bent.networks).terms

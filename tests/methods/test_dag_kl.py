@@ -41,9 +41,8 @@ def from_one_state(found: Linear, k: int) -> tuple[TrainingBatch, Tensor]:
     levels = torch.full((len(nodes),), k)
     mean = kernel_of(model, k)(x.flatten(1)) + model.network.shift.detach()[k]
     x_next = (mean + model.process.sigma[k].double() * nodes)[:, None, None]
-    with torch.no_grad():
-        epsilon = model.predict(x, levels, Condition()).epsilon
-    transitions = Transitions(x, x_next, levels, epsilon, torch.arange(len(nodes)))
+    rows, none = torch.arange(len(nodes)), torch.zeros_like(x)
+    transitions = Transitions(x, x_next, levels, none, rows, mean.reshape(x.shape))
     return TrainingBatch(transitions, Condition(), [""] * len(nodes)), weights
 
 

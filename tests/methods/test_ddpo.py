@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from nablaflow.diffusion import ReverseProcess, Transitions, build_process
+from nablaflow.diffusion import (
+    ReverseProcess,
+    Transitions,
+    build_process,
+    sample_trajectories,
+    trajectory_noise,
+)
 from nablaflow.errors import UserError
 from nablaflow.guidance import Networks, TrainingBatch
 from nablaflow.methods import DDPO
@@ -56,7 +62,8 @@ def sampled(model: GaussianModel, each: int = 2) -> TrainingBatch:
     sigma = model.process.sigma.double()[t.k, None]
     mean = torch.stack([mean_of(model, t.x[row], int(k)) for row, k in enumerate(t.k)])
     x_next = (mean + sigma * noise).reshape(t.x.shape).detach()
-    moved = Transitions(t.x, x_next, t.k, t.epsilon, t.trajectory)
+    mean = mean.reshape(t.x.shape).detach()
+    moved = Transitions(t.x, x_next, t.k, t.epsilon, t.trajectory, mean)
     return TrainingBatch(moved, Condition(), batch.prompts, credit=2 * credit[:, 0])
 
 
@@ -103,9 +110,8 @@ def test_the_expected_gradient_is_that_of_the_expected_reward() -> None:
     x_next = (mean_of(model, x[0], 1) + float(model.process.sigma[1]) * nodes).detach()
     k = torch.ones(len(nodes), dtype=torch.long)
     x, x_next = x[:, None, None], x_next[:, None, None]
-    with torch.no_grad():
-        epsilon = model.predict(x, k, Condition()).epsilon
-    transitions = Transitions(x, x_next, k, epsilon, torch.arange(len(k)))
+    mean = mean_of(model, x[0], 1).detach().expand_as(x)
+    transitions = Transitions(x, x_next, k, torch.zeros_like(x), torch.arange(len(k)), mean)
     credit = x_next.flatten(1) @ DIRECTION - 0.7  # no constant changes the expectation
     batch = TrainingBatch(transitions, Condition(), [""] * len(k), credit=credit)
     loss = DDPO(beta=1.0).losses(batch, networks_of(model)).total @ weights
@@ -137,17 +143,25 @@ def test_clipping_is_ppos_and_stops_the_gradient_exactly_where_it_does(clip_rang
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_the_policy_that_sampled_is_rebuilt_clipping_included(sampler: str) -> None:
+def test_the_policy_that_sampled_is_remembered_clipping_included(sampler: str) -> None:
     config = DDPM | {"timestep_spacing": "trailing"}
     process = build_process(config, sampler, STEPS, 1.0, sigma_floor=0.01)
     assert process.clip is not None
     model = GaussianModel(process, MEAN, COVARIANCE, MeanShift(process, 2))
-    batch = sampled(model, each=5)
-    t = batch.transitions
+    keep = torch.arange(1, STEPS + 1).expand(5, -1)
+    t = sample_trajectories(
+        lambda x, k: model.predict(x, k, Condition()),
+        process,
+        model.state_shape,
+        trajectory_noise(range(5)),
+        torch.device("cpu"),
+        keep,
+    ).transitions
     x0_hat = model.predict(t.x, t.k, Condition()).x0_hat
     assert ((x0_hat.abs() == process.clip).any(), (x0_hat.abs() < process.clip).any()) == (1, 1)
+    batch = TrainingBatch(t, Condition(), [""] * len(t), credit=torch.ones(len(t)))
     found = DDPO(beta=1.0).losses(batch, networks_of(model))
-    assert found.metrics["approximate_kl"].max() < 1e-20
+    assert found.metrics["approximate_kl"].max() < 1e-12  # states are sampled in float32
 
 
 # --- the tilt -------------------------------------------------------------------------------------
@@ -190,9 +204,8 @@ def test_the_stationary_point_for_a_linear_reward_is_the_tilts_shift() -> None:
         mean = mean_of(model, x[0], k).detach()
         x_next = (mean + variance.sqrt() * nodes)[:, None, None]
         levels = torch.full((len(nodes),), k)
-        with torch.no_grad():
-            epsilon = model.predict(x, levels, Condition()).epsilon
-        transitions = Transitions(x, x_next, levels, epsilon, torch.arange(len(nodes)))
+        rows, none = torch.arange(len(nodes)), torch.zeros_like(x)
+        transitions = Transitions(x, x_next, levels, none, rows, mean.expand_as(x))
         credit = x_next.flatten(1) @ values[k - 1].offset
         batch = TrainingBatch(transitions, Condition(), [""] * len(nodes), credit=credit)
         loss = method.losses(batch, networks_of(model)).total @ weights

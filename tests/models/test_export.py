@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMPipeline, StableDiffusionPipeline
+from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nablaflow.models import AdapterSettings, SamplerSettings, export, load_model, load_pipeline
@@ -119,6 +121,10 @@ def not_a_number(layers: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value * torch.nan for name, value in layers.items()}
 
 
+def unscaled(layers: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: value / 2.5 if "lora_B" in n else value for n, value in layers.items()}
+
+
 @pytest.mark.parametrize("tamper", [scaled, not_a_number])
 def test_a_lora_with_another_image_is_not_saved(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tamper: Any
@@ -135,8 +141,8 @@ def test_a_lora_whose_scale_is_lost_is_not_saved(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = trained(folders["sd"], rank=2, alpha=5.0)
-    honest = export._plain
-    monkeypatch.setattr(export, "_plain", lambda config: honest(config) | {"lora_alpha": 2})
+    honest = export.lora_layers
+    monkeypatch.setattr(export, "lora_layers", lambda model: unscaled(honest(model)))
     with pytest.raises(ExportError, match="largest difference"):
         save_policy(model, str(folders["sd"]), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -165,3 +171,25 @@ def test_a_second_save_replaces_the_first(folders: dict[str, Path], tmp_path: Pa
     pipeline = StableDiffusionPipeline.from_pretrained(folders["sd"])
     pipeline.load_lora_weights(saved)
     assert difference(render(pipeline), render(model.pipeline)) < SAME
+
+
+def test_a_scale_is_in_the_tensors_and_not_beside_them(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Readers that know no metadata, and those that know kohya's names, see the same update."""
+    model = trained(folders["sd"], rank=2, alpha=5.0)
+    file = save_policy(model, str(folders["sd"]), tmp_path) / "pytorch_lora_weights.safetensors"
+    tensors = load_file(file)
+    kohya = convert_state_dict_to_kohya(dict(tensors))
+    expected = render(model.pipeline)
+    for state in (tensors, kohya):
+        pipeline = StableDiffusionPipeline.from_pretrained(folders["sd"])
+        pipeline.load_lora_weights(state)
+        assert difference(render(pipeline), expected) < SAME
+
+
+def test_the_same_weights_are_the_same_bytes(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = trained(folders["sd"], rank=2, alpha=5.0)
+    places = [save_policy(model, str(folders["sd"]), tmp_path / name) for name in "ab"]
+    first, second = (p / "pytorch_lora_weights.safetensors" for p in places)
+    assert first.read_bytes() == second.read_bytes()

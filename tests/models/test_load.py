@@ -104,7 +104,7 @@ def test_a_folder_that_does_not_exist_is_named(name: str) -> None:
 
 def test_a_file_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("weights")
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="one file that is not safetensors"):
         load_pipeline(str(tmp_path / "model"))
 
 

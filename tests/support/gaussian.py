@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from nablaflow.diffusion import ReverseProcess, Transitions
+from nablaflow.diffusion import ReverseProcess, Transitions, kernel_mean
 from nablaflow.methods import TrainingBatch
 from nablaflow.models import Condition, DiffusionModel, FlowScore
 from nablaflow.rewards import NamedReward
@@ -162,8 +162,10 @@ def any_transitions(model: DiffusionModel, each: int = 1, seed: int = 0) -> Trai
     shape = (2, len(k), *model.state_shape)
     x, x_next = torch.randn(shape, generator=generator, dtype=torch.float64)
     with torch.no_grad():
-        epsilon = model.predict(x, k, Condition()).epsilon
-    transitions = Transitions(x, x_next, k, epsilon, torch.arange(len(k)))
+        prediction = model.predict(x, k, Condition())
+        mean = kernel_mean(model.process, x, prediction, k)
+    rows = torch.arange(len(k))
+    transitions = Transitions(x, x_next, k, prediction.epsilon, rows, mean)
     return TrainingBatch(transitions, Condition(), [""] * len(k))
 
 

@@ -59,7 +59,7 @@ def path_of(
     trajectory = torch.tensor([pairs[index][0] for index in order], dtype=torch.long)
     k = torch.tensor([pairs[index][1] for index in order], dtype=torch.long)
     x, x_next = states[k, trajectory], states[k - 1, trajectory]
-    transitions = Transitions(x, x_next, k, torch.zeros_like(x), trajectory)
+    transitions = Transitions(x, x_next, k, torch.zeros_like(x), trajectory, torch.zeros_like(x))
     if prompts is None:
         prompts = [""] * states.shape[1]
     return Path(states[0], states, condition or Condition(), prompts, transitions)

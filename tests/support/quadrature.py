@@ -67,8 +67,10 @@ class Trajectories:
         x, x_next = torch.cat([states[1], states[2]]), torch.cat([states[0], states[1]])
         with torch.no_grad():
             epsilon = networks.model.predict(x, k, Condition()).epsilon
+            mean = torch.cat([means(networks, states[step], step)[0] for step in (1, 2)])
         rows = torch.arange(n).repeat(2)
-        batch = TrainingBatch(Transitions(x, x_next, k, epsilon, rows), Condition(), [""] * 2 * n)
+        transitions = Transitions(x, x_next, k, epsilon, rows, mean)
+        batch = TrainingBatch(transitions, Condition(), [""] * 2 * n)
         return replace(batch, credit=credit.repeat(2), states=states[:, rows])
 
 

@@ -173,3 +173,13 @@ def test_a_disk_that_is_full_for_the_log_is_one_line(
     monkeypatch.setattr(runs, "append_record", full)
     with pytest.raises(UserError, match=r"output_dir: cannot write .*No space left.*--resume"):
         runs.run(make_config("training.updates=1"))
+
+
+def test_the_learning_rate_is_not_blamed_while_the_policy_is_the_reference(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = make_parts().trainer
+    monkeypatch.setattr(ResidualNablaDB, "losses", spoiled("forward"))
+    with pytest.raises(TrainingStopped, match=r"^update 1: .*still the reference") as caught:
+        trainer.step()
+    assert "learning_rate" not in str(caught.value)

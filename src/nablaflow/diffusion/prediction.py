@@ -6,13 +6,14 @@ All of them say the same thing about x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from nablaflow.typing import Latents
 
 Parameterization = Literal["epsilon", "v_prediction", "sample"]
+PARAMETERIZATIONS: tuple[str, ...] = get_args(Parameterization)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def noised_afresh(
 ) -> Trajectories:
     """The same, but the kept transitions at ``levels`` are q(x_{k-1} | x_0) q(x_k | x_{k-1}).
 
-    Their ``epsilon``, which nobody has predicted, is NaN.
+    Their ``epsilon`` and ``mean``, which nobody has predicted, are NaN.
 
     Args:
         levels: by k.
@@ -29,6 +29,7 @@ def noised_afresh(
     """
     t, x0 = trajectories.transitions, trajectories.x0
     x, x_next, epsilon = t.x.clone(), t.x_next.clone(), t.epsilon.clone()
+    mean = None if t.mean is None else t.mean.clone()
     alpha_bar = process.alpha_bar.to(x0.device)
     for k in levels.nonzero()[:, 0].tolist():
         noise, further = (
@@ -40,7 +41,10 @@ def noised_afresh(
         rows = t.k == k
         x[rows], x_next[rows] = here[t.trajectory[rows]], following[t.trajectory[rows]]
         epsilon[rows] = torch.nan
-    return replace(trajectories, transitions=replace(t, x=x, x_next=x_next, epsilon=epsilon))
+        if mean is not None:
+            mean[rows] = torch.nan
+    fresh = replace(t, x=x, x_next=x_next, epsilon=epsilon, mean=mean)
+    return replace(trajectories, transitions=fresh)
 
 
 def _noised(x: Tensor, noise: Tensor, kept: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.diffusion.schedule import check_schedule
 from nablaflow.diffusion.variance import widened
 from nablaflow.errors import UserError, nearest
 
@@ -187,8 +188,7 @@ def build_process(
     most = int(config.get("num_train_timesteps", 1000))
     if steps > most:
         raise UserError(f"sampler.steps: {steps} are more than the model's {most}; use fewer")
-    if config.get("thresholding"):
-        raise UserError("model: dynamic thresholding has no Gaussian kernel; turn it off")
+    check_schedule(config)
     process = SAMPLERS[name](config, steps, eta)
     if left_open is not None:
         if name == "ddpm" and str(config.get("variance_type")).startswith("fixed_large"):

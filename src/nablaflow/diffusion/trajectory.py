@@ -29,6 +29,8 @@ class Transitions:
         k: step indices.
         epsilon: the noise prediction at ``x`` when the transition was sampled.
         trajectory: the row of the rollout that each transition comes from.
+        mean: of the kernel that each x_{k-1} was sampled from; None where there was none. It does
+            not follow from ``epsilon``, which at zero terminal SNR says nothing about x0_hat.
     """
 
     x: Latents
@@ -36,6 +38,7 @@ class Transitions:
     k: Steps
     epsilon: Latents
     trajectory: Steps
+    mean: Latents | None = None
 
     def __len__(self) -> int:
         return len(self.k)
@@ -47,16 +50,19 @@ class Transitions:
             self.k[index],
             self.epsilon[index],
             self.trajectory[index],
+            None if self.mean is None else self.mean[index],
         )
 
     @staticmethod
     def concatenate(parts: Sequence[Transitions]) -> Transitions:
+        means = [part.mean for part in parts if part.mean is not None]
         return Transitions(
             torch.cat([part.x for part in parts]),
             torch.cat([part.x_next for part in parts]),
             torch.cat([part.k for part in parts]),
             torch.cat([part.epsilon for part in parts]),
             torch.cat([part.trajectory for part in parts]),
+            torch.cat(means) if len(means) == len(parts) else None,
         )
 
 
@@ -122,15 +128,14 @@ def sample_trajectories(
         log_prob = log_prob - 0.5 * noise.square().flatten(1).sum(1)
         if keep is not None:
             rows = (keep == step).nonzero()[:, 0].to(device)
-            kept.append(
-                Transitions(x[rows], x_next[rows], k[rows], prediction.epsilon[rows].float(), rows)
-            )
+            epsilon = prediction.epsilon[rows].float()
+            kept.append(Transitions(x[rows], x_next[rows], k[rows], epsilon, rows, mean[rows]))
         x = x_next
         if keep_states:
             states.append(x)
         if on_step is not None:
             on_step(step)
     empty = torch.zeros(0, dtype=torch.long, device=device)
-    none = Transitions(x[:0], x[:0], empty, x[:0], empty)
+    none = Transitions(x[:0], x[:0], empty, x[:0], empty, x[:0])
     path = torch.stack(states[::-1]) if keep_states else None
     return Trajectories(x, Transitions.concatenate([none, *kept]), log_prob, path)

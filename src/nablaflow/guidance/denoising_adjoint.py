@@ -14,6 +14,7 @@ A tilt moves the mean of p(x_{k-1} | x_k) by c_k grad V_k(x_k) exactly, with c_k
 `mean_per_score`, whereas a kernel of variance sigma_k^2 that follows grad V_{k-1}(x_{k-1}) is off
 by O(1 / K), and so is D_k at an x_k that the sampler came through: it is best noised afresh
 (`nablaflow.diffusion.noised_afresh`). To the published step it is handed on times c_k / sigma_k^2.
+Where alpha_bar_k is 0, c_k is infinite and D_k is 0; their product is neither.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from nablaflow.diffusion import has_posterior_means, jump_mean, mean_per_score
+from nablaflow.diffusion import has_posterior_means, jump_mean, mean_per_score, mean_per_x0
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.guidance.contract import Estimator, Networks, Path, ValueGradients
@@ -64,15 +65,17 @@ class DenoisingAdjoint(Estimator):
 
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
         process, t = networks.model.process, path.transitions
-        gain = (mean_per_score(process) / process.sigma.double().square()).float()
         found = self._adjoints(path, networks, beta)
-        chosen = self.rewardless_levels(process).to(t.k.device)[t.k].nonzero()[:, 0]
+        levels = self.rewardless_levels(process)
+        chosen = levels.to(t.k.device)[t.k].nonzero()[:, 0]
         batch = path.batch()
         for rows in chosen.split(max(1, len(path))):
             x0, condition = path.x0[t.trajectory[rows]], batch.condition[rows]
-            found[rows] = posterior_shift(networks.model, x0, t.x[rows], t.k[rows], condition)
+            found[rows] = left_over(networks.model, x0, t.x[rows], t.k[rows], condition)
         exact = (path.level == t.k).reshape(-1, *[1] * (t.x.ndim - 1))
-        return ValueGradients(torch.where(exact, found, at(gain, t.k, t.x) * found))
+        here = at(torch.where(levels, per_left_over(process), 1.0), t.k, t.x)
+        published = at(_gain(process, levels), t.k, t.x)
+        return ValueGradients(torch.where(exact, here, published) * found)
 
     def _adjoints(self, path: Path, networks: Networks, beta: float) -> Latents:
         """A_k at the transitions whose estimate it is; 0 at the others."""
@@ -98,14 +101,29 @@ def kept_signal(process: ReverseProcess) -> Float[Tensor, "levels"]:
     return process.alpha_bar.double() / process.alpha_bar[0].double()
 
 
+def _gain(process: ReverseProcess, denoising: Bool[Tensor, "levels"]) -> Float[Tensor, "levels"]:
+    """c_k / sigma_k^2; where the estimate is D_k, times what x_0 - E_ref[x_0 | x_k] counts."""
+    kept = kept_signal(process)
+    noise = 1.0 - process.alpha_bar.double()
+    # c_k sqrt(a) / (1 - a), with a = alpha_bar_k / alpha_bar_0.
+    per_x0 = mean_per_x0(process) * noise / (1.0 - kept).clamp_min(1e-12)
+    scale = torch.where(
+        denoising, per_x0 / process.alpha_bar[0].double().sqrt(), mean_per_score(process)
+    )
+    return (scale / process.sigma.double().square()).float()
+
+
 @torch.no_grad()
-def posterior_shift(
+def left_over(
     model: DiffusionModel, x0: Latents, x: Latents, k: Steps, condition: Condition
 ) -> Latents:
-    """D_k of x_0 and an x_k that was noised from it."""
+    """x_0 - E_ref[x_0 | x_k], of an x_k that was noised from x_0."""
     with model.reference():
         prediction = model.predict(x, k, condition)
-    expected = jump_mean(model.process, x, prediction, k, torch.zeros_like(k))
-    kept = kept_signal(model.process)
-    per_x0 = (kept.sqrt() / (1.0 - kept).clamp_min(1e-12)).float()
-    return at(per_x0, k, x) * (x0 - expected)
+    return x0 - jump_mean(model.process, x, prediction, k, torch.zeros_like(k))
+
+
+def per_left_over(process: ReverseProcess) -> Float[Tensor, "levels"]:
+    """D_k over `left_over`, by k."""
+    kept = kept_signal(process)
+    return kept.sqrt() / (1.0 - kept).clamp_min(1e-12)

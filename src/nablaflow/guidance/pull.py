@@ -21,7 +21,7 @@ from nablaflow.diffusion import mean_per_score
 from nablaflow.diffusion.process import at
 from nablaflow.errors import UserError
 from nablaflow.guidance.contract import Path
-from nablaflow.guidance.denoising_adjoint import kept_signal, posterior_shift
+from nablaflow.guidance.denoising_adjoint import kept_signal, left_over, per_left_over
 from nablaflow.models import DiffusionModel
 
 REPEATS = 4
@@ -51,12 +51,13 @@ def pull_samples(
     process, x0 = model.process, path.x0
     per_score = (mean_per_score(process) / process.sigma.double().clamp_min(1e-12)).float()
     found = torch.zeros(len(path), process.steps + 1, 2, dtype=torch.float64)
+    levels = levels & (process.alpha_bar > 0)  # pure noise is pulled nowhere
     for level in levels.nonzero()[:, 0].tolist() * REPEATS:
         k = torch.full((len(path),), level, device=x0.device)
         kept = kept_signal(process)[level].item()
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         x = kept**0.5 * x0 + (1.0 - kept) ** 0.5 * noise
-        shift = posterior_shift(model, x0, x, k, path.condition)
+        shift = at(per_left_over(process), k, x) * left_over(model, x0, x, k, path.condition)
         asked = at(per_score, k, x) * shift
         found[:, level, 0] += (asked * x).flatten(1).sum(1).cpu() / REPEATS
         found[:, level, 1] += x.square().flatten(1).sum(1).cpu() / REPEATS

@@ -53,7 +53,7 @@ class DagKL(DetailedBalance):
         advantage = -residual.detach()
         if self.max_advantage is not None:
             advantage = advantage.clamp(-self.max_advantage, self.max_advantage)
-        sampled, sigma = sampled_mean(process, t), sigma_at(process, t)
+        sampled, sigma = sampled_mean(t), sigma_at(process, t)
         moved = log_ratio(t.x_next, found.policy_mean, sampled, sigma).flatten(1).mean(1)
         surrogate = clipped_surrogate(moved, advantage, self.clip_range)
         terms = {"balance": residual.square(), "policy": self.policy_weight * surrogate}

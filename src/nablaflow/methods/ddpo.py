@@ -125,7 +125,7 @@ class DDPO(StepwiseMethod):
         model, t = networks.model, batch.transitions
         sigma = sigma_at(model.process, t)
         mean = kernel_mean(model.process, t.x, model.predict(t.x, t.k, batch.condition), t.k)
-        moved = log_ratio(t.x_next, mean, sampled_mean(model.process, t), sigma).flatten(1).mean(1)
+        moved = log_ratio(t.x_next, mean, sampled_mean(t), sigma).flatten(1).mean(1)
         advantage = self._advantage(batch, networks)
         if self.form == "score-function":
             terms = {"policy": -advantage * moved}

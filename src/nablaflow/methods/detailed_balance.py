@@ -109,10 +109,12 @@ class DetailedBalance(StepwiseMethod, abc.ABC):
     @torch.no_grad()
     def _looked(self, x0_hat: Latents, k: Steps, batch: TrainingBatch, networks: Networks) -> Batch:
         """Beta gamma_k r(x0_hat)."""
-        gamma = gamma_table(self.gamma, networks.model.process, networks.measured_gamma).to(
-            k.device
+        gamma = gamma_table(self.gamma, networks.model.process, networks.measured_gamma)
+        return (
+            self.beta
+            * gamma.to(k.device)[k]
+            * networks.reward(networks.model.decode(x0_hat), batch.prompts)
         )
-        return self.beta * gamma[k] * networks.reward(networks.model.decode(x0_hat), batch.prompts)
 
     @torch.no_grad()
     def _x0_hat_next(self, batch: TrainingBatch, networks: Networks) -> Latents:

@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nablaflow.diffusion import Transitions, kernel_mean, predict_from
-from nablaflow.diffusion.kernels import clip_x0
-from nablaflow.diffusion.process import ReverseProcess, at
+from nablaflow.diffusion import Transitions, kernel_mean
+from nablaflow.diffusion.process import at
 from nablaflow.guidance import Networks, TrainingBatch
 from nablaflow.models import Condition, DiffusionModel
 from nablaflow.typing import Batch, Latents, Steps
@@ -26,11 +25,10 @@ def reference_mean(model: DiffusionModel, x: Latents, k: Steps, condition: Condi
         return kernel_mean(model.process, x, model.predict(x, k, condition), k)
 
 
-def sampled_mean(process: ReverseProcess, transitions: Transitions) -> Latents:
+def sampled_mean(transitions: Transitions) -> Latents:
     """Mean of the kernel that each transition was sampled from, whatever the policy is now."""
-    x, k = transitions.x, transitions.k
-    then = predict_from(transitions.epsilon, x, at(process.alpha_bar, k, x), "epsilon")
-    return kernel_mean(process, x, clip_x0(process, then), k)
+    assert transitions.mean is not None
+    return transitions.mean
 
 
 def clipped_surrogate(log_ratio: Batch, advantage: Batch, clip_range: float) -> Batch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import DDPMPipeline
 from torch import Tensor
@@ -10,6 +12,7 @@ from nablaflow.errors import UserError
 from nablaflow.models.contract import Condition
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
+from nablaflow.models.sizes import pixel_size
 from nablaflow.typing import Images, Latents
 
 
@@ -28,12 +31,14 @@ class UnconditionalDDPM(PipelineModel):
         if sampler.guidance_scale != 1.0:
             raise UserError("sampler.guidance_scale: an unconditional model has no guidance; use 1")
         super().__init__(pipeline, sampler, adapter, device)
-        size = pipeline.unet.config["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        self.state_shape = (int(pipeline.unet.config["in_channels"]), height, width)
+        _, height, width = self.state_shape
         self.image_size = (height, width)
         if self.state_shape[0] not in (1, 3):
             raise UserError("model: its states are not RGB or grey images")
+
+    @staticmethod
+    def state_size(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int]:
+        return pixel_size(pipeline.unet, sampler)
 
     def condition(self, prompts: list[str]) -> Condition:
         return Condition()

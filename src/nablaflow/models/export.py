@@ -28,11 +28,20 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 
 
 def lora_layers(model: PipelineModel) -> dict[str, Tensor]:
-    """The LoRA's weights by peft's names, without the adapter's."""
+    """The LoRA's weights by peft's names, without the adapter's, and with its scale in them.
+
+    The update is (alpha / rank) B A. Some readers know alpha from the file's metadata, some from a
+    tensor of its own, some not at all; so B has the scale, and alpha is the rank for all of them.
+    """
     state = get_peft_model_state_dict(
         _with_config(model), adapter_name=ADAPTER, save_embedding_layers=False
     )
-    return {name: value.detach().contiguous() for name, value in state.items()}
+    assert isinstance(model.adapter, LoraAdapter)
+    scale = model.adapter.config.lora_alpha / model.adapter.config.r
+    return {
+        name: (scale * value if ".lora_B." in name else value).detach().contiguous()
+        for name, value in state.items()
+    }
 
 
 def _with_config(model: PipelineModel) -> Any:
@@ -89,8 +98,9 @@ def _write_lora(model: PipelineModel, folder: Path) -> None:
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a LoRA's configuration that another peft needs, in types that JSON has."""
-    names = ("r", "lora_alpha", "target_modules", "init_lora_weights")
-    return {name: sorted(v) if isinstance(v := config[name], set) else v for name in names}
+    names = ("r", "target_modules", "init_lora_weights")
+    plain = {name: sorted(v) if isinstance(v := config[name], set) else v for name in names}
+    return plain | {"lora_alpha": config["r"]}  # see `lora_layers`
 
 
 def _merged(model: PipelineModel) -> Any:
@@ -168,6 +178,8 @@ def _image(model: PipelineModel, pipeline: Any) -> Tensor:
     call = {"num_inference_steps": CHECK_STEPS, "generator": generator}
     if isinstance(pipeline, StableDiffusionPipeline):
         # Latents, since the two autoencoders are the same weights in, maybe, two precisions.
-        latents: Any = pipeline(CHECK_PROMPT, output_type="latent", **call)
+        height, width = model.image_size
+        size = {"height": height, "width": width}
+        latents: Any = pipeline(CHECK_PROMPT, output_type="latent", **size, **call)
         return model.decode(latents.images)
     return torch.from_numpy(pipeline(output_type="np", **call).images)

@@ -1,8 +1,7 @@
-"""Finds a model: the embedded one, a diffusers folder, or a hub id."""
+"""Finds a model: a diffusers folder, a file, or a hub id."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,10 @@ from transformers.utils import logging as transformers_logging
 
 from nablaflow.errors import UserError
 from nablaflow.models.ddpm import UnconditionalDDPM
+from nablaflow.models.folder import all_safetensors, check_no_lora_inside, find_variant, read_index
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
+from nablaflow.models.single_file import load_single_file
 from nablaflow.models.stable_diffusion import StableDiffusion
 
 FAMILIES: dict[type[Any], type[PipelineModel]] = {
@@ -24,60 +25,81 @@ FAMILIES: dict[type[Any], type[PipelineModel]] = {
 """Adding a family is one file and one line here."""
 
 
-def _check_folder(folder: Path) -> None:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise UserError(
-            f"model: {folder} is not a diffusers folder (it has no model_index.json); "
-            "save a pipeline there with save_pretrained, or give a hub id"
-        )
-    try:
-        parts = json.loads(index.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"model: {index} cannot be read ({error}); save the model again") from error
-    if not isinstance(parts, dict):
-        raise UserError(f"model: {index} holds no list of parts; save the model again")
-    for part, kind in parts.items():
-        wanted = isinstance(kind, list) and kind[0] is not None
-        optional = part in ("safety_checker", "feature_extractor", "image_encoder")
-        if wanted and not optional and not (folder / part).is_dir():
-            raise UserError(f"model: {folder} has no {part} folder; copy the whole model")
-
-
 def load_pipeline(model: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """A diffusers pipeline from a folder or a hub id; safetensors only, no remote code.
+    """A diffusers pipeline from a folder, a file or a hub id; no pickle, no remote code.
+
+    Weights in ``.bin`` files are read with ``weights_only``, and only where there are no others.
 
     Raises:
         UserError: it is missing, truncated, or not of a supported family.
     """
-    folder = Path(model).expanduser()
-    looks_local = folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
-    if looks_local:
-        if not folder.is_dir():
-            raise UserError(f"model: there is no folder {model}; check the path, or give a hub id")
-        _check_folder(folder)
-    source = str(folder) if looks_local else model
+    path = Path(model).expanduser()
+    looks_local = path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
     disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    if path.is_file():
+        return load_single_file(path, dtype)
+    if not looks_local:
+        return _load(model, dtype, _config(model), use_safetensors=True)
+    if not path.is_dir():
+        raise UserError(f"model: there is no folder {model}; check the path, or give a hub id")
+    parts = read_index(path)
+    _check_class(parts)
+    check_no_lora_inside(path, parts)
+    variant = find_variant(path, parts)
+    # None: where there are both kinds of files, diffusers still takes safetensors.
+    safe = True if all_safetensors(path, parts) else None
+    return _load(str(path), dtype, parts, use_safetensors=safe, variant=variant)
+
+
+def _config(model: str) -> dict[str, Any]:
+    """The list of parts of a model on the hub; its weights stay there for now."""
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            source, torch_dtype=dtype, use_safetensors=True, **_without_checker(source)
-        )
+        found: Any = DiffusionPipeline.load_config(model)
+    except Exception as error:  # of the hub, of the network, of a cache
+        raise _unreadable(model, error) from error
+    _check_class(found)
+    return found
+
+
+def _check_class(parts: dict[str, Any]) -> None:
+    known = [kind.__name__ for kind in FAMILIES]
+    name = parts.get("_class_name")
+    if name not in known:
+        raise UserError(f"model: a {name} is not supported; use one of {', '.join(known)}")
+
+
+def _load(
+    source: str, dtype: torch.dtype, parts: dict[str, Any], **options: Any
+) -> DiffusionPipeline:
+    if parts["_class_name"] == StableDiffusionPipeline.__name__:
+        # Not needed and often not there.
+        options |= {"safety_checker": None, "feature_extractor": None}
+        options["requires_safety_checker"] = False
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, **options)
     except Exception as error:  # the libraries raise many kinds for one cause: unreadable files
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model: {model} cannot be loaded ({reason}); get it again") from error
-    if type(pipeline) not in FAMILIES:
-        known = ", ".join(kind.__name__ for kind in FAMILIES)
-        raise UserError(f"model: a {type(pipeline).__name__} is not supported; use one of {known}")
+        raise _unreadable(source, error) from error
+    _check_complete(source, pipeline)
     return pipeline
 
 
-def _without_checker(source: str) -> dict[str, Any]:
-    """Leave out what is not needed and often not there: the checker of a Stable Diffusion."""
-    config: Any = DiffusionPipeline.load_config(source)
-    if config.get("_class_name") != StableDiffusionPipeline.__name__:
-        return {}
-    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+def _unreadable(source: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"model: {source} cannot be loaded ({reason}); get it again")
+
+
+def _check_complete(source: str, pipeline: Any) -> None:
+    """What no file had a value for, diffusers leaves without one."""
+    for part, network in pipeline.components.items():
+        if not isinstance(network, torch.nn.Module):
+            continue
+        missing = [name for name, value in network.named_parameters() if value.is_meta]
+        if missing:
+            raise UserError(
+                f"model: the {part} of {source} cannot be loaded ({len(missing)} weights such as "
+                f"{missing[0]} are not in its files); get it again"
+            )
 
 
 def load_model(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import abc
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.samplers import build_process
-from nablaflow.errors import UserError
 from nablaflow.models.adapters import Adapter, FullAdapter, LoraAdapter
+from nablaflow.models.conditioning import check_network
 from nablaflow.models.contract import DiffusionModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 
@@ -56,12 +57,6 @@ def make_adapter(network: Any, settings: AdapterSettings) -> Adapter:
     return LoraAdapter(network, settings.rank, alpha, settings.targets)
 
 
-def _tokens(unet: Any) -> int:
-    size = unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * width
-
-
 class PipelineModel(DiffusionModel):
     """A diffusers pipeline with a UNet; subclasses add conditioning and decoding.
 
@@ -80,24 +75,35 @@ class PipelineModel(DiffusionModel):
         adapter: AdapterSettings,
         device: torch.device,
     ) -> None:
+        check_network(pipeline.unet)
+        self.pipeline, self._sampler, self.left_open = pipeline, sampler, None
+        self.process = self._process(None)  # refuses a schedule before any work
+        height, width = self.state_size(pipeline, sampler)
+        self.state_shape = (int(pipeline.unet.config["in_channels"]), height, width)
         self.pipeline = pipeline.to(device)
         self.device = device
         unet = pipeline.unet.to(memory_format=torch.channels_last)
-        if unet.config.in_channels != unet.config.out_channels:
-            raise UserError(
-                "model: its UNet does not return what it is given (learned variance or "
-                "inpainting); use a text-to-image or unconditional model"
-            )
+        unet.eval()  # no dropout: the policy that trains is the one that sampled
         # On a processor the fused attention's backward pass is slow; few tokens need no fusing.
-        if device.type == "cpu" and _tokens(unet) <= PLAIN_ATTENTION_UP_TO:
+        if device.type == "cpu" and height * width <= PLAIN_ATTENTION_UP_TO:
             use_plain_attention(unet)
         self.adapter = make_adapter(unet, adapter)
         self.network = self.adapter.network
-        self._sampler = sampler
-        self.left_open = None
-        self.process = self._process(None)
         self.parameterization = pipeline.scheduler.config.get("prediction_type", "epsilon")
         self.guidance_scale = sampler.guidance_scale
+
+    @staticmethod
+    @abc.abstractmethod
+    def state_size(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int]:
+        """(height, width) of a state.
+
+        Raises:
+            UserError: one is asked for that the model does not have.
+        """
+
+    def note_on(self, prompts: Sequence[str]) -> str | None:
+        """One line about what the model does not read of the prompts, if there is such."""
+        return None
 
     def _process(self, left_open: Tensor | None) -> ReverseProcess:
         s = self._sampler

@@ -36,6 +36,16 @@ class SamplerSettings(Settings):
         default="posterior",
         description="of the kernels; analytic adds what x_k leaves open of x_0",
     )
+    height: int | None = Field(
+        default=None, ge=1, description="of an image, pixels; null: as its UNet's sample_size says"
+    )
+    width: int | None = Field(default=None, ge=1, description="of an image, as height")
+    prompt_chunks: int | None = Field(
+        default=None,
+        ge=1,
+        description="pieces that every prompt is embedded in, each as long as the text encoder "
+        "reads; null: one; what is longer is cut, and said",
+    )
 
 
 class AdapterSettings(Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from nablaflow.errors import UserError
+from nablaflow.models.conditioning import check_text_encoder
 from nablaflow.models.contract import Condition
+from nablaflow.models.long_prompts import embed_pieces, note_cuts
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
+from nablaflow.models.sizes import latent_size
 from nablaflow.typing import Images, Latents
 
 EMBEDDINGS = 4096  # prompts whose embeddings are kept; of Stable Diffusion 1.5's, 0.2 MB each
@@ -28,24 +31,30 @@ class StableDiffusion(PipelineModel):
         adapter: AdapterSettings,
         device: torch.device,
     ) -> None:
-        if pipeline.unet.config["time_cond_proj_dim"] is not None:
-            raise UserError(
-                "model: a distilled model with a guidance embedding has no reference score; "
-                "use the model it was distilled from"
-            )
+        check_text_encoder(pipeline)
         super().__init__(pipeline, sampler, adapter, device)
         # Rewards look at pixels: the decoder stays in float32 whatever the denoiser's precision.
         self._autoencoder: Any = pipeline.vae.float().eval().requires_grad_(False)
         self._autoencoder.to(memory_format=torch.channels_last)
         pipeline.text_encoder.eval().requires_grad_(False)
-        side = int(pipeline.unet.config["sample_size"])
-        self.state_shape = (int(pipeline.unet.config["in_channels"]), side, side)
-        self.image_size = (side * pipeline.vae_scale_factor, side * pipeline.vae_scale_factor)
-        self._negative_prompt = sampler.negative_prompt
+        _, height, width = self.state_shape
+        factor = pipeline.vae_scale_factor
+        self.image_size = (height * factor, width * factor)
+        self._negative_prompt, self._pieces = sampler.negative_prompt, sampler.prompt_chunks
         self._embed = lru_cache(maxsize=EMBEDDINGS)(self._encode)
+
+    @staticmethod
+    def state_size(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int]:
+        return latent_size(pipeline.unet, pipeline.vae_scale_factor, sampler)
+
+    def note_on(self, prompts: Sequence[str]) -> str | None:
+        return note_cuts(self.pipeline.tokenizer, prompts, self._pieces or 1)
 
     @torch.no_grad()
     def _encode(self, prompt: str) -> Tensor:
+        if self._pieces is not None:
+            tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
+            return embed_pieces(tokenizer, encoder, prompt, self._pieces, self.device)
         embedding, _ = self.pipeline.encode_prompt(prompt, self.device, 1, False)
         return embedding[0]
 

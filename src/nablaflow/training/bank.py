@@ -88,8 +88,9 @@ def bank_key(
         name: [round(float(entry), 4) for entry in value] if isinstance(value, Tensor) else value
         for name, value in vars(process).items()
     }
-    named = sampler.model_dump(exclude={"variance"})  # which the kernels' own tables say
-    content = json.dumps([fingerprint, list(prompts), named, tables, n, seed])
+    # Null: as before there was such a setting; the kernels' own tables say the variance.
+    settings = sampler.model_dump(exclude={"variance"}, exclude_none=True)
+    content = json.dumps([fingerprint, list(prompts), settings, tables, n, seed])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from nablaflow.diffusion import Transitions
 from nablaflow.guidance import Estimator, Networks, Path, ValueGradients, path_log_ratio
 from nablaflow.guidance.pull import Samples, pull_samples
 
@@ -56,7 +57,7 @@ def _some(path: Path, rows: slice, index: Tensor) -> Path:
         states=None if path.states is None else path.states[:, rows],
         condition=path.condition[rows],
         prompts=path.prompts[rows],
-        transitions=Transitions(t.x, t.x_next, t.k, t.epsilon, t.trajectory - rows.start),
+        transitions=replace(t, trajectory=t.trajectory - rows.start),
         log_prob=None if path.log_prob is None else path.log_prob[rows],
         levels=path.levels,
     )

@@ -27,7 +27,7 @@ def check_fits(config: Config, model: PipelineModel) -> None:
     check_count("training.prompts_per_update", training.prompts_per_update, group)
     check_count("evaluation.n", evaluation.n, 2 * (state + image_bytes(model)))
     check_count("evaluation.bank", evaluation.bank, state // 2)
-    if config.guard is not None:
+    if config.guard is not None and config.guard.n != "auto":
         check_count("guard.n", config.guard.n, state)
 
 

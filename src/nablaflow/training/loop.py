@@ -52,7 +52,7 @@ class Trainer:
     Attributes:
         update: updates done so far.
         clock: seconds from some moment on, by which training is timed.
-        gamma: measured gamma_k by k, NaN until `begin_gamma`; None where the method does not ask for it.
+        gamma: measured, by k; NaN until `begin_gamma`, None where the method does not ask for it.
         seconds: of training so far, earlier sessions of a resumed run included.
         spent: share of `training.minutes` so far, the same on all processes; 0 without.
     """
@@ -184,8 +184,18 @@ class Trainer:
     def _not_finite(self, what: str) -> TrainingStopped:
         return TrainingStopped(
             f"update {self.update + 1}: {what} is not finite; {self._what_was_applied()}, "
-            "what was saved is whole. Lower optimizer.learning_rate or method.beta and start again "
-            "with --overwrite or another output_dir"
+            f"what was saved is whole. {self._remedy()} and start again with --overwrite or "
+            "another output_dir"
+        )
+
+    def _remedy(self) -> str:
+        """While the policy is still the reference, no learning rate has had its effect."""
+        if self.update > 0 or self._applied > 0:
+            return "Lower optimizer.learning_rate or method.beta"
+        if self.config.training.precision == "fp16":
+            return "The policy is still the reference: set training.precision to bf16 or float32"
+        return (
+            "The policy is still the reference: lower method.beta, or use another reward or model"
         )
 
     def _what_was_applied(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -75,7 +75,10 @@ class Rollout:
 
     @staticmethod
     def from_state(state: dict[str, Any], device: torch.device) -> Rollout:
-        transitions = {name: value.to(device) for name, value in state["transitions"].items()}
+        transitions: dict[str, Any] = {
+            name: None if value is None else value.to(device)
+            for name, value in state["transitions"].items()
+        }
         states = state.get("states")
         return Rollout(
             state["prompts"],
@@ -206,10 +209,4 @@ def _sample(
 
 
 def _shifted(transitions: Transitions, offset: int) -> Transitions:
-    return Transitions(
-        transitions.x,
-        transitions.x_next,
-        transitions.k,
-        transitions.epsilon,
-        transitions.trajectory + offset,
-    )
+    return replace(transitions, trajectory=transitions.trajectory + offset)

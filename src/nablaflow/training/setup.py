@@ -223,6 +223,7 @@ def prepare(
     check_prompts(config, model)
     config = with_targets(config, model)
     choices = [str(model.adapter.coverage)]
+    _note_cuts(model, [*prompts, *sets.evaluation], accelerator)
     training = config.training
     on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
     method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
@@ -296,6 +297,12 @@ def _found_beta(
     return chosen
 
 
+def _note_cuts(model: PipelineModel, prompts: list[str], accelerator: Accelerator) -> None:
+    note = model.note_on(prompts)
+    if note is not None and accelerator.is_main_process:
+        print(note, file=sys.stderr)
+
+
 def _dtype(config: Config) -> torch.dtype:
     """A LoRA trains on top of weights in half precision; weights that train stay in float32."""
     full = config.adapter.kind == "full"
@@ -305,4 +312,3 @@ def _dtype(config: Config) -> torch.dtype:
 def _checkpoint_gradients(model: PipelineModel) -> None:
     network: Any = model.network
     network.enable_gradient_checkpointing()
-    network.train()  # diffusers looks at the mode; its UNets have no dropout by default

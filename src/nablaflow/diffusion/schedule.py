@@ -1,0 +1,97 @@
+"""What a scheduler's configuration has to be for Gaussian kernels on its own noise schedule.
+
+A class name says little: one class holds betas, Karras' sigmas or flow matching by its settings. So
+it is the settings that are looked at, whatever class wrote them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import DDIMScheduler
+
+from nablaflow.diffusion.prediction import PARAMETERIZATIONS
+from nablaflow.errors import UserError
+
+SPACINGS = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
+)
+"""Settings by which a solver visits noise levels that are none of its timesteps'."""
+
+WHERE = "scheduler/scheduler_config.json"
+
+
+def other_spacings(config: Mapping[str, Any]) -> list[str]:
+    """Those of `SPACINGS` that a configuration has on."""
+    return [name for name in SPACINGS if config.get(name)]
+
+
+def check_schedule(config: Mapping[str, Any]) -> None:
+    """Refuse a noise schedule that no reverse kernel here can honour.
+
+    Args:
+        config: of any diffusers scheduler.
+
+    Raises:
+        UserError: it is of another kind of process, or changes the kernels or the levels.
+    """
+    _check_kind(config)
+    spacings = other_spacings(config)
+    if spacings:
+        raise UserError(
+            f"model: its scheduler spaces its noise levels by {spacings[0]}, which no kernel here "
+            f"has; set {spacings[0]} to false in its {WHERE}"
+        )
+    if config.get("thresholding"):
+        raise UserError(
+            "model: dynamic thresholding has no Gaussian kernel; set thresholding to false in its "
+            f"{WHERE}"
+        )
+    if str(config.get("variance_type")).startswith("learned"):
+        raise UserError(
+            f"model: its scheduler has a {config['variance_type']} variance, and the kernels here "
+            f"have a fixed one; set variance_type to fixed_small in its {WHERE}"
+        )
+    _check_terminal_level(config)
+
+
+def _check_kind(config: Mapping[str, Any]) -> None:
+    """Whether it is a schedule of betas, for a network that predicts what can be read here."""
+    prediction = config.get("prediction_type", "epsilon")
+    if config.get("use_flow_sigmas") or str(prediction).startswith(("flow", "trigflow")):
+        raise UserError(
+            "model: its scheduler is set for flow matching, and the networks of these pipelines "
+            "predict epsilon, v or x0; use the scheduler that the model was trained with"
+        )
+    if "sigma_data" in config or config.get("timestep_type") == "continuous":
+        raise UserError(
+            "model: its scheduler preconditions the network as EDM does, which is not supported; "
+            "use a model with epsilon, v or sample prediction and a schedule of betas"
+        )
+    if "beta_schedule" not in config and config.get("trained_betas") is None:
+        raise UserError(
+            "model: its scheduler has no betas, so that its noise levels are not those of a "
+            "diffusion model here; use the scheduler that the model was trained with"
+        )
+    if prediction not in PARAMETERIZATIONS:
+        raise UserError(
+            f"model: prediction_type {prediction!r} in its {WHERE} is none of "
+            f"{', '.join(PARAMETERIZATIONS)}; use the one that the model was trained with"
+        )
+
+
+def _check_terminal_level(config: Mapping[str, Any]) -> None:
+    """At a signal of zero the noise says nothing about x_0 (arXiv 2305.08891, section 3.1)."""
+    if config.get("prediction_type", "epsilon") != "epsilon":
+        return
+    schedule: Any = DDIMScheduler.from_config(dict(config))
+    if schedule.alphas_cumprod[-1] == 0:
+        raise UserError(
+            "model: its schedule ends at zero terminal SNR, where a prediction of epsilon says "
+            f"nothing about the image; set rescale_betas_zero_snr to false in its {WHERE}, or use "
+            "a model with v_prediction"
+        )

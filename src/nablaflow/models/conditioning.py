@@ -1,0 +1,66 @@
+"""Which inputs a UNet asks for; those that nobody here gives are refused before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from nablaflow.errors import UserError
+
+PLAIN = (None, "text", "text_proj")
+"""Kinds of added conditioning that are made of the prompt's embedding alone."""
+
+
+def check_network(unet: Any) -> None:
+    """Refuse a UNet that is no denoiser of its input given a timestep and maybe a prompt.
+
+    Raises:
+        UserError: it needs another input, returns another output, or carries a LoRA.
+    """
+    config = unet.config
+    if config.in_channels != config.out_channels:
+        raise UserError(
+            "model: its UNet does not return what it is given (learned variance or "
+            "inpainting); use a text-to-image or unconditional model"
+        )
+    if config.get("time_cond_proj_dim") is not None:
+        raise UserError(
+            "model: a distilled model with a guidance embedding has no reference score; "
+            "use the model it was distilled from"
+        )
+    for name in ("class_embed_type", "num_class_embeds"):
+        if config.get(name) is not None:
+            _refuse(name, config[name], "class labels")
+    for name in ("addition_embed_type", "encoder_hid_dim_type"):
+        if config.get(name) not in PLAIN:
+            _refuse(name, config[name], "more than a prompt's embedding")
+    if any(isinstance(part, BaseTunerLayer) for part in unet.modules()):
+        raise UserError(
+            "model: its UNet carries a LoRA; call fuse_lora() and unload_lora_weights() on the "
+            "pipeline first"
+        )
+
+
+def _refuse(name: str, value: Any, what: str) -> None:
+    raise UserError(
+        f"model: its UNet is conditioned on {what} ({name} is {value!r}), which is not given here; "
+        "use a text-to-image or unconditional model without"
+    )
+
+
+def check_text_encoder(pipeline: Any) -> None:
+    """Refuse a text encoder of another model: its embeddings do not fit the UNet.
+
+    Raises:
+        UserError: the widths differ.
+    """
+    config = pipeline.unet.config
+    wanted = config.get("encoder_hid_dim") or config.cross_attention_dim
+    width = pipeline.text_encoder.config.hidden_size
+    wanted = wanted if isinstance(wanted, int) else wanted[0]
+    if wanted != width:
+        raise UserError(
+            f"model: its UNet reads prompts of width {wanted} and its text encoder writes {width}; "
+            "they are of two models, copy the whole of one"
+        )

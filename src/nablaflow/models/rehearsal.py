@@ -1,0 +1,107 @@
+"""What would end a run after hours, tried before its first update: sampling, decoding, saving."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nablaflow.diffusion import kernel_mean
+from nablaflow.errors import UserError
+from nablaflow.models.adapters import LoraAdapter, swapped, trainable_state
+from nablaflow.models.export import CHECK_PROMPT, save_policy
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.typing import Latents
+
+MOVED = 0.01  # standard deviation of what is added to a LoRA's factors
+
+
+def rehearse(model: PipelineModel, source: str, place: Path) -> str | None:
+    """Sample a little by the reference, and save and compare an adapter as at the end.
+
+    Args:
+        source: folder or hub id that the model came from.
+        place: a folder on the disk that the run is written to; nothing is left in it.
+
+    Returns:
+        A line about a decoder that overflows where others may use it, or None.
+
+    Raises:
+        UserError: the reference gives what is not finite, or the disk is full.
+        ExportError: a stock pipeline gives another image than the policy.
+    """
+    x0_hat = _sample_a_little(model)
+    with tempfile.TemporaryDirectory(dir=place, prefix=".rehearsal-") as folder, _moved(model):
+        save_policy(model, source, Path(folder))
+    return _overflow(model, x0_hat)
+
+
+@contextmanager
+def _moved(model: PipelineModel) -> Iterator[None]:
+    """A LoRA moved a bit: an untouched one changes no image, whatever becomes of it on the way."""
+    if not isinstance(model.adapter, LoraAdapter):
+        yield
+        return
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: value + MOVED * torch.randn(value.shape, generator=generator).to(value)
+        for name, value in trainable_state(model.network).items()
+    }
+    with swapped(model.network, state):
+        yield
+
+
+@torch.no_grad()
+def _sample_a_little(model: PipelineModel) -> Latents:
+    """The first and the last steps of the reference; x0_hat at the end of them."""
+    process = model.process
+    condition = model.condition([CHECK_PROMPT])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((1, *model.state_shape), generator=generator).to(model.device)
+    with model.reference():
+        for step in (process.steps, process.steps - 1, 1):
+            k = torch.tensor([step], device=model.device)
+            prediction = model.predict(x, k, condition)
+            x = kernel_mean(process, x, prediction, k)
+            timestep = int(process.timestep[step])
+            _require_finite(x, f"the reference's prediction at timestep {timestep}", model)
+    _require_finite(model.decode(prediction.x0_hat), "the image that its decoder makes", model)
+    return prediction.x0_hat
+
+
+def _require_finite(values: Tensor, what: str, model: PipelineModel) -> None:
+    if values.isfinite().all():
+        return
+    remedy = "its weights or its scheduler are at fault; get it again"
+    if _precision(model) == torch.float16:
+        remedy = "fp16 may be too narrow for it; use training.precision=bf16 or float32"
+    raise UserError(f"model: {what} is not finite, before any training; {remedy}")
+
+
+def _precision(model: PipelineModel) -> torch.dtype:
+    """Of the pretrained weights, which the adapter's are not always in."""
+    return next(
+        part for name, part in model.network.named_parameters() if "lora_" not in name
+    ).dtype
+
+
+@torch.no_grad()
+def _overflow(model: PipelineModel, x0: Latents) -> str | None:
+    """Whether the decoder, float32 here, overflows in the half precision of its pipeline."""
+    autoencoder: Any = getattr(model.pipeline, "vae", None)
+    if autoencoder is None or _precision(model) != torch.float16:
+        return None
+    scaled = x0 / autoencoder.config["scaling_factor"]
+    pixels = copy.deepcopy(autoencoder).half().decode(scaled.half(), return_dict=False)[0]
+    if pixels.isfinite().all():
+        return None
+    return (
+        "model: its decoder overflows in fp16; it works in float32 here, and has to wherever the "
+        "result is sampled: pipeline.vae.to(torch.float32)"
+    )

@@ -1,0 +1,72 @@
+"""How large the states of a pipeline are: as its UNet says, or as the settings ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nablaflow.errors import UserError
+from nablaflow.models.settings import SamplerSettings
+
+
+def own_size(unet: Any) -> tuple[int, int] | None:
+    """(height, width) of the states that a UNet's configuration names, which may be none."""
+    size = unet.config.sample_size
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def latent_size(unet: Any, factor: int, sampler: SamplerSettings) -> tuple[int, int]:
+    """(height, width) of the latents of the images asked for.
+
+    Args:
+        factor: pixels of an image on each side of a latent's.
+
+    Raises:
+        UserError: no size anywhere, or one that the VAE cannot make.
+    """
+    own = own_size(unet) or (None, None)
+    asked = {"height": sampler.height, "width": sampler.width}
+    sides: list[int] = []
+    for (name, pixels), default in zip(asked.items(), own, strict=True):
+        if pixels is None and default is None:
+            raise UserError(
+                f"sampler.{name}: the model's UNet has no sample_size, so there is no default; set "
+                f"sampler.height and sampler.width, in multiples of {factor}"
+            )
+        if pixels is not None and pixels % factor:
+            near = max(factor, round(pixels / factor) * factor)
+            raise UserError(
+                f"sampler.{name}: {pixels} pixels are not a multiple of {factor}, which the "
+                f"model's VAE needs; use {near}"
+            )
+        sides.append(default if pixels is None else pixels // factor)  # type: ignore[arg-type]
+    height, width = sides
+    return height, width
+
+
+def pixel_size(unet: Any, sampler: SamplerSettings) -> tuple[int, int]:
+    """(height, width) of the images of an unconditional model: a stock pipeline has no other.
+
+    Raises:
+        UserError: another one is asked for, or the model's own is missing or does not fit it.
+    """
+    own = own_size(unet)
+    if own is None:
+        raise UserError("model: its UNet has no sample_size; write it into its unet/config.json")
+    for name, asked, side in zip(
+        ("height", "width"), (sampler.height, sampler.width), own, strict=True
+    ):
+        if asked not in (None, side):
+            raise UserError(
+                f"sampler.{name}: an unconditional pipeline makes images of {own[0]}x{own[1]} "
+                "pixels only; leave it out"
+            )
+        halvings = 2 ** (len(unet.config.block_out_channels) - 1)
+        if side % halvings:
+            raise UserError(
+                f"model: its sample_size of {side} is not a multiple of {halvings}, by which its "
+                "UNet divides; write another into its unet/config.json"
+            )
+    return own

@@ -1,0 +1,240 @@
+"""The forms that a folder comes in: loaded as the stock pipeline does, or one line."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from peft import LoraConfig
+from safetensors.torch import save_file
+
+from nablaflow.errors import UserError
+from nablaflow.models import (
+    AdapterSettings,
+    SamplerSettings,
+    load_model,
+    load_pipeline,
+    single_file,
+)
+from nablaflow.models.pipelines import PipelineModel
+from tests.support.pipelines import LATENT, stable_diffusion, unconditional
+from tests.support.schedules import STABLE_DIFFUSION
+
+CPU = torch.device("cpu")
+
+
+def model_of(pipeline: Any, **sampler: Any) -> PipelineModel:
+    settings = SamplerSettings(**{"steps": 4, **sampler})
+    return load_model(pipeline, settings, AdapterSettings(rank=2), CPU)
+
+
+def with_config(pipeline: Any, **changes: Any) -> Any:
+    pipeline.unet.register_to_config(**changes)
+    return pipeline
+
+
+def line_of(work: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        work()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "size"),
+    [
+        ((8, 16), {}, (16, 32)),
+        ([8, 16], {"height": 24}, (24, 32)),
+        (8, {"width": 32}, (16, 32)),
+        (None, {"height": 16, "width": 24}, (16, 24)),
+    ],
+)
+def test_images_have_the_size_of_the_unet_or_the_one_asked_for(
+    own: Any, asked: dict[str, int], size: tuple[int, int]
+) -> None:
+    model = model_of(with_config(stable_diffusion(), sample_size=own), **asked)
+    assert model.image_size == size
+    x = torch.randn(1, *model.state_shape, generator=torch.Generator().manual_seed(0))
+    assert model.predict(x, torch.tensor([4]), model.condition(["a"])).x0_hat.shape == x.shape
+    assert model.decode(x).shape == (1, 3, *size)
+
+
+def test_a_size_that_cannot_be_is_refused() -> None:
+    line = line_of(lambda: model_of(stable_diffusion(), height=17))
+    assert line.startswith("sampler.height: 17")
+    assert "use 16" in line
+    line = line_of(lambda: model_of(with_config(stable_diffusion(), sample_size=None), height=16))
+    assert line.startswith("sampler.width")
+    assert "no sample_size" in line
+    line = line_of(lambda: model_of(unconditional(), width=16))
+    assert line.startswith("sampler.width")
+    assert model_of(unconditional(), width=LATENT).image_size == (LATENT, LATENT)
+    line = line_of(lambda: model_of(with_config(unconditional(), sample_size=(8, 9))))
+    assert "sample_size of 9" in line
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def weights(pipeline: Any) -> torch.Tensor:
+    return torch.cat([p.flatten().float() for p in pipeline.unet.parameters()])
+
+
+def test_weights_of_a_variant_alone_are_loaded(tmp_path: Path) -> None:
+    pipeline = stable_diffusion()
+    pipeline.save_pretrained(tmp_path, variant="fp16")
+    assert torch.equal(weights(load_pipeline(str(tmp_path))), weights(pipeline))
+
+
+def test_plain_weights_come_before_a_variants(tmp_path: Path) -> None:
+    pipeline = stable_diffusion()
+    pipeline.save_pretrained(tmp_path)
+    stable_diffusion(seed=1).unet.save_pretrained(tmp_path / "unet", variant="non_ema")
+    assert torch.equal(weights(load_pipeline(str(tmp_path))), weights(pipeline))
+
+
+def test_several_variants_and_no_plain_weights_are_named(tmp_path: Path) -> None:
+    pipeline = stable_diffusion()
+    pipeline.save_pretrained(tmp_path, variant="fp16")
+    for file in (tmp_path / "vae").glob("*.safetensors"):
+        file.rename(file.with_name(file.name.replace("fp16", "bf16")))
+    assert "variants bf16, fp16 only" in line_of(lambda: load_pipeline(str(tmp_path)))
+
+
+def test_bin_files_are_loaded_where_there_is_nothing_else(tmp_path: Path) -> None:
+    pipeline = stable_diffusion()
+    pipeline.save_pretrained(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    file = tmp_path / "unet" / "diffusion_pytorch_model.bin"
+    torch.save(pipeline.unet.state_dict(), file)
+    assert torch.equal(weights(load_pipeline(str(tmp_path))), weights(pipeline))
+
+
+class Trap:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return (exec, ("raise SystemExit('code ran')",))
+
+
+def test_code_in_a_bin_file_does_not_run(tmp_path: Path) -> None:
+    stable_diffusion().save_pretrained(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"x": Trap()}, tmp_path / "unet" / "diffusion_pytorch_model.bin")
+    assert "may hold code" in line_of(lambda: load_pipeline(str(tmp_path)))
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_lora_inside_the_base_is_named(tmp_path: Path, safe: bool) -> None:
+    pipeline = stable_diffusion()
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    line = line_of(lambda: model_of(pipeline))
+    assert "fuse_lora() and unload_lora_weights()" in line
+    pipeline.save_pretrained(tmp_path, safe_serialization=safe)
+    line = line_of(lambda: load_pipeline(str(tmp_path)))
+    assert "LoRA inside" in line
+    assert "unload_lora_weights()" in line
+
+
+def test_a_class_that_is_not_served_is_named_before_its_weights_are_read(tmp_path: Path) -> None:
+    stable_diffusion().save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    other = json.loads(index.read_text()) | {"_class_name": "KandinskyPipeline"}
+    index.write_text(json.dumps(other))
+    for file in tmp_path.rglob("*.safetensors"):
+        file.write_bytes(b"not weights")
+    line = line_of(lambda: load_pipeline(str(tmp_path)))
+    assert "KandinskyPipeline is not supported" in line
+    assert "StableDiffusionPipeline, DDPMPipeline" in line
+
+
+def test_a_single_file_is_loaded_with_the_configuration_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"model.diffusion_model.out.weight": torch.zeros(1)}, file)
+    given: dict[str, Any] = {}
+
+    def from_single_file(path: str, **options: Any) -> StableDiffusionPipeline:
+        given.update(options, path=path)
+        return stable_diffusion()
+
+    monkeypatch.setattr(
+        single_file.StableDiffusionPipeline, "from_single_file", staticmethod(from_single_file)
+    )
+    assert isinstance(load_pipeline(str(file)), StableDiffusionPipeline)
+    assert (given["path"], given["local_files_only"]) == (str(file), True)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model.diffusion_model.out.weight", "from_single_file"),
+        ("something.else", "from_single_file"),
+        ("lora_unet_x.lora_down.weight", "is a LoRA and not a model"),
+    ],
+)
+def test_a_file_that_cannot_be_loaded_says_what_it_is_and_how_to_convert_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    def unreachable(path: str, **options: Any) -> None:
+        raise OSError("no configuration in the cache")
+
+    kind = single_file.StableDiffusionPipeline
+    monkeypatch.setattr(kind, "from_single_file", staticmethod(unreachable))
+    file = tmp_path / "model.safetensors"
+    save_file({name: torch.zeros(1)}, file)
+    line = line_of(lambda: load_pipeline(str(file)))
+    assert said in line
+    assert "save_pretrained" in line
+    pickled = shutil.copy(file, tmp_path / "model.ckpt")
+    assert "is not safetensors" in line_of(lambda: load_pipeline(str(pickled)))
+
+
+# --- networks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"num_class_embeds": 10}, "num_class_embeds"),
+        ({"addition_embed_type": "text_time"}, "addition_embed_type"),
+        ({"encoder_hid_dim_type": "image_proj"}, "encoder_hid_dim_type"),
+        ({"cross_attention_dim": 768}, "text encoder writes"),
+    ],
+)
+def test_conditioning_that_nobody_gives_is_refused(changes: dict[str, Any], named: str) -> None:
+    line = line_of(lambda: model_of(with_config(stable_diffusion(), **changes)))
+    assert line.startswith("model: ")
+    assert named in line
+
+
+def test_classes_of_an_unconditional_model_are_refused() -> None:
+    assert "num_class_embeds" in line_of(
+        lambda: model_of(with_config(unconditional(), num_class_embeds=10))
+    )
+
+
+def test_dropout_is_off_whatever_mode_a_pipeline_comes_in() -> None:
+    pipeline = unconditional()
+    pipeline.unet.train()
+    for part in pipeline.unet.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.5
+    model = model_of(pipeline)
+    x, k = torch.randn(1, *model.state_shape), torch.tensor([4])
+    first, second = (model.predict(x, k, model.condition([""])).epsilon for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_schedule_that_ends_without_signal_is_refused_with_epsilon() -> None:
+    pipeline = stable_diffusion()
+    pipeline.scheduler = DDIMScheduler(**STABLE_DIFFUSION, rescale_betas_zero_snr=True)
+    assert "zero terminal SNR" in line_of(lambda: model_of(pipeline))

@@ -1,0 +1,69 @@
+"""Prompts beyond what the text encoder reads, against the tokenizer's and encoder's own call."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from nablaflow.models import AdapterSettings, SamplerSettings, load_model
+from nablaflow.models.long_prompts import note_cuts, pieces, room
+from tests.support.pipelines import stable_diffusion
+
+SHORT = "a red circle"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return stable_diffusion()
+
+
+def model(pipeline: Any, chunks: int | None) -> Any:
+    fresh = copy.copy(pipeline)
+    fresh.register_modules(unet=copy.deepcopy(pipeline.unet))
+    settings = SamplerSettings(steps=2, prompt_chunks=chunks)
+    return load_model(fresh, settings, AdapterSettings(rank=1), torch.device("cpu"))
+
+
+def long(pipeline: Any, end: str) -> str:
+    return " ".join(["red"] * room(pipeline.tokenizer)) + f" {end}"
+
+
+def test_a_note_names_what_is_cut_and_what_is_then_the_same(pipeline: Any) -> None:
+    tokenizer = pipeline.tokenizer
+    assert note_cuts(tokenizer, [SHORT, "a circle"], 1) is None
+    prompts = [SHORT, long(pipeline, "circle"), long(pipeline, "square")]
+    note = note_cuts(tokenizer, prompts, 1)
+    assert note is not None
+    assert "\n" not in note
+    assert "2 of 3 (67%)" in note
+    assert f"the {tokenizer.model_max_length} tokens" in note
+    assert "loses 'circle'" in note
+    assert "loses 'square'" in note
+    assert "2 of them are then the same" in note
+    assert note.endswith("sampler.prompt_chunks=2")
+    assert note_cuts(tokenizer, prompts, 2) is None
+
+
+def test_a_prompt_that_fits_is_embedded_in_its_first_piece_as_ever(pipeline: Any) -> None:
+    plain, parts = (model(pipeline, chunks).condition([SHORT]).prompt for chunks in (None, 2))
+    assert plain is not None
+    assert parts is not None
+    length = plain.shape[1]
+    assert parts.shape[1] == 2 * length
+    torch.testing.assert_close(parts[:, :length], plain)
+
+
+def test_the_second_piece_is_the_rest_of_the_prompt(pipeline: Any) -> None:
+    tokenizer = pipeline.tokenizer
+    own = pieces(tokenizer, long(pipeline, "circle"), 2)
+    rest = tokenizer(
+        "circle", padding="max_length", max_length=tokenizer.model_max_length
+    ).input_ids
+    assert own[1].tolist() == rest
+    first, second = (
+        model(pipeline, 2).condition([long(pipeline, end)]).prompt for end in ("circle", "square")
+    )
+    assert first is not None
+    assert second is not None
+    assert (first - second).abs().max() > 1e-3

@@ -1,0 +1,79 @@
+"""What would fail after hours fails before the first update, and leaves nothing behind."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nablaflow.errors import ExportError, UserError
+from nablaflow.models import AdapterSettings, SamplerSettings, export, load_model, load_pipeline
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.rehearsal import rehearse
+from tests.support.pipelines import render
+
+
+def model_of(folder: Path, dtype: torch.dtype = torch.float32, **adapter: Any) -> PipelineModel:
+    torch.manual_seed(0)
+    return load_model(
+        load_pipeline(str(folder), dtype),
+        SamplerSettings(steps=4),
+        AdapterSettings(**adapter),
+        torch.device("cpu"),
+    )
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("family", ["sd", "ddpm"])
+def test_it_leaves_the_policy_and_the_disk_as_they_were(
+    folders: dict[str, Path], tmp_path: Path, family: str, kind: str
+) -> None:
+    model = model_of(folders[family], kind=kind)
+    before = render(model.pipeline)
+    assert rehearse(model, str(folders[family]), tmp_path) is None
+    assert torch.equal(render(model.pipeline), before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lora_whose_scale_would_be_lost_is_found(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An untouched LoRA gives the same image with any scale; this one is moved."""
+    honest = export.lora_layers
+
+    def unscaled(model: PipelineModel) -> dict[str, torch.Tensor]:
+        return {n: v / 8 if "lora_B" in n else v for n, v in honest(model).items()}
+
+    monkeypatch.setattr(export, "lora_layers", unscaled)
+    model = model_of(folders["sd"], rank=2, alpha=16.0)
+    with pytest.raises(ExportError, match="another image in a stock pipeline"):
+        rehearse(model, str(folders["sd"]), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reference_that_is_not_finite_is_found(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = model_of(folders["sd"])
+    bias: Any = model.pipeline.unet.conv_out.bias
+    bias.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="timestep 751 is not finite, before any training"):
+        rehearse(model, str(folders["sd"]), tmp_path)
+
+
+def test_a_decoder_that_is_not_finite_is_found(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = model_of(folders["sd"])
+    model.pipeline.vae.decoder.conv_out.bias.data.fill_(torch.inf)
+    model.pipeline.vae.decoder.conv_out.weight.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="decoder makes is not finite"):
+        rehearse(model, str(folders["sd"]), tmp_path)
+
+
+def test_a_decoder_that_overflows_in_half_precision_is_said(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model = model_of(folders["sd"], torch.float16)
+    assert rehearse(model, str(folders["sd"]), tmp_path) is None
+    model.pipeline.vae.decoder.conv_in.bias.data.fill_(1e5)  # beyond 65504
+    note = rehearse(model, str(folders["sd"]), tmp_path)
+    assert note is not None
+    assert "overflows in fp16" in note
+    assert "vae.to(torch.float32)" in note
