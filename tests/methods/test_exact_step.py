@@ -1,12 +1,14 @@
 """The exact step: no loss at the tilt of a Gaussian, where grad V_k is known, at few steps too."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from nablaflow.diffusion import build_process, mean_per_score, sample_trajectories
+from nablaflow.diffusion import build_process, kernel_mean, mean_per_score, sample_trajectories
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks, Path
+from nablaflow.guidance import Networks, Path, look_ahead
 from nablaflow.methods import (
     AdjointMatching,
     Method,
@@ -18,6 +20,7 @@ from nablaflow.models import Condition
 from tests.support.balance import COVARIANCE, DIRECTION, MEAN
 from tests.support.chain import x0_hat_of
 from tests.support.gaussian import AffineFlow, GaussianModel, MeanShift, linear_reward
+from tests.support.numeric import finite_difference
 from tests.support.schedules import STABLE_DIFFUSION
 
 BETA = 1.4
@@ -111,6 +114,30 @@ def test_the_flow_score_is_added_at_the_same_state() -> None:
     path = path_through(model)
     terms = method.losses(path.batch(), networks).terms
     assert terms["forward"][path.transitions.k > 1].max() < 1e-5
+
+
+def test_where_x0_hat_is_clamped_nothing_is_asked_and_nothing_moves() -> None:
+    """A clamped value of x0_hat depends on no state, nor on the policy: 0 by finite differences."""
+    model = aligned("ddpm", 5)
+    model.process = replace(model.process, clip=0.4)
+    x = torch.tensor([[3.0, -3.0], [0.1, 0.0]], dtype=torch.float64).reshape(2, 1, 1, 2)
+    k = torch.tensor([3, 3])
+    strength = torch.full((6,), BETA)
+    networks = Networks(model, linear_reward(DIRECTION))
+    found = look_ahead(networks, x, k, Condition(), ["", ""], strength, "reference")
+
+    def value(at: Tensor) -> Tensor:
+        with model.reference():
+            x0_hat = model.predict(at, k, Condition()).x0_hat
+        return BETA * (x0_hat.flatten(1) @ DIRECTION).sum()
+
+    torch.testing.assert_close(found, finite_difference(value, x), rtol=1e-5, atol=1e-7)
+    assert not found[0].any()  # both values clamped
+    assert found[1].all()
+    shift = kernel_mean(model.process, x, model.predict(x, k, Condition()), k)
+    with model.reference():
+        shift = shift - kernel_mean(model.process, x, model.predict(x, k, Condition()), k)
+    assert not shift[0].any()
 
 
 @pytest.mark.parametrize("kind", [ResidualNablaDB, AdjointMatching, TerminalMatching])

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from nablaflow import measuring, runs, sampling
 from nablaflow.errors import UserError
 from nablaflow.runs import Run
+from nablaflow.storage.checkpoint import list_checkpoints
 from nablaflow.training import kernels, setup
-from nablaflow.training.checkpoint import list_checkpoints
 from nablaflow.training.config import Config
 from nablaflow.training.setup import Parts
 

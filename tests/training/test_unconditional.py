@@ -14,8 +14,8 @@ from nablaflow.errors import UserError
 from nablaflow.measuring import evaluate_run
 from nablaflow.runs import run
 from nablaflow.sampling import sample_to_folder
+from nablaflow.storage.records import read_records
 from nablaflow.training.overrides import load_config
-from nablaflow.training.run_folder import read_records
 from tests.support.pipelines import render, unconditional
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ddpm_unconditional.yaml"

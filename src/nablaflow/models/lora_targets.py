@@ -24,8 +24,8 @@ FEW = 0.25
 def automatic_targets(network: nn.Module) -> list[str]:
     """Attention's projections, and the residual blocks' convolutions where those hold little.
 
-    The projections are 4 to 6 % of the usual unconditional UNets, 11 % of Stable Diffusion 1.5 and
-    as much of the embedded model, where a LoRA on them alone follows its target to 86 % on a learned
+    The projections are 4 to 6 % of the usual unconditional UNets, 11 % of Stable Diffusion 1.5
+    and of the embedded model, where a LoRA on them alone follows its target to 86 % on a learned
     reward, and one on the convolutions too to 101 % (docs/estimators.md).
 
     Raises:

@@ -61,7 +61,7 @@ class AdapterSettings(Settings):
     targets: Literal["auto"] | list[str] = Field(
         default="auto",
         description="layers that get an update, by the end of their names; auto: the projections "
-        "of attention, and the residual blocks' convolutions where attention is rarer than those",
+        "of attention, and the residual blocks' convolutions where those hold under a quarter",
     )
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="decay per update of a saved average of the policy"

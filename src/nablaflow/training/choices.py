@@ -11,9 +11,9 @@ from typing import Any
 from nablaflow.methods.tilt_rule import TiltRule, Undecided
 from nablaflow.models.adapters import LoraAdapter
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.storage.run_folder import CONFIG
 from nablaflow.training.config import Config
 from nablaflow.training.overrides import load_config
-from nablaflow.training.run_folder import CONFIG
 
 
 def with_targets(config: Config, model: PipelineModel) -> Config:
