@@ -85,7 +85,7 @@ def _measured_on(prompts: Source) -> list[str]:
     return [f"prompts={value}", *apart]
 
 
-def given_prompts(text: str) -> Source:
+def given_prompts(text: str) -> Any:
     """What ``--prompts`` names: a source in YAML where it is a list or a mapping and no file.
 
     Anything else is a path, a set or a hub id as it stands, whatever YAML would make of it.

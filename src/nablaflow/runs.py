@@ -171,10 +171,10 @@ def run(
             # Before the folder, since they may refuse.
             _rehearse(parts)
             _begin(parts, console)
-        parts.tell((*parts.notes, *parts.choices))
         with _opened(parts, resume=resume, overwrite=overwrite):
             if resume:
                 _restore(parts, folder)
+            parts.tell((*parts.notes, *parts.choices))
             with _disk_full_is_the_users(folder), progress_display(console) as progress:
                 _train(parts, folder, progress)
                 with _stopped_at_once():

@@ -54,7 +54,7 @@ def load(dtype: torch.dtype = torch.float32, *, trained: bool = False) -> Pipeli
     model = load_model(
         pipeline,
         SamplerSettings(steps=STEPS, guidance_scale=GUIDANCE),
-        AdapterSettings(rank=2),
+        AdapterSettings(rank=2, targets=["to_q", "to_k", "to_v", "to_out.0"]),
         torch.device("cpu"),
     )
     if trained:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
@@ -251,13 +252,12 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut")
 
 
-@pytest.mark.parametrize(
-    ("family", "targets"), [("sd", PROJECTIONS), ("ddpm", PROJECTIONS + CONVOLUTIONS)]
-)
-def test_convolutions_are_adapted_where_attention_is_rare(
-    folders: dict[str, Path], family: str, targets: tuple[str, ...]
+@pytest.mark.parametrize("family", ["sd", "ddpm"])
+def test_convolutions_are_adapted_where_attention_holds_little(
+    folders: dict[str, Path], family: str
 ) -> None:
-    """The tiny text model has 8 attention layers in 8 residual blocks, the pixel model 4."""
+    """Under a quarter of either tiny network's parameters."""
+    targets = PROJECTIONS + CONVOLUTIONS
     model = load(folders[family])
     wanted = bare_layers(folders[family], *targets)
     names = {name.split(".lora_")[0] for name in trainable_state(model.network)}
@@ -275,6 +275,13 @@ def test_convolutions_are_adapted_where_attention_is_rare(
 def test_a_network_without_attention_has_its_convolutions_adapted() -> None:
     network = torch.nn.Sequential(ResnetBlock2D(in_channels=4, temb_channels=None, groups=2))
     assert automatic_targets(network) == ["conv1", "conv2"]
+
+
+def test_attention_alone_is_adapted_where_it_holds_much() -> None:
+    network = torch.nn.Sequential(
+        ResnetBlock2D(in_channels=4, temb_channels=None, groups=2), Attention(64, 4, 4, 16)
+    )
+    assert automatic_targets(network) == list(PROJECTIONS)
 
 
 def test_a_network_with_neither_needs_names() -> None:

@@ -98,7 +98,7 @@ def settings(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
             "gamma": "measured",
         },
         "sampler": {"steps": 4},
-        "adapter": {"rank": 2, "ema_decay": 0.9},
+        "adapter": {"rank": 2, "ema_decay": 0.9, "targets": ["to_q", "to_k", "to_v", "to_out.0"]},
         "flow": {"channels": [8, 8], "ema_decay": 0.5},
         "optimizer": {"learning_rate": 1e-2},
         "training": {

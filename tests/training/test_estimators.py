@@ -54,6 +54,7 @@ def watch(trainer: Trainer) -> list[TrainingBatch]:
 
 def estimate(trainer: Trainer, rollout: Rollout, size: int = TRAJECTORIES) -> Any:
     assert trainer.batches.estimator is not None
+    trainer.begin_gamma()
     path, beta = rollout.path(trainer.model), trainer.method.beta
     return estimate_in_parts(path, trainer.batches.estimator, trainer.networks, beta, size)
 

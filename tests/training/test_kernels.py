@@ -79,11 +79,14 @@ def test_no_checkpoint_has_any_where_the_kernels_are_the_samplers_own(
 def test_all_that_reads_a_run_takes_its_kernels(
     finished: Config, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are altered in the checkpoint, so that nobody can have found them anew."""
-    path = list_checkpoints(finished.output_dir)[-1] / "kernels.safetensors"
-    altered = stored(finished.output_dir) + 0.25
-    save_file({"left_open": altered}, path)
+    """From the checkpoint: nobody finds them anew."""
+    kept = stored(finished.output_dir)
     seen: list[Any] = []
+
+    def nobody(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("the kernels are in the checkpoint")
+
+    monkeypatch.setattr(setup, "find_kernels", nobody)
 
     def spy(*arguments: Any, **settings: Any) -> Parts:
         seen.append(setup.prepare(*arguments, **settings))
@@ -95,8 +98,8 @@ def test_all_that_reads_a_run_takes_its_kernels(
     measuring.evaluate_run(finished.output_dir, 6, metrics=["reward"], only_last=True)
     model, _ = sampling.load_policy(finished.output_dir)
     for found in (seen[0].model, seen[1].model, model):
-        assert torch.equal(found.left_open, altered)
-    assert torch.equal(stored(finished.output_dir), altered)
+        assert torch.equal(found.left_open, kept)
+    assert torch.equal(stored(finished.output_dir), kept)
 
 
 def test_a_checkpoint_without_them_is_named(finished: Config) -> None:

@@ -48,7 +48,7 @@ def test_a_method_makes_an_update(make_parts: MakeParts, zero_snr: Path, method:
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "sde-dpmsolver++"])
-@pytest.mark.parametrize("method", ["ddpo", "tilted-matching", "adjoint-matching"])
+@pytest.mark.parametrize("method", ["ddpo", "path-weighted-matching", "adjoint-matching"])
 def test_so_it_does_with_another_sampler(
     make_parts: MakeParts, zero_snr: Path, sampler: str, method: str
 ) -> None:

@@ -56,7 +56,7 @@ CONTENDERS: dict[str, Contender] = {
         lambda beta: AdjointMatching(beta=beta, weighting="constant"), TUNED
     ),
     PUBLISHED: Contender(lambda beta: ResidualNablaDB.published(beta, 0.0), TUNED),
-    "residual-nabla-db": Contender(lambda beta: ResidualNablaDB(beta=beta)),
+    "residual-nabla-db": Contender(lambda beta: ResidualNablaDB(beta=beta), TUNED),
     "terminal": Contender(lambda beta: TerminalMatching(beta=beta), TUNED),
     "nabla-td": Contender(lambda beta: NablaTD(beta=beta, td_lambda=0.5), TUNED),
     "path-weighted-matching": Contender(lambda beta: PathWeightedMatching(beta=beta), TUNED),

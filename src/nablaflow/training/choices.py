@@ -11,9 +11,8 @@ from typing import Any
 from nablaflow.methods.tilt_rule import TiltRule, Undecided
 from nablaflow.models.adapters import LoraAdapter
 from nablaflow.models.pipelines import PipelineModel
-from nablaflow.storage.run_folder import CONFIG
 from nablaflow.training.config import Config
-from nablaflow.training.overrides import load_config
+from nablaflow.training.run_folder import saved_config
 
 
 def with_targets(config: Config, model: PipelineModel) -> Config:
@@ -36,14 +35,10 @@ def undecided(config: Config) -> TiltRule | None:
 
 
 def as_chosen(config: Config) -> Config:
-    """A configuration to resume, with what its run has chosen where it still leaves the choice.
-
-    Raises:
-        UserError: the run's own configuration cannot be read.
-    """
-    if not (config.output_dir / CONFIG).is_file():
+    """A configuration to resume, with what its run has chosen where it still leaves the choice."""
+    saved = saved_config(config.output_dir)
+    if saved is None:
         return config  # the caller says so
-    saved = load_config(config.output_dir / CONFIG, [], {})
     if config.adapter.targets == "auto":
         config = _replaced(config, "adapter", targets=saved.adapter.targets)
     if config.flow and saved.flow and config.flow.channels == "auto":

@@ -272,7 +272,7 @@ class Trainer:
                 self.reward,
                 prompts,
                 [stream(seed, "gamma", row) for row in range(len(prompts))],
-                batch=min(GAMMA_BATCH, self.config.training.rollout_batch or GAMMA_BATCH),
+                batch=GAMMA_BATCH,
                 on_progress=on_progress,
             )
         self.gamma.copy_(self._from_main(found))

@@ -160,7 +160,7 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
     """
     copy = _copy_in_checkpoint(run)
     try:
-        config = load_config(run / CONFIG, overrides, {"output_dir": str(run)})
+        load_config(run / CONFIG, [], {})  # so that no override is taken for damage
     except UserError as error:
         if copy is None:
             raise
@@ -168,6 +168,7 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
         return load_config(
             None, overrides, {**read_yaml(copy, "checkpoint"), "output_dir": str(run)}
         )
+    config = load_config(run / CONFIG, overrides, {"output_dir": str(run)})
     if copy is not None:
         saved = dump_config(parse_config(read_recipe(run / CONFIG)))
         for part in _differences(read_yaml(copy, "checkpoint"), read_yaml(saved, CONFIG)):
@@ -202,6 +203,14 @@ def goes_on(config: Config) -> bool:
         return False
     new = read_yaml(dump_config(config), "settings")
     return {**_saved_settings(run), "output_dir": None} == {**new, "output_dir": None}
+
+
+def saved_config(run: Path) -> Config | None:
+    """What a run was begun with, as its last checkpoint or its config.yaml says; None: neither."""
+    try:
+        return parse_config(_saved_settings(run))
+    except UserError:
+        return None
 
 
 def _saved_settings(run: Path) -> Any:
