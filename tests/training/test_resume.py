@@ -23,6 +23,7 @@ from nablaflow.storage.checkpoint import (
     save_checkpoint,
 )
 from nablaflow.storage.records import read_records
+from nablaflow.training import loop
 from nablaflow.training.config import Config
 from nablaflow.training.overrides import load_config
 from nablaflow.training.setup import Parts
@@ -236,3 +237,19 @@ def test_what_a_run_chose_is_saved_and_stands_when_it_is_resumed(make_config: Ma
         runs.run(again, resume=True)
     with pytest.raises(UserError, match=r"adapter\.targets: the run to resume has another value"):
         runs.run(make_config("adapter.targets=[to_q]", "flow.channels=[8]"), resume=True)
+
+
+def test_a_measured_gamma_is_kept(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
+    measured = "method.gamma=measured"
+    config = make_config(measured, "training.updates=1")
+    runs.run(config)
+    before = last(config.output_dir).tensors["gamma"]["gamma"]
+    assert before[0] == 1.0
+    assert before.isfinite().all()
+
+    def nobody(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("gamma is in the checkpoint")
+
+    monkeypatch.setattr(loop, "measure_gamma", nobody)
+    runs.run(make_config(measured, "training.updates=2"), resume=True)
+    assert torch.equal(last(config.output_dir).tensors["gamma"]["gamma"], before)
