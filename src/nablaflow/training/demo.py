@@ -51,7 +51,7 @@ def demo_settings(reward: str = "warmth") -> dict[str, Any]:
             "every": 25,
             "n": 32,
             "held_out": {"reward": "contrast"},
-            "max_kl": 10.0,
+            "max_kl": 30.0,
             "action": "roll-back",
         },
         "evaluation": {"n": 512, "batch": 64, "bank": BANK},

@@ -162,7 +162,7 @@ class Guard(Settings):
     @classmethod
     def that_warns(cls) -> Guard:
         """A run's, where nothing is said of one: a few cheap looks that never end it."""
-        return cls(every="auto", n="auto", max_kl=10.0, min_diversity=0.6, action="warn")
+        return cls(every="auto", n="auto", max_kl=30.0, min_diversity=0.6, action="warn")
 
     @property
     def budgets(self) -> dict[str, float | None]:
