@@ -290,3 +290,9 @@ def test_clipping_is_the_models_own_and_not_a_default_of_the_sampler(name: str) 
 def test_more_steps_than_the_model_has_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"sampler\.steps: 1001 are more than the model's 1000"):
         build_process(STABLE_DIFFUSION, name, 1001, 1.0, 0.01)
+
+
+def test_steps_that_begin_beyond_the_schedule_are_refused() -> None:
+    """With an offset of 1 the first of a thousand steps would be timestep 1000 of 0 to 999."""
+    with pytest.raises(UserError, match=r"sampler\.steps: .* use fewer"):
+        build_process(STABLE_DIFFUSION, "ddim", 1000, 1.0, sigma_floor=0.01)

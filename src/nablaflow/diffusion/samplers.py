@@ -49,6 +49,11 @@ def _evenly_spaced(
             "its scheduler_config.json, or use sampler.name=sde-dpmsolver++"
         )
     timestep = _with_start(scheduler.timesteps[:steps])
+    if int(timestep.max()) >= len(scheduler.alphas_cumprod):
+        raise UserError(
+            f"sampler.steps: with the scheduler's steps_offset {steps} steps begin beyond its "
+            f"{len(scheduler.alphas_cumprod)} timesteps; use fewer"
+        )
     alpha_bar = torch.cat(
         [final_alpha_bar.reshape(1), scheduler.alphas_cumprod[timestep[1:]]]
     ).double()
