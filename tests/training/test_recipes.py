@@ -16,6 +16,7 @@ from nablaflow.training.demo import demo_settings
 from nablaflow.training.overrides import load_config
 from nablaflow.training.prompts import load_prompts
 
+OLD_NAME = ["method={name: tilted-matching, beta: 2.0}"]
 RECIPES = Path(__file__).parents[2] / "recipes"
 GIVEN = ["reward=warmth", "prompts=[a cat]"]
 
@@ -110,3 +111,9 @@ def test_every_recipe_of_the_embedded_model_loads_as_it_is(path):
     config = load_config(path, [], {})
     assert config.model == "nano"
     assert path.read_text().splitlines()[2] == f"#   nablaflow train recipes/{path.name}"
+
+
+def test_a_recipe_with_a_methods_older_name_is_read_and_told(capsys: pytest.CaptureFixture[str]):
+    config = load_config(RECIPES / "nano_warmth.yaml", OLD_NAME, {})
+    assert config.method.name == "path-weighted-matching"
+    assert "tilted-matching is called path-weighted-matching now" in capsys.readouterr().err

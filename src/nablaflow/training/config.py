@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -138,6 +139,19 @@ def method_settings(method: BaseModel) -> dict[str, Any]:
     )
 
 
+RENAMED = {"tilted-matching": "path-weighted-matching"}
+"""Methods by the name that older recipes have; Tilt Matching (arXiv 2512.21829) is another."""
+
+
+def _by_present_name(value: Any) -> Any:
+    """The same choice of a method by the name that it has now, which is said."""
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if not isinstance(name, str) or name not in RENAMED:
+        return value
+    print(f"method.name: {name} is called {RENAMED[name]} now", file=sys.stderr)
+    return {**value, "name": RENAMED[name]} if isinstance(value, Mapping) else RENAMED[name]
+
+
 def parse_method(value: Any) -> BaseModel:
     """A method from its name, from a mapping with ``name`` and settings, or itself.
 
@@ -147,7 +161,7 @@ def parse_method(value: Any) -> BaseModel:
     if isinstance(value, BaseModel):
         method_settings(value)
         return value
-    kind, settings = _chosen(registered_methods(), value, "method")
+    kind, settings = _chosen(registered_methods(), _by_present_name(value), "method")
     for name, field in kind.model_fields.items():
         kinds, inner = named_kinds(kind, name), settings.get(name)
         asked = name in settings or field.is_required()
