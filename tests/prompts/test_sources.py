@@ -224,7 +224,14 @@ def test_the_seed_decides_what_is_held_out():
 
 def test_what_a_run_trains_on_and_is_measured_on():
     def sets(*overrides: str):
-        return prompt_sets(load_config(None, overrides, MINIMAL))
+        config = load_config(None, overrides, MINIMAL)
+        measured = config.evaluation
+        return prompt_sets(
+            config.prompts,
+            evaluation=measured.prompts,
+            hold_out=measured.hold_out,
+            seed=config.seed,
+        )
 
     same = sets("prompts=[a, b, a]")
     assert (same.training, same.evaluation) == (["a", "b", "a"], ["a", "b"])

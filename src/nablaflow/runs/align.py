@@ -57,6 +57,7 @@ from nablaflow.models import model_source
 from nablaflow.training.stepper import Record
 from nablaflow.runs.trust import remember
 
+
 def run(
     config: Config,
     *,
@@ -234,5 +235,3 @@ def _new_warnings(parts: Parts, warned: set[str]) -> list[str]:
     new = [f"after update {guard.last.update}: {found[metric]}" for metric in found.keys() - warned]
     warned.update(found)
     return sorted(new)
-
-
