@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from nablaflow.config.recipe import parse_config
 from nablaflow.nano.pretrain.text import build_tokenizer
 from nablaflow.runs.align import run
-from nablaflow.config.recipe import parse_config
 
 
 def stable_diffusion_15(folder: Path) -> Path:

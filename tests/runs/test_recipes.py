@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from nablaflow.comparison import Study
-from nablaflow.methods import ResidualNablaDB
-from nablaflow.rewards import CONFIGURABLE
-from nablaflow.rewards.settings import parse_settings
-from nablaflow.config.recipe import Config, parse_config
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import load_config
+from nablaflow.config.recipe import Config, parse_config
+from nablaflow.methods import ResidualNablaDB
 from nablaflow.prompts.sets import load_prompts
+from nablaflow.rewards import CONFIGURABLE
+from nablaflow.rewards.settings import parse_settings
 
 OLD_NAME = ["method={name: tilted-matching, beta: 2.0}"]
 RECIPES = Path(__file__).parents[2] / "recipes"

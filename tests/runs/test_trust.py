@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from nablaflow.config.recipe import Config, parse_config
 from nablaflow.errors import UserError
 from nablaflow.rewards.references import Reference, references
 from nablaflow.runs import trust
-from nablaflow.config.recipe import Config, parse_config
 from nablaflow.runs.trust import check_recipe, check_trusted, parts_of_run, remember
 
 

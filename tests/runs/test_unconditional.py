@@ -10,12 +10,12 @@ import torch
 from diffusers import DDPMPipeline
 
 import nablaflow as nf
+from nablaflow.config.overrides import load_config
 from nablaflow.errors import UserError
-from nablaflow.runs.evaluate import evaluate_run
 from nablaflow.runs.align import run
+from nablaflow.runs.evaluate import evaluate_run
 from nablaflow.runs.sample import sample_to_folder
 from nablaflow.storage.records import read_records
-from nablaflow.config.overrides import load_config
 from tests.support.pipelines import render, unconditional
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ddpm_unconditional.yaml"

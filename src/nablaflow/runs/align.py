@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
     Progress,
-    TextColumn,
-    TimeRemainingColumn,
 )
 
-from nablaflow.errors import UserError
-from nablaflow.models.adapters import swapped
-from nablaflow.models.export import save_policy
+from nablaflow.config.recipe import Config
+from nablaflow.models import model_source
 from nablaflow.models.rehearsal import rehearse
-from nablaflow.report import Saved, before_after, grid, write_report
-from nablaflow.report.pictures import save_picture
-from nablaflow.report.privacy import without_folders, without_folders_in
 from nablaflow.report.words import warnings
 from nablaflow.rewards import NamedReward
-from nablaflow.storage.checkpoint import best_folder, list_checkpoints
-from nablaflow.storage.files import write_whole
-from nablaflow.storage.records import append_record, drop_records_after, read_records
-from nablaflow.storage.run_folder import REPORT, SAMPLES, SUMMARY, peak_rss_mb
-from nablaflow.storage.whole import checkpoint_to_resume, retire_after
-from nablaflow.evaluation.bank import sample_states
 from nablaflow.runs.choices import as_chosen, undecided
-from nablaflow.config.recipe import Config
-from nablaflow.evaluation.measure import Evaluation, evaluate
-from nablaflow.memory import in_parts
-from nablaflow.config.overrides import dump_values, plain_config
-from nablaflow.runs.folder import check_run, open_run
 from nablaflow.runs.finish import Run, finish
+from nablaflow.runs.folder import check_run, open_run
 from nablaflow.runs.progress import progress_display, starter
+from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
 from nablaflow.runs.sheets import write_missing_sheet, write_sheet
 from nablaflow.runs.stopping import (
     Interrupted,
@@ -52,10 +30,11 @@ from nablaflow.runs.stopping import (
     stopped_at_once,
     stopping,
 )
-from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
-from nablaflow.models import model_source
-from nablaflow.training.stepper import Record
 from nablaflow.runs.trust import remember
+from nablaflow.storage.checkpoint import list_checkpoints
+from nablaflow.storage.records import append_record, drop_records_after
+from nablaflow.storage.whole import checkpoint_to_resume, retire_after
+from nablaflow.training.stepper import Record
 
 
 def run(

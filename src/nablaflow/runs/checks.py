@@ -6,11 +6,11 @@ import math
 
 import psutil
 
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.methods import METHODS, Method
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, probe, require_gradient
-from nablaflow.config.recipe import Config
 
 _FLOAT = 4  # bytes
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from nablaflow.config.recipe import Config
 from nablaflow.methods.tilt_rule import TiltRule, Undecided
 from nablaflow.models.adapters import LoraAdapter
 from nablaflow.models.pipelines import PipelineModel
-from nablaflow.config.recipe import Config
 from nablaflow.runs.folder import saved_config
 
 

@@ -11,8 +11,13 @@ import psutil
 import torch
 from rich.table import Table
 
-from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
-from nablaflow.models import model_source
+from nablaflow.models import (
+    AdapterSettings,
+    SamplerSettings,
+    load_model,
+    load_pipeline,
+    model_source,
+)
 
 PACKAGES = ("nablaflow", "torch", "diffusers", "transformers", "peft", "accelerate")
 

@@ -11,19 +11,19 @@ from typing import Any
 
 from rich.console import Console
 
+from nablaflow.config.overrides import parse_override
 from nablaflow.errors import UserError
+from nablaflow.evaluation.protocol import Plan, carry_out
+from nablaflow.prompts.sets import Source
 from nablaflow.report import protocol_curves
+from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.progress import progress_display, starter
+from nablaflow.runs.setup import fresh_accelerator, prepare
+from nablaflow.runs.trust import check_trusted, parts_of_run
 from nablaflow.storage.checkpoint import guards_best
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.run_folder import CURVES
 from nablaflow.storage.whole import steady, whole_checkpoints
-from nablaflow.config.overrides import parse_override
-from nablaflow.prompts.sets import Source
-from nablaflow.evaluation.protocol import Plan, carry_out
-from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.setup import fresh_accelerator, prepare
-from nablaflow.runs.trust import check_trusted, parts_of_run
 
 
 def evaluate_run(

@@ -9,7 +9,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from nablaflow.config.overrides import dump_config, load_config, read_recipe, read_yaml
+from nablaflow.config.recipe import Config, parse_config
 from nablaflow.errors import UserError
+from nablaflow.runs.trust import paths_read
 from nablaflow.storage.checkpoint import DamagedCheckpoint, list_checkpoints, read_manifest
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.lock import check_free, held
@@ -26,9 +29,6 @@ from nablaflow.storage.run_folder import (
     set_aside,
     undo_move,
 )
-from nablaflow.config.recipe import Config, parse_config
-from nablaflow.config.overrides import dump_config, load_config, read_recipe, read_yaml
-from nablaflow.runs.trust import paths_read
 
 # What may change when a run is resumed; all of `evaluation` may as well, but for what is held out.
 FREE = {

@@ -12,26 +12,31 @@ from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.progress import Progress
 
+from nablaflow.config.recipe import Config
 from nablaflow.devices import best_device
 from nablaflow.diffusion import SAMPLERS
 from nablaflow.diffusion.schedule import other_spacings
 from nablaflow.errors import UserError, nearest
-from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.evaluation.bank import sample_states, spread
+from nablaflow.evaluation.policy_state import put_policy
+from nablaflow.models import (
+    AdapterSettings,
+    SamplerSettings,
+    load_model,
+    load_pipeline,
+    model_source,
+)
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.prompts.sets import load_prompts
 from nablaflow.report.pictures import grid, save_picture, to_picture
+from nablaflow.runs.checks import check_count, image_bytes
+from nablaflow.runs.folder import load_run_config
+from nablaflow.runs.trust import check_trusted
 from nablaflow.storage.checkpoint import load_policy as read_policy
 from nablaflow.storage.lock import is_run
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.storage.whole import last_whole
-from nablaflow.evaluation.bank import sample_states, spread
-from nablaflow.config.recipe import Config
-from nablaflow.runs.checks import check_count, image_bytes
 from nablaflow.training.kernels import load_kernels
-from nablaflow.evaluation.policy_state import put_policy
-from nablaflow.prompts.sets import load_prompts
-from nablaflow.runs.folder import load_run_config
-from nablaflow.models import model_source
-from nablaflow.runs.trust import check_trusted
 from nablaflow.typing import Images
 
 BATCH = 16

@@ -17,7 +17,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
 
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
+from nablaflow.evaluation.beta import ChosenBeta, find_beta
+from nablaflow.evaluation.guard import Guard
+from nablaflow.evaluation.measure import StartProgress, Subject
 from nablaflow.methods import Method
 from nablaflow.methods.tilt_rule import TiltRule
 from nablaflow.models import (
@@ -28,10 +32,11 @@ from nablaflow.models import (
     model_source,
 )
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.prompts.sets import load_prompts, prompt_sets
 from nablaflow.rewards import NamedReward, load, probe
-from nablaflow.training.allocator import keep_freed_memory
 from nablaflow.runs.checks import (
     check_evaluation,
+    check_fits,
     check_group,
     check_precision,
     check_prompts,
@@ -39,14 +44,9 @@ from nablaflow.runs.checks import (
     check_shares,
 )
 from nablaflow.runs.choices import undecided, with_beta, with_targets
-from nablaflow.config.recipe import Config
-from nablaflow.evaluation.measure import StartProgress, Subject
-from nablaflow.runs.checks import check_fits
-from nablaflow.evaluation.guard import Guard
+from nablaflow.training.allocator import keep_freed_memory
 from nablaflow.training.kernels import find_kernels, load_kernels
 from nablaflow.training.loop import Trainer
-from nablaflow.prompts.sets import load_prompts, prompt_sets
-from nablaflow.evaluation.beta import ChosenBeta, find_beta
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The others wait while the main process measures the run at its end.

@@ -17,14 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nablaflow.config.overrides import parse_override
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
+from nablaflow.prompts.source import HUB, SETS
 from nablaflow.rewards.references import FILE, Reference, is_path, references
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.lock import MARKER
 from nablaflow.storage.run_folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
-from nablaflow.config.recipe import Config
-from nablaflow.config.overrides import parse_override
-from nablaflow.prompts.source import HUB, SETS
 
 ALL = ("model", "reward", "prompts", "evaluation", "guard")
 
