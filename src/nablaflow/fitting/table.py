@@ -16,6 +16,8 @@ from nablaflow.fitting.training import Rows
 RATINGS, PAIRS = "ratings.csv", "pairs.csv"
 COLUMNS = {RATINGS: ("image", "score"), PAIRS: ("preferred", "rejected")}
 PROMPT = "prompt"
+RATER, PICK = "rater", "pick"
+"""Columns that `nablaflow studio` writes besides; a fit does not look at them."""
 SMALLEST, LARGEST = 1e-30, 1e30  # standard deviation: heads are float32
 LEAST = 20  # rows: with fewer, no fold has enough to say how good the fit is
 
@@ -96,7 +98,7 @@ def _read(path: Path) -> _Lines:
 
 def _check_columns(path: Path, header: list[str]) -> None:
     wanted = COLUMNS[path.name]
-    known = (*wanted, PROMPT)
+    known = (*wanted, PROMPT, RATER, PICK)
     for column in header:
         if header.count(column) > 1:
             raise UserError(f"{path}: the column {column!r} comes twice; keep one")
