@@ -15,6 +15,7 @@ from nablaflow.commands.compare import compare
 from nablaflow.commands.evaluate import evaluate
 from nablaflow.commands.reward import app as reward_app
 from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded
+from nablaflow.commands.studio import studio
 
 app = typer.Typer(
     name="nablaflow",
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.add_typer(reward_app, name="reward")
 app.command("eval")(evaluate)
 app.command()(compare)
+app.command()(studio)
 
 KeyValues = Annotated[
     list[str] | None, typer.Argument(metavar="[key.sub=value …]", help="settings to change")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nablaflow.errors import UserError
 
+PROGRAM = ["-m", "nablaflow"]
 SHOWN = 4000  # characters of a log's end
 
 
@@ -27,7 +28,7 @@ class Job:
         self._log = log
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "nablaflow", *arguments],
+                [sys.executable, *PROGRAM, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -63,7 +64,8 @@ class Jobs:
         self._all: list[Job] = []
 
     def start(self, arguments: Sequence[str]) -> Job:
-        """
+        """Run a command in the background.
+
         Raises:
             UserError: one is still running.
         """

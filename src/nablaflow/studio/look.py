@@ -49,6 +49,12 @@ class Shown:
     def reward(self) -> float | None:
         return self.records[-1].get("reward_mean") if self.records else None
 
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """Of the summary, all that is a number, for a table."""
+        columns = {key: self.summary[key] for key in COLUMNS if key in self.summary}
+        return {**_figures(self.summary), **columns}
+
 
 def look(folder: Path, root: Path) -> Shown:
     """Read a run folder; what is damaged or missing is left out."""
@@ -130,7 +136,8 @@ def _summary(path: Path) -> Mapping[str, Any]:
         return {}
     columns = {key: found.get(key) for key in COLUMNS}
     whole = {key: value for key, value in columns.items() if isinstance(value, dict)}
-    kept = {k: v for k, v in found.items() if k not in COLUMNS and isinstance(v, int | float | dict)}
+    others = ((key, value) for key, value in found.items() if key not in COLUMNS)
+    kept = {key: value for key, value in others if isinstance(value, int | float | dict)}
     return {**kept, **{key: _figures(value) for key, value in whole.items()}}
 
 

@@ -1,8 +1,8 @@
 """Pairs of images that people judge: which to ask about next, and every answer on the disk.
 
-The answers are ``pairs.csv`` beside the images, as `nablaflow reward fit` reads it, with two columns
-more: who answered, and why this pair was asked about. A part of the pairs is drawn at random, or
-the accuracy of a fit would be that of the hardest pairs alone.
+The answers are ``pairs.csv`` beside the images, as `nablaflow reward fit` reads it, with two
+columns more: who answered, and why this pair was asked about. A part of the pairs is drawn at
+random, or the accuracy of a fit would be that of the hardest pairs alone.
 """
 
 from __future__ import annotations
@@ -62,13 +62,14 @@ class Row:
     pick: str
 
 
-class Judging:
+class PairQuestions:
     """The pairs of one folder, for any number of raters at once."""
 
     def __init__(
         self, folder: Path, images: Sequence[str], prompts: Sequence[str] | None, seed: int = 0
     ) -> None:
-        """
+        """Start on a folder, with the answers that are there.
+
         Args:
             images: names, two at least.
             prompts: one for each; None where they are not known.
@@ -172,7 +173,7 @@ class Judging:
 
 
 def agreement(rows: Sequence[Row]) -> tuple[int, int]:
-    """Of how many judgements of one pair by two people they say the same, and how many there are."""
+    """How often two people who judged one pair say the same, and how often there are two."""
     verdicts: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
         verdicts.setdefault(_sides(row), {})[row.rater] = row.preferred

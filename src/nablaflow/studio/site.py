@@ -11,7 +11,7 @@ from typing import TypeVar
 from nablaflow.errors import UserError
 from nablaflow.studio.folders import Found, find, images_of, prompt_of
 from nablaflow.studio.jobs import Job, Jobs
-from nablaflow.studio.pairs import Judging
+from nablaflow.studio.pairs import PairQuestions
 from nablaflow.studio.taste import Taste
 
 Value = TypeVar("Value")
@@ -40,12 +40,12 @@ class Site:
     def found(self) -> Found:
         return find(self.root)
 
-    def judging(self, folder: Path) -> Judging:
+    def judging(self, folder: Path) -> PairQuestions:
         """The pairs of a folder, the same object for all raters; its doubts are the fit's."""
         images = images_of(folder)
 
-        def make() -> Judging:
-            return Judging(folder, [i.name for i in images], [prompt_of(i) for i in images])
+        def make() -> PairQuestions:
+            return PairQuestions(folder, [i.name for i in images], [prompt_of(i) for i in images])
 
         judging = self._keep("judging", folder, tuple(images), make)
         taste = self.taste(folder)

@@ -41,16 +41,19 @@ class Taste:
         scores: in log-odds for pairs, or in the ratings' unit.
         seen: features of the images, in which their diversity is measured.
         prompt_index: which images belong to one prompt.
+        accuracy: share of held-out judgements that the fit agrees with; None for ratings.
     """
 
     names: Sequence[str]
     scores: Float[Tensor, "member image"]
     seen: Features
     prompt_index: Tensor
+    accuracy: float | None = None
 
     @classmethod
     def of_folder(cls, reward: Path, images: Sequence[Path], prompts: Sequence[str]) -> Taste:
-        """
+        """Score a folder's images.
+
         Raises:
             UserError: the reward, its features or an image cannot be used.
         """
@@ -59,7 +62,8 @@ class Taste:
         seen = image_features(images, extractor, lambda done: None)
         texts = list(dict.fromkeys(prompts))
         index = torch.tensor([texts.index(prompt) for prompt in prompts])
-        return cls([path.name for path in images], heads(seen), seen, index)
+        accuracy = about.get("held_out", {}).get("accuracy")
+        return cls([path.name for path in images], heads(seen), seen, index, accuracy)
 
     def doubt(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Standard deviation over the members of the difference between two images' scores."""
@@ -74,7 +78,8 @@ class Taste:
         return [(self.names[place], mean[place].item()) for place in order]
 
     def preview(self, beta: float) -> Preview:
-        """
+        """Reweight the images by exp(beta r), within each prompt.
+
         Raises:
             UserError: a prompt has a single image.
         """

@@ -1,0 +1,61 @@
+"""How a request becomes an answer: in a thread, with what it names looked up in a listing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from nablaflow.studio.site import Site
+
+Given = dict[str, Any]
+"""What a request that changes something says, as JSON."""
+
+
+def shows(path: str, show: Callable[[Request], Response]) -> Route:
+    """A route that only reads; it does so in a thread, while others are answered."""
+
+    async def answer(request: Request) -> Response:
+        return await run_in_threadpool(show, request)
+
+    return Route(path, answer)
+
+
+def changes(path: str, change: Callable[[Request, Given], Given]) -> Route:
+    """A route that changes something; `Access` has let it through."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            given = await request.json()
+        except (ValueError, RecursionError):
+            given = None
+        if not isinstance(given, dict):
+            raise HTTPException(400)
+        return JSONResponse(await run_in_threadpool(change, request, given))
+
+    return Route(path, answer, methods=["POST"])
+
+
+def folder_of(site: Site, request: Request, kind: Literal["runs", "images"]) -> Path:
+    """The folder that a request's address stands for, if it is one of those shown."""
+    known: dict[str, Path] = getattr(site.found(), kind)
+    found = known.get(request.path_params["folder"])
+    if found is None:
+        raise HTTPException(404)
+    return found
+
+
+def file_of(files: list[Path], number: int) -> FileResponse:
+    if not 0 <= number < len(files):
+        raise HTTPException(404)
+    return FileResponse(files[number])
+
+
+def whole_number(text: str, default: int = 0) -> int:
+    return int(text) if text.isdecimal() and len(text) < 9 else default

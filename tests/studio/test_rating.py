@@ -1,0 +1,163 @@
+"""Rating through the pages' own requests, then a fit of it and the tilt's preview."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from starlette.testclient import TestClient
+
+from nablaflow.studio import jobs
+from nablaflow.studio.folders import address
+from nablaflow.studio.pairs import read_rows
+from nablaflow.studio.site import Site
+from nablaflow.studio.taste import Taste
+
+
+def answer(client: TestClient, rate: str, question: dict, which: str, rater: str = "me") -> dict:
+    given = {"rater": rater, "number": question["number"], "answer": which}
+    return client.post(f"{rate}/answer", json=given).json()
+
+
+def red(images: Path, number: int) -> int:
+    with Image.open(sorted(images.glob("*.png"))[number]) as picture:
+        return picture.getpixel((0, 0))[0]
+
+
+def rate_by_red(client: TestClient, rate: str, images: Path, count: int) -> None:
+    question = client.post(f"{rate}/ask", json={"rater": "me"}).json()
+    while question["total"] < count:
+        left, right = red(images, question["left"]), red(images, question["right"])
+        question = answer(client, rate, question, "left" if left > right else "right")
+
+
+def test_an_answer_is_on_the_disk_before_the_next_question(
+    client: TestClient, rate: str, images: Path
+):
+    question = client.post(f"{rate}/ask", json={"rater": "me"}).json()
+    following = answer(client, rate, question, "left")
+    assert (following["done"], following["total"]) == (1, 1)
+    (row,) = read_rows(images / "pairs.csv")
+    assert row.preferred == sorted(images.glob("*.png"))[question["left"]].name
+    undone = client.post(f"{rate}/undo", json={"rater": "me"}).json()
+    assert (undone["undone"], undone["total"]) == (True, 0)
+
+
+def test_two_raters_at_once_lose_no_answer(client: TestClient, rate: str, images: Path):
+    def judge(rater: str) -> None:
+        question = client.post(f"{rate}/ask", json={"rater": rater}).json()
+        for _ in range(20):
+            question = answer(client, rate, question, "left", rater)
+
+    both = [threading.Thread(target=judge, args=(rater,)) for rater in ("me", "you")]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    raters = [row.rater for row in read_rows(images / "pairs.csv")]
+    assert (raters.count("me"), raters.count("you")) == (20, 20)
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "status"),
+    [
+        ("ask", {}, 409),
+        ("ask", {"rater": " "}, 409),
+        ("ask", {"rater": "x" * 41}, 409),
+        ("ask", {"rater": ["me"]}, 409),
+        ("answer", {"rater": "me", "number": 1, "answer": "both"}, 400),
+        ("answer", {"rater": "me", "number": "1", "answer": "left"}, 400),
+        ("ask", ["me"], 400),
+    ],
+)
+def test_requests_of_no_page(client: TestClient, rate: str, path: str, given: object, status: int):
+    assert client.post(f"{rate}/{path}", json=given).status_code == status
+    assert client.post(f"{rate}/{path}", content=b"{").status_code == 400
+
+
+def test_a_full_disk_is_said_and_the_question_stays(
+    client: TestClient, rate: str, images: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    question = client.post(f"{rate}/ask", json={"rater": "me"}).json()
+    with monkeypatch.context() as patch:
+        patch.setattr("nablaflow.studio.pairs._append", full)
+        given = {"rater": "me", "number": question["number"], "answer": "left"}
+        refused = client.post(f"{rate}/answer", json=given)
+    assert refused.status_code == 507
+    assert "No space left on device" in refused.json()["error"]
+    assert answer(client, rate, question, "left")["total"] == 1
+
+
+def test_from_clicks_to_a_fitted_reward_and_its_tilt(
+    client: TestClient, rate: str, images: Path, site: Site
+):
+    fit = f"/fit/{address(images)}"
+    assert client.get(f"{fit}/preview?beta=1").status_code == 409
+    rate_by_red(client, rate, images, 24)
+    started = client.post(f"{fit}/start", json={}).json()["command"]
+    assert started.startswith("nablaflow reward fit ")
+    assert started.endswith(
+        "--features pixels --out " + str(images / "reward.safetensors --overwrite")
+    )
+    assert site.jobs.last is not None
+    assert site.jobs.last.wait() == 0, site.jobs.last.log
+    assert client.get("/job").json()["status"] == 0
+    page = client.get(fit).text
+    assert "What it likes best" in page
+    seen = client.get(f"{fit}/preview?beta=2").json()
+    assert seen["tilted"] > seen["reward"]
+    assert 0 < seen["share"] < 1
+    assert red(images, seen["images"][0][0]) >= 180
+    assert "method.beta=2 " in seen["command"]
+    assert f"reward={reward}" in seen["command"]
+    ranked = client.get(f"/images/{address(images)}?sort=reward").text
+    assert ranked.index("0010-a-star.png") < ranked.index("0000-a-star.png")
+
+
+@pytest.mark.parametrize("beta", ["0", "-1", "nan", "inf", "x", ""])
+def test_betas_that_are_none(client: TestClient, images: Path, beta: str):
+    refused = client.get(f"/fit/{address(images)}/preview?beta={beta}")
+    assert (refused.status_code, "beta" in refused.json()["error"]) == (409, True)
+
+
+def test_the_preview_is_the_exact_tilt_of_the_images():
+    scores = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 4.0]])
+    seen = torch.tensor([[0.0], [1.0], [3.0]])
+    taste = Taste(["a", "b", "c"], scores, seen, torch.zeros(3, dtype=torch.long))
+    found = taste.preview(0.5)
+    weights = [math.exp(0.5 * r) for r in (0.0, 1.0, 3.0)]
+    total = sum(weights)
+    torch.testing.assert_close(
+        found.weights, torch.tensor([3 * w / total for w in weights], dtype=torch.float64)
+    )
+    assert found.strength.tilted_reward_mean == pytest.approx(
+        sum(w * r for w, r in zip(weights, (0.0, 1.0, 3.0), strict=True)) / total
+    )
+    pairs = {(0, 1): 1.0, (0, 2): 3.0, (1, 2): 2.0}
+    mass = {pair: weights[pair[0]] * weights[pair[1]] for pair in pairs}
+    tilted = sum(mass[p] * d for p, d in pairs.items()) / sum(mass.values())
+    assert found.diversity == pytest.approx(tilted / 2.0)
+    assert taste.doubt([("b", "c"), ("a", "b")]) == pytest.approx([math.sqrt(2.0), 0.0], abs=1e-5)
+
+
+def test_one_command_at_a_time_and_stopping(site: Site, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jobs.sys, "executable", "/bin/sh")
+    kept = jobs.Job.__init__
+
+    def waiting(self: jobs.Job, arguments: list[str], log: Path) -> None:
+        monkeypatch.setattr(jobs, "PROGRAM", ["-c", "trap 'exit 130' INT; while :; do :; done"])
+        kept(self, arguments, log)
+
+    monkeypatch.setattr(jobs.Job, "__init__", waiting)
+    job = site.jobs.start(["train"])
+    with pytest.raises(Exception, match="still running"):
+        site.jobs.start(["train"])
+    job.stop()
+    assert job.wait() in (130, -2)
