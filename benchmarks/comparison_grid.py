@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nablaflow.comparison import ENTRANTS, Study, race
+from nablaflow.comparison import ENTRANTS, ComparisonStudy, race
 from nablaflow.progress import show
 from nablaflow.report.comparison_table import comparison_markdown
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/comparison-grid"))
     given = parser.parse_args()
     for rate in given.rates:
-        study = Study.named(
+        study = ComparisonStudy.named(
             given.methods,
             ["warmth"],
             given.out / f"{rate:g}",

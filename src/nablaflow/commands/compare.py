@@ -88,10 +88,10 @@ def _race(
     *,
     overwrite: bool,
 ) -> list[Any]:
-    from nablaflow.comparison import Study, race
+    from nablaflow.comparison import ComparisonStudy, race
     from nablaflow.progress import show
 
-    study = Study.named(names, rewards, out, held_out=held_out, **settings)
+    study = ComparisonStudy.named(names, rewards, out, held_out=held_out, **settings)
     with show() as progress:
         return race(study, progress, overwrite=overwrite)
 

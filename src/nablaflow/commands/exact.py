@@ -59,12 +59,12 @@ def exact(
         from rich.console import Console
 
         from nablaflow.exact.pool import plan
-        from nablaflow.exact.study import Study
+        from nablaflow.exact.study import LabStudy
         from nablaflow.report.exact_plot import write_plots
         from nablaflow.report.exact_table import exact_table
 
         numbers = {"seeds": seeds, "updates": updates, "batch": batch, "n": n, "steps": steps}
-        study = Study.named(
+        study = LabStudy.named(
             listed(problem), listed(method), out, random, variance=variance, **numbers
         )
         rows = _shown(plan(study, workers=workers, overwrite=overwrite))

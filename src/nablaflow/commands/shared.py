@@ -21,7 +21,7 @@ TrustRun = Annotated[
 ]
 
 
-Settings = Annotated[
+KeyValues = Annotated[
     list[str] | None, typer.Argument(metavar="[key.sub=value …]", help="settings to change")
 ]
 

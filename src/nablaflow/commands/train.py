@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, Settings, TrustRun, guarded
+from nablaflow.commands.shared import AsJson, Debug, KeyValues, TrustRun, guarded
 
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the run in output_dir")]
 
 
 def demo(
-    settings: Settings = None,
+    settings: KeyValues = None,
     reward: Annotated[
         str, typer.Option(help="warmth, or preference: fitted to 200 pairs")
     ] = "warmth",
@@ -37,7 +37,7 @@ def demo(
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="a YAML file, see recipes/")],
-    settings: Settings = None,
+    settings: KeyValues = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     trust_run: TrustRun = False,

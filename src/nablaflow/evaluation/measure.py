@@ -18,7 +18,7 @@ from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
 from nablaflow.typing import Images, Latents
 
-Look = Callable[[Tensor, list[str]], Tensor]
+ImageLook = Callable[[Tensor, list[str]], Tensor]
 """``(images in [0, 1], prompts) -> rows``: what a metric looks at, a row for each image."""
 
 SHOWN = 8  # images of each prompt that the report shows
@@ -48,7 +48,7 @@ def measure_states(
     *,
     batch: int,
     on_progress: Callable[[int], None],
-    looks: Mapping[str, Look] | None = None,
+    looks: Mapping[str, ImageLook] | None = None,
 ) -> Sampled:
     """Decode states, prompts in turns, to features and rewards; keep the first images.
 
@@ -91,7 +91,7 @@ def sample_and_measure(
     progress: StartProgress,
     what: str,
     *,
-    looks: Mapping[str, Look] | None = None,
+    looks: Mapping[str, ImageLook] | None = None,
     purpose: str = "evaluation",
 ) -> Sampled:
     """The evaluation's own samples of whichever network is active.
@@ -163,7 +163,7 @@ class Subject:
 
 
 def evaluate(
-    subject: Subject, progress: StartProgress, looks: Mapping[str, Look] | None = None
+    subject: Subject, progress: StartProgress, looks: Mapping[str, ImageLook] | None = None
 ) -> Evaluation:
     """Measure reference, policy and, with ``evaluation.bank``, the exact tilt.
 

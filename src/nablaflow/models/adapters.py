@@ -101,6 +101,7 @@ class LoraAdapter:
             self._enable(True)
 
     def scale(self, strength: float) -> None:
+        layer: Any  # peft's LoRA layers have it, their common base does not
         for layer in self._layers:
             layer.set_scale(ADAPTER, strength)
 
