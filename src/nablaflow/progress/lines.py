@@ -60,12 +60,12 @@ class Lines:
     def change(self, work: Work) -> None:
         now, pace = self._clock(), self._paces[work]
         if work.done < work.total and pace.is_due(now):
-            self._tell(work, pace, f"{_duration(_left(work, pace, now))} left")
+            self._tell(work, pace, f"{duration(_left(work, pace, now))} left")
 
     def end(self, work: Work) -> None:
         pace = self._paces.pop(work)
         if pace.told:
-            self._tell(work, pace, f"took {_duration(self._clock() - pace.began)}")
+            self._tell(work, pace, f"took {duration(self._clock() - pace.began)}")
 
     def say(self, line: str) -> None:
         elapsed = int(self._clock() - self._opened)
@@ -93,7 +93,7 @@ def _left(work: Work, pace: _Pace, now: float) -> float:
     return (now - pace.began) / done * (work.total - work.done)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """``45 s``, ``7 min`` or ``2.5 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -43,6 +43,7 @@ from nablaflow.runs.checks import (
     check_prompts,
     check_reward,
     check_shares,
+    note_on_speed,
 )
 from nablaflow.runs.choices import undecided, with_beta, with_targets
 from nablaflow.training.allocator import keep_freed_memory
@@ -226,7 +227,7 @@ def prepare(
     check_fits(config, model)
     check_prompts(config, model)
     config = with_targets(config, model)
-    choices = [str(model.adapter.coverage)]
+    choices = [str(model.adapter.coverage), *note_on_speed(model)]
     _note_cuts(model, [*prompts, *sets.evaluation], accelerator)
     training = config.training
     on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
