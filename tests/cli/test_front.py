@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from click.testing import Result
@@ -50,3 +51,26 @@ def test_a_list_goes_by_either_name(cli: Cli, option: str):
         assert "ddpo,nonesuch" not in result.stderr
         result = cli(command, option, "ddpo", option, "nonesuch")
         assert "'nonesuch'" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["eval", "sample"])
+def test_a_folder_that_is_no_run_is_named_as_it_was_given(cli: Cli, here: Path, command: str):
+    (here / "empty").mkdir()
+    (here / "notes.txt").write_text("")
+    if command == "sample":
+        (here / "empty" / ".nablaflow-run").write_text("")
+    given = ["empty"] if command == "sample" else ["empty", "nowhere", "notes.txt"]
+    for name in given:
+        result = cli(command, name)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"nablaflow: {name}: ")
+        assert "give output_dir of a run" in result.stderr
+        assert "recipe" not in result.stderr
+
+
+def test_a_run_folder_in_place_of_a_recipe_is_told_which_file_it_has(cli: Cli, here: Path):
+    (here / "run").mkdir()
+    (here / "run" / "config.yaml").write_text("seed: 0\n")
+    result = cli("train", "run")
+    assert result.exit_code == 2
+    assert "run/config.yaml" in result.stderr
