@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 
 from nablaflow.devices import best_device
 from nablaflow.diffusion import SAMPLERS
@@ -18,6 +17,7 @@ from nablaflow.evaluation.bank import sample_states, spread
 from nablaflow.models import (
     AdapterSettings,
     SamplerSettings,
+    family_of,
     load_model,
     load_pipeline,
     model_source,
@@ -85,10 +85,9 @@ def _sampler(pipeline: Any, source: str, asked: dict[str, Any]) -> SamplerSettin
         raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
     size = {side: asked[side] for side in ("height", "width") if side in asked}
     settings: dict[str, Any] = {"name": name or _fitting(pipeline), **size}
-    if not isinstance(pipeline, StableDiffusionPipeline):
-        return SamplerSettings(steps=100, **settings)
-    guidance = 2.0 if source == "nano" else 7.5
-    return SamplerSettings(steps=50, guidance_scale=guidance, **settings)
+    if source == "nano":
+        settings = {"guidance_scale": 2.0} | settings
+    return SamplerSettings(**family_of(pipeline).call_defaults | settings)
 
 
 def _fitting(pipeline: Any) -> str:
