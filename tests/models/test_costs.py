@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -12,8 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from nablaflow.config.recipe import parse_config
 from nablaflow.models.costs import STABLE_DIFFUSION_1, STABLE_DIFFUSION_2, speed, update_flops
 from nablaflow.models.flow_size import denoiser_flops
+from nablaflow.runs.setup import prepare
 
 
 class Count(TorchDispatchMode):
@@ -32,15 +33,19 @@ class Count(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
-def test_an_update_costs_what_is_counted_in_one(make_parts: Callable[..., Any], guidance: float):
+def test_an_update_costs_what_is_counted_in_one(settings: dict[str, Any], guidance: float):
     """Within 30 %: beside a denoiser this small the LoRA takes a share that is not counted here."""
-    parts = make_parts(
-        "method={name: residual-nabla-db, beta: 1.0}",
-        "training.updates=1",
-        "training.images_per_prompt=4",
-        f"sampler={{steps: 10, guidance_scale: {guidance}}}",
-        "training.transition_fraction=0.2",
-    )
+    own = {
+        "method": {"name": "residual-nabla-db", "beta": 1.0},
+        "sampler": {"steps": 10, "guidance_scale": guidance},
+        "training": {
+            **settings["training"],
+            "images_per_prompt": 4,
+            "transition_fraction": 0.2,
+        },
+    }
+    config = parse_config({**settings, **own})
+    parts = prepare(config, config.output_dir)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as decoder:
             parts.model.decode(torch.zeros(1, *parts.model.state_shape))
