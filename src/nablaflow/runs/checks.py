@@ -44,7 +44,7 @@ def check_group(method: Method, config: Config) -> None:
     """Refuse one image a prompt for a method that compares a prompt's images."""
     if not method.needs_group or config.training.images_per_prompt > 1:
         return
-    others = ", ".join(name for name, kind in METHODS.items() if not kind.needs_group)
+    others = ", ".join(name for name, kind in METHODS.items() if kind.credit_group is None)
     raise UserError(
         f"training.images_per_prompt: {method.name} compares the images of a prompt and needs 2 or "
         f"more; these do not: {others}"
