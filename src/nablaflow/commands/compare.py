@@ -35,6 +35,9 @@ def compare(
     held_out: Annotated[
         str | None, typer.Option(help="a reward to measure only; default: is the shape shown")
     ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="further figures, names with commas, as eval has them")
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder for runs, figures, pictures")] = Path(
         "runs/comparison"
     ),
@@ -53,9 +56,10 @@ def compare(
     def work() -> None:
         given = {"seeds": seeds, "minutes": minutes, "beta": beta}
         settings = {name: value for name, value in given.items() if value is not None}
+        further = None if metrics is None else _names(metrics)
         if not runs:
-            names = [name.strip() for name in (methods or "").split(",") if name.strip()]
-            own = settings if n is None else {**settings, "n": n}
+            names = _names(methods or "")
+            own = {**settings, "metrics": tuple(further or ())} | ({} if n is None else {"n": n})
             outcomes = _race(names, reward or [], out, held_out, own, overwrite=overwrite)
         elif methods or reward or settings or overwrite:
             raise UserError(
@@ -63,10 +67,14 @@ def compare(
                 "runs or --methods, not both"
             )
         else:
-            outcomes = _finished(runs, out, held_out, n, trusted=trust_run)
+            outcomes = _finished(runs, out, held_out, n, further, trusted=trust_run)
         _show(outcomes, out, as_json)
 
     guarded(work, debug)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _race(
@@ -89,7 +97,13 @@ def _race(
 
 
 def _finished(
-    given: list[str], out: Path, held_out: str | None, n: int | None, *, trusted: bool
+    given: list[str],
+    out: Path,
+    held_out: str | None,
+    n: int | None,
+    metrics: list[str] | None,
+    *,
+    trusted: bool,
 ) -> list[Any]:
     from rich.console import Console
 
@@ -100,7 +114,8 @@ def _finished(
     runs = [Path(text) for text in given if text not in settings]
     if not runs:
         raise UserError("compare: reward=… goes with runs; with --methods it is --reward")
-    own: dict[str, Any] = {"n": n, "held_out": held_out, "settings": settings, "trusted": trusted}
+    own: dict[str, Any] = {"n": n, "held_out": held_out, "metrics": metrics}
+    own |= {"settings": settings, "trusted": trusted}
     with progress_display(Console(stderr=True)) as progress:
         return [compare_runs(runs, out, progress, **own)]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import psutil
+import torch
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
+from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.methods import METHODS, Method
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, probe, require_gradient
@@ -69,6 +71,11 @@ def check_evaluation(config: Config, prompts: list[str]) -> None:
                 f"evaluation.{name}: {n} images are fewer than 2 for each of the {len(prompts)} "
                 f"prompts; use {least} or more"
             )
+
+
+def check_metrics(config: Config, prompts: list[str], device: torch.device) -> None:
+    """Find out whether the further metrics are any, and have their packages and weights."""
+    EvaluationPlan.of_summary(config.evaluation, len(prompts), device)
 
 
 def check_reward(
