@@ -5,6 +5,7 @@ import torch
 from transformers import BatchEncoding
 
 from nablaflow import features
+from nablaflow.config.settings import EvaluationSettings
 from nablaflow.errors import UserError
 from nablaflow.evaluation import spaces
 from nablaflow.evaluation.plan import EvaluationPlan
@@ -43,6 +44,22 @@ def test_default_metrics_that_are_refused_are_left_out_and_named_ones_are_errors
     with pytest.raises(UserError, match="frechet: 8 images are too few, 193 are needed"):
         EvaluationPlan.of(["frechet"], "pixels", 8, 2, CPU)
     assert list(EvaluationPlan.of(["frechet"], "pixels", 193, 2, CPU).metrics) == ["frechet"]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["vendy"], r"^evaluation\.metrics: no metric 'vendy'; did you mean vendi\?$"),
+        (
+            ["reward"],
+            r"^evaluation\.metrics: reward is measured always, as reward_mean;",
+        ),
+        (["frechet"], r"^frechet: 8 images are too few, 193 are needed; use evaluation\.n=193$"),
+    ],
+)
+def test_a_summary_s_further_metrics_are_refused_by_their_setting(names: list[str], words: str):
+    with pytest.raises(UserError, match=words):
+        EvaluationPlan.of_summary(EvaluationSettings(n=8, metrics=names), 2, CPU)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def _row(
 ) -> dict[str, Any]:
     last = [_last(cell, tilt) for cell in cells]
     row: dict[str, Any] = {"n": last[0]["n"]}
-    further = [name for name in METRICS if any(name in point for point in last)]
+    further = [name for name in METRICS if any(f"{name}_se" in point for point in last)]
     for name in dict.fromkeys([*MEASURED, *further]):
         _put(row, name, over_seeds([(point.get(name), point.get(f"{name}_se")) for point in last]))
     _put(row, "closing", _closing(row, reference, tilt))

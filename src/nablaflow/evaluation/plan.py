@@ -18,6 +18,8 @@ from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.quadratic import euclidean
 
 REWARDS = "rewards"
+ALWAYS = {"reward": "reward_mean", "diversity": "diversity"}
+"""Metrics that every summary has, and their keys there."""
 PIXELS = "pixels"
 """The features of a run's own figures."""
 
@@ -82,8 +84,12 @@ class EvaluationPlan:
         """What ``evaluation.metrics`` names, by the features of the other figures.
 
         Raises:
-            UserError: as `of` says.
+            UserError: as `of` says; or a metric that every summary has.
         """
+        for name in ALWAYS.keys() & settings.metrics:
+            raise UserError(
+                f"evaluation.metrics: {name} is measured always, as {ALWAYS[name]}; leave it out"
+            )
         return cls.of(
             settings.metrics,
             PIXELS,

@@ -54,7 +54,7 @@ HEADINGS = (
 def headings(rows: Sequence[Row]) -> list[Heading]:
     """Of every comparison, then of the metrics that were asked for."""
     known = {heading.key for heading in HEADINGS}
-    further = [name for name in METRICS.keys() - known if any(name in row for row in rows)]
+    further = [name for name in METRICS.keys() - known if any(f"{name}_se" in row for row in rows)]
     words = {name: METRICS[name].label.replace(" ", "\n") for name in further}
     return [*HEADINGS, *(Heading(words[name], name, _with_error(3)) for name in sorted(further))]
 
