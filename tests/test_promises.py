@@ -2,6 +2,7 @@
 
 Each is written to a folder of its own and entered into one list, which is the line; everything
 that is promised of its kind then works by its name, with no other part of the package told.
+A model family has the same test of its own, `tests/models/test_family_from_outside.py`.
 """
 
 from __future__ import annotations
