@@ -108,6 +108,10 @@ class EvaluationSettings(Settings):
     seed: Seed = Field(
         default=1, description="of the evaluation's noise, apart from the training's"
     )
+    metrics: list[str] = Field(
+        default=[],
+        description="further figures of reference and policy, by the names that eval has",
+    )
     prompts: PromptSource | None = Field(
         default=None, description="to measure on in place of those trained on; as prompts"
     )
@@ -155,6 +159,11 @@ class GuardSettings(Settings):
     min_diversity: Positive | None = Field(
         default=None, description="budget: least diversity, as a share of the reference's"
     )
+    budgets: dict[str, float] = Field(
+        default={},
+        description="of further metrics, by the names that eval has: the most of a "
+        "distance, the least of anything else, each in the metric's own unit",
+    )
     action: Literal["warn", "stop", "roll-back"] = Field(
         default="stop",
         description="when a budget is exceeded: only say so, or end with the policy as it is, or "
@@ -167,16 +176,19 @@ class GuardSettings(Settings):
         return cls(every="auto", n="auto", max_kl=30.0, min_diversity=0.6, action="warn")
 
     @property
-    def budgets(self) -> dict[str, float | None]:
-        """Limit of each metric; null is none."""
+    def limits(self) -> dict[str, float | None]:
+        """Limit of each figure; null is none."""
         held_out = None if self.held_out is None else self.held_out.min
-        return {"kl": self.max_kl, "diversity": self.min_diversity, "held_out": held_out}
+        own = {"kl": self.max_kl, "diversity": self.min_diversity, "held_out": held_out}
+        return {**self.budgets, **own}
 
     @model_validator(mode="after")
     def _something_can_trip(self) -> GuardSettings:
-        if self.action == "roll-back" and set(self.budgets.values()) == {None}:
+        if "diversity" in self.budgets:
+            raise ValueError("budgets.diversity is min_diversity, a share; set guard.min_diversity")
+        if self.action == "roll-back" and set(self.limits.values()) == {None}:
             raise ValueError(
                 "nothing can cause the roll-back that action asks for; set guard.max_kl, "
-                "guard.min_diversity or guard.held_out.min"
+                "guard.min_diversity, guard.held_out.min or guard.budgets"
             )
         return self

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from nablaflow.metrics.catalog import METRICS
 from nablaflow.report.curves import (
     DARK,
     LIGHT,
@@ -217,15 +218,22 @@ def _guard(records: Records, summary: Mapping[str, Any]) -> str:
             lambda theme, metric=metric: guard_curve(
                 records,
                 metric,
-                start=start[metric],
+                start=start.get(metric),
                 budget=budgets.get(metric),
                 theme=theme,
             ),
         )
-        for metric, caption in _GUARDED.items()
+        for metric, caption in {**_GUARDED, **_further(budgets)}.items()
     )
     note = "The same prompts and the same noise each time; update 0 is the reference."
     return f'<h2>Guard</h2><p class="note">{note}</p><div class="curves">{figures}</div>'
+
+
+def _further(budgets: Mapping[str, Any]) -> dict[str, str]:
+    """Captions of the metrics that have a budget by name."""
+    return {
+        name: METRICS[name].label for name in budgets if name in METRICS and name not in _GUARDED
+    }
 
 
 def _figure(caption: str, draw: Callable[[Theme], Figure | None]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -13,6 +13,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from nablaflow.evaluation.budgets import is_ceiling
+from nablaflow.metrics.catalog import METRICS
 from nablaflow.metrics.tilt import MIN_EFFECTIVE_SAMPLE_SIZE
 from nablaflow.report.words import the_way, warnings
 
@@ -66,8 +68,18 @@ def rows(summary: Mapping[str, Any]) -> list[SummaryRow]:
         SummaryRow(
             label, hint, tuple(plus_minus(c.get(name), c.get(f"{name}_se")) for c in columns)
         )
-        for name, (label, hint) in _FIGURES.items()
+        for name, (label, hint) in _labels(columns).items()
     ]
+
+
+def _labels(columns: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Label and hint of each figure: those of every run, then the metrics that were asked for."""
+    further = {
+        name: (metric.label, "see docs/metrics.md")
+        for name, metric in METRICS.items()
+        if any(name in column for column in columns)
+    }
+    return {**_FIGURES, **{name: label for name, label in further.items() if name not in _FIGURES}}
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
@@ -132,7 +144,7 @@ def _guard(summary: Mapping[str, Any]) -> str | None:
         return f"The guard stayed within its budgets; {best}."
     rolled = guard["action"] == "roll-back"
     what = "rolled the run back" if rolled else "stopped the run"
-    side = "above" if trip["metric"] == "kl" else "below"
+    side = "above" if is_ceiling(trip["metric"]) else "below"
     name = trip["metric"].replace("_", "-")
     return (
         f"The guard {what} after update {trip['update']}: {name} {trip['value']:.3g} is {side} its "

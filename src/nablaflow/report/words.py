@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nablaflow.evaluation.budgets import exceeds, is_ceiling
+from nablaflow.metrics.catalog import METRICS
+
 COLLAPSED = 0.5
 """Share of the reference's diversity below which a run is called collapsed."""
 
@@ -15,14 +18,17 @@ PAST = 1.2
 def warnings(look: Mapping[str, Any], budgets: Mapping[str, float | None]) -> dict[str, str]:
     """A line for each budget of the guard that a look exceeds, by its metric."""
     found = {}
-    for metric, say in _SAID.items():
+    for metric in dict.fromkeys([*_SAID, *budgets]):
         value, limit = look.get(metric), budgets.get(metric)
-        if value is None or limit is None:
-            continue
-        within = value <= limit if metric == "kl" else value >= limit
-        if not within:
-            found[metric] = say(value, limit)
+        if value is not None and limit is not None and exceeds(metric, value, limit):
+            say = _SAID.get(metric)
+            found[metric] = say(value, limit) if say else _of_metric(metric, value, limit)
     return found
+
+
+def _of_metric(metric: str, value: float, limit: float) -> str:
+    side = "above" if is_ceiling(metric) else "below"
+    return f"{METRICS[metric].label} is {value:.3g}, {side} its budget of {limit:g}"
 
 
 def _divergence(value: float, limit: float) -> str:

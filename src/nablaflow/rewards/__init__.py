@@ -14,10 +14,8 @@ from nablaflow.errors import UserError, nearest
 from nablaflow.nano.shown import shape_shown
 from nablaflow.nano.taste import preference_rule
 from nablaflow.rewards.aesthetic import Aesthetic
-from nablaflow.rewards.brightness import brightness
 from nablaflow.rewards.cap import Cap
 from nablaflow.rewards.clip_score import ClipScore
-from nablaflow.rewards.colorfulness import colorfulness
 from nablaflow.rewards.combine import WeightedSum, parse, weighted_sum
 from nablaflow.rewards.contract import (
     Components,
@@ -27,7 +25,6 @@ from nablaflow.rewards.contract import (
     score_and_gradient,
     walk,
 )
-from nablaflow.rewards.contrast import contrast
 from nablaflow.rewards.custom import is_custom, is_fitted, load_function
 from nablaflow.rewards.fitted import Fitted
 from nablaflow.rewards.hpsv2 import HPSv2
@@ -36,12 +33,11 @@ from nablaflow.rewards.jpeg_size import jpeg_compressibility, jpeg_incompressibi
 from nablaflow.rewards.minimum import Minimum
 from nablaflow.rewards.normalized import Normalized, memory, observe, recall
 from nablaflow.rewards.pickscore import PickScore
+from nablaflow.rewards.pixels import brightness, colorfulness, contrast, symmetry, warmth
 from nablaflow.rewards.preference import Preference
 from nablaflow.rewards.probe import RewardProbe, probe, require_gradient
 from nablaflow.rewards.remote import Remote
 from nablaflow.rewards.settings import RewardSettings, parse_settings
-from nablaflow.rewards.symmetry import symmetry
-from nablaflow.rewards.warmth import warmth
 from nablaflow.typing import Reward
 
 __all__ = [

@@ -39,6 +39,7 @@ from nablaflow.runs.checks import (
     check_evaluation,
     check_fits,
     check_group,
+    check_metrics,
     check_precision,
     check_prompts,
     check_reward,
@@ -220,6 +221,7 @@ def prepare(
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_shares(config, accelerator.num_processes)
+    check_metrics(config, sets.evaluation, accelerator.device)
     pipeline = load_pipeline(model_source(config.model), _dtype(config))
     mark = fingerprint(pipeline) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
