@@ -13,13 +13,14 @@ from torch import Tensor
 from nablaflow.config.recipe import Config
 from nablaflow.config.settings import EvaluationSettings
 from nablaflow.evaluation.bank import reference_bank, sample_states, spread
-from nablaflow.evaluation.measure import SECOND, StartProgress, measure_states
+from nablaflow.evaluation.measure import SECOND, measure_states
 from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.sampled import ImageLook, Sampled
 from nablaflow.methods.tilt_rule import AUTO
 from nablaflow.metrics import Estimate, ImportanceWeights, SampleSet, Yardstick, reward_mean
 from nablaflow.metrics.summary import Column, add_figures
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
 from nablaflow.storage.cached import key_of, read_cached, write_cached
 from nablaflow.typing import Batch, Latents

@@ -16,11 +16,9 @@ from nablaflow.features import pooled_pixels
 from nablaflow.memory import in_parts
 from nablaflow.metrics.summary import SampleSet, Summary, add_figures, summarize
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
 from nablaflow.typing import Images, Latents
-
-StartProgress = Callable[[str, int], Callable[[int], None]]
-"""``(what, total) -> told how many are done``: how long work shows itself."""
 
 SHOWN = 8  # images of each prompt that the report shows
 MOST_SHOWN = 64

@@ -16,7 +16,6 @@ from typing import Any
 from nablaflow.evaluation.measure import (
     SECOND,
     Evaluation,
-    StartProgress,
     Subject,
     evaluate,
     sample_and_measure,
@@ -25,6 +24,7 @@ from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.policy_state import load_policy_state
 from nablaflow.evaluation.sampled import Sampled
 from nablaflow.metrics.estimate import Estimate
+from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward, recall
 from nablaflow.storage.checkpoint import load_checkpoint, read_manifest
 
