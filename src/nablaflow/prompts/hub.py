@@ -42,7 +42,7 @@ def named_set(name: str) -> Found:
             f"({type(error).__name__}); give a file of your own"
         ) from error
     texts: list[str] = json.loads(Path(file).read_text(encoding="utf-8"))
-    return Found.of(name, ((row, str(text)) for row, text in enumerate(texts, start=1)))
+    return Found.of(name, ((row, str(text), {}) for row, text in enumerate(texts, start=1)))
 
 
 def data_set(repo: str, column: str | None, split: str | None) -> Found:
@@ -75,4 +75,4 @@ def data_set(repo: str, column: str | None, split: str | None) -> Found:
         hint = nearest(column, rows.column_names)
         raise UserError(f"prompts.column: {repo} has no column {column!r}; {hint}")
     texts = rows[column]
-    return Found.of(repo, ((row, str(text or "")) for row, text in enumerate(texts, start=1)))
+    return Found.of(repo, ((row, str(text or ""), {}) for row, text in enumerate(texts, start=1)))

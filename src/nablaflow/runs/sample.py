@@ -75,7 +75,7 @@ def _model(
             raise UserError(f"--{option}: a run is sampled as it was trained; leave it out")
         parts = ("model",) if prompts else ("model", "prompts")
         model, config = load_policy(Path(source), parts, trusted=trusted)
-        return model, prompts or load_prompts(config.prompts, Path())
+        return model, prompts or load_prompts(config.prompts, Path(), config.seed)
     pipeline = load_pipeline(model_source(source))
     sampler = _sampler(pipeline, source, asked)
     model = load_model(pipeline, sampler, AdapterSettings(), best_device())
