@@ -70,16 +70,20 @@ def file(tmp_path):
     return path
 
 
+def _numpys():
+    return np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
 @pytest.mark.parametrize("name", ["by_numpy", "by_random", "by_torch", "bare"])
 def test_the_seed_decides_and_the_global_generators_stay_where_they_were(file, name):
     value = {"source": f"trl:{file}:{name}", "count": 50}
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    before = random.getstate(), _numpys(), torch.get_rng_state()
     first = load_prompts(value, file.parent, 0)
     random.random()
     assert load_prompts(value, file.parent, 0) == first
     assert load_prompts(value, file.parent, 1) != first
     random.setstate(before[0])
-    assert np.random.get_state()[1].tolist() == before[1]
+    assert _numpys() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
     assert len(first) == 50
     assert set(first) == {"cat", "dog", "horse", "monkey"}

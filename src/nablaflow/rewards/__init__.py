@@ -101,9 +101,9 @@ def load(spec: str | Mapping[str, Any] | Reward) -> NamedReward:
 
     Args:
         spec: a name of ``REWARDS`` or ``CONFIGURABLE``, ``path/to/file.py:function``, the same
-            after ``trl:`` for a function with TRL's signature, the file of a fitted reward, a sum of those such as ``warmth + 0.5*symmetry``, a mapping with
-            ``name`` and settings, a sum as a mapping of spec to weight or of a name to settings
-            and ``weight``, or a callable.
+            after ``trl:`` for a function with TRL's signature, the file of a fitted reward, a sum
+            of those such as ``warmth + 0.5*symmetry``, a mapping with ``name`` and settings, a sum
+            as a mapping of spec to weight or of a name to settings and ``weight``, or a callable.
 
     Raises:
         UserError: there is no such reward, or a sum, a setting or a file cannot be read.
