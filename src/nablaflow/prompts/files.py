@@ -19,7 +19,7 @@ Row = tuple[int, str, Any]
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPrompts:
     """Prompts as they were found.
 
     Attributes:
@@ -39,7 +39,7 @@ class Found:
     drawn: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, source: str, rows: Iterable[Row]) -> Found:
+    def of(cls, source: str, rows: Iterable[Row]) -> FoundPrompts:
         """From lines and their texts; what is blank counts as empty.
 
         Raises:
@@ -75,7 +75,7 @@ class Found:
         return f"prompts: {self.source} has {' and '.join(parts)}" if parts else None
 
 
-def metadata_of(sources: Iterable[Found]) -> dict[str, Any]:
+def metadata_of(sources: Iterable[FoundPrompts]) -> dict[str, Any]:
     """What stands beside each prompt of some sources, by its text.
 
     Raises:
@@ -92,7 +92,7 @@ def metadata_of(sources: Iterable[Found]) -> dict[str, Any]:
     return table
 
 
-def read_file(path: Path, column: str | None) -> Found:
+def read_file(path: Path, column: str | None) -> FoundPrompts:
     """The prompts of a text file, of ``.jsonl`` or of ``.csv``.
 
     Args:
@@ -103,12 +103,12 @@ def read_file(path: Path, column: str | None) -> Found:
     """
     text = read_text(path)
     if path.suffix == ".jsonl":
-        return Found.of(str(path), _json_lines(path, text, column or COLUMN))
+        return FoundPrompts.of(str(path), _json_lines(path, text, column or COLUMN))
     if path.suffix == ".csv":
-        return Found.of(str(path), _table(path, text, column or COLUMN))
+        return FoundPrompts.of(str(path), _table(path, text, column or COLUMN))
     if column is not None:
         raise UserError(f"prompts.column: {path} is plain text, one prompt per line; leave it out")
-    return Found.of(str(path), _plain(text))
+    return FoundPrompts.of(str(path), _plain(text))
 
 
 def _plain(text: str) -> Iterator[Row]:

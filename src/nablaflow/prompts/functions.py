@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from nablaflow.errors import UserError
-from nablaflow.prompts.files import Found, Row
+from nablaflow.prompts.files import FoundPrompts, Row
 from nablaflow.prompts.source import FUNCTION
 from nablaflow.rewards.custom import load_function
 from nablaflow.seeds import stream
 
 
-def draw_prompts(source: str, count: int, seed: int) -> Found:
+def draw_prompts(source: str, count: int, seed: int) -> FoundPrompts:
     """Prompts that a function draws; the same ones for the same seed.
 
     They are drawn by the global generators of random, numpy and torch, which are seeded for it and
@@ -39,8 +39,8 @@ def draw_prompts(source: str, count: int, seed: int) -> Found:
             f"prompts: {source} draws other prompts with the same seed; let it draw by random, "
             "numpy.random or torch's global generator, and count nothing from call to call"
         )
-    found = Found.of(source, first)
-    return Found(source, found.texts, found.lines, beside=found.beside, drawn=(count, seed))
+    found = FoundPrompts.of(source, first)
+    return FoundPrompts(source, found.texts, found.lines, beside=found.beside, drawn=(count, seed))
 
 
 def _draws(source: str, function: Callable[[], Any], count: int, seed: int) -> Iterator[Row]:

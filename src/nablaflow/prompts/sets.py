@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nablaflow.errors import UserError
-from nablaflow.prompts.files import Found, metadata_of, read_file
+from nablaflow.prompts.files import FoundPrompts, metadata_of, read_file
 from nablaflow.prompts.functions import draw_prompts
 from nablaflow.prompts.hub import data_set, named_set
 from nablaflow.prompts.source import DRAWS, FUNCTION, HUB, SETS
@@ -95,7 +95,7 @@ def prompt_metadata(*sources: Source, seed: int) -> dict[str, Any]:
     return metadata_of(find_prompts(source, Path(), seed) for source in sources)
 
 
-def find_prompts(value: Source, base: Path, seed: int = 0) -> Found:
+def find_prompts(value: Source, base: Path, seed: int = 0) -> FoundPrompts:
     """The prompts of a source, with what a note says about them.
 
     None is one empty text. A list is taken as it is. In a text file, blank lines and lines that
@@ -114,11 +114,11 @@ def find_prompts(value: Source, base: Path, seed: int = 0) -> Found:
         source = value["source"]
         column, split, count = (value.get(key) for key in ("column", "split", "count"))
     if source is None:
-        return Found("no prompts", [""], [1])
+        return FoundPrompts("no prompts", [""], [1])
     if not isinstance(source, str):
         if not source:
             raise UserError("prompts: the list is empty; give at least one prompt")
-        return Found("the list", list(source), range(1, len(source) + 1))
+        return FoundPrompts("the list", list(source), range(1, len(source) + 1))
     if source.startswith(FUNCTION):
         _refuse(source, {"column": column, "split": split}, "a function")
         return draw_prompts(_from(base, source), count or DRAWS, seed)
