@@ -38,8 +38,7 @@ BOUNDS = {"ge": "from", "gt": ">", "le": "to", "lt": "<"}
 def page() -> str:
     """The whole page."""
     groups = [name for name in Config.model_fields if group_of(Config, name) is not None]
-    plain = [name for name in Config.model_fields if name not in groups]
-    parts = [HEAD.format(command=COMMAND), _section("## The recipe", Config, "", plain)]
+    parts = [HEAD.format(command=COMMAND), _section("## The recipe", Config, "")]
     for name in groups:
         parts.append(_group(f"## {name}", Config, name, "", 3))
     parts.append(_methods(registered_methods()))
