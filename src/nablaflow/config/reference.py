@@ -1,12 +1,11 @@
 """The settings reference: every setting of a recipe as a page of Markdown, read off the classes.
 
-python -m nablaflow.config.reference docs/settings.md
+``docs/generate.py`` writes it, and a test compares the two.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -19,18 +18,15 @@ from nablaflow.config.recipe import Config, group_of, named_kinds, registered_me
 
 HEAD = """# Settings
 
-Every setting of a recipe. In a recipe `sampler: {{steps: 50}}`, on the command line
-`sampler.steps=50`, in `nf.align` `sampler={{"steps": 50}}`. A key that is not on this page is an
-error, and the message suggests the nearest one. This page is written from the code by
-
-    {command}
+Every setting of a recipe. In a recipe `sampler: {steps: 50}`, on the command line
+`sampler.steps=50`, in `nf.align` `sampler={"steps": 50}`. A key that is not on this page is an
+error, and the message suggests the nearest one. `make reference` writes this page from the code.
 
 The default is what a setting is where a recipe says nothing; "required" means that a recipe has to
 say it. `nf.align` and `nablaflow demo` say some of these themselves (`nablaflow.config.defaults`).
 In brackets stand the least and the largest number allowed; `>` and `<` leave out the bound itself.
 """
 _METHOD = "The objective. `method.name` is one of the names below; each has settings of its own."
-COMMAND = "python -m nablaflow.config.reference docs/settings.md"
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
 BOUNDS = {"ge": "from", "gt": ">", "le": "to", "lt": "<"}
 
@@ -38,7 +34,7 @@ BOUNDS = {"ge": "from", "gt": ">", "le": "to", "lt": "<"}
 def page() -> str:
     """The whole page."""
     groups = [name for name in Config.model_fields if group_of(Config, name) is not None]
-    parts = [HEAD.format(command=COMMAND), _section("## The recipe", Config, "")]
+    parts = [HEAD, _section("## The recipe", Config, "")]
     for name in groups:
         parts.append(_group(f"## {name}", Config, name, "", 3))
     parts.append(_methods(registered_methods()))
@@ -50,8 +46,7 @@ def _group(title: str, owner: type[BaseModel], name: str, prefix: str, level: in
     """A group of settings, which is a field of its owner, and the groups inside it."""
     kind, prefix = group_of(owner, name), f"{prefix}{name}."
     assert kind is not None
-    said = f"{_first_line(kind)} `{prefix[:-1]}`: {owner.model_fields[name].description}."
-    parts = [_section(title, kind, prefix, doc=said)]
+    parts = [_section(title, kind, prefix)]
     for inner in kind.model_fields:
         if group_of(kind, inner) is not None:
             parts.append(_group(f"{'#' * level} {prefix}{inner}", kind, inner, prefix, level + 1))
@@ -166,7 +161,3 @@ def _bounds(metadata: Iterable[Any]) -> str:
         if getattr(part, name, None) is not None
     ]
     return f" ({' '.join(said)})" if said else ""
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
