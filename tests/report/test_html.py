@@ -235,7 +235,7 @@ def test_the_documentation_is_linked_where_the_package_names_its_address(write, 
     assert "docs/read_the_report.md" in Page(write()).text
     monkeypatch.setattr(meaning, "documentation", lambda: "https://example.org/nablaflow")
     links = {a["href"] for a in Page(write()).all("a")}
-    assert "https://example.org/nablaflow/read_the_report/" in links
+    assert "https://example.org/nablaflow/read_the_report.html" in links
 
 
 def test_the_table_is_whole_on_a_phone(write):

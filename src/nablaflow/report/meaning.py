@@ -117,7 +117,7 @@ def _further() -> str:
         named = ", ".join(f"{what}: <code>docs/{page}</code>" for what, page in PAGES.items())
     else:
         named = ", ".join(
-            f'<a href="{escape(base)}/{page.removesuffix(".md")}/">{what}</a>'
+            f'<a href="{escape(base)}/{page.removesuffix(".md")}.html">{what}</a>'
             for what, page in PAGES.items()
         )
     return f'<p class="note">More in the documentation: {named}.</p>'
