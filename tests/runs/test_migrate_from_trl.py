@@ -38,7 +38,8 @@ def test_the_new_code_trains(method, tiny_model, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(mine)
     monkeypatch.chdir(tmp_path)
     exec(compile(example(method), str(PAGE), "exec"), {"MODEL": str(tiny_model)})
-    records = [json.loads(line) for line in open("run/metrics.jsonl", encoding="utf-8")]
+    lines = Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
     assert [record["update"] for record in records] == [1, 2]
     assert all(record["policy_gradient_norm"] > 0 for record in records)
     saved = Path("run/config.yaml").read_text(encoding="utf-8")
@@ -55,7 +56,7 @@ def test_the_metadata_reaches_the_reward(tiny_model, tmp_path, monkeypatch):
         code = example("ddpo").replace('"updates": 2', '"updates": 1')
         code = code.replace('output_dir="run"', f'output_dir="run-{weight}"')
         exec(compile(code, str(PAGE), "exec"), {"MODEL": str(tiny_model)})
-        (line,) = open(f"run-{weight}/metrics.jsonl", encoding="utf-8").readlines()
+        (line,) = Path(f"run-{weight}/metrics.jsonl").read_text(encoding="utf-8").splitlines()
         means.append(json.loads(line)["reward_mean"])
     assert means[0] != 0
     assert means[1] == pytest.approx(2 * means[0], rel=1e-5)

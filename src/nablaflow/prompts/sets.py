@@ -107,7 +107,7 @@ def find_prompts(value: Source, base: Path, seed: int = 0) -> FoundPrompts:
         seed: of the run, which such a function draws by.
 
     Raises:
-        UserError: no prompts, a file that cannot be read, a data set that cannot be had.
+        UserError: no prompts, a file that cannot be read, a data set that cannot be downloaded.
     """
     source, column, split, count = value, None, None, None
     if isinstance(value, Mapping):
