@@ -83,7 +83,7 @@ def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:
 
     for name, value in (
         ("model", lambda config: config.model),
-        ("prompts", lambda config: load_prompts(config.prompts, Path())),
+        ("prompts", lambda config: load_prompts(config.prompts, Path(), config.seed)),
         ("reward", lambda config: config.reward),
         ("sampler", lambda config: config.sampler),
         ("method.beta", beta),
