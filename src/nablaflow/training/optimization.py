@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from nablaflow.config.settings import Optimizer
+from nablaflow.config.settings import OptimizerSettings
 from nablaflow.methods import Losses, Method, Networks, TrainingBatch
 from nablaflow.models.adapters import trainable_parameters, trainable_state
 
@@ -69,7 +69,7 @@ def add_gradients(
 # --- the step -------------------------------------------------------------------------------------
 
 
-def make_optimizer(settings: Optimizer, objective: Objective) -> torch.optim.AdamW:
+def make_optimizer(settings: OptimizerSettings, objective: Objective) -> torch.optim.AdamW:
     """AdamW with one group for the policy and one for the flow network."""
     groups = [
         {
@@ -96,7 +96,7 @@ class Schedule:
     torch's own schedulers keep their first rates in the optimizer's state, which checkpoints hold.
     """
 
-    def __init__(self, settings: Optimizer, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, settings: OptimizerSettings, optimizer: torch.optim.Optimizer) -> None:
         self.settings, self._optimizer = settings, optimizer
         self._rates = [group["lr"] for group in optimizer.param_groups]
 
@@ -114,7 +114,7 @@ class Schedule:
 
 
 def learning_rate_factor(
-    settings: Optimizer, update: int, updates: int, spent: float = 0.0
+    settings: OptimizerSettings, update: int, updates: int, spent: float = 0.0
 ) -> float:
     """Share of the learning rate at an update: a linear warm-up, then constant or half a cosine.
 

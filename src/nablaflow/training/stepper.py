@@ -38,7 +38,11 @@ class Stepper:
         self.optimizer = make_optimizer(config.optimizer, objective)
         self._schedule = Schedule(config.optimizer, self.optimizer)
         self._wrapped, self._prepared = accelerator.prepare(objective, self.optimizer)
-        decay, flow, target = config.adapter.ema_decay, objective.flow, objective.networks.flow_target
+        decay, flow, target = (
+            config.adapter.ema_decay,
+            objective.flow,
+            objective.networks.flow_target,
+        )
         self.average = None if decay is None else Average(objective.policy, decay)
         self._averages = [] if self.average is None else [self.average]
         if flow is not None and target is not None and config.flow is not None:

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from nablaflow.diffusion import Noise, Trajectories, Transitions, noised_afresh
 from nablaflow.estimators import Networks, Path, TrainingBatch, ValueGradients, path_log_ratio
-from nablaflow.estimators.pull import Samples, pull_samples
+from nablaflow.estimators.pull import PullSamples, pull_samples
 from nablaflow.methods import Method
-from nablaflow.models import DiffusionModel
 from nablaflow.rewards import Components
 from nablaflow.training.optimization import Objective
 from nablaflow.typing import Batch
@@ -179,7 +178,7 @@ class Update:
         levels: Bool[Tensor, "levels"],
         generator: torch.Generator,
         size: int | None = None,
-    ) -> Samples:
+    ) -> PullSamples:
         """`pull_samples`, from ``size`` trajectories at a time."""
         parts = path.pieces(size)
         return torch.cat([pull_samples(part, self.model, levels, generator) for part in parts])
