@@ -120,14 +120,8 @@ class DiffusionModel(abc.ABC):
             predict: in place of `predict` for these prompts.
             on_step: told k after each step.
         """
-        if predict is None:
-            condition = self.condition(prompts)
-
-            def predict(x: Tensor, k: Tensor) -> Prediction:
-                return self.predict(x, k, condition)
-
         return sample_trajectories(
-            predict,
+            predict or self._predictor(self.condition(prompts)),
             self.process,
             self.state_shape,
             noise,
@@ -137,6 +131,9 @@ class DiffusionModel(abc.ABC):
             n=len(prompts),
             keep_states=keep_states,
         )
+
+    def _predictor(self, condition: Condition) -> Predict:
+        return lambda x, k: self.predict(x, k, condition)
 
     def _guided_output(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
         if self.guidance_scale == 1.0 or condition.negative is None:

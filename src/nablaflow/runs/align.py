@@ -18,11 +18,12 @@ from nablaflow.models import model_source
 from nablaflow.models.rehearsal import rehearse
 from nablaflow.report.words import warnings
 from nablaflow.rewards import NamedReward
+from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.choices import as_chosen, undecided
 from nablaflow.runs.finish import Run, finish
 from nablaflow.runs.folder import check_run, open_run
 from nablaflow.runs.progress import progress_display, starter
-from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
+from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.sheets import write_missing_sheet, write_sheet
 from nablaflow.runs.stopping import (
     Interrupted,

@@ -5,7 +5,6 @@ What was chosen stands in the run's config.yaml, so that a resumed run and a mea
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from nablaflow.config.recipe import Config
@@ -30,7 +29,7 @@ def with_beta(config: Config, beta: float) -> Config:
 
 def undecided(config: Config) -> TiltRule | None:
     """The rule that the run finds its beta by, if its configuration has no number."""
-    beta = getattr(config.method, "beta", None)
+    beta = config.method.beta
     return beta.rule if isinstance(beta, Undecided) else None
 
 
@@ -44,7 +43,7 @@ def as_chosen(config: Config) -> Config:
     if config.flow and saved.flow and config.flow.channels == "auto":
         config = _replaced(config, "flow", channels=saved.flow.channels)
     if undecided(config):
-        config = with_beta(config, getattr(saved.method, "beta", math.nan))
+        config = with_beta(config, saved.method.beta)
     return config
 
 

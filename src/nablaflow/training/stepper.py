@@ -38,13 +38,10 @@ class Stepper:
         self.optimizer = make_optimizer(config.optimizer, objective)
         self._schedule = Schedule(config.optimizer, self.optimizer)
         self._wrapped, self._prepared = accelerator.prepare(objective, self.optimizer)
-        decay, flow, target = (
-            config.adapter.ema_decay,
-            objective.flow,
-            objective.networks.flow_target,
-        )
+        decay = config.adapter.ema_decay
         self.average = None if decay is None else Average(objective.policy, decay)
         self._averages = [] if self.average is None else [self.average]
+        flow, target = objective.flow, objective.networks.flow_target
         if flow is not None and target is not None and config.flow is not None:
             self._averages.append(Average(flow, config.flow.ema_decay, into=target))
         self.micro_batch = config.training.micro_batch
@@ -110,7 +107,7 @@ class Stepper:
         self.accelerator.unscale_gradients()
         found = clip_gradients(self.optimizer, self.config.optimizer.max_grad_norm)
         names = ("policy_gradient_norm", "flow_gradient_norm")
-        norms = dict(zip(names, found, strict=False))
+        norms: Record = dict(zip(names, found, strict=False))
         if self.accelerator.scaler is None:  # a scaler leaves such a step out by itself
             self.check(norms)
         self._prepared.step()
