@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from inspect import isabstract
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -338,12 +339,16 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _group(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The class of a field that is a group of settings (or null), else None."""
+    """The class of a field that is a group of settings (or null), else None.
+
+    An abstract class, as a method's is, stands for several of them.
+    """
     field = model.model_fields.get(name)
     if field is None or field.discriminator is not None:
         return None
     kinds = (field.annotation, *get_args(field.annotation))
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Settings)), None)
+    groups = (k for k in kinds if isinstance(k, type) and issubclass(k, Settings))
+    return next((k for k in groups if not isabstract(k)), None)
 
 
 def _place(

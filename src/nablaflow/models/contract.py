@@ -6,6 +6,7 @@ import abc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -103,6 +104,7 @@ class DiffusionModel(abc.ABC):
         prompts: list[str],
         noise: Noise,
         *,
+        condition: Condition | None = None,
         keep: Int[Tensor, "trajectory transition"] | None = None,
         keep_states: bool = False,
         predict: Predict | None = None,
@@ -115,13 +117,17 @@ class DiffusionModel(abc.ABC):
         Args:
             prompts: one for each trajectory; texts of any kind for an unconditional model.
             noise: a generator for each trajectory, or one that draws for all of them at once.
+            condition: of the prompts, where it is there already.
             keep: step indices of the transitions to keep, for each trajectory.
             keep_states: keep every state besides.
             predict: in place of `predict` for these prompts.
             on_step: told k after each step.
         """
+        if predict is None:
+            given = self.condition(prompts) if condition is None else condition
+            predict = partial(self.predict, condition=given)
         return sample_trajectories(
-            predict or self._predictor(self.condition(prompts)),
+            predict,
             self.process,
             self.state_shape,
             noise,
@@ -131,9 +137,6 @@ class DiffusionModel(abc.ABC):
             n=len(prompts),
             keep_states=keep_states,
         )
-
-    def _predictor(self, condition: Condition) -> Predict:
-        return lambda x, k: self.predict(x, k, condition)
 
     def _guided_output(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
         if self.guidance_scale == 1.0 or condition.negative is None:

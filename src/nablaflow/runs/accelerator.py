@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
-from nablaflow.config.recipe import Config
+from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import UserError
 from nablaflow.training.allocator import keep_freed_memory
 
@@ -37,19 +37,19 @@ def fresh_accelerator() -> Iterator[None]:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def make_accelerator(config: Config, run: Path) -> Accelerator:
+def make_accelerator(training: TrainingSettings, run: Path) -> Accelerator:
     """The accelerator of the run, on the device and in the precision asked for, or an error."""
-    device = config.training.device
+    device = training.device
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device, True):
         raise UserError(f"training.device: there is no {device} here; use auto or cpu")
-    trackers: Any = list(config.training.trackers)
+    trackers: Any = list(training.trackers)
     for name in trackers:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"training.trackers: {name} is not installed; pip install {name}")
     try:
         accelerator = Accelerator(
-            mixed_precision=MIXED_PRECISION[config.training.precision],
+            mixed_precision=MIXED_PRECISION[training.precision],
             cpu=device == "cpu",
             log_with=trackers or None,  # for an empty list accelerate would warn
             project_config=ProjectConfiguration(str(run), logging_dir=str(run / "logs")),

@@ -7,6 +7,7 @@ import math
 import psutil
 
 from nablaflow.config.recipe import Config
+from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import UserError
 from nablaflow.methods import METHODS, Method
 from nablaflow.models.pipelines import PipelineModel
@@ -45,8 +46,8 @@ def check_model(
     check_reward(method, reward, model, prompts)
 
 
-def check_shares(config: Config, processes: int) -> None:
-    training = config.training
+def check_shares(training: TrainingSettings, processes: int) -> None:
+    """Refuse trajectories that do not divide among the processes and their optimizer steps."""
     total = training.prompts_per_update * training.images_per_prompt
     if total % processes:
         raise UserError(

@@ -7,11 +7,57 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerate.state import PartialState
+from accelerate.utils import broadcast_object_list
+
 from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
+from nablaflow.evaluation.beta import ChosenBeta, find_beta
+from nablaflow.evaluation.measure import StartProgress
 from nablaflow.methods.tilt_rule import TiltRule, Undecided
 from nablaflow.models.adapters import LoraAdapter
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.rewards import NamedReward
 from nablaflow.runs.folder import saved_config
+
+
+def settle(
+    config: Config,
+    model: PipelineModel,
+    reward: NamedReward,
+    prompts: list[str],
+    start: StartProgress,
+) -> tuple[Config, list[str]]:
+    """With the adapter's targets and the beta that it leaves to the run, and lines about both."""
+    config, choices = with_targets(config, model), [str(model.adapter.coverage)]
+    rule = undecided(config)
+    if rule is not None:
+        found = _found_beta(rule, config, model, reward, prompts, start)
+        config = with_beta(config, found.beta)
+        choices.append(str(found))
+    return config, choices
+
+
+def _found_beta(
+    rule: TiltRule,
+    config: Config,
+    model: PipelineModel,
+    reward: NamedReward,
+    prompts: list[str],
+    start: StartProgress,
+) -> ChosenBeta:
+    """The main process's, on all of them."""
+    found: list[ChosenBeta | UserError | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            found = [find_beta(rule, model, reward, prompts, start, config.evaluation.batch)]
+        except UserError as error:
+            found = [error]
+    (chosen,) = broadcast_object_list(found)
+    if isinstance(chosen, UserError):
+        raise chosen
+    assert chosen is not None
+    return chosen
 
 
 def with_targets(config: Config, model: PipelineModel) -> Config:

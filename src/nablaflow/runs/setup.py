@@ -10,15 +10,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import PartialState
-from accelerate.utils import broadcast_object_list
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.evaluation.beta import ChosenBeta, find_beta
 from nablaflow.evaluation.guard import Guard
 from nablaflow.evaluation.measure import StartProgress, Subject
-from nablaflow.methods.tilt_rule import TiltRule
 from nablaflow.models import (
     FlowScore,
     fingerprint,
@@ -32,7 +28,7 @@ from nablaflow.prompts.sets import load_prompts, prompt_sets
 from nablaflow.rewards import NamedReward, load, probe
 from nablaflow.runs.accelerator import make_accelerator
 from nablaflow.runs.checks import check_model, check_settings, check_shares
-from nablaflow.runs.choices import undecided, with_beta, with_targets
+from nablaflow.runs.choices import settle
 from nablaflow.training.kernels import find_kernels, load_kernels
 from nablaflow.training.loop import Trainer
 
@@ -157,14 +153,14 @@ def prepare(
     prompts = sets.training
     check_settings(config, sets.evaluation)
     reward = replace(reward or load(config.reward), timeout=config.training.reward_timeout)
-    accelerator = make_accelerator(config, run)
-    check_shares(config, accelerator.num_processes)
+    accelerator = make_accelerator(config.training, run)
+    check_shares(config.training, accelerator.num_processes)
     model, mark = _load(config, accelerator.device)
     check_model(config, model, reward, prompts)
     _note_cuts(model, [*prompts, *sets.evaluation], accelerator)
     if config.sampler.variance == "analytic":
         _settle_kernels(config, model, prompts, checkpoint, shown=accelerator.is_main_process)
-    config, choices = _chosen(config, model, reward, prompts, start)
+    config, choices = settle(config, model, reward, prompts, start)
     _suit(model, config)
     config, flow, sizes = _flow(config, model)
     guard = make_guard(config, prompts, model, reward)
@@ -189,23 +185,6 @@ def _load(config: Config, device: torch.device) -> tuple[PipelineModel, str]:
     mark = fingerprint(pipeline) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
     return load_model(pipeline, config.sampler, config.adapter, device), mark
-
-
-def _chosen(
-    config: Config,
-    model: PipelineModel,
-    reward: NamedReward,
-    prompts: list[str],
-    start: StartProgress,
-) -> tuple[Config, list[str]]:
-    """With the adapter's targets and the beta that it leaves to the run, and lines about both."""
-    config, choices = with_targets(config, model), [str(model.adapter.coverage)]
-    rule = undecided(config)
-    if rule is not None:
-        found = _found_beta(rule, config, model, reward, prompts, start)
-        config = with_beta(config, found.beta)
-        choices.append(str(found))
-    return config, choices
 
 
 def _suit(model: PipelineModel, config: Config) -> None:
@@ -238,28 +217,6 @@ def _settle_kernels(
         find_kernels(model, prompts, config.evaluation.batch, shown=shown)
     else:
         load_kernels(model, checkpoint)
-
-
-def _found_beta(
-    rule: TiltRule,
-    config: Config,
-    model: PipelineModel,
-    reward: NamedReward,
-    prompts: list[str],
-    start: StartProgress,
-) -> ChosenBeta:
-    """The main process's, on all of them."""
-    found: list[ChosenBeta | UserError | None] = [None]
-    if PartialState().is_main_process:
-        try:
-            found = [find_beta(rule, model, reward, prompts, start, config.evaluation.batch)]
-        except UserError as error:
-            found = [error]
-    (chosen,) = broadcast_object_list(found)
-    if isinstance(chosen, UserError):
-        raise chosen
-    assert chosen is not None
-    return chosen
 
 
 def _note_cuts(model: PipelineModel, prompts: list[str], accelerator: Accelerator) -> None:

@@ -21,6 +21,7 @@ from nablaflow.diffusion import Noise, Trajectories, Transitions, noised_afresh
 from nablaflow.estimators import Networks, Path, TrainingBatch, ValueGradients, path_log_ratio
 from nablaflow.estimators.pull import PullSamples, pull_samples
 from nablaflow.methods import Method
+from nablaflow.models import Condition
 from nablaflow.rewards import Components
 from nablaflow.training.optimization import Objective
 from nablaflow.typing import Batch
@@ -81,11 +82,16 @@ class Update:
             UserError: the reward breaks its contract.
             FloatingPointError: a state is not finite, so that no reward is blamed for it.
         """
-        n = len(prompts)
+        n, condition = len(prompts), self.model.condition(prompts)
         size = size or n
         rows = [slice(start, min(start + size, n)) for start in range(0, n, size)]
         parts = [
-            self._sample(prompts[part], noise if size >= n else _of(noise, part), keep[part])
+            self._sample(
+                prompts[part],
+                condition[part],
+                noise if size >= n else _of(noise, part),
+                keep[part],
+            )
             for part in rows
         ]
         x0 = torch.cat([part.x0 for part in parts])
@@ -102,7 +108,7 @@ class Update:
         return Rollout(
             x0=x0,
             states=torch.cat(states, dim=1) if states else None,
-            condition=self.model.condition(prompts),
+            condition=condition,
             prompts=prompts,
             transitions=_transitions(parts, size),
             log_prob=torch.cat([part.log_prob for part in parts]),
@@ -111,8 +117,12 @@ class Update:
             components=components,
         )
 
-    def _sample(self, prompts: list[str], noise: Noise, keep: Tensor) -> Trajectories:
-        found = self.model.sample(prompts, noise, keep=keep, keep_states=self._keeps_states)
+    def _sample(
+        self, prompts: list[str], condition: Condition, noise: Noise, keep: Tensor
+    ) -> Trajectories:
+        found = self.model.sample(
+            prompts, noise, condition=condition, keep=keep, keep_states=self._keeps_states
+        )
         fresh = self.method.fresh_levels(self.model.process)
         return found if fresh is None else noised_afresh(self.model.process, found, fresh, noise)
 
