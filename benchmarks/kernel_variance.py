@@ -22,7 +22,7 @@ from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.distances import energy_distance, mean_distance, mode_weight_error
 from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.process import ALPHA_BAR
-from nablaflow.training.allocator import keep_freed_memory
+from nablaflow.memory import keep_freed_memory
 
 
 class ExactValueGradient(nn.Module):

@@ -22,8 +22,8 @@ def loop() -> dict[str, Any]:
 
 
 def test_it_is_about_thirty_lines(loop: dict[str, Any]) -> None:
-    text = PAGE.read_text(encoding="utf-8").split("```")[1]
-    assert len([line for line in text.splitlines() if line.strip()]) <= 33
+    lines = PAGE.read_text(encoding="utf-8").split("```")[1].splitlines()[1:]
+    assert len([line for line in lines if line.strip()]) <= 33
     assert loop["number"] == 2
 
 
@@ -42,10 +42,12 @@ def test_it_moves_the_policy_toward_the_reward_and_leaves_the_reference(
     policy = warmth()
     with model.reference():
         reference = warmth()
-    gain = policy - reference
-    assert gain.mean() > 2 * gain.std() / len(gain) ** 0.5
-    network = loop["average"].values
-    assert all(value.isfinite().all() for value in network.values())
+    # By a sign test: of 16 coins, 13 or more fall on one side in 1 of 100 throws.
+    assert int((policy > reference).sum()) >= 13
+    averaged = loop["average"].values
+    for name, weight in model.network.named_parameters():
+        if weight.requires_grad and "lora_B" in name:  # which start at 0
+            assert 0 < averaged[name].norm() < weight.norm()
 
 
 def test_its_images_are_the_policys(loop: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def watch(trainer: Trainer) -> list[TrainingBatch]:
 
 def estimate(trainer: Trainer, rollout: Rollout, size: int = TRAJECTORIES) -> Any:
     trainer.begin_gamma()
-    return trainer.batches.update.estimates(rollout, size)
+    return trainer.batches.core.estimates(rollout, size)
 
 
 def rolled_out(parts: Parts, share: Share) -> Rollout:
@@ -69,7 +69,7 @@ def rolled_out(parts: Parts, share: Share) -> Rollout:
         share=share,
     )
     noise = trajectory_noise(plan.seeds)
-    return parts.trainer.batches.update.rollout(plan.prompts, noise, plan.keep, size=2)
+    return parts.trainer.batches.core.rollout(plan.prompts, noise, plan.keep, size=2)
 
 
 # --- every method trains --------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def test_the_settings_bound_how_many_trajectories_have_a_graph(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, given: list[str], sizes: list[int]
 ):
     trainer = make_parts("method=terminal", *given).trainer
-    kind, seen = type(trainer.batches.update.estimator), []
+    kind, seen = type(trainer.batches.core.estimator), []
     find = kind.estimate
 
     def watched(self: Any, path: Any, *rest: Any) -> Any:

@@ -17,7 +17,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import UserError
-from nablaflow.training.allocator import keep_freed_memory
+from nablaflow.memory import keep_freed_memory
 
 # The others wait while the main process measures the run at its end.
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=12))

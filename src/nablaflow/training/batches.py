@@ -82,10 +82,10 @@ class Batches:
     """Makes the batch of each update; what it depends on besides the weights is in `state`."""
 
     def __init__(
-        self, config: Config, prompts: list[str], update: Update, accelerator: Accelerator
+        self, config: Config, prompts: list[str], core: Update, accelerator: Accelerator
     ) -> None:
-        self.config, self.prompts, self.update = config, prompts, update
-        self.accelerator, self.model = accelerator, update.model
+        self.config, self.prompts, self.core = config, prompts, core
+        self.accelerator, self.model = accelerator, core.model
         self._pending: Rollout | None = None
         training = config.training
         self._rollout_batch = training.rollout_batch
@@ -114,7 +114,7 @@ class Batches:
         def work(size: int) -> Rollout:
             with self.accelerator.autocast():
                 noise = trajectory_noise(plan.seeds)
-                return self.update.rollout(plan.prompts, noise, plan.keep, size)
+                return self.core.rollout(plan.prompts, noise, plan.keep, size)
 
         rollout, size = halving(work, self._rollout_batch or n, "training.rollout_batch")
         self._rollout_batch = size if size < n else self._rollout_batch
@@ -124,7 +124,7 @@ class Batches:
         training, seed = self.config.training, self.config.seed
         texts = prompt_batch(self.prompts, number, training.prompts_per_update, seed)
         prompts = [text for text in texts for _ in range(training.images_per_prompt)]
-        method, process, strata = self.update.method, self.model.process, self.config.strata
+        method, process, strata = self.core.method, self.model.process, self.config.strata
         return RolloutPlan.draw(
             prompts,
             seed=seed,
@@ -136,13 +136,13 @@ class Batches:
     def _share(self, total: int) -> Share:
         return Share.of(total, self.accelerator.process_index, self.accelerator.num_processes)
 
-    def check_reference(self, rollout: Rollout) -> None:
+    def _check_reference(self, rollout: Rollout) -> None:
         """Raise `UserError` where the estimates would move the policy without any reward.
 
         Args:
             rollout: of the untrained policy; all processes find the same.
         """
-        estimator = self.update.estimator
+        estimator = self.core.estimator
         if estimator is None:
             return
         levels = estimator.rewardless_levels(self.model.process)
@@ -150,22 +150,29 @@ class Batches:
             return
         seed = stream(self.config.seed, "pull", self.accelerator.process_index)
         own = self._by_trajectories(
-            lambda size: self.update.pull(
-                rollout, levels, torch.Generator().manual_seed(seed), size
-            ),
+            lambda size: self.core.pull(rollout, levels, torch.Generator().manual_seed(seed), size),
             len(rollout),
         )
         samples: Any = self.accelerator.gather(own.float().to(self.model.device))
         if len(samples) >= FEWEST:
-            Pull.of(samples.cpu().double()).check(self.update.method.name)
+            Pull.of(samples.cpu().double()).check(self.core.method.name)
 
-    def training_batch(self, rollout: Rollout) -> TrainingBatch:
-        """The rollout's transitions, with value gradients where the method has an estimator."""
+    def training_batch(self, rollout: Rollout, number: int) -> TrainingBatch:
+        """The rollout's transitions, with value gradients where the method has an estimator.
+
+        Args:
+            number: index of the update, from 0.
+
+        Raises:
+            UserError: at the first update: the estimates would move the policy without any reward.
+        """
+        if number == 0:
+            self._check_reference(rollout)
         credits = self._credits(rollout)
-        if self.update.estimator is None:
-            return self.update.batch(rollout, credits)
+        if self.core.estimator is None:
+            return self.core.batch(rollout, credits)
         return self._by_trajectories(
-            lambda size: self.update.batch(rollout, credits, size), len(rollout)
+            lambda size: self.core.batch(rollout, credits, size), len(rollout)
         )
 
     def _by_trajectories(self, work: Callable[[int], T], trajectories: int) -> T:
@@ -182,10 +189,10 @@ class Batches:
 
     def _credits(self, rollout: Rollout) -> Tensor | None:
         """Of this process's trajectories, found from the scores of all processes."""
-        accelerator, method, log_ratio = self.accelerator, self.update.method, None
+        accelerator, method, log_ratio = self.accelerator, self.core.method, None
         if method.needs_path_ratio:
             own: Any = self._by_trajectories(
-                lambda size: self.update.log_ratio(rollout, size), len(rollout)
+                lambda size: self.core.log_ratio(rollout, size), len(rollout)
             )
             log_ratio: Any = accelerator.gather(own)
         scores: Any = accelerator.gather(rollout.scores.to(self.model.device))
@@ -226,4 +233,4 @@ class Batches:
             )
         share = pending[self.accelerator.process_index]
         assert share is not None
-        return self.update.restored(share)
+        return self.core.restored(share)

@@ -92,9 +92,7 @@ class Trainer:
         try:
             trained, fresh = self.batches.rollouts(self.update)
             rolled_out = self.clock()
-            if self.update == 0:
-                self.batches.check_reference(trained)
-            batch = self.batches.training_batch(trained)
+            batch = self.batches.training_batch(trained, self.update)
             estimated = self.clock()
             parts = batch.split(self.config.training.steps_per_rollout)
             records = [self._optimizer_step(part, fresh) for part in parts]

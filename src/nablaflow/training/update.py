@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nablaflow.diffusion import Noise, Trajectories, Transitions, noised_afresh
+from nablaflow.errors import UserError
 from nablaflow.estimators import Networks, Path, TrainingBatch, ValueGradients, path_log_ratio
 from nablaflow.estimators.pull import PullSamples, pull_samples
 from nablaflow.methods import Method
@@ -79,7 +80,7 @@ class Update:
             size: trajectories at once, which takes a generator for each; None: all.
 
         Raises:
-            UserError: the reward breaks its contract.
+            UserError: the reward breaks its contract, or one generator is given for parts.
             FloatingPointError: a state is not finite, so that no reward is blamed for it.
         """
         n, condition = len(prompts), self.model.condition(prompts)
@@ -196,7 +197,10 @@ class Update:
 
 def _of(noise: Noise, part: slice) -> list[torch.Generator]:
     if isinstance(noise, torch.Generator):
-        raise ValueError("a rollout in parts needs a generator for each trajectory")
+        raise UserError(
+            "noise: a rollout in parts (size=…) needs a generator for each trajectory; give "
+            "nablaflow.diffusion.trajectory_noise(seeds)"
+        )
     return noise[part]
 
 
