@@ -13,11 +13,12 @@ from accelerate.utils import broadcast_object_list
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.evaluation.beta import ChosenBeta, find_beta
-from nablaflow.evaluation.measure import StartProgress
 from nablaflow.methods.tilt_rule import TiltRule, Undecided
 from nablaflow.models.adapters import LoraAdapter
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
+from nablaflow.runs.checks import note_on_speed
 from nablaflow.runs.folder import saved_config
 
 
@@ -29,7 +30,8 @@ def settle(
     start: StartProgress,
 ) -> tuple[Config, list[str]]:
     """With the adapter's targets and the beta that it leaves to the run, and lines about both."""
-    config, choices = with_targets(config, model), [str(model.adapter.coverage)]
+    config = with_targets(config, model)
+    choices = [str(model.adapter.coverage), *note_on_speed(model)]
     rule = undecided(config)
     if rule is not None:
         found = _found_beta(rule, config, model, reward, prompts, start)

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.evaluation.guard import Guard
-from nablaflow.evaluation.measure import StartProgress, Subject
+from nablaflow.evaluation.measure import Subject
 from nablaflow.models import (
     FlowScore,
     fingerprint,
@@ -24,6 +24,7 @@ from nablaflow.models import (
     model_source,
 )
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import load_prompts, prompt_sets
 from nablaflow.rewards import NamedReward, load, probe
 from nablaflow.runs.accelerator import make_accelerator
@@ -131,7 +132,7 @@ def prepare(
     run: Path,
     reward: NamedReward | None = None,
     checkpoint: Path | None = None,
-    start: StartProgress = lambda what, total: lambda done: None,
+    start: StartProgress = unseen,
 ) -> Parts:
     """Load and check everything that the configuration names; writes nothing.
 
@@ -139,7 +140,7 @@ def prepare(
         reward: in place of the configuration's.
         checkpoint: of the run that is gone on with or measured, whose kernels are taken; None:
             there is none, and analytic ones are estimated.
-        start: shows the work of finding beta, where that is left to the run.
+        start: shows the work of finding kernels and beta, where those are left to the run.
 
     Raises:
         UserError: whatever of it does not fit, with the remedy.
@@ -159,7 +160,8 @@ def prepare(
     check_model(config, model, reward, prompts)
     _note_cuts(model, [*prompts, *sets.evaluation], accelerator)
     if config.sampler.variance == "analytic":
-        _settle_kernels(config, model, prompts, checkpoint, shown=accelerator.is_main_process)
+        seen = start if accelerator.is_main_process else unseen
+        _settle_kernels(config, model, prompts, checkpoint, seen)
     config, choices = settle(config, model, reward, prompts, start)
     _suit(model, config)
     config, flow, sizes = _flow(config, model)
@@ -210,11 +212,10 @@ def _settle_kernels(
     model: PipelineModel,
     prompts: list[str],
     checkpoint: Path | None,
-    *,
-    shown: bool,
+    start: StartProgress,
 ) -> None:
     if checkpoint is None:
-        find_kernels(model, prompts, config.evaluation.batch, shown=shown)
+        find_kernels(model, prompts, config.evaluation.batch, start)
     else:
         load_kernels(model, checkpoint)
 
