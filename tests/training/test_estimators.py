@@ -14,13 +14,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from nablaflow.config.recipe import Config, named_kinds
+from nablaflow.config.recipe import Config
 from nablaflow.diffusion import ReverseProcess, draw_transitions
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.estimators import TrainingBatch
 from nablaflow.methods import ValueMatching
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs.setup import Parts, prepare
+from nablaflow.settings import named_kinds
 from nablaflow.training import batches
 from nablaflow.training.estimates import estimate_in_parts
 from nablaflow.training.loop import Trainer

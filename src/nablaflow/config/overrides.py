@@ -12,9 +12,7 @@ from pydantic import BaseModel
 
 from nablaflow.config.recipe import (
     Config,
-    Kinds,
     method_settings,
-    named_kinds,
     parse_config,
     registered_methods,
     uses_flow,
@@ -22,6 +20,7 @@ from nablaflow.config.recipe import (
 from nablaflow.errors import UserError
 from nablaflow.prompts.source import absolute
 from nablaflow.rewards.secrets import masked
+from nablaflow.settings import Kinds, named_kinds
 
 Values = dict[str, Any]
 MOST_VALUES = 100_000  # that aliases may stand for

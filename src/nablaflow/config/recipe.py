@@ -7,11 +7,10 @@ builds that mapping from a recipe and the command line.
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -23,10 +22,11 @@ from pydantic import (
 )
 
 from nablaflow.config.settings import Evaluation, Guard, Optimizer, Seed, Training
-from nablaflow.config.values import RewardSpec, check_path, check_scalar, one_line, show
-from nablaflow.errors import UserError, nearest
-from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings, Settings
+from nablaflow.config.values import RewardSpec, check_path, check_scalar
+from nablaflow.errors import UserError, nearest, one_line, show
+from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings
 from nablaflow.prompts.source import PromptSource
+from nablaflow.settings import Kinds, Settings, dotted, explain, group_of, named_kinds, nearest_key
 
 # Settings whose text is a path; a list of prompts is none.
 PATHS = {("model",), ("output_dir",), ("prompts",), ("evaluation", "prompts"), ("guard", "prompts")}
@@ -114,8 +114,6 @@ def _least_fraction(steps: int) -> float:
 # --- the method: a name and the settings of the class registered under it ------------------------
 
 Group = TypeVar("Group", bound=BaseModel)
-Kinds = Mapping[str, type[BaseModel]]
-"""Classes by the name that chooses between them."""
 
 
 def registered_methods() -> Kinds:
@@ -171,15 +169,7 @@ def parse_method(value: Any) -> BaseModel:
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        raise _refusal(_explain(error, kind, ("method",))) from None
-
-
-def named_kinds(model: type[BaseModel], name: str) -> Kinds | None:
-    """What a field may hold that is one of several groups, as an estimator is; else None."""
-    field = model.model_fields.get(name)
-    if field is None or field.discriminator != "name":
-        return None
-    return {kind.model_fields["name"].default: kind for kind in get_args(field.annotation)}
+        raise _refusal(explain(error, kind, ("method",), _suggest)) from None
 
 
 def _chosen(kinds: Kinds, value: Any, place: str) -> tuple[type[BaseModel], dict[str, Any]]:
@@ -225,7 +215,7 @@ def parse_group(kind: type[Group], values: Mapping[str, Any], place: str) -> Gro
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        raise _refusal(_explain(error, kind, (place,))) from None
+        raise _refusal(explain(error, kind, (place,), _suggest)) from None
 
 
 # --- from a mapping to a configuration, or to one line --------------------------------------------
@@ -247,7 +237,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:
-        raise _refusal(_explain(error, Config, ())) from None
+        raise _refusal(explain(error, Config, (), _suggest)) from None
     # What is saved says what there is; flow settings that a recipe shares among methods may stay.
     return config if uses_flow(config.method) else config.model_copy(update={"flow": None})
 
@@ -259,7 +249,7 @@ def _check_values(value: Any, place: tuple[int | str, ...] = ()) -> None:
         if place in PATHS:
             check_path(value)
     except ValueError as error:
-        raise _refusal(f"{_dotted(place)}: {error}") from None
+        raise _refusal(f"{dotted(place)}: {error}") from None
     inner: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
         inner = value.items()
@@ -274,44 +264,9 @@ def _refusal(text: str) -> UserError:
     return UserError(one_line(text))
 
 
-def _explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> str:
-    """One line for the most telling of pydantic's errors: a misspelt key before what it left out.
-
-    Args:
-        model: the class that was validated; ``prefix`` is where it stands in the configuration.
-    """
-    errors = error.errors(include_url=False)
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    place, owner = _place(first["loc"], model)
-    key = _dotted((*prefix, *place))
-    last = str(place[-1]) if place else ""
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_suggest(last, owner)}"
-    field = owner.model_fields.get(last)
-    problem = _problem(first, key, field.description if field else None)
-    return f"{key}: {problem}" if key else problem
-
-
-def _problem(error: Any, key: str, description: str | None) -> str:
-    """What is wrong and the remedy, in this project's words, for one of pydantic's errors."""
-    kind, message, value = error["type"], error["msg"], error["input"]
-    if kind == "missing":
-        what = f" ({description})" if description else ""
-        return f"missing; set {key}=…{what}"
-    if kind in ("value_error", "assertion_error"):
-        return re.sub(r"^(Value|Assertion) error, ", "", message)
-    if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        return f"{show(value)} is not a choice; {nearest(str(value), choices)}"
-    if kind in ("model_type", "model_attributes_type"):
-        return f"must hold settings of its own, such as {key}.…=…, not {show(value)}"
-    must = re.sub(r"^Input (should|is not) (be )?", "must be ", message)
-    return f"{must}, not {show(value)}"
-
-
 def _suggest(word: str, group: type[BaseModel]) -> str:
     """The nearest key beside the unknown one, or else the same key in another group."""
-    hint = nearest(word, group.model_fields)
+    hint = nearest_key(word, group)
     elsewhere = [key for key in _leaves(Config) if key.rsplit(".", 1)[-1] == word]
     if elsewhere and not hint.startswith("did you mean"):
         return f"did you mean {elsewhere[0]}?"
@@ -321,43 +276,10 @@ def _suggest(word: str, group: type[BaseModel]) -> str:
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The dotted keys of all settings that hold a value, those of every method included."""
     for name in model.model_fields:
-        group = _group(model, name)
+        group = group_of(model, name)
         kinds = registered_methods() if name == "method" else named_kinds(model, name)
         groups = [group] if group else list((kinds or {}).values())
         for inner in groups:
             yield from _leaves(inner, f"{prefix}{name}.")
         if not groups:
             yield prefix + name
-
-
-def _group(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The class of a field that is a group of settings (or null), else None."""
-    field = model.model_fields.get(name)
-    if field is None or field.discriminator is not None:
-        return None
-    kinds = (field.annotation, *get_args(field.annotation))
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Settings)), None)
-
-
-def _place(
-    loc: tuple[int | str, ...], model: type[BaseModel]
-) -> tuple[tuple[int | str, ...], type[BaseModel]]:
-    """``loc`` without the names of union members that pydantic puts into it, and its group."""
-    kept: list[int | str] = []
-    owner, group, kinds = model, model, None
-    for part in loc:
-        if kinds is not None:
-            group, kinds = kinds[str(part)], None
-        elif group is not None:
-            kept.append(part)
-            owner = group
-            group, kinds = _group(owner, str(part)), named_kinds(owner, str(part))
-        elif isinstance(part, int):
-            kept.append(part)
-    return tuple(kept), owner
-
-
-def _dotted(place: tuple[int | str, ...]) -> str:
-    """``("training", "trackers", 0)`` as ``training.trackers[0]``."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
-    return "".join(parts).removeprefix(".")

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from nablaflow.config.values import RewardSpec
-from nablaflow.models import Settings
 from nablaflow.prompts.source import PromptSource
+from nablaflow.settings import Settings
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]

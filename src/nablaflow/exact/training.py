@@ -20,8 +20,8 @@ from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.networks import ValueNetwork, VectorFlowScore
 from nablaflow.exact.problem import Problem
 from nablaflow.methods import Method, Networks
-from nablaflow.models import Settings
 from nablaflow.models.adapters import trainable_state
+from nablaflow.settings import Settings
 from nablaflow.training.average import Average
 from nablaflow.training.objective import Objective
 from nablaflow.training.optimizer import learning_rate_factor, make_optimizer

@@ -22,7 +22,8 @@ from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.estimators import Estimator, Networks, TrainingBatch
 from nablaflow.methods.tilt_rule import TiltStrength
-from nablaflow.models import FlowScore, Settings
+from nablaflow.models import FlowScore
+from nablaflow.settings import Settings
 from nablaflow.typing import Latents
 
 

@@ -9,7 +9,7 @@ import torch
 
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.estimators import Networks
-from nablaflow.models import Settings
+from nablaflow.settings import Settings
 from nablaflow.typing import Latents
 
 

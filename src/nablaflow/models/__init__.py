@@ -4,7 +4,7 @@ from nablaflow.models.contract import Condition, DiffusionModel
 from nablaflow.models.flow_score import FlowScore, UNetFlowScore
 from nablaflow.models.flow_size import make_flow_score
 from nablaflow.models.load import FAMILIES, load_model, load_pipeline
-from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings, Settings
+from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
 from nablaflow.models.source import fingerprint, model_source
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "FlowScore",
     "FlowSettings",
     "SamplerSettings",
-    "Settings",
     "UNetFlowScore",
     "fingerprint",
     "load_model",
