@@ -42,6 +42,11 @@ class Config(Settings):
         min_length=1,
         description='"nano", a folder in diffusers format, or a hub id',
     )
+    model_hash: str | None = Field(
+        default=None,
+        description="of the weights of a pipeline that was handed over in Python, which are "
+        "checked when the run is resumed or measured; null: they are not",
+    )
     reward: RewardSpec = Field(
         description="name of a reward, path/to/file.py:function, a mapping with name and settings, "
         "or a mapping of those to weights"

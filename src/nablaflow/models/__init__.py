@@ -3,9 +3,10 @@
 from nablaflow.models.contract import Condition, DiffusionModel
 from nablaflow.models.flow_score import FlowScore, UNetFlowScore
 from nablaflow.models.flow_size import make_flow_score
-from nablaflow.models.load import FAMILIES, load_model, load_pipeline
+from nablaflow.models.live import LivePipeline
+from nablaflow.models.load import FAMILIES, hand_over, load_model, load_pipeline
 from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
-from nablaflow.models.source import fingerprint, model_source
+from nablaflow.models.source import Source, fingerprint, model_source
 
 __all__ = [
     "FAMILIES",
@@ -14,9 +15,12 @@ __all__ = [
     "DiffusionModel",
     "FlowScore",
     "FlowSettings",
+    "LivePipeline",
     "SamplerSettings",
+    "Source",
     "UNetFlowScore",
     "fingerprint",
+    "hand_over",
     "load_model",
     "load_pipeline",
     "make_flow_score",

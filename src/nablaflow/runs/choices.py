@@ -39,6 +39,8 @@ def as_chosen(config: Config) -> Config:
     saved = saved_config(config.output_dir)
     if saved is None:
         return config  # the caller says so
+    if config.model_hash is None:  # by name now: still the pipeline that the run was begun with
+        config = config.model_copy(update={"model_hash": saved.model_hash})
     if config.adapter.targets == "auto":
         config = _replaced(config, "adapter", targets=saved.adapter.targets)
     if config.flow and saved.flow and config.flow.channels == "auto":

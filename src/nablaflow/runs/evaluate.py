@@ -14,9 +14,12 @@ from rich.console import Console
 from nablaflow.config.overrides import parse_override
 from nablaflow.errors import UserError
 from nablaflow.evaluation.protocol import Plan, carry_out
+from nablaflow.models import LivePipeline
 from nablaflow.prompts.sets import Source
 from nablaflow.report import protocol_curves
+from nablaflow.rewards import NamedReward
 from nablaflow.runs.folder import load_run_config
+from nablaflow.runs.pretrained import check_may_be_given
 from nablaflow.runs.progress import progress_display, starter
 from nablaflow.runs.setup import fresh_accelerator, prepare
 from nablaflow.runs.trust import check_trusted, parts_of_run
@@ -37,6 +40,8 @@ def evaluate_run(
     settings: Sequence[str] = (),
     trusted: bool = False,
     console: Console | None = None,
+    reward: NamedReward | None = None,
+    pipeline: LivePipeline | None = None,
 ) -> dict[str, Any]:
     """Measure a run's checkpoints again; writes nothing.
 
@@ -48,9 +53,11 @@ def evaluate_run(
         only_last: leave the checkpoints before the last out, the guard's best among them.
         prompts: in place of the run's own, which are then not read; all that a recipe may have as
             ``prompts``. The exact tilt, which is of the run's own, is left out.
-        settings: ``reward=…``, in place of the run's own.
+        settings: ``reward=…``, in place of the run's own; ``model=…``, where the same model is now.
         trusted: whether the user's word is given for what the run asks for, see
             `nablaflow.runs.trust`.
+        reward: a function, in place of the run's own reward.
+        pipeline: the one that the run was begun with, where it has no name.
 
     Returns:
         What ``summary.json`` has of figures, and the protocol's under ``protocol``.
@@ -62,12 +69,17 @@ def evaluate_run(
     overrides = ["guard=null"]  # it watches training, with rewards and prompts of its own
     overrides += [] if n is None else [f"evaluation.n={n}"]
     overrides += [] if prompts is None else _measured_on(prompts)
-    own = parts_of_run(settings) - (set() if prompts is None else {"prompts", "evaluation"})
+    own = parts_of_run(settings, ("reward", "model"))
+    own -= set() if prompts is None else {"prompts", "evaluation"}
+    own -= {"reward"} if reward else set()
     config = load_run_config(folder, [*overrides, *settings])
+    if "model" not in own or pipeline is not None:
+        check_may_be_given(config)
+        own -= {"model"}
     check_trusted(config, folder, own, trusted=trusted)
     with steady(folder) as place, fresh_accelerator():
         found = whole_checkpoints(place)
-        parts = prepare(config, folder, checkpoint=found[-1])
+        parts = prepare(config, folder, reward, found[-1], pipeline=pipeline)
         n = config.evaluation.n
         parts.tell(parts.notes)
         plan = Plan.of(metrics, features, n, len(parts.evaluated), parts.model.device)

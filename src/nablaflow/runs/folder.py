@@ -234,10 +234,12 @@ def _settings_in(file: Path) -> Any:
 
 
 def _changes(old: Any, new: Any) -> Iterable[str]:
-    """The settings that differ and may not."""
+    """The settings that differ and may not; the same weights may have another name."""
+    known = old.get("model_hash")
+    free = FREE | {"model"} if known is not None and known == new.get("model_hash") else FREE
     for part in _differences(old, new):
         measured = part.startswith("evaluation.") and part != "evaluation.hold_out"
-        if part not in FREE and not measured:
+        if part not in free and not measured:
             yield part
 
 

@@ -25,11 +25,11 @@ from nablaflow.evaluation.measure import StartProgress, Subject
 from nablaflow.methods import Method
 from nablaflow.methods.tilt_rule import TiltRule
 from nablaflow.models import (
+    LivePipeline,
+    Source,
     fingerprint,
     load_model,
-    load_pipeline,
     make_flow_score,
-    model_source,
 )
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.prompts.sets import load_prompts, prompt_sets
@@ -44,11 +44,11 @@ from nablaflow.runs.checks import (
     check_shares,
 )
 from nablaflow.runs.choices import undecided, with_beta, with_targets
+from nablaflow.runs.pretrained import load_pretrained, source_of
 from nablaflow.training.allocator import keep_freed_memory
 from nablaflow.training.kernels import find_kernels, load_kernels
 from nablaflow.training.loop import Trainer
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The others wait while the main process measures the run at its end.
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=12))
 LOOKS, LOOKED_AT = 5, 32  # of a guard that is left to itself: looks, and images of each
@@ -62,6 +62,7 @@ class Parts:
     Attributes:
         config: with what it left to the run.
         prompts: to train on.
+        source: of the pretrained pipeline.
         fingerprint: of the pretrained weights; names their reference bank.
         evaluated: prompts to measure on.
         notes: lines for the user about the prompts.
@@ -72,6 +73,7 @@ class Parts:
     prompts: list[str]
     model: PipelineModel
     reward: NamedReward
+    source: Source
     fingerprint: str
     trainer: Trainer
     accelerator: Accelerator
@@ -189,6 +191,7 @@ def prepare(
     reward: NamedReward | None = None,
     checkpoint: Path | None = None,
     start: StartProgress = lambda what, total: lambda done: None,
+    pipeline: LivePipeline | None = None,
 ) -> Parts:
     """Load and check everything that the configuration names; writes nothing.
 
@@ -197,6 +200,7 @@ def prepare(
         checkpoint: of the run that is gone on with or measured, whose kernels are taken; None:
             there is none, and analytic ones are estimated.
         start: shows the work of finding beta, where that is left to the run.
+        pipeline: in place of the model that the configuration names.
 
     Raises:
         UserError: whatever of it does not fit, with the remedy.
@@ -218,10 +222,10 @@ def prepare(
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_shares(config, accelerator.num_processes)
-    pipeline = load_pipeline(model_source(config.model), _dtype(config))
-    mark = fingerprint(pipeline) if config.evaluation.bank else ""
+    pretrained = load_pretrained(config, pipeline)
+    mark = fingerprint(pretrained) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
-    model = load_model(pipeline, config.sampler, config.adapter, accelerator.device)
+    model = load_model(pretrained, config.sampler, config.adapter, accelerator.device)
     check_fits(config, model)
     check_prompts(config, model)
     config = with_targets(config, model)
@@ -255,6 +259,7 @@ def prepare(
         prompts,
         model,
         reward,
+        source_of(config, pipeline),
         mark,
         trainer,
         accelerator,
@@ -304,12 +309,6 @@ def _note_cuts(model: PipelineModel, prompts: list[str], accelerator: Accelerato
     note = model.note_on(prompts)
     if note is not None and accelerator.is_main_process:
         print(note, file=sys.stderr)
-
-
-def _dtype(config: Config) -> torch.dtype:
-    """A LoRA trains on top of weights in half precision; weights that train stay in float32."""
-    full = config.adapter.kind == "full"
-    return torch.float32 if full else DTYPES[config.training.precision]
 
 
 def _checkpoint_gradients(model: PipelineModel) -> None:

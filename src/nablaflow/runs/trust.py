@@ -113,21 +113,25 @@ def _is_of_run(recipe: Path) -> bool:
     return recipe.name == CONFIG and any((recipe.parent / name).exists() for name in beside)
 
 
-def parts_of_run(settings: Sequence[str]) -> set[str]:
+def parts_of_run(settings: Sequence[str], others: Sequence[str] = ("reward",)) -> set[str]:
     """The parts that `nablaflow eval` and `compare` use and that no setting of the user replaces.
 
+    Args:
+        others: what may be given in place of the run's own.
+
     Raises:
-        UserError: a setting is of something other than the reward.
+        UserError: a setting is of something else.
     """
     replaced = set()
     for text in settings:
         path, _ = parse_override(text)
-        if path[0] != "reward":
+        if path[0] not in others:
+            may = " or ".join(f"{name}=…" for name in others)
             raise UserError(
-                f"{'.'.join(path)}: only reward=… can be given beside a run; the rest is its own"
+                f"{'.'.join(path)}: only {may} can be given beside a run; the rest is its own"
             )
         if len(path) == 1:
-            replaced.add("reward")
+            replaced.add(path[0])
     return {"model", "reward", "prompts", "evaluation"} - replaced
 
 
