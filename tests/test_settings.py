@@ -7,7 +7,7 @@ import inspect
 import pytest
 from pydantic import Field
 
-from nablaflow.config.settings import Guard
+from nablaflow.config.settings import GuardSettings
 from nablaflow.errors import UserError
 from nablaflow.methods import METHODS, ResidualNablaDB
 from nablaflow.settings import Settings
@@ -66,7 +66,10 @@ def test_a_group_that_inherits_lists_each_setting_once():
         (lambda: Outer(part={"size": 0}), r"Outer\.part\.size: must be greater than .* 1, not 0"),
         (lambda: Inner(), r"Inner\.size: missing; set Inner\.size=… \(how large, in cubits\)"),
         (lambda: ResidualNablaDB(betta=1), r"ResidualNablaDB\.betta: .* did you mean beta\?"),
-        (lambda: Guard(action="roll-back"), r"Guard: nothing can cause the roll-back .*"),
+        (
+            lambda: GuardSettings(action="roll-back"),
+            r"GuardSettings: nothing can cause the roll-back .*",
+        ),
     ],
 )
 def test_a_mistake_in_a_constructor_is_one_line(make, line: str):

@@ -6,7 +6,7 @@ from nablaflow.models.flow_size import make_flow_score
 from nablaflow.models.live import LivePipeline
 from nablaflow.models.load import FAMILIES, hand_over, load_model, load_pipeline
 from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
-from nablaflow.models.source import Source, fingerprint, model_source
+from nablaflow.models.source import ModelSource, fingerprint, model_source
 
 __all__ = [
     "FAMILIES",
@@ -16,8 +16,8 @@ __all__ = [
     "FlowScore",
     "FlowSettings",
     "LivePipeline",
+    "ModelSource",
     "SamplerSettings",
-    "Source",
     "UNetFlowScore",
     "fingerprint",
     "hand_over",

@@ -18,7 +18,7 @@ from nablaflow.errors import ExportError, UserError
 from nablaflow.models.adapters import ADAPTER, LoraAdapter
 from nablaflow.models.load import load_pipeline
 from nablaflow.models.pipelines import PipelineModel, fused_attention
-from nablaflow.models.source import Source
+from nablaflow.models.source import ModelSource
 from nablaflow.storage.files import put_in_place, remove_tree
 from nablaflow.storage.header import put_in_order
 
@@ -52,7 +52,7 @@ def _with_config(model: PipelineModel) -> Any:
     return network
 
 
-def save_policy(model: PipelineModel, source: Source, folder: Path) -> Path:
+def save_policy(model: PipelineModel, source: ModelSource, folder: Path) -> Path:
     """Write the policy: ``folder/lora`` where a stock pipeline takes one, else ``folder/model``.
 
     Args:
@@ -125,7 +125,9 @@ def _unwrap_lora(network: Any) -> Any:
 
 
 @torch.no_grad()
-def check_same_image(model: PipelineModel, source: Source, folder: Path, *, as_lora: bool) -> None:
+def check_same_image(
+    model: PipelineModel, source: ModelSource, folder: Path, *, as_lora: bool
+) -> None:
     """Load what was written in a stock pipeline and compare its image with the policy's.
 
     Raises:

@@ -17,7 +17,7 @@ from nablaflow.models.live import LIVE, LivePipeline
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.single_file import load_single_file
-from nablaflow.models.source import Source
+from nablaflow.models.source import ModelSource
 from nablaflow.models.stable_diffusion import StableDiffusion
 
 FAMILIES: dict[type[Any], type[PipelineModel]] = {
@@ -42,7 +42,7 @@ def hand_over(pipeline: Any) -> LivePipeline:
     return LivePipeline(pipeline)
 
 
-def load_pipeline(model: Source, dtype: torch.dtype = torch.float32) -> Any:
+def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any:
     """A diffusers pipeline from a folder, a file or a hub id; no pickle, no remote code.
 
     Weights in ``.bin`` files are read with ``weights_only``, and only where there are no others.

@@ -10,7 +10,7 @@ import torch
 from nablaflow import nano
 from nablaflow.models.live import LivePipeline
 
-Source = str | LivePipeline
+ModelSource = str | LivePipeline
 """A folder or a hub id; or a pipeline that the user holds."""
 
 

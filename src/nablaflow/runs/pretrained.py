@@ -8,12 +8,12 @@ import torch
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.models import LivePipeline, Source, fingerprint, load_pipeline, model_source
+from nablaflow.models import LivePipeline, ModelSource, fingerprint, load_pipeline, model_source
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def source_of(config: Config, given: LivePipeline | None) -> Source:
+def source_of(config: Config, given: LivePipeline | None) -> ModelSource:
     """What is given, or else what the configuration names."""
     return given or model_source(config.model)
 

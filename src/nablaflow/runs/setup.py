@@ -26,7 +26,7 @@ from nablaflow.methods import Method
 from nablaflow.methods.tilt_rule import TiltRule
 from nablaflow.models import (
     LivePipeline,
-    Source,
+    ModelSource,
     fingerprint,
     load_model,
     make_flow_score,
@@ -73,7 +73,7 @@ class Parts:
     prompts: list[str]
     model: PipelineModel
     reward: NamedReward
-    source: Source
+    source: ModelSource
     fingerprint: str
     trainer: Trainer
     accelerator: Accelerator
