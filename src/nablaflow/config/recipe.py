@@ -184,7 +184,7 @@ def parse_method(value: Any) -> BaseModel:
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        raise _refusal(explain(error, kind, ("method",), _suggest)) from None
+        raise _refusal(explain(error, kind, ("method",), suggest)) from None
 
 
 def _chosen(kinds: Kinds, value: Any, place: str) -> tuple[type[BaseModel], dict[str, Any]]:
@@ -230,7 +230,7 @@ def parse_group(kind: type[Group], values: Mapping[str, Any], place: str) -> Gro
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        raise _refusal(explain(error, kind, (place,), _suggest)) from None
+        raise _refusal(explain(error, kind, (place,), suggest)) from None
 
 
 # --- from a mapping to a configuration, or to one line --------------------------------------------
@@ -244,7 +244,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     """
     unknown = [str(key) for key in values if key not in Config.model_fields]
     if unknown:
-        raise _refusal(f"{unknown[0]}: unknown key; {_suggest(unknown[0], Config)}")
+        raise _refusal(f"{unknown[0]}: unknown key; {suggest(unknown[0], Config)}")
     _check_values(values)
     settings = dict(values)
     if settings.get("method") is not None:
@@ -252,7 +252,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:
-        raise _refusal(explain(error, Config, (), _suggest)) from None
+        raise _refusal(explain(error, Config, (), suggest)) from None
     # What is saved says what there is; flow settings that a recipe shares among methods may stay.
     return config if uses_flow(config.method) else config.model_copy(update={"flow": None})
 
@@ -279,7 +279,7 @@ def _refusal(text: str) -> UserError:
     return UserError(one_line(text))
 
 
-def _suggest(word: str, group: type[BaseModel]) -> str:
+def suggest(word: str, group: type[BaseModel]) -> str:
     """The nearest key beside the unknown one, or else the same key in another group."""
     hint = nearest_key(word, group)
     elsewhere = [key for key in _leaves(Config) if key.rsplit(".", 1)[-1] == word]

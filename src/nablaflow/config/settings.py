@@ -41,16 +41,18 @@ class OptimizerSettings(Settings):
 class TrainingSettings(Settings):
     """The loop. Batch sizes are global: over all processes and accumulation steps."""
 
-    updates: Count = Field(description="rollouts in all, each with its optimizer steps")
+    updates: Count = Field(
+        default=200, description="rollouts in all, each with its optimizer steps"
+    )
     minutes: Positive | None = Field(
         default=None,
         description="of training after which a run ends before its updates are done; a cosine "
         "schedule then ends there as well, so such a run is not the same twice",
     )
-    prompts_per_update: Count = Field(description="prompts of one rollout")
-    images_per_prompt: Count = Field(description="trajectories for each of them")
+    prompts_per_update: Count = Field(default=8, description="prompts of one rollout")
+    images_per_prompt: Count = Field(default=4, description="trajectories for each of them")
     transition_fraction: float = Field(
-        gt=0, le=1, description="share of a trajectory's transitions that are trained"
+        default=0.2, gt=0, le=1, description="share of a trajectory's transitions that are trained"
     )
     steps_per_rollout: Count = Field(
         default=1, description="optimizer steps of one update, each on its own trajectories"
