@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
+from PIL.Image import Image
 from rich.console import Console
 
 from nablaflow.comparison import ComparisonStudy, Outcome, compare_runs, race
@@ -25,20 +26,24 @@ from nablaflow.config.settings import (
 )
 from nablaflow.errors import UserError, nearest
 from nablaflow.methods import Method
+from nablaflow.methods.own import load_method
 from nablaflow.models import (
     AdapterSettings,
     FlowSettings,
     LivePipeline,
+    ModelSource,
     SamplerSettings,
     hand_over,
 )
 from nablaflow.prompts.source import absolute
+from nablaflow.report.pictures import to_picture
 from nablaflow.rewards import CALLABLE, NamedReward, load
 from nablaflow.runs.align import run
 from nablaflow.runs.callback import OnUpdate
 from nablaflow.runs.evaluate import evaluate_run
 from nablaflow.runs.progress import progress_display
 from nablaflow.runs.run import Run
+from nablaflow.runs.sample import check_out, sample_images, write_images
 from nablaflow.settings import Settings
 from nablaflow.typing import Reward
 
@@ -125,7 +130,7 @@ def align(
         "guard": guard,
     }
     said = {name: group for name, group in groups.items() if group != "default"}
-    config = parse_config(merge(merge(DEFAULTS, values), said))
+    config = parse_config(merge(merge(DEFAULTS, values), said), load_method)
     return run(
         config, resume=resume, overwrite=overwrite, reward=given, pipeline=live, on_update=on_update
     )
@@ -205,7 +210,7 @@ def evaluate(
     Raises:
         UserError: a mistake in any of these.
     """
-    folder, function, live = _parts(of)
+    folder, function, live, kind = _parts(of)
     settings = []
     if isinstance(reward, str | Mapping):
         settings.append(f"reward={json.dumps(reward)}")
@@ -229,14 +234,63 @@ def evaluate(
         trusted=trusted,
         reward=function,
         pipeline=live,
+        method=kind,
     )
 
 
-def _parts(of: Run | str | Path) -> tuple[Path, NamedReward | None, LivePipeline | None]:
-    """The folder, and what was handed over in this session."""
+def _parts(
+    of: Run | str | Path,
+) -> tuple[Path, NamedReward | None, LivePipeline | None, type[Method] | None]:
+    """The folder; and of what was handed over in this session reward, pipeline, method."""
     if isinstance(of, Run):
-        return of.folder, of.reward, of.live
-    return Path(of).expanduser(), None, None
+        return of.folder, of.reward, of.live, of.method
+    return Path(of).expanduser(), None, None, None
+
+
+def sample(
+    of: Run | Model,
+    prompts: Sequence[str] | str = (),
+    *,
+    n: int = 8,
+    out: str | Path | None = None,
+    seed: int = 0,
+    sampler: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    overwrite: bool = False,
+    trusted: bool = False,
+) -> list[Image]:
+    """Images from a run's policy, or from a model as it is.
+
+    Args:
+        of: a run or its folder; or a model, as in `align`.
+        prompts: in turns; default: the run's own.
+        n: images in all.
+        out: a folder to write them to, with a sheet; default: none.
+        seed: of the noise.
+        sampler: of a model: ddim, ddpm or sde-dpmsolver++; default: what fits it.
+        height: of a model's image, pixels; and ``width``.
+        overwrite: replace images in ``out``.
+        trusted: whether your word is given for what a run asks for.
+
+    Raises:
+        UserError: a mistake in any of these.
+    """
+    folder = None if out is None else Path(out).expanduser()
+    if folder is not None:
+        check_out(folder, overwrite=overwrite)
+    given = {"name": sampler, "height": height, "width": width}
+    asked = {name: value for name, value in given.items() if value is not None}
+    source = of if isinstance(of, Run) else _source(of)
+    images, texts = sample_images(source, _names(prompts), n, seed, trusted=trusted, asked=asked)
+    if folder is not None:
+        write_images(images, texts, folder)
+    return [to_picture(image) for image in images]
+
+
+def _source(model: Model) -> ModelSource:
+    name, live = _model(model)
+    return live or name
 
 
 def compare(

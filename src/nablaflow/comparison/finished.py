@@ -18,7 +18,7 @@ from nablaflow.prompts.sets import load_prompts
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.progress import starter
 from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
-from nablaflow.runs.trust import check_trusted, parts_of_run
+from nablaflow.runs.trust import check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.storage.whole import steady, whole_checkpoints
@@ -49,7 +49,7 @@ def compare_runs(
         UserError: a folder is no run, or has no checkpoint; or the runs are of different models,
             prompts, samplers, rewards or beta.
     """
-    configs = [_config(folder, n, settings) for folder in folders]
+    configs = [_config(folder, n, settings, trusted=trusted) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
         check_trusted(config, folder, parts_of_run(settings), trusted=trusted)
     _check_alike(folders, configs)
@@ -63,13 +63,14 @@ def compare_runs(
     return outcome_of(gauge, tilt_curve(gauge, out, starter(progress)), cells)
 
 
-def _config(folder: Path, n: int | None, settings: Sequence[str]) -> Config:
+def _config(folder: Path, n: int | None, settings: Sequence[str], *, trusted: bool) -> Config:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no run: there is no {CONFIG} in it")
     if not list_checkpoints(folder):
         raise UserError(f"{folder} has no checkpoint yet; train it first")
     overrides = [] if n is None else [f"evaluation.n={n}"]
-    return load_run_config(folder, ["guard=null", *overrides, *settings])
+    find = methods_of(folder, trusted=trusted)
+    return load_run_config(folder, ["guard=null", *overrides, *settings], find)
 
 
 def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:
@@ -80,7 +81,7 @@ def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:
 
     for name, value in (
         ("model", lambda config: config.model),
-        ("prompts", lambda config: load_prompts(config.prompts, Path())),
+        ("prompts", lambda config: load_prompts(config.prompts, Path(), config.seed)),
         ("reward", lambda config: config.reward),
         ("sampler", lambda config: config.sampler),
         ("method.beta", beta),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -32,6 +32,7 @@ from nablaflow.config.values import RewardSpec, check_path, check_scalar
 from nablaflow.errors import UserError, nearest, one_line, show
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings
 from nablaflow.prompts.source import PromptSource
+from nablaflow.rewards.custom import is_custom
 from nablaflow.settings import Kinds, Settings, dotted, explain, group_of, named_kinds, nearest_key
 
 # Settings whose text is a path; a list of prompts is none.
@@ -54,16 +55,17 @@ class Config(Settings):
         "checked when the run is resumed or measured; null: they are not",
     )
     reward: RewardSpec = Field(
-        description="name of a reward, path/to/file.py:function, a mapping with name and settings, "
-        "or a mapping of those to weights"
+        description="name of a reward, path/to/file.py:function (after trl: with TRL's signature), "
+        "a mapping with name and settings, or a mapping of those to weights"
     )
     prompts: PromptSource | None = Field(
         description="list of prompts, a text file with one a line, .jsonl or .csv, a set by name, "
-        "hub:owner/name; or a mapping of source, column and split; null: an unconditional model"
+        "hub:owner/name, trl:path/to/file.py:function; or a mapping of source, column, split and "
+        "count; null: an unconditional model"
     )
     output_dir: AnyPath = Field(description="the run folder")
     seed: Seed = Field(
-        default=0, description="of training: noise, prompt order, chosen transitions"
+        default=0, description="of training: noise, order of the prompts, chosen transitions"
     )
     method: InstanceOf[BaseModel] = Field(
         description="the objective: its name and its settings, such as method.beta"
@@ -138,18 +140,35 @@ def registered_methods() -> Kinds:
     return METHODS
 
 
+FindMethod = Callable[[str], type[BaseModel]]
+"""From ``path/to/file.py:Class`` to the class; running the file is only for whoever may."""
+
+
+def find_none(spec: str) -> type[BaseModel]:
+    """For settings that are data: no file is run for them."""
+    raise UserError(f"method.name: {spec!r} is code, which is not run here; name a method")
+
+
 def method_settings(method: BaseModel) -> dict[str, Any]:
     """A method as plain data: its name, then its settings.
 
     Raises:
-        UserError: the method's class is not registered.
+        UserError: it is no method, or its class has no name.
     """
-    for name, kind in registered_methods().items():
-        if type(method) is kind:
-            return {"name": name, **method.model_dump(mode="json", exclude={"name"})}
-    raise UserError(
-        f"method: {type(method).__name__} has no name; add it to nablaflow.methods.METHODS"
-    )
+    from nablaflow.methods import Method
+    from nablaflow.methods.own import own_name
+
+    if not isinstance(method, Method):
+        raise UserError(f"method: {type(method).__name__} is none; derive it from nablaflow.Method")
+    name = own_name(type(method)) if is_own(method) else method.name
+    return {"name": name, **method.model_dump(mode="json", exclude={"name"})}
+
+
+def is_own(value: BaseModel) -> bool:
+    """Whether it is a method of the user's own, of a class that is not in the list."""
+    from nablaflow.methods import Method
+
+    return isinstance(value, Method) and type(value) not in registered_methods().values()
 
 
 RENAMED = {"tilted-matching": "path-weighted-matching"}
@@ -165,8 +184,11 @@ def _by_present_name(value: Any) -> Any:
     return {**value, "name": RENAMED[name]} if isinstance(value, Mapping) else RENAMED[name]
 
 
-def parse_method(value: Any) -> BaseModel:
+def parse_method(value: Any, find: FindMethod = find_none) -> BaseModel:
     """A method from its name, from a mapping with ``name`` and settings, or itself.
+
+    Args:
+        find: finds the class of a user's own.
 
     Raises:
         UserError: unknown name, unknown setting, a setting of another method, a wrong value.
@@ -174,7 +196,8 @@ def parse_method(value: Any) -> BaseModel:
     if isinstance(value, BaseModel):
         method_settings(value)
         return value
-    kind, settings = _chosen(registered_methods(), _by_present_name(value), "method")
+    value = _by_present_name(value)
+    kind, settings = _chosen(_kinds_for(value, find), value, "method")
     for name, field in kind.model_fields.items():
         kinds, inner = named_kinds(kind, name), settings.get(name)
         asked = name in settings or field.is_required()
@@ -185,6 +208,14 @@ def parse_method(value: Any) -> BaseModel:
         return kind.model_validate(settings)
     except ValidationError as error:
         raise _refusal(explain(error, kind, ("method",), suggest)) from None
+
+
+def _kinds_for(value: Any, find: FindMethod) -> Kinds:
+    """The methods of the list, and the user's own if one is asked for."""
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if isinstance(name, str) and is_custom(name):
+        return {**registered_methods(), name: find(name)}
+    return registered_methods()
 
 
 def _chosen(kinds: Kinds, value: Any, place: str) -> tuple[type[BaseModel], dict[str, Any]]:
@@ -236,8 +267,11 @@ def parse_group(kind: type[Group], values: Mapping[str, Any], place: str) -> Gro
 # --- from a mapping to a configuration, or to one line --------------------------------------------
 
 
-def parse_config(values: Mapping[str, Any]) -> Config:
+def parse_config(values: Mapping[str, Any], find: FindMethod = find_none) -> Config:
     """The configuration that a nested mapping describes.
+
+    Args:
+        find: finds the class of a method of the user's own; by default there is none.
 
     Raises:
         UserError: one line: the dotted key, what is wrong, the remedy.
@@ -248,7 +282,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     _check_values(values)
     settings = dict(values)
     if settings.get("method") is not None:
-        settings["method"] = parse_method(settings["method"])
+        settings["method"] = parse_method(settings["method"], find)
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:

@@ -42,7 +42,7 @@ def named_set(name: str) -> FoundPrompts:
             f"({type(error).__name__}); give a file of your own"
         ) from error
     texts: list[str] = json.loads(Path(file).read_text(encoding="utf-8"))
-    return FoundPrompts.of(name, ((row, str(text)) for row, text in enumerate(texts, start=1)))
+    return FoundPrompts.of(name, ((row, str(text), {}) for row, text in enumerate(texts, start=1)))
 
 
 def data_set(repo: str, column: str | None, split: str | None) -> FoundPrompts:
@@ -76,5 +76,5 @@ def data_set(repo: str, column: str | None, split: str | None) -> FoundPrompts:
         raise UserError(f"prompts.column: {repo} has no column {column!r}; {hint}")
     texts = rows[column]
     return FoundPrompts.of(
-        repo, ((row, str(text or "")) for row, text in enumerate(texts, start=1))
+        repo, ((row, str(text or ""), {}) for row, text in enumerate(texts, start=1))
     )

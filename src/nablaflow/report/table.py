@@ -20,13 +20,13 @@ MISSING = "\N{EN DASH}"
 COLUMNS = {"reference": "reference", "policy": "aligned", "exact_tilt": "exact tilt"}
 """Key in ``summary.json`` to the column's heading."""
 _FIGURES = {
-    "reward_mean": ("mean reward", "what was asked for"),
+    "reward_mean": ("mean reward", "in the reward's own unit"),
     "diversity": ("within-prompt diversity", "mean distance between two images of a prompt"),
     "distance_to_reference": (
         "distance to reference",
         "Fréchet distance; how far the prior has moved",
     ),
-    "distance_to_tilt": ("distance to exact tilt", "energy distance; 0 is there"),
+    "distance_to_tilt": ("distance to exact tilt", "energy distance; 0 is the goal"),
 }
 
 
@@ -35,11 +35,13 @@ class SummaryRow:
     """One figure of all three columns, as text.
 
     Attributes:
-        label: name of the figure.
+        key: of the figure in ``summary.json``.
+        label: its name.
         hint: what it says, in a few words.
         cells: one for each of ``COLUMNS``.
     """
 
+    key: str
     label: str
     hint: str
     cells: tuple[str, ...]
@@ -64,7 +66,7 @@ def rows(summary: Mapping[str, Any]) -> list[SummaryRow]:
     columns = [summary.get(key) or {} for key in COLUMNS]
     return [
         SummaryRow(
-            label, hint, tuple(plus_minus(c.get(name), c.get(f"{name}_se")) for c in columns)
+            name, label, hint, tuple(plus_minus(c.get(name), c.get(f"{name}_se")) for c in columns)
         )
         for name, (label, hint) in _FIGURES.items()
     ]
@@ -107,7 +109,8 @@ def _html_row(row: SummaryRow) -> str:
     cells = "".join(
         f'<td class="{key}">{cell}</td>' for key, cell in zip(COLUMNS, row.cells, strict=True)
     )
-    return f'<tr><th scope="row">{row.label}<small>{row.hint}</small></th>{cells}</tr>'
+    label = f'<a href="#{row.key}">{row.label}</a>'
+    return f'<tr><th scope="row">{label}<small>{row.hint}</small></th>{cells}</tr>'
 
 
 def _closing(summary: Mapping[str, Any]) -> str | None:

@@ -12,6 +12,35 @@ PAST = 1.2
 """Of the way to the exact tilt, beyond which a share of the way is no longer what counts."""
 
 
+GUARDED = {
+    "kl": ("divergence of the paths from the reference's", "nats"),
+    "diversity": ("diversity within prompts", "share of the reference's"),
+    "held_out": ("held-out reward, which is not trained", "held-out reward"),
+    "reward": ("trained reward", "reward"),
+}
+"""The guard's figures: what is shown, and the unit of its axis."""
+
+_LOSSES = {
+    "loss": "sum of all terms",
+    "loss_balance": "detailed balance residual",
+    "loss_flow": "fit of the flow score",
+    "loss_forward": "forward residual",
+    "loss_kl": "KL to the reference",
+    "loss_output_regularization": "change since the rollout",
+    "loss_policy": "policy gradient",
+    "loss_pretraining": "distance to the reference",
+    "loss_regression": "weighted regression",
+    "loss_reverse": "reverse residual",
+    "loss_reward": "reward, negative",
+    "loss_terminal": "terminal condition",
+}
+
+
+def loss_name(key: str) -> str:
+    """What a term of the loss is called, by its key in ``metrics.jsonl``."""
+    return _LOSSES.get(key) or key.removeprefix("loss_").replace("_", " ")
+
+
 def warnings(look: Mapping[str, Any], budgets: Mapping[str, float | None]) -> dict[str, str]:
     """A line for each budget of the guard that a look exceeds, by its metric."""
     found = {}

@@ -41,6 +41,7 @@ from nablaflow.rewards.probe import RewardProbe, probe, require_gradient
 from nablaflow.rewards.remote import Remote
 from nablaflow.rewards.settings import RewardSettings, parse_settings
 from nablaflow.rewards.symmetry import symmetry
+from nablaflow.rewards.trl import TrlReward, is_trl, load_trl, tell_metadata
 from nablaflow.rewards.warmth import warmth
 from nablaflow.typing import Reward
 
@@ -51,6 +52,7 @@ __all__ = [
     "Components",
     "NamedReward",
     "RewardProbe",
+    "TrlReward",
     "WeightedSum",
     "check_finite",
     "load",
@@ -60,6 +62,7 @@ __all__ = [
     "recall",
     "require_gradient",
     "score_and_gradient",
+    "tell_metadata",
 ]
 
 CALLABLE = "python:"
@@ -97,10 +100,10 @@ def load(spec: str | Mapping[str, Any] | Reward) -> NamedReward:
     """The reward that a spec means; weights of learned ones are not read yet.
 
     Args:
-        spec: a name of ``REWARDS`` or ``CONFIGURABLE``, ``path/to/file.py:function``, the file
-            of a fitted reward, a sum of those such as ``warmth + 0.5*symmetry``, a mapping with
-            ``name`` and settings, a sum as a mapping of spec to weight or of a name to settings
-            and ``weight``, or a callable.
+        spec: a name of ``REWARDS`` or ``CONFIGURABLE``, ``path/to/file.py:function``, the same
+            after ``trl:`` for a function with TRL's signature, the file of a fitted reward, a sum
+            of those such as ``warmth + 0.5*symmetry``, a mapping with ``name`` and settings, a sum
+            as a mapping of spec to weight or of a name to settings and ``weight``, or a callable.
 
     Raises:
         UserError: there is no such reward, or a sum, a setting or a file cannot be read.
@@ -164,6 +167,8 @@ def _find(spec: str) -> NamedReward:
             f"reward {spec!r} was a function handed to nablaflow.align: put it in a file and give "
             "reward=path/to/file.py:function"
         )
+    if is_trl(spec):
+        return load_trl(spec)
     if is_custom(spec):
         return NamedReward(spec, load_function(spec))
     if spec in CONFIGURABLE or is_fitted(spec):

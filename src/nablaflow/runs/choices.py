@@ -36,7 +36,7 @@ def undecided(config: Config) -> TiltRule | None:
 
 def as_chosen(config: Config) -> Config:
     """A configuration to resume, with what its run has chosen where it still leaves the choice."""
-    saved = saved_config(config.output_dir)
+    saved = saved_config(config)
     if saved is None:
         return config  # the caller says so
     if config.model_hash is None:  # by name now: still the pipeline that the run was begun with

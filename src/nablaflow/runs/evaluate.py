@@ -14,6 +14,7 @@ from rich.console import Console
 from nablaflow.config.overrides import parse_override
 from nablaflow.errors import UserError
 from nablaflow.evaluation.protocol import EvaluationPlan, carry_out
+from nablaflow.methods import Method
 from nablaflow.models import LivePipeline
 from nablaflow.prompts.sets import Source
 from nablaflow.report import protocol_curves
@@ -22,7 +23,7 @@ from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import check_may_be_given
 from nablaflow.runs.progress import progress_display, starter
 from nablaflow.runs.setup import fresh_accelerator, prepare
-from nablaflow.runs.trust import check_trusted, parts_of_run
+from nablaflow.runs.trust import check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import guards_best
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.run_folder import CURVES
@@ -42,6 +43,7 @@ def evaluate_run(
     console: Console | None = None,
     reward: NamedReward | None = None,
     pipeline: LivePipeline | None = None,
+    method: type[Method] | None = None,
 ) -> dict[str, Any]:
     """Measure a run's checkpoints again; writes nothing.
 
@@ -58,6 +60,7 @@ def evaluate_run(
             `nablaflow.runs.trust`.
         reward: a function, in place of the run's own reward.
         pipeline: the one that the run was begun with, where it has no name.
+        method: the class of the one that it was begun with, where it has no file.
 
     Returns:
         What ``summary.json`` has of figures, and the protocol's under ``protocol``.
@@ -72,7 +75,8 @@ def evaluate_run(
     own = parts_of_run(settings, ("reward", "model"))
     own -= set() if prompts is None else {"prompts", "evaluation"}
     own -= {"reward"} if reward else set()
-    config = load_run_config(folder, [*overrides, *settings])
+    find = methods_of(folder, trusted=trusted, known=method)
+    config = load_run_config(folder, [*overrides, *settings], find)
     if "model" not in own or pipeline is not None:
         check_may_be_given(config)
         own -= {"model"}

@@ -14,7 +14,7 @@ from nablaflow.evaluation.measure import Evaluation, evaluate
 from nablaflow.models import model_source
 from nablaflow.models.adapters import swapped
 from nablaflow.models.export import save_policy
-from nablaflow.report import Saved, before_after, write_report
+from nablaflow.report import About, Saved, before_after, write_report
 from nablaflow.report.pictures import save_picture
 from nablaflow.report.privacy import without_folders, without_folders_in
 from nablaflow.runs.progress import starter
@@ -83,4 +83,16 @@ def _write_pictures(
             model=without_folders(model_source(config.model)),
             prompt=evaluation.prompts[0] if parts.model.takes_prompts else None,
         ),
+        about=_about(parts),
+    )
+
+
+def _about(parts: Parts) -> About:
+    method, guard = parts.trainer.method, parts.trainer.guard
+    held_out = None if guard is None or guard.held_out is None else guard.held_out.name
+    return About(
+        method.name,
+        without_folders(parts.reward.name),
+        method.beta,
+        None if held_out is None else without_folders(held_out),
     )

@@ -46,6 +46,17 @@ def load_pretrained(config: Config, given: LivePipeline | None) -> Any:
     return pipeline
 
 
+def reference_of(config: Config, given: LivePipeline | None, dtype: torch.dtype) -> Any:
+    """The same to sample with, in any precision.
+
+    Raises:
+        UserError: as `load_pretrained`.
+    """
+    if config.model_hash is None:
+        return load_pipeline(source_of(config, given), dtype)
+    return load_pretrained(config, given).to(dtype)
+
+
 def check_may_be_given(config: Config) -> None:
     """Another place of a run's model is believed only where the weights there can be checked.
 

@@ -11,11 +11,12 @@ import torch
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.models import LivePipeline, load_pipeline, model_source
+from nablaflow.methods import Method
+from nablaflow.models import LivePipeline, load_pipeline
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.pretrained import load_pretrained
-from nablaflow.runs.trust import check_trusted
+from nablaflow.runs.pretrained import reference_of
+from nablaflow.runs.trust import check_trusted, methods_of
 from nablaflow.storage.records import read_records
 from nablaflow.storage.run_folder import REPORT, SUMMARY
 
@@ -58,7 +59,7 @@ class Run:
         saved = next((folder / name for name in (LORA, MODEL) if (folder / name).is_dir()), None)
         if saved is None or not summary.is_file():
             raise UserError(f"{folder} holds no finished run; give the output_dir of one")
-        config = load_run_config(folder)
+        config = load_run_config(folder, find=methods_of(folder, trusted=trusted))
         check_trusted(config, folder, ("model",), trusted=trusted)
         try:
             return cls(folder, config, json.loads(summary.read_text(encoding="utf-8")), saved)
@@ -66,6 +67,12 @@ class Run:
             raise UserError(
                 f"{summary} is damaged ({error}); train the run with --resume to measure it again"
             ) from None
+
+    @property
+    def method(self) -> type[Method]:
+        """The class of its method."""
+        assert isinstance(self.config.method, Method)
+        return type(self.config.method)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -97,7 +104,4 @@ class Run:
     def _reference(self, dtype: torch.dtype | None) -> Any:
         if self.live is not None:
             return self.live.copy(dtype)
-        dtype = dtype or torch.float32
-        if self.config.model_hash is None:
-            return load_pipeline(model_source(self.config.model), dtype)
-        return load_pretrained(self.config, None).to(dtype)
+        return reference_of(self.config, None, dtype or torch.float32)

@@ -19,8 +19,11 @@ from nablaflow.diffusion.schedule import other_spacings
 from nablaflow.errors import UserError, nearest
 from nablaflow.evaluation.bank import sample_states, spread
 from nablaflow.evaluation.policy_state import put_policy
+from nablaflow.methods import Method
 from nablaflow.models import (
     AdapterSettings,
+    LivePipeline,
+    ModelSource,
     SamplerSettings,
     load_model,
     load_pipeline,
@@ -31,7 +34,9 @@ from nablaflow.prompts.sets import load_prompts
 from nablaflow.report.pictures import grid, save_picture, to_picture
 from nablaflow.runs.checks import check_count, image_bytes
 from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.trust import check_trusted
+from nablaflow.runs.pretrained import reference_of
+from nablaflow.runs.run import Run
+from nablaflow.runs.trust import check_trusted, methods_of
 from nablaflow.storage.checkpoint import load_policy as read_policy
 from nablaflow.storage.lock import is_run
 from nablaflow.storage.run_folder import CONFIG
@@ -43,22 +48,29 @@ BATCH = 16
 
 
 def load_policy(
-    run: Path, parts: Collection[str] = ("model", "prompts"), *, trusted: bool = False
+    run: Path,
+    parts: Collection[str] = ("model", "prompts"),
+    *,
+    trusted: bool = False,
+    pipeline: LivePipeline | None = None,
+    method: type[Method] | None = None,
 ) -> tuple[PipelineModel, Config]:
     """The policy of a run's last checkpoint, and the run's configuration.
 
     Args:
         parts: groups of the configuration that will be used.
         trusted: whether the user's word is given for what they ask for.
+        pipeline: the one that the run was begun with, where it has no name.
+        method: the class of the one that it was begun with, where it has no file.
 
     Raises:
         UserError: the folder holds no checkpoint, or one of another model.
     """
-    config = load_run_config(run)
+    config = load_run_config(run, find=methods_of(run, trusted=trusted, known=method))
     check_trusted(config, run, parts, trusted=trusted)
     folder, state = last_whole(run, lambda found: (found, read_policy(found)))
-    pipeline = load_pipeline(model_source(config.model))
-    model = load_model(pipeline, config.sampler, config.adapter, best_device())
+    pretrained = reference_of(config, pipeline, torch.float32)
+    model = load_model(pretrained, config.sampler, config.adapter, best_device())
     put_policy(model.network, state, folder, config.model)
     if config.sampler.variance == "analytic":
         load_kernels(model, folder)
@@ -66,23 +78,27 @@ def load_policy(
 
 
 def _model(
-    source: str, prompts: list[str], asked: dict[str, Any], *, trusted: bool
+    source: ModelSource | Run, prompts: list[str], asked: dict[str, Any], *, trusted: bool
 ) -> tuple[PipelineModel, list[str]]:
     """A run's policy, or a model as it is; and what to show with it."""
-    if is_run(Path(source)) or (Path(source) / CONFIG).is_file():
+    here: dict[str, Any] = {}
+    if isinstance(source, Run):
+        here = {"pipeline": source.live, "method": source.method}
+        source = str(source.folder)
+    if isinstance(source, str) and (is_run(Path(source)) or (Path(source) / CONFIG).is_file()):
         if asked:
             option = {"name": "sampler"}.get(name := next(iter(asked)), name)
             raise UserError(f"--{option}: a run is sampled as it was trained; leave it out")
         parts = ("model",) if prompts else ("model", "prompts")
-        model, config = load_policy(Path(source), parts, trusted=trusted)
-        return model, prompts or load_prompts(config.prompts, Path())
-    pipeline = load_pipeline(model_source(source))
+        model, config = load_policy(Path(source), parts, trusted=trusted, **here)
+        return model, prompts or load_prompts(config.prompts, Path(), config.seed)
+    pipeline = load_pipeline(model_source(source) if isinstance(source, str) else source)
     sampler = _sampler(pipeline, source, asked)
     model = load_model(pipeline, sampler, AdapterSettings(), best_device())
     return model, prompts or ["a circle" if source == "nano" else ""]
 
 
-def _sampler(pipeline: Any, source: str, asked: dict[str, Any]) -> SamplerSettings:
+def _sampler(pipeline: Any, source: ModelSource, asked: dict[str, Any]) -> SamplerSettings:
     """What the pipeline's own call would do, but for the kind of sampler, which is said.
 
     Raises:
@@ -118,9 +134,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-@torch.no_grad()
 def sample_to_folder(
-    source: str,
+    source: ModelSource | Run,
     prompts: list[str],
     n: int,
     out: Path,
@@ -144,7 +159,22 @@ def sample_to_folder(
     Raises:
         UserError: no such source, no prompts, or images in the way.
     """
-    _check_out(out, overwrite=overwrite)
+    check_out(out, overwrite=overwrite)
+    images, texts = sample_images(source, prompts, n, seed, trusted=trusted, asked=asked)
+    return write_images(images, texts, out)
+
+
+@torch.no_grad()
+def sample_images(
+    source: ModelSource | Run,
+    prompts: list[str],
+    n: int,
+    seed: int,
+    *,
+    trusted: bool = False,
+    asked: dict[str, Any] | None = None,
+) -> tuple[Images, list[str]]:
+    """``n`` images, prompts in turns, and the prompt of each; as `sample_to_folder`."""
     model, texts = _model(source, prompts, asked or {}, trusted=trusted)
     check_count("--n", n, 2 * image_bytes(model))
     note = model.note_on(texts)
@@ -163,14 +193,22 @@ def sample_to_folder(
         )
     parts = states.to(model.device).split(BATCH)
     images = torch.cat([model.decode(part).cpu() for part in parts])
-    prompts = [texts[which] for which in spread(n, len(texts)).tolist()]
+    return images, [texts[which] for which in spread(n, len(texts)).tolist()]
+
+
+def write_images(images: Images, prompts: list[str], out: Path) -> list[Path]:
+    """Write each to a file, and a sheet of all; the paths of the single ones.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     try:
         return _write(images, prompts, out)
     except OSError as error:
         raise UserError(f"--out: cannot write to {out} ({error.strerror})") from error
 
 
-def _check_out(out: Path, *, overwrite: bool) -> None:
+def check_out(out: Path, *, overwrite: bool) -> None:
     """Find out before the work whether images can be written there."""
     try:
         there = out.exists()
