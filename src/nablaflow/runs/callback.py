@@ -21,10 +21,10 @@ class Callback:
     What it raises stops training after the update, with a checkpoint; `settle` raises it then.
     """
 
-    def __init__(self, function: OnUpdate | None) -> None:
+    def __init__(self, function: Any) -> None:
         if function is not None and not callable(function):
             raise UserError(f"on_update: must be a function of the record, not {show(function)}")
-        self._function = function
+        self._function: OnUpdate | None = function
         self._failure: Exception | None = None
 
     def __call__(self, record: dict[str, Any]) -> bool:
