@@ -1,6 +1,7 @@
 """What holds for the whole package: a face for every folder, one meaning for each name."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,3 +36,11 @@ def test_the_name_of_a_class_is_defined_once() -> None:
                 classes.add(name)
     assert len(classes) > 100
     assert {name: places[name] for name in sorted(classes) if len(places[name]) > 1} == {}
+
+
+def test_no_pipeline_is_named_above_the_models() -> None:
+    """A family says everything that depends on its class; the embedded model is made as one."""
+    rooms = (SOURCE / "models", SOURCE / "nano")
+    above = [path for path in SOURCE.rglob("*.py") if not set(rooms) & set(path.parents)]
+    named = re.compile(r"(StableDiffusion\w*|DDPM|Diffusion)Pipeline\b|\.unet\b|\.transformer\b")
+    assert [path.name for path in above if named.search(path.read_text())] == []

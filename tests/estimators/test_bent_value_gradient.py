@@ -20,7 +20,7 @@ from nablaflow.estimators import (
     TemporalDifference,
     Terminal,
 )
-from nablaflow.models import FlowScore
+from nablaflow.models import Condition, FlowScore
 from nablaflow.rewards import NamedReward
 from tests.support.gaussian import GaussianModel, level_of
 from tests.support.numeric import finite_difference
@@ -54,7 +54,7 @@ class Line:
         process = self.model.process
         alpha_bar, timestep = float(process.alpha_bar[k]), process.timestep[k].expand(len(x))
         with self.model.reference():
-            epsilon = self.model.forward(x.reshape(-1, 1, 1, 1), timestep, None).flatten()
+            epsilon = self.model.forward(x.reshape(-1, 1, 1, 1), timestep, Condition()).flatten()
         x0_hat = (x - (1 - alpha_bar) ** 0.5 * epsilon) / alpha_bar**0.5
         return float(process.from_x0[k]) * x0_hat + float(process.from_epsilon[k]) * epsilon
 
@@ -98,7 +98,7 @@ class ExactFlow(FlowScore):
         nn.Module.__init__(self)
         self.line = line
 
-    def forward(self, x: Tensor, timestep: Tensor, prompt: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         k, flat, found = level_of(self.line.model.process, timestep), x.flatten(), x.clone()
         for level in k.unique().tolist():
             here = k == level

@@ -1,10 +1,11 @@
 """The contract of a model to align, and one file per family that meets it."""
 
-from nablaflow.models.contract import Condition, DiffusionModel
+from nablaflow.models.condition import Condition
+from nablaflow.models.contract import DiffusionModel
 from nablaflow.models.flow_score import FlowScore, UNetFlowScore
 from nablaflow.models.flow_size import make_flow_score
 from nablaflow.models.live import LivePipeline
-from nablaflow.models.load import FAMILIES, hand_over, load_model, load_pipeline
+from nablaflow.models.load import FAMILIES, family_of, hand_over, load_model, load_pipeline
 from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
 from nablaflow.models.source import ModelSource, fingerprint, model_source
 
@@ -19,6 +20,7 @@ __all__ = [
     "ModelSource",
     "SamplerSettings",
     "UNetFlowScore",
+    "family_of",
     "fingerprint",
     "hand_over",
     "load_model",

@@ -22,21 +22,23 @@ from nablaflow.models.folder import INDEX
 LIVE = "python:"
 """Begins the name that a saved configuration has for a pipeline without a folder or a hub id."""
 
-NOT_USED = ("safety_checker", "feature_extractor")  # left out as `load_pipeline` does
-
 
 @dataclass(frozen=True)
 class LivePipeline:
     """A pipeline of the user's.
+
+    Attributes:
+        unused: parts that a model to align does without, as when it is loaded from a folder.
 
     Raises:
         UserError: it carries a LoRA, or is spread or quantized so that no copy of it can train.
     """
 
     pipeline: Any
+    unused: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, part in _networks(self.pipeline):
+        for name, part in self._networks():
             _check_plain(name, part)
 
     @property
@@ -58,22 +60,21 @@ class LivePipeline:
         return self._made_of(copy.deepcopy, dtype)
 
     def _made_of(self, make: Any, dtype: torch.dtype | None) -> Any:
-        parts = {name: make(part).to(dtype) for name, part in _networks(self.pipeline)}
-        unused = {name: None for name in NOT_USED if name in self.pipeline.components}
+        parts = {name: make(part).to(dtype) for name, part in self._networks()}
+        unused = {name: None for name in self.unused if name in self.pipeline.components}
         made = copy.copy(self.pipeline)
         # Its state is a number of steps; tokenizers are set anew at each call.
         scheduler = copy.deepcopy(self.pipeline.scheduler)
         made.register_modules(**{**parts, **unused, "scheduler": scheduler})
         return made
 
-
-def _networks(pipeline: Any) -> list[tuple[str, nn.Module]]:
-    """The parts that are networks, as they were before ``torch.compile``."""
-    return [
-        (name, getattr(part, "_orig_mod", part))
-        for name, part in pipeline.components.items()
-        if isinstance(part, nn.Module) and name not in NOT_USED
-    ]
+    def _networks(self) -> list[tuple[str, nn.Module]]:
+        """The parts that are networks, as they were before ``torch.compile``."""
+        return [
+            (name, getattr(part, "_orig_mod", part))
+            for name, part in self.pipeline.components.items()
+            if isinstance(part, nn.Module) and name not in self.unused
+        ]
 
 
 def _check_plain(name: str, network: nn.Module) -> None:

@@ -24,7 +24,7 @@ class Callback:
     def __init__(self, function: Any) -> None:
         if function is not None and not callable(function):
             raise UserError(f"on_update: must be a function of the record, not {show(function)}")
-        self._function: OnUpdate | None = function
+        self._function: Callable[..., Any] | None = function
         self._failure: Exception | None = None
 
     def __call__(self, record: dict[str, Any]) -> bool:

@@ -81,7 +81,7 @@ def _write_pictures(
             as_lora=saved.name == LORA,
             pipeline=type(parts.model.pipeline).__name__,
             model=without_folders(model_source(config.model)),
-            prompt=evaluation.prompts[0] if parts.model.takes_prompts else None,
+            call=parts.model.stock_call(evaluation.prompts[0]),
         ),
         about=_about(parts),
     )
