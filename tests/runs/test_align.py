@@ -35,6 +35,16 @@ def arguments(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
+def _not_run(seen: list[Config]) -> Any:
+    """In place of `nablaflow.runs.align.run`: keeps the configuration."""
+
+    def run(config: Config, **given: Any) -> nf.Run:
+        seen.append(config)
+        return nf.Run(config.output_dir, config, {}, config.output_dir)
+
+    return run
+
+
 SMALL = {
     "prompts_per_update": 1,
     "images_per_prompt": 2,
@@ -66,7 +76,7 @@ def test_a_group_as_an_object_is_taken_as_it_is_and_a_mapping_changes_the_defaul
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     seen: list[Config] = []
-    monkeypatch.setattr("nablaflow.api.run", lambda config, **given: seen.append(config))
+    monkeypatch.setattr("nablaflow.api.run", _not_run(seen))
     whole = nf.OptimizerSettings(learning_rate=0.5)
     nf.align(**arguments, optimizer=whole, updates=7, training=nf.TrainingSettings(device="cpu"))
     nf.align(**arguments, optimizer={"learning_rate": 0.5})
@@ -100,7 +110,7 @@ def test_a_path_is_a_model_from_anywhere(
     arguments: dict[str, Any], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen: list[Config] = []
-    monkeypatch.setattr("nablaflow.api.run", lambda config, **given: seen.append(config))
+    monkeypatch.setattr("nablaflow.api.run", _not_run(seen))
     monkeypatch.chdir(tiny_model.parent)
     nf.align(**{**arguments, "model": Path(tiny_model.name)})
     assert seen[0].model == str(tiny_model)

@@ -16,7 +16,8 @@ from nablaflow.storage.checkpoint import list_checkpoints
 from nablaflow.storage.records import read_records
 from tests.support.tiny_run import MakeConfig, unmeasured
 
-PLAIN = ("method={name: residual-nabla-db, beta: 10.0}", "flow=null", "adapter.ema_decay=null")
+METHOD = "method={name: residual-nabla-db, beta: 10.0, reverse_weight: 0.0, gamma: one}"
+PLAIN = (METHOD, "flow=null", "adapter.ema_decay=null")
 
 
 @pytest.fixture(autouse=True)

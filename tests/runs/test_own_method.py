@@ -98,8 +98,8 @@ def test_a_recipe_names_a_class_by_its_place(file: Path, plain: dict[str, Any]):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("Nameless", "method: Nameless has no name; write name: ClassVar"),
-        ("Half", "method: Half has no losses; define it in the class"),
+        ("Nameless", "Nameless has no name; write name: ClassVar"),
+        ("Half", "Half has no losses; define it in the class"),
         ("thing", "must be a class that derives from nablaflow.Method"),
         ("Pul", "has no Pul; did you mean Pull"),
     ],
@@ -180,7 +180,7 @@ def test_an_object_is_trained_resumed_and_measured_in_its_session(
         more = config.training.model_copy(update={"updates": 2})
         align.run(config.model_copy(update={"training": more}), resume=True)
     assert [record["update"] for record in run.metrics] == [1, 2]
-    assert all(record["loss/square"] > 0 for record in run.metrics)
+    assert all(record["loss_square"] > 0 for record in run.metrics)
     assert nf.evaluate(run, n=6, only_last=True)["policy"]["n"] == 6
     with pytest.raises(UserError, match=r"handed to nablaflow\.align: put its class in a file"):
         nf.evaluate(run.folder, n=6)
