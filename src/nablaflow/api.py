@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
 from PIL.Image import Image
-from rich.console import Console
 
 from nablaflow.comparison import ComparisonStudy, Outcome, compare_runs, race
 from nablaflow.comparison.writing import write_outcome
@@ -35,13 +34,13 @@ from nablaflow.models import (
     SamplerSettings,
     hand_over,
 )
+from nablaflow.progress import show
 from nablaflow.prompts.source import absolute
 from nablaflow.report.pictures import to_picture
 from nablaflow.rewards import CALLABLE, NamedReward, load
 from nablaflow.runs.align import run
 from nablaflow.runs.callback import OnUpdate
 from nablaflow.runs.evaluate import evaluate_run
-from nablaflow.runs.progress import progress_display
 from nablaflow.runs.run import Run
 from nablaflow.runs.sample import check_out, sample_images, write_images
 from nablaflow.settings import Settings
@@ -254,6 +253,8 @@ def sample(
     n: int = 8,
     out: str | Path | None = None,
     seed: int = 0,
+    checkpoint: str | None = None,
+    strength: float | None = None,
     sampler: str | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -268,6 +269,8 @@ def sample(
         n: images in all.
         out: a folder to write them to, with a sheet; default: none.
         seed: of the noise.
+        checkpoint: of a run: last, best, step-12 or reference; default: last.
+        strength: of a run: how much of what was trained; default: 1.
         sampler: of a model: ddim, ddpm or sde-dpmsolver++; default: what fits it.
         height: of a model's image, pixels; and ``width``.
         overwrite: replace images in ``out``.
@@ -279,13 +282,20 @@ def sample(
     folder = None if out is None else Path(out).expanduser()
     if folder is not None:
         check_out(folder, overwrite=overwrite)
-    given = {"name": sampler, "height": height, "width": width}
-    asked = {name: value for name, value in given.items() if value is not None}
+    of_model = _given(sampler=sampler, height=height, width=width)
+    of_run = _given(checkpoint=checkpoint, strength=strength)
     source = of if isinstance(of, Run) else _source(of)
-    images, texts = sample_images(source, _names(prompts), n, seed, trusted=trusted, asked=asked)
+    images, texts = sample_images(
+        source, _names(prompts), n, seed, trusted=trusted, of_model=of_model, of_run=of_run
+    )
     if folder is not None:
         write_images(images, texts, folder)
     return [to_picture(image) for image in images]
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _source(model: Model) -> ModelSource:
@@ -330,9 +340,8 @@ def compare(
         UserError: a mistake in any of these.
     """
     folder = Path(out).expanduser()
-    given = {"seeds": seeds, "minutes": minutes, "beta": beta}
-    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    with progress_display(Console(stderr=True)) as progress:
+    settings = _given(seeds=seeds, minutes=minutes, beta=beta)
+    with show() as progress:
         if not runs:
             settings |= {} if n is None else {"n": n}
             study = ComparisonStudy.named(

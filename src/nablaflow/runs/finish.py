@@ -7,17 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from nablaflow.config.overrides import dump_values, plain_config
 from nablaflow.evaluation.measure import Evaluation, evaluate
 from nablaflow.models import model_source
 from nablaflow.models.adapters import swapped
 from nablaflow.models.export import save_policy
+from nablaflow.progress import Progress
 from nablaflow.report import About, Saved, before_after, write_report
 from nablaflow.report.pictures import save_picture
 from nablaflow.report.privacy import without_folders, without_folders_in
-from nablaflow.runs.progress import starter
 from nablaflow.runs.run import LORA, Run
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import best_folder
@@ -34,7 +32,7 @@ def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
     started = time.perf_counter()
     saved = save_policy(parts.model, parts.source, folder)
     _save_average(parts, folder)
-    evaluation = evaluate(parts.subject, starter(progress))
+    evaluation = evaluate(parts.subject, progress.start)
     seconds = parts.trainer.seconds + time.perf_counter() - started
     summary = {
         **evaluation.summary,
