@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from nablaflow.config.overrides import dump_config, load_config, parse_override
-from nablaflow.config.recipe import Config, named_kinds, parse_config
+from nablaflow.config.recipe import Config, parse_config
 from nablaflow.errors import UserError
 from nablaflow.estimators import NStep, TemporalDifference
 from nablaflow.methods import METHODS, AdjointMatching, Losses, Method, ValueMatching
+from nablaflow.settings import named_kinds
 
 MINIMAL: dict[str, Any] = {
     "reward": "warmth",

@@ -47,7 +47,8 @@ def test_defaults_and_bounds_are_told_as_they_are():
     for row in (
         "| `sampler.steps` | whole number (from 2 to 100000) | `20` | K,",
         '| `guard.action` | `warn`, `stop`, `roll-back` | `"stop"` |',
-        "| `training.updates` | whole number (from 1) | required |",
+        "| `training.updates` | whole number (from 1) | `200` |",
+        "| `output_dir` | path | required |",
         "| `adapter.alpha` | number, null (> 0) | `null` |",
         "| `seed` | whole number (from 0 < 4294967296) | `0` |",
     ):

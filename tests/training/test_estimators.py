@@ -14,13 +14,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from nablaflow.config.recipe import Config, named_kinds
+from nablaflow.config.recipe import Config
 from nablaflow.diffusion import ReverseProcess, draw_transitions, trajectory_noise
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.estimators import TrainingBatch
 from nablaflow.methods import ValueMatching
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs.setup import Parts, prepare
+from nablaflow.settings import named_kinds
 from nablaflow.training.batches import RolloutPlan, Share
 from nablaflow.training.loop import Trainer
 from nablaflow.training.update import Rollout, Update

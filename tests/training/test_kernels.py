@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.runs import align, evaluate, policy, setup
-from nablaflow.runs.finish import Run
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import list_checkpoints
 from nablaflow.training import kernels
+from tests.support.tiny_run import unmeasured
 
 ANALYTIC = "sampler.variance=analytic"
 MakeParts = Callable[..., Parts]
@@ -39,7 +39,7 @@ def stored(run: Path) -> torch.Tensor:
 @pytest.fixture
 def finished(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A run of one update, without what comes after training."""
-    monkeypatch.setattr(align, "finish", lambda parts, folder, progress: Run(folder, {}, folder))
+    monkeypatch.setattr(align, "finish", unmeasured)
     config = make_config(ANALYTIC, "training.updates=1")
     align.run(config)
     return config
@@ -70,7 +70,7 @@ def test_they_are_of_the_reference(make_parts: MakeParts) -> None:
 def test_no_checkpoint_has_any_where_the_kernels_are_the_samplers_own(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(align, "finish", lambda parts, folder, progress: Run(folder, {}, folder))
+    monkeypatch.setattr(align, "finish", unmeasured)
     config = make_config("training.updates=1")
     align.run(config)
     assert not (list_checkpoints(config.output_dir)[-1] / "kernels.safetensors").exists()

@@ -126,9 +126,10 @@ def _show(outcomes: list[Any], out: Path, as_json: bool) -> None:
     """Write each to the folder; print the tables, or all rows."""
     from rich.console import Console
 
+    from nablaflow.comparison.writing import write_outcome
     from nablaflow.report.comparison_table import comparison_table
 
-    pictures = [_write(out, outcome) for outcome in outcomes]
+    pictures = [write_outcome(out, outcome) for outcome in outcomes]
     if as_json:
         print(json.dumps({"rows": [row for outcome in outcomes for row in outcome.rows()]}))
         return
@@ -136,19 +137,3 @@ def _show(outcomes: list[Any], out: Path, as_json: bool) -> None:
         title = f"{outcome.reward}, beta {outcome.beta:g}"
         Console().print(comparison_table(title, outcome.rows()))
         print(picture)
-
-
-def _write(out: Path, outcome: Any) -> Path:
-    """Write ``<reward>.json``, ``.md`` and ``.png``; returns the picture's path."""
-    from nablaflow.comparison.study import slug
-    from nablaflow.report.comparison_plot import comparison_figure
-    from nablaflow.report.comparison_table import comparison_markdown
-    from nablaflow.storage.files import write_whole
-
-    out.mkdir(parents=True, exist_ok=True)
-    stem, data = slug(outcome.reward), outcome.as_data()
-    write_whole(out / f"{stem}.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
-    write_whole(out / f"{stem}.md", comparison_markdown(outcome.rows()))
-    picture = out / f"{stem}.png"
-    comparison_figure(data).savefig(picture)
-    return picture

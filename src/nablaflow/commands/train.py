@@ -56,12 +56,14 @@ def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **
     from nablaflow.config.overrides import load_config
     from nablaflow.report import rich_table
     from nablaflow.runs.align import run
-    from nablaflow.runs.trust import check_recipe
+    from nablaflow.runs.trust import check_recipe, methods_of_recipe
 
     as_json = flags.pop("as_json")
     console = Console(stderr=as_json)
-    config = load_config(recipe, overrides, defaults)
-    check_recipe(recipe, config, overrides, trusted=flags.pop("trusted", False))
+    trusted = flags.pop("trusted", False)
+    find = methods_of_recipe(recipe, trusted=trusted)
+    config = load_config(recipe, overrides, defaults, find)
+    check_recipe(recipe, config, overrides, trusted=trusted)
     result = run(config, **flags, console=Console(stderr=True))
     if not result.summary:
         return

@@ -17,7 +17,7 @@ from nablaflow.prompts.sets import load_prompts
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.setup import Parts, prepare
-from nablaflow.runs.trust import check_trusted, parts_of_run
+from nablaflow.runs.trust import check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.storage.whole import steady, whole_checkpoints
@@ -50,7 +50,7 @@ def compare_runs(
         UserError: a folder is no run, or has no checkpoint; or the runs are of different models,
             prompts, samplers, rewards or beta.
     """
-    configs = [_config(folder, n, metrics, settings) for folder in folders]
+    configs = [_config(folder, n, metrics, settings, trusted=trusted) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
         check_trusted(config, folder, parts_of_run(settings), trusted=trusted)
     _check_alike(folders, configs)
@@ -65,7 +65,12 @@ def compare_runs(
 
 
 def _config(
-    folder: Path, n: int | None, metrics: Sequence[str] | None, settings: Sequence[str]
+    folder: Path,
+    n: int | None,
+    metrics: Sequence[str] | None,
+    settings: Sequence[str],
+    *,
+    trusted: bool,
 ) -> Config:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no run: there is no {CONFIG} in it")
@@ -73,7 +78,8 @@ def _config(
         raise UserError(f"{folder} has no checkpoint yet; train it first")
     overrides = [] if n is None else [f"evaluation.n={n}"]
     overrides += [] if metrics is None else [f"evaluation.metrics=[{','.join(metrics)}]"]
-    return load_run_config(folder, ["guard=null", *overrides, *settings])
+    find = methods_of(folder, trusted=trusted)
+    return load_run_config(folder, ["guard=null", *overrides, *settings], find)
 
 
 def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:

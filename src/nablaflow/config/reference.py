@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from nablaflow.config.recipe import Config, group_of, named_kinds, registered_methods
+from nablaflow.config.recipe import Config, registered_methods
+from nablaflow.settings import group_of, named_kinds
 
 HEAD = """# Settings
 

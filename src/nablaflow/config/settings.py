@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from nablaflow.config.values import RewardSpec
-from nablaflow.models import Settings
 from nablaflow.prompts.source import PromptSource
+from nablaflow.settings import Settings
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -45,18 +45,20 @@ class OptimizerSettings(Settings):
 class TrainingSettings(Settings):
     """The loop. Batch sizes are global: over all processes and accumulation steps."""
 
-    updates: Count = Field(description="rollouts in all, each with its optimizer steps")
+    updates: Count = Field(
+        default=200, description="rollouts in all, each with its optimizer steps"
+    )
     minutes: Positive | None = Field(
         default=None,
         description="minutes of training after which a run ends, whatever training.updates says; "
         "a cosine schedule then ends there too, so that such a run is not the same twice",
     )
-    prompts_per_update: Count = Field(description="prompts in one rollout")
+    prompts_per_update: Count = Field(default=8, description="prompts in one rollout")
     images_per_prompt: Count = Field(
-        description="images, that is trajectories, for each prompt of a rollout"
+        default=4, description="images, that is trajectories, for each prompt of a rollout"
     )
     transition_fraction: float = Field(
-        gt=0, le=1, description="share of a trajectory's transitions that are trained"
+        default=0.2, gt=0, le=1, description="share of a trajectory's transitions that are trained"
     )
     steps_per_rollout: Count = Field(
         default=1, description="optimizer steps of one update, each on its own trajectories"

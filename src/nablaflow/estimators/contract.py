@@ -13,8 +13,9 @@ from torch import Tensor
 
 from nablaflow.diffusion import Transitions
 from nablaflow.diffusion.process import ReverseProcess
-from nablaflow.models import Condition, DiffusionModel, FlowScore, Settings
+from nablaflow.models import Condition, DiffusionModel, FlowScore
 from nablaflow.rewards import NamedReward
+from nablaflow.settings import Settings
 from nablaflow.typing import Batch, Latents, Steps
 
 

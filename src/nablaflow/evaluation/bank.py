@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,12 +21,10 @@ from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.memory import in_parts
 from nablaflow.models import SamplerSettings
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import Done
 from nablaflow.seeds import stream
 from nablaflow.storage.cached import key_of, read_cached, write_cached
 from nablaflow.typing import Latents
-
-Progress = Callable[[int], None]
-"""Told how many samples are done."""
 
 
 def spread(n: int, prompts: int) -> Int[Tensor, "sample"]:
@@ -44,7 +41,7 @@ def sample_states(
     seed: int,
     batch: int,
     purpose: str,
-    on_progress: Progress,
+    on_progress: Done,
 ) -> Latents:
     """``n`` clean states of whichever network is active, prompts in turns, on the processor.
 
@@ -106,7 +103,7 @@ def reference_bank(
     n: int,
     *,
     batch: int,
-    on_progress: Progress,
+    on_progress: Done,
 ) -> Latents:
     """States of the reference, float16: the shipped ones, the cached ones, or made now.
 

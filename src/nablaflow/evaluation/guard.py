@@ -25,11 +25,10 @@ from nablaflow.memory import in_parts
 from nablaflow.metrics.diversity import diversity
 from nablaflow.metrics.reward import reward_mean
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import Done
 from nablaflow.rewards import NamedReward
 from nablaflow.seeds import stream
 from nablaflow.typing import Latents
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Guard:
 
     # --- looking ----------------------------------------------------------------------------------
 
-    def begin(self, on_progress: Progress) -> None:
+    def begin(self, on_progress: Done) -> None:
         """Measure the reference, which every later look is compared with.
 
         Raises:
@@ -115,7 +114,7 @@ class Guard:
                 f"{trip.limit:g}; use a {other} one"
             )
 
-    def look(self, update: int, on_progress: Progress) -> Look:
+    def look(self, update: int, on_progress: Done) -> Look:
         """Measure the policy.
 
         Raises:
@@ -147,7 +146,7 @@ class Guard:
         return None
 
     def _measure(
-        self, sample: Callable[[list[str], list[int]], tuple[Tensor, Tensor]], on_progress: Progress
+        self, sample: Callable[[list[str], list[int]], tuple[Tensor, Tensor]], on_progress: Done
     ) -> _Measured:
         index = spread(self.n, len(self.prompts))
         states, kl = self._states(sample, "guard", on_progress)
@@ -180,7 +179,7 @@ class Guard:
         self,
         sample: Callable[[list[str], list[int]], tuple[Tensor, Tensor]],
         purpose: str,
-        on_progress: Progress,
+        on_progress: Done,
     ) -> tuple[Latents, Tensor]:
         """Clean states, prompts in turns, and the divergence of each one's path."""
         index = spread(self.n, len(self.prompts))

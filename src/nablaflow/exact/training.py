@@ -20,7 +20,7 @@ from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.networks import ValueNetwork, VectorFlowScore
 from nablaflow.exact.problem import Problem
 from nablaflow.methods import Method, Networks
-from nablaflow.models import Settings
+from nablaflow.settings import Settings
 from nablaflow.training.optimization import (
     Average,
     Schedule,

@@ -23,7 +23,8 @@ from nablaflow.errors import UserError
 from nablaflow.estimators import Estimator, Networks, TrainingBatch
 from nablaflow.methods.groups import Scores, by_group
 from nablaflow.methods.tilt_rule import TiltStrength
-from nablaflow.models import Condition, FlowScore, Settings
+from nablaflow.models import Condition, FlowScore
+from nablaflow.settings import Settings
 from nablaflow.typing import Latents
 
 CreditGroup = Literal["prompt", "batch"]

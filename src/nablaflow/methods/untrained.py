@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from nablaflow.diffusion import Noise
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.estimators import Networks
-from nablaflow.models import Settings
+from nablaflow.settings import Settings
 from nablaflow.typing import Latents
 
 

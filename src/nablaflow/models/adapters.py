@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from nablaflow.errors import UserError
+from nablaflow.models.live import with_the_same_weights
 from nablaflow.models.lora_targets import (
     Coverage,
     full_coverage,
@@ -103,10 +103,15 @@ class LoraAdapter:
 
 
 class FullAdapter:
-    """Every weight of the network trains; a frozen copy stays as the reference."""
+    """Every weight of the network trains, in memory of its own; the given ones are the reference's.
+
+    So they stay as they are for whoever holds them besides, as with a `LivePipeline`.
+    """
 
     def __init__(self, network: nn.Module) -> None:
-        self._frozen = copy.deepcopy(network).requires_grad_(False).eval()
+        self._frozen = with_the_same_weights(network).requires_grad_(False).eval()
+        for parameter in network.parameters():
+            parameter.data = parameter.detach().float().clone()
         self.network = network.float().requires_grad_(True)
         self.coverage = full_coverage(network)
         self._policy_active = True

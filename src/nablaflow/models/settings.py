@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from nablaflow.diffusion.variance import Variance
-
-
-class Settings(BaseModel):
-    """Base of every group: unknown keys are errors, no silent conversion, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+from nablaflow.settings import Settings
 
 
 class SamplerSettings(Settings):

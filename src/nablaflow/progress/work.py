@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
-StartProgress = Callable[[str, int], Callable[[int], None]]
+Done = Callable[[int], None]
+"""Told how many more are done."""
+
+StartProgress = Callable[[str, int], Done]
 """``(what, total) -> told how many more are done``."""
 
 

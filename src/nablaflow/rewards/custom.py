@@ -15,6 +15,9 @@ from nablaflow.errors import UserError, nearest
 from nablaflow.rewards.calling import left_as_it_was
 from nablaflow.rewards.contract import summary
 
+MODULE = "nablaflow_file_"
+"""Begins the name of the module that a user's file is."""
+
 
 def is_custom(spec: str) -> bool:
     """Whether a spec is a path rather than a name of the list."""
@@ -29,22 +32,37 @@ def is_fitted(spec: str) -> bool:
 def load_function(
     spec: str, what: str = "reward", arguments: str = "(images, prompts)"
 ) -> Callable[..., Any]:
-    """Import a Python file, which runs it, and take one function out of it.
-
-    A file is run once however many of its functions are taken, and anew after it was changed.
+    """A function of a Python file, which is run for it; see `load_object`.
 
     Args:
-        spec: ``path/to/file.py:function``; the path is relative to the working directory.
+        spec: ``path/to/file.py:function``.
         what: the function is, for messages.
         arguments: that it should take, for messages.
 
     Raises:
         UserError: no such file or function, not callable, or the file fails to run.
     """
+    found = load_object(spec, what)
+    _check_callable(f"{what} {spec!r}", found, arguments)
+    return found
+
+
+def load_object(spec: str, what: str, kind: str = "function") -> Any:
+    """Import a Python file, which runs it, and take one name out of it.
+
+    A file is run once however many of its names are taken, and anew after it was changed.
+
+    Args:
+        spec: ``path/to/file.py:name``; the path is relative to the working directory.
+        what: it is, and ``kind`` what it should be, for messages.
+
+    Raises:
+        UserError: no such file or name, or the file fails to run.
+    """
     # The last colon, since a Windows path has one of its own.
     location, _, attribute = spec.rpartition(":")
     if not location or not attribute.isidentifier():
-        raise UserError(f"{what} {spec!r} names no function: write path/to/file.py:function")
+        raise UserError(f"{what} {spec!r} names no {kind}: write path/to/file.py:{kind}")
     try:
         path = Path(location).expanduser().resolve()
         there = path.is_file()
@@ -59,16 +77,22 @@ def load_function(
         raise UserError(
             f"{what} {spec!r}: {path.name} has no {attribute}; {_hint(attribute, module)}"
         )
-    found = getattr(module, attribute)
-    _check_callable(f"{what} {spec!r}", found, arguments)
-    return found
+    return getattr(module, attribute)
+
+
+def place_of(kind: type) -> str | None:
+    """``path/to/file.py:Class`` of a class that `load_object` found; None for any other."""
+    module = sys.modules.get(kind.__module__)
+    if module is None or not kind.__module__.startswith(MODULE):
+        return None
+    return f"{module.__file__}:{kind.__name__}"
 
 
 @functools.cache
 def _run(path: Path, modified: int) -> ModuleType:
     """Run a file as a module; ``modified`` only tells one version of the file from the next."""
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    name = f"nablaflow_file_{path.stem}_{digest}"
+    name = f"{MODULE}{path.stem}_{digest}"
     found = importlib.util.spec_from_file_location(name, path)
     assert found is not None  # the name ends .py
     assert found.loader is not None

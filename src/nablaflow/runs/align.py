@@ -5,20 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from nablaflow.config.recipe import Config
-from nablaflow.models import model_source
+from nablaflow.models import LivePipeline
 from nablaflow.models.rehearsal import rehearse
 from nablaflow.progress import Progress, Work, show
 from nablaflow.report.words import warnings
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
+from nablaflow.runs.callback import Callback, OnUpdate
 from nablaflow.runs.choices import as_chosen
-from nablaflow.runs.finish import Run, finish
+from nablaflow.runs.finish import finish
 from nablaflow.runs.folder import check_run, open_run
+from nablaflow.runs.pretrained import of_live
+from nablaflow.runs.run import Run
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.sheets import write_missing_sheet, write_sheet
 from nablaflow.runs.stopping import (
@@ -43,11 +47,15 @@ def run(
     overwrite: bool = False,
     console: Console | None = None,
     reward: NamedReward | None = None,
+    pipeline: LivePipeline | None = None,
+    on_update: OnUpdate | None = None,
 ) -> Run:
     """Carry out a configuration.
 
     Args:
         reward: in place of the configuration's, which then only names it.
+        pipeline: the user's own, in place of the configuration's model.
+        on_update: told the record of each update; see `nablaflow.runs.callback`.
 
     Raises:
         UserError: a mistake in it; nothing was written unless the folder was fit to be used.
@@ -55,13 +63,16 @@ def run(
         Interrupted: after Ctrl-C, with a checkpoint.
     """
     console = console or Console(stderr=True)
-    folder = config.output_dir
+    folder, callback = config.output_dir, Callback(on_update)
+    if pipeline is not None:
+        config = of_live(config, pipeline)
     if resume:
         config = as_chosen(config)
     check_run(config, resume=resume, overwrite=overwrite)
     with fresh_accelerator():
         found = list_checkpoints(folder) if resume else []
-        parts = _prepare(config, folder, reward, found[-1] if found else None, console)
+        checkpoint = found[-1] if found else None
+        parts = _prepare(config, folder, reward, pipeline, checkpoint, console)
         if not resume:
             # Before the folder, since they may refuse.
             with _progress(parts, console) as progress:
@@ -72,11 +83,11 @@ def run(
                 _restore(parts, folder)
             parts.tell((*parts.notes, *parts.choices))
             with disk_full_is_the_users(folder), _progress(parts, console, folder) as progress:
-                _train(parts, folder, progress)
+                _train(parts, folder, progress, callback)
                 with stopped_at_once():
                     result = finish(parts, folder, progress)
         parts.accelerator.end_training()  # of the trackers, and of the group of processes
-    return result
+    return replace(result, live=pipeline, reward=reward)
 
 
 def _progress(parts: Parts, console: Console, folder: Path | None = None) -> Progress:
@@ -93,7 +104,7 @@ def _rehearse(parts: Parts, progress: Progress) -> None:
     run = parts.config.output_dir.absolute()
     place = next(folder for folder in run.parents if folder.is_dir())
     told = progress.start("rehearse sampling and saving", 1)
-    note = rehearse(parts.model, model_source(parts.config.model), place)
+    note = rehearse(parts.model, parts.source, place)
     told(1)
     if note is not None:
         print(note, file=sys.stderr)
@@ -114,12 +125,13 @@ def _prepare(
     config: Config,
     folder: Path,
     reward: NamedReward | None,
+    pipeline: LivePipeline | None,
     checkpoint: Path | None,
     console: Console,
 ) -> Parts:
     """The parts; what has to be found for them first is shown."""
     with show(console) as progress:
-        return prepare(config, folder, reward, checkpoint, progress.start)
+        return prepare(config, folder, reward, checkpoint, progress.start, pipeline)
 
 
 def _begin(parts: Parts, progress: Progress) -> None:
@@ -169,7 +181,7 @@ def _restore(parts: Parts, folder: Path) -> None:
             write_missing_sheet(parts, folder)
 
 
-def _train(parts: Parts, folder: Path, progress: Progress) -> None:
+def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -> None:
     trainer, accelerator, config = parts.trainer, parts.accelerator, parts.config
     shown = accelerator.is_main_process
     accelerator.init_trackers("nablaflow", {"method": parts.trainer.method.name})
@@ -182,6 +194,7 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
     trainer.begin_guard(on_look)
 
     def on_update(record: Record) -> bool:
+        asked = False
         if shown:
             append_record(folder, record)
             accelerator.log({k: v for k, v in record.items() if k != "update"}, step=trainer.update)
@@ -189,7 +202,8 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
                 progress.say(line)
             told = f"reward {record['reward_mean']:.3f}, loss {record['loss']:.2g}"
             work.reach(trainer.done, told + _guard_told(parts))
-        return bool(pressed)
+            asked = callback(record)
+        return asked or bool(pressed)
 
     def on_saved() -> None:
         if shown and trainer.update % config.training.sample_every == 0:
@@ -197,6 +211,7 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
 
     with stopping(pressed):
         trainer.train(folder, on_update, on_saved, on_look)
+    callback.settle(trainer.update, folder)
     if pressed and not trainer.finished:
         accelerator.end_training()
         raise Interrupted(f"stopped after update {trainer.update}; go on with --resume")

@@ -83,9 +83,11 @@ def undecided(config: Config) -> TiltRule | None:
 
 def as_chosen(config: Config) -> Config:
     """A configuration to resume, with what its run has chosen where it still leaves the choice."""
-    saved = saved_config(config.output_dir)
+    saved = saved_config(config)
     if saved is None:
         return config  # the caller says so
+    if config.model_hash is None:  # by name now: still the pipeline that the run was begun with
+        config = config.model_copy(update={"model_hash": saved.model_hash})
     if config.adapter.targets == "auto":
         config = _replaced(config, "adapter", targets=saved.adapter.targets)
     if config.flow and saved.flow and config.flow.channels == "auto":

@@ -7,14 +7,18 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nablaflow.config.recipe import Config
 from nablaflow.devices import best_device
 from nablaflow.errors import UserError
 from nablaflow.evaluation.policy_state import put_policy
-from nablaflow.models import load_model, load_pipeline, model_source
+from nablaflow.methods import Method
+from nablaflow.models import LivePipeline, load_model
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.trust import check_trusted
+from nablaflow.runs.pretrained import reference_of
+from nablaflow.runs.trust import check_trusted, methods_of
 from nablaflow.storage.checkpoint import best_folder, list_checkpoints, load_checkpoint
 from nablaflow.storage.checkpoint import load_policy as read_policy
 from nablaflow.storage.whole import last_whole
@@ -30,6 +34,8 @@ def load_policy(
     checkpoint: str = LAST,
     strength: float = 1.0,
     trusted: bool = False,
+    pipeline: LivePipeline | None = None,
+    method: type[Method] | None = None,
 ) -> tuple[PipelineModel, Config]:
     """The policy of a run, and the run's configuration.
 
@@ -38,6 +44,8 @@ def load_policy(
         checkpoint: ``last``, ``best`` (the guard's), ``step-12``, or ``reference``: without any.
         strength: of what was trained: 0 is the reference, 1 the policy, above 1 goes on beyond it.
         trusted: whether the user's word is given for what they ask for.
+        pipeline: the one that the run was begun with, where it has no name.
+        method: the class of the one that it was begun with, where it has no file.
 
     Raises:
         UserError: the folder holds no such checkpoint, or one of another model; or the strength is
@@ -47,11 +55,11 @@ def load_policy(
         raise UserError(f"--strength: must be a number from 0 on, not {strength:g}")
     if checkpoint == REFERENCE and strength != 1:
         raise UserError("--strength: the reference has none; leave it or --checkpoint out")
-    config = load_run_config(run)
+    config = load_run_config(run, find=methods_of(run, trusted=trusted, known=method))
     check_trusted(config, run, parts, trusted=trusted)
     folder, state = _read(run, checkpoint)
-    pipeline = load_pipeline(model_source(config.model))
-    model = load_model(pipeline, config.sampler, config.adapter, best_device())
+    pretrained = reference_of(config, pipeline, torch.float32)
+    model = load_model(pretrained, config.sampler, config.adapter, best_device())
     if checkpoint != REFERENCE:  # a fresh adapter changes nothing
         put_policy(model.network, state, folder, config.model)
         model.adapter.scale(strength)

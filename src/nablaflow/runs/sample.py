@@ -16,6 +16,7 @@ from nablaflow.errors import UserError, nearest
 from nablaflow.evaluation.bank import sample_states, spread
 from nablaflow.models import (
     AdapterSettings,
+    ModelSource,
     SamplerSettings,
     family_of,
     load_model,
@@ -28,6 +29,7 @@ from nablaflow.prompts.sets import load_prompts
 from nablaflow.report.pictures import grid, save_picture, to_picture
 from nablaflow.runs.checks import check_count, image_bytes
 from nablaflow.runs.policy import load_policy
+from nablaflow.runs.run import Run
 from nablaflow.storage.lock import is_run
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.typing import Images
@@ -50,7 +52,7 @@ class Written:
 
 
 def _model(
-    source: str,
+    source: ModelSource | Run,
     prompts: list[str],
     of_model: dict[str, Any],
     of_run: dict[str, Any],
@@ -58,23 +60,27 @@ def _model(
     trusted: bool,
 ) -> tuple[PipelineModel, list[str]]:
     """A run's policy, or a model as it is; and what to show with it."""
-    if is_run(Path(source)) or (Path(source) / CONFIG).is_file():
+    here: dict[str, Any] = {}
+    if isinstance(source, Run):
+        here = {"pipeline": source.live, "method": source.method}
+        source = str(source.folder)
+    if isinstance(source, str) and (is_run(Path(source)) or (Path(source) / CONFIG).is_file()):
         if of_model:
             option = next(iter(of_model))
             raise UserError(f"--{option}: a run is sampled as it was trained; leave it out")
         parts = ("model",) if prompts else ("model", "prompts")
-        model, config = load_policy(Path(source), parts, trusted=trusted, **of_run)
+        model, config = load_policy(Path(source), parts, trusted=trusted, **here, **of_run)
         return model, prompts or load_prompts(config.prompts, Path(), config.seed)
     if of_run:
         option = next(iter(of_run))
         raise UserError(f"--{option}: {source} is no run folder, and only a run has that")
-    pipeline = load_pipeline(model_source(source))
+    pipeline = load_pipeline(model_source(source) if isinstance(source, str) else source)
     sampler = _sampler(pipeline, source, of_model)
     model = load_model(pipeline, sampler, AdapterSettings(), best_device())
     return model, prompts or ["a circle" if source == "nano" else ""]
 
 
-def _sampler(pipeline: Any, source: str, asked: dict[str, Any]) -> SamplerSettings:
+def _sampler(pipeline: Any, source: ModelSource, asked: dict[str, Any]) -> SamplerSettings:
     """What the pipeline's own call would do, but for the kind of sampler, which is said.
 
     Raises:
@@ -110,9 +116,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-@torch.no_grad()
 def sample_to_folder(
-    source: str,
+    source: ModelSource | Run,
     prompts: list[str],
     n: int,
     out: Path,
@@ -136,7 +141,24 @@ def sample_to_folder(
     Raises:
         UserError: no such source, no prompts, or images in the way.
     """
-    _check_out(out, overwrite=overwrite)
+    check_out(out, overwrite=overwrite)
+    given = {"of_model": of_model, "of_run": of_run}
+    images, texts = sample_images(source, prompts, n, seed, trusted=trusted, **given)
+    return write_images(images, texts, out)
+
+
+@torch.no_grad()
+def sample_images(
+    source: ModelSource | Run,
+    prompts: list[str],
+    n: int,
+    seed: int,
+    *,
+    trusted: bool = False,
+    of_model: dict[str, Any] | None = None,
+    of_run: dict[str, Any] | None = None,
+) -> tuple[Images, list[str]]:
+    """``n`` images, prompts in turns, and the prompt of each; as `sample_to_folder`."""
     model, texts = _model(source, prompts, of_model or {}, of_run or {}, trusted=trusted)
     check_count("--n", n, 2 * image_bytes(model))
     note = model.note_on(texts)
@@ -154,14 +176,22 @@ def sample_to_folder(
         )
     parts = states.to(model.device).split(BATCH)
     images = torch.cat([model.decode(part).cpu() for part in parts])
-    prompts = [texts[which] for which in spread(n, len(texts)).tolist()]
+    return images, [texts[which] for which in spread(n, len(texts)).tolist()]
+
+
+def write_images(images: Images, prompts: list[str], out: Path) -> Written:
+    """Write each to a file, and a sheet of all.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     try:
         return _write(images, prompts, out)
     except OSError as error:
         raise UserError(f"--out: cannot write to {out} ({error.strerror})") from error
 
 
-def _check_out(out: Path, *, overwrite: bool) -> None:
+def check_out(out: Path, *, overwrite: bool) -> None:
     """Find out before the work whether images can be written there."""
     try:
         there = out.exists()

@@ -17,11 +17,11 @@ from nablaflow.evaluation.guard import Guard
 from nablaflow.evaluation.measure import Subject
 from nablaflow.models import (
     FlowScore,
+    LivePipeline,
+    ModelSource,
     fingerprint,
     load_model,
-    load_pipeline,
     make_flow_score,
-    model_source,
 )
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress, unseen
@@ -30,10 +30,10 @@ from nablaflow.rewards import NamedReward, load, probe, tell_metadata
 from nablaflow.runs.accelerator import make_accelerator
 from nablaflow.runs.checks import check_metrics, check_model, check_settings, check_shares
 from nablaflow.runs.choices import settle
+from nablaflow.runs.pretrained import load_pretrained, source_of
 from nablaflow.training.kernels import find_kernels, load_kernels
 from nablaflow.training.loop import Trainer
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOOKS, LOOKED_AT = 5, 32  # of a guard that is left to itself: looks, and images of each
 
 
@@ -44,6 +44,7 @@ class Parts:
     Attributes:
         config: with what it left to the run.
         prompts: to train on.
+        source: of the pretrained pipeline.
         fingerprint: of the pretrained weights; names their reference bank.
         evaluated: prompts to measure on.
         notes: lines for the user about the prompts.
@@ -54,6 +55,7 @@ class Parts:
     prompts: list[str]
     model: PipelineModel
     reward: NamedReward
+    source: ModelSource
     fingerprint: str
     trainer: Trainer
     accelerator: Accelerator
@@ -138,6 +140,7 @@ def prepare(
     reward: NamedReward | None = None,
     checkpoint: Path | None = None,
     start: StartProgress = unseen,
+    pipeline: LivePipeline | None = None,
 ) -> Parts:
     """Load and check everything that the configuration names; writes nothing.
 
@@ -146,6 +149,7 @@ def prepare(
         checkpoint: of the run that is gone on with or measured, whose kernels are taken; None:
             there is none, and analytic ones are estimated.
         start: shows the work of finding kernels and beta, where those are left to the run.
+        pipeline: in place of the model that the configuration names.
 
     Raises:
         UserError: whatever of it does not fit, with the remedy.
@@ -163,7 +167,7 @@ def prepare(
     accelerator = make_accelerator(config.training, run)
     check_shares(config.training, accelerator.num_processes)
     check_metrics(config, sets.evaluation, accelerator.device)
-    model, mark = _load(config, accelerator.device)
+    model, mark = _load(config, pipeline, accelerator.device)
     check_model(config, model, reward, prompts)
     _note_cuts(model, [*prompts, *sets.evaluation], accelerator)
     if config.sampler.variance == "analytic":
@@ -179,6 +183,7 @@ def prepare(
         prompts,
         model,
         reward,
+        source_of(config, pipeline),
         mark,
         trainer,
         accelerator,
@@ -195,12 +200,14 @@ def _metadata(config: Config) -> dict[str, Any]:
     return prompt_metadata(*sources, seed=config.seed)
 
 
-def _load(config: Config, device: torch.device) -> tuple[PipelineModel, str]:
+def _load(
+    config: Config, pipeline: LivePipeline | None, device: torch.device
+) -> tuple[PipelineModel, str]:
     """The model to align, and what names its pretrained weights, where a bank is made of them."""
-    pipeline = load_pipeline(model_source(config.model), _dtype(config))
-    mark = fingerprint(pipeline) if config.evaluation.bank else ""
+    pretrained = load_pretrained(config, pipeline)
+    mark = fingerprint(pretrained) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
-    return load_model(pipeline, config.sampler, config.adapter, device), mark
+    return load_model(pretrained, config.sampler, config.adapter, device), mark
 
 
 def _suit(model: PipelineModel, config: Config) -> None:
@@ -238,9 +245,3 @@ def _note_cuts(model: PipelineModel, prompts: list[str], accelerator: Accelerato
     note = model.note_on(prompts)
     if note is not None and accelerator.is_main_process:
         print(note, file=sys.stderr)
-
-
-def _dtype(config: Config) -> torch.dtype:
-    """A LoRA trains on top of weights in half precision; weights that train stay in float32."""
-    full = config.adapter.kind == "full"
-    return torch.float32 if full else DTYPES[config.training.precision]
