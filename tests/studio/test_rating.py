@@ -101,11 +101,10 @@ def test_from_clicks_to_a_fitted_reward_and_its_tilt(
     fit = f"/fit/{address(images)}"
     assert client.get(f"{fit}/preview?beta=1").status_code == 409
     rate_by_red(client, rate, images, 24)
+    reward = images / "reward.safetensors"
     started = client.post(f"{fit}/start", json={}).json()["command"]
     assert started.startswith("nablaflow reward fit ")
-    assert started.endswith(
-        "--features pixels --out " + str(images / "reward.safetensors --overwrite")
-    )
+    assert started.endswith(f"--features pixels --out {reward} --overwrite")
     assert site.jobs.last is not None
     assert site.jobs.last.wait() == 0, site.jobs.last.log
     assert client.get("/job").json()["status"] == 0

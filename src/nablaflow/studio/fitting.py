@@ -62,7 +62,7 @@ class FitPages:
         if taste is None:
             raise UserError("fit a reward first")
         seen = taste.preview(beta)
-        order = seen.weights.argsort(descending=True)[:FREQUENT].tolist()
+        order = _largest(seen.weights.tolist(), FREQUENT)
         place = {path.name: number for number, path in enumerate(images_of(folder))}
         content = {
             "share": seen.strength.effective_share,
@@ -70,7 +70,7 @@ class FitPages:
             "reward": seen.strength.reward_mean,
             "tilted": seen.strength.tilted_reward_mean,
             "diversity": seen.diversity,
-            "images": [(place[taste.names[at]], seen.weights[at].item()) for at in order],
+            "images": [(place[taste.names[at]], seen.weights.tolist()[at]) for at in order],
             "command": _typed(align_command(self.site, folder, beta, UPDATES)),
         }
         return JSONResponse(content)
@@ -94,6 +94,11 @@ class FitPages:
         if self.site.jobs.running is not None:
             self.site.jobs.running.stop()
         return {}
+
+
+def _largest(weights: list[float], count: int) -> list[int]:
+    """Places of the largest weights, largest first."""
+    return sorted(range(len(weights)), key=weights.__getitem__, reverse=True)[:count]
 
 
 def _typed(arguments: list[str]) -> str:

@@ -108,11 +108,11 @@ def _about(folder: Path, root: Path) -> dict[str, Any]:
 
 def _content(shown: Shown) -> dict[str, Any]:
     figures = shown.figures
-    way = figures.get("closing"), figures.get("closing_se")
+    closing, error = figures.get("closing"), figures.get("closing_se")
     return {
         "shown": shown,
         "headings": COLUMNS,
         "rows": rows(figures) if {"reference", "policy"} <= figures.keys() else [],
-        "way": the_way(*way) if None not in way else "",
+        "way": the_way(closing, error) if closing is not None and error is not None else "",
         "curves": curves_of(shown),
     }

@@ -73,9 +73,8 @@ class Taste:
         return mean_and_spread(gaps)[1].tolist()
 
     def best_first(self) -> list[tuple[str, float]]:
-        mean = self.scores.mean(0)
-        order = mean.argsort(descending=True).tolist()
-        return [(self.names[place], mean[place].item()) for place in order]
+        scored = zip(self.names, self.scores.mean(0).tolist(), strict=True)
+        return sorted(scored, key=lambda pair: pair[1], reverse=True)
 
     def preview(self, beta: float) -> Preview:
         """Reweight the images by exp(beta r), within each prompt.
