@@ -77,6 +77,10 @@ class Training(Settings):
         default="float32", description="of the networks; rewards and their gradients stay float32"
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
+    offload_encoders: bool = Field(
+        default=False,
+        description="text encoders stay on the CPU but while they embed a prompt, once for each",
+    )
     checkpoint_every: Count = Field(default=50, description="updates between two checkpoints")
     keep_checkpoints: Count = Field(default=2, description="how many of the newest are kept")
     reward_timeout: Positive | None = Field(

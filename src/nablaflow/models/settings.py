@@ -15,6 +15,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+Pair = Annotated[list[Annotated[int, Field(ge=0, le=2**14)]], Field(min_length=2, max_length=2)]
+"""Two numbers of pixels, the vertical one first."""
+
+
 class SamplerSettings(Settings):
     """How images are sampled, by the reference and the policy alike."""
 
@@ -40,6 +44,17 @@ class SamplerSettings(Settings):
         default=None, ge=1, description="of an image, pixels; null: as its UNet's sample_size says"
     )
     width: int | None = Field(default=None, ge=1, description="of an image, as height")
+    original_size: Pair | None = Field(
+        default=None,
+        description="height and width that a Stable Diffusion XL is told its training image had; "
+        "null: the image's own",
+    )
+    crop: Pair = Field(
+        default=[0, 0], description="and where it was cropped: pixels from the top and the left"
+    )
+    target_size: Pair | None = Field(
+        default=None, description="and to which height and width; null: the image's own"
+    )
     prompt_chunks: int | None = Field(
         default=None,
         ge=1,

@@ -222,6 +222,8 @@ def prepare(
     mark = fingerprint(pipeline) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
     model = load_model(pipeline, config.sampler, config.adapter, accelerator.device)
+    if config.training.offload_encoders:
+        model.offload_encoders()
     check_fits(config, model)
     check_prompts(config, model)
     config = with_targets(config, model)
