@@ -1,13 +1,16 @@
 """Models at their published size, without their weights: what fits, what trains, what it takes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model
 from nablaflow.models.export import lora_layers
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.runs.doctor import NEEDS
 from tests.support.architectures import full_stable_diffusion_xl
 
 META = torch.device("meta")
@@ -21,6 +24,21 @@ def xl() -> PipelineModel:
         AdapterSettings(rank=8),
         META,
     )
+
+
+def saved_for_backward(networks: list[Any], work: Callable[[], Tensor]) -> int:
+    """Bytes that a forward pass keeps besides the networks' own parameters."""
+    own = {p.untyped_storage()._cdata for network in networks for p in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        kept[value.untyped_storage()._cdata] = value
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        result = work()
+    assert result.requires_grad
+    return sum(v.untyped_storage().nbytes() for key, v in kept.items() if key not in own)
 
 
 def parameters(network: Any) -> int:
@@ -55,3 +73,26 @@ def test_sdxl_predicts_a_guided_batch_of_its_own_states(xl: PipelineModel) -> No
     assert condition.hidden.shape[2] == 2048
     assert condition.pooled.shape == (1, 1280)
     assert xl.forward(x, timestep, condition.expand(2)).shape == x.shape
+
+
+@pytest.mark.slow
+def test_what_sdxl_needs_is_what_the_doctor_says() -> None:
+    """Weights, the decoder under a reward gradient, and the checkpointed denoiser."""
+    model = load_model(
+        full_stable_diffusion_xl(), SamplerSettings(steps=50), AdapterSettings(rank=8), META
+    )
+    denoiser, vae = model.network.to(torch.bfloat16), model.pipeline.vae
+    encoders = [model.pipeline.text_encoder, model.pipeline.text_encoder_2]
+    weights = 4 * parameters(vae) + 2 * sum(map(parameters, [denoiser, *encoders]))
+    x0 = torch.empty(1, *model.state_shape, device=META, requires_grad=True)
+    decoder = saved_for_backward([vae], lambda: vae.decode(x0, return_dict=False)[0])
+    network: Any = denoiser
+    network.enable_gradient_checkpointing()
+    x = torch.empty(2, *model.state_shape, device=META, dtype=torch.bfloat16)
+    condition = model.encode("a cat").expand(2)  # type: ignore[attr-defined]
+    timestep = torch.zeros(2, dtype=torch.long, device=META)
+    kept = saved_for_backward([network], lambda: model.forward(x, timestep, condition))
+    assert decoder / 2**30 == pytest.approx(23.2, abs=0.1)
+    assert kept / 2**30 == pytest.approx(0.9, abs=0.1)
+    needed = NEEDS["Stable Diffusion XL (1024), bf16, gradient checkpointing"] * 2**30
+    assert 0.8 * needed < weights + decoder + kept < needed

@@ -28,6 +28,7 @@ NEEDS = {
     "Stable Diffusion 1.5, bf16, gradient checkpointing": 12.0,
     "Stable Diffusion 1.5, bf16": 20.0,
     "Stable Diffusion 2.1 (768), bf16, gradient checkpointing": 22.0,
+    "Stable Diffusion XL (1024), bf16, gradient checkpointing": 32.0,
 }
 
 
