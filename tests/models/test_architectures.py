@@ -94,5 +94,5 @@ def test_what_sdxl_needs_is_what_the_doctor_says() -> None:
     kept = saved_for_backward([network], lambda: model.forward(x, timestep, condition))
     assert decoder / 2**30 == pytest.approx(23.2, abs=0.1)
     assert kept / 2**30 == pytest.approx(0.9, abs=0.1)
-    needed = NEEDS["Stable Diffusion XL (1024), bf16, gradient checkpointing"] * 2**30
+    needed = NEEDS["Stable Diffusion XL (1024), bf16, gradient checkpointing"].memory * 2**30
     assert 0.8 * needed < weights + decoder + kept < needed
