@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from inspect import isabstract
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -22,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from nablaflow import methods
 from nablaflow.config.aliases import ALIASES
 from nablaflow.config.settings import (
     EvaluationSettings,
@@ -32,6 +34,7 @@ from nablaflow.config.settings import (
 )
 from nablaflow.config.values import RewardSpec, check_path, check_scalar, one_line, show
 from nablaflow.errors import UserError, nearest
+from nablaflow.methods import Method
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings, Settings
 from nablaflow.prompts.source import PromptSource
 
@@ -50,18 +53,19 @@ class Config(Settings):
         description='"nano", a folder in diffusers format, or a hub id',
     )
     reward: RewardSpec = Field(
-        description="name of a reward, path/to/file.py:function, a mapping with name and settings, "
-        "or a mapping of those to weights"
+        description="name of a reward, path/to/file.py:function (after trl: with TRL's signature), "
+        "a mapping with name and settings, or a mapping of those to weights"
     )
     prompts: PromptSource | None = Field(
         description="list of prompts, a text file with one a line, .jsonl or .csv, a set by name, "
-        "hub:owner/name; or a mapping of source, column and split; null: an unconditional model"
+        "hub:owner/name, trl:path/to/file.py:function; or a mapping of source, column, split and "
+        "count; null: an unconditional model"
     )
     output_dir: AnyPath = Field(description="the run folder")
     seed: Seed = Field(
-        default=0, description="of training: noise, prompt order, chosen transitions"
+        default=0, description="of training: noise, order of the prompts, chosen transitions"
     )
-    method: InstanceOf[BaseModel] = Field(
+    method: InstanceOf[Method] = Field(
         description="the objective: its name and its settings, such as method.beta"
     )
     sampler: SamplerSettings = Field(
@@ -112,7 +116,7 @@ class Config(Settings):
         return round(self.training.transition_fraction * self.sampler.steps)
 
     @field_serializer("method")
-    def _with_its_name(self, method: BaseModel) -> dict[str, Any]:
+    def _with_its_name(self, method: Method) -> dict[str, Any]:
         return method_settings(method)
 
 
@@ -129,14 +133,12 @@ Kinds = Mapping[str, type[BaseModel]]
 """Classes by the name that chooses between them."""
 
 
-def registered_methods() -> Kinds:
-    """Name to class. Imported on use, since methods bring torch and the models with them."""
-    from nablaflow.methods import METHODS
-
-    return METHODS
+def registered_methods() -> Mapping[str, type[Method]]:
+    """Name to class."""
+    return methods.METHODS
 
 
-def method_settings(method: BaseModel) -> dict[str, Any]:
+def method_settings(method: Method) -> dict[str, Any]:
     """A method as plain data: its name, then its settings.
 
     Raises:
@@ -163,13 +165,13 @@ def _by_present_name(value: Any) -> Any:
     return {**value, "name": RENAMED[name]} if isinstance(value, Mapping) else RENAMED[name]
 
 
-def parse_method(value: Any) -> BaseModel:
+def parse_method(value: Any) -> Method:
     """A method from its name, from a mapping with ``name`` and settings, or itself.
 
     Raises:
         UserError: unknown name, unknown setting, a setting of another method, a wrong value.
     """
-    if isinstance(value, BaseModel):
+    if isinstance(value, Method):
         method_settings(value)
         return value
     kind, settings = _chosen(registered_methods(), _by_present_name(value), "method")
@@ -193,7 +195,9 @@ def named_kinds(model: type[BaseModel], name: str) -> Kinds | None:
     return {kind.model_fields["name"].default: kind for kind in get_args(field.annotation)}
 
 
-def _chosen(kinds: Kinds, value: Any, place: str) -> tuple[type[BaseModel], dict[str, Any]]:
+def _chosen(
+    kinds: Mapping[str, type[Group]], value: Any, place: str
+) -> tuple[type[Group], dict[str, Any]]:
     """The class and the settings that a name, or a mapping with ``name``, asks for at ``place``.
 
     Raises:
@@ -220,11 +224,6 @@ def _not_a_setting(kinds: Kinds, name: str, key: str, place: str) -> str:
         return f"{place}.{key}: unknown key for {name}; {nearest(key, own)}"
     remedy = f"leave it out or set {place}.name={owners[0]}"
     return f"{place}.{key}: a setting of {', '.join(owners)}, not of {name}; {remedy}"
-
-
-def uses_flow(method: BaseModel) -> bool:
-    """Whether a method has a use for the flow network."""
-    return getattr(method, "uses_flow", True)
 
 
 def parse_group(kind: type[Group], values: Mapping[str, Any], place: str) -> Group:
@@ -260,7 +259,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         raise _refusal(_explain(error, Config, ())) from None
     # What is saved says what there is; flow settings that a recipe shares among methods may stay.
-    return config if uses_flow(config.method) else config.model_copy(update={"flow": None})
+    return config if config.method.uses_flow else config.model_copy(update={"flow": None})
 
 
 def _check_values(value: Any, place: tuple[int | str, ...] = ()) -> None:
@@ -332,7 +331,7 @@ def _suggest(word: str, group: type[BaseModel]) -> str:
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The dotted keys of all settings that hold a value, those of every method included."""
     for name in model.model_fields:
-        group = _group(model, name)
+        group = group_of(model, name)
         kinds = registered_methods() if name == "method" else named_kinds(model, name)
         groups = [group] if group else list((kinds or {}).values())
         for inner in groups:
@@ -341,13 +340,17 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _group(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The class of a field that is a group of settings (or null), else None."""
+def group_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The class of a field that is a group of settings (or null), else None.
+
+    An abstract class, as a method's is, stands for several of them.
+    """
     field = model.model_fields.get(name)
     if field is None or field.discriminator is not None:
         return None
     kinds = (field.annotation, *get_args(field.annotation))
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Settings)), None)
+    groups = (k for k in kinds if isinstance(k, type) and issubclass(k, Settings))
+    return next((k for k in groups if not isabstract(k)), None)
 
 
 def _place(
@@ -362,7 +365,7 @@ def _place(
         elif group is not None:
             kept.append(part)
             owner = group
-            group, kinds = _group(owner, str(part)), named_kinds(owner, str(part))
+            group, kinds = group_of(owner, str(part)), named_kinds(owner, str(part))
         elif isinstance(part, int):
             kept.append(part)
     return tuple(kept), owner

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -16,10 +15,11 @@ from nablaflow.models.rehearsal import rehearse
 from nablaflow.progress import Progress, Work, show
 from nablaflow.report.words import warnings
 from nablaflow.rewards import NamedReward
+from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import Run, finish
 from nablaflow.runs.folder import check_run, open_run
-from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
+from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.sheets import write_missing_sheet, write_sheet
 from nablaflow.runs.stopping import (
     Interrupted,
@@ -216,7 +216,7 @@ def _new_warnings(parts: Parts, warned: set[str]) -> list[str]:
     guard = parts.trainer.guard
     if guard is None or guard.last is None or guard.settings.action != "warn":
         return []
-    found = warnings(asdict(guard.last), guard.settings.budgets)
+    found = warnings(guard.last.figures(), guard.settings.limits)
     new = [f"after update {guard.last.update}: {found[metric]}" for metric in found.keys() - warned]
     warned.update(found)
     return sorted(new)
