@@ -117,3 +117,8 @@ def test_a_recipe_with_a_methods_older_name_is_read_and_told(capsys: pytest.Capt
     config = load_config(RECIPES / "nano_warmth.yaml", OLD_NAME, {})
     assert config.method.name == "path-weighted-matching"
     assert "tilted-matching is called path-weighted-matching now" in capsys.readouterr().err
+
+
+def test_the_recipe_for_sdxl_is_whole() -> None:
+    sampler = load_recipe("sdxl_aesthetic").sampler
+    assert (sampler.height, sampler.width, sampler.original_size) == (1024, 1024, [1024, 1024])

@@ -15,6 +15,7 @@ from nablaflow.models.ddpm import UnconditionalDDPM
 from nablaflow.models.folder import all_safetensors, check_no_lora_inside, find_variant, read_index
 from nablaflow.models.live import LIVE, LivePipeline
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.sdxl import StableDiffusionXL
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.single_file import load_single_file
 from nablaflow.models.source import ModelSource
@@ -22,6 +23,7 @@ from nablaflow.models.stable_diffusion import StableDiffusion
 
 FAMILIES: list[type[PipelineModel]] = [
     StableDiffusion,
+    StableDiffusionXL,
     UnconditionalDDPM,
 ]
 """Adding a family is one file and one line here."""

@@ -9,6 +9,9 @@ from pydantic import Field, field_validator
 from nablaflow.diffusion.variance import Variance
 from nablaflow.settings import Settings
 
+Pair = Annotated[list[Annotated[int, Field(ge=0, le=2**14)]], Field(min_length=2, max_length=2)]
+"""Two numbers of pixels, the vertical one first."""
+
 
 class SamplerSettings(Settings):
     """How images are sampled, by the reference and the policy alike."""
@@ -36,6 +39,17 @@ class SamplerSettings(Settings):
     )
     width: int | None = Field(
         default=None, ge=1, description="of an image, pixels; null: the network's own"
+    )
+    original_size: Pair | None = Field(
+        default=None,
+        description="height and width that a Stable Diffusion XL is told its training image had; "
+        "null: the image's own",
+    )
+    crop: Pair = Field(
+        default=[0, 0], description="and where it was cropped: pixels from the top and the left"
+    )
+    target_size: Pair | None = Field(
+        default=None, description="and to which height and width; null: the image's own"
     )
     prompt_chunks: int | None = Field(
         default=None,

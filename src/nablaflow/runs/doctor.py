@@ -25,6 +25,7 @@ from nablaflow.models import (
 from nablaflow.models.costs import (
     STABLE_DIFFUSION_1,
     STABLE_DIFFUSION_2,
+    STABLE_DIFFUSION_XL,
     Architecture,
     speed,
     update_flops,
@@ -70,6 +71,9 @@ NEEDS = {
     "Stable Diffusion 1.5, bf16": Need(20.0, STABLE_DIFFUSION_1),
     "Stable Diffusion 2.1 (768), bf16, gradient checkpointing": Need(
         22.0, STABLE_DIFFUSION_2, True
+    ),
+    "Stable Diffusion XL (1024), bf16, gradient checkpointing": Need(
+        32.0, STABLE_DIFFUSION_XL, True
     ),
 }
 HOW = (
