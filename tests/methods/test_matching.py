@@ -120,7 +120,7 @@ def test_the_flow_term_by_hand_and_the_sum_of_all() -> None:
     assert batch.estimate is not None
     assert batch.estimate.flow is not None
     with torch.no_grad():
-        score = flow(t.x, process.timestep[t.k], batch.condition.prompt)
+        score = flow(t.x, process.timestep[t.k], batch.condition)
     for row, (k, prompt) in enumerate(zip(t.k.tolist(), batch.prompts, strict=True)):
         sigma, x = float(process.sigma[k]), t.x[row].flatten()
         error = (score - batch.estimate.flow)[row]
