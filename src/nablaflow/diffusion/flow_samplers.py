@@ -7,8 +7,9 @@ the tilt of the image's law by its reward requires; it is DDIM with eta 1 in the
 ``flow-grpo`` (arXiv 2505.05470, equation 9): less noise, g = 0.7 sqrt(s / (1 - s)). The image still
 depends on the noise it began with, so what a method aims at is not the tilt.
 
-``ddim``: with eta 0 it is the Euler step of the stock scheduler, x + (s' - s) v, exactly, since
-that is (1 - s') x0_hat + s' epsilon. Divided by n_s' it is DDIM's mean.
+``euler``: no noise, the step x + (s' - s) v of the stock scheduler. It is ``ddim`` with eta 0
+exactly, since x + (s' - s) v = (1 - s') x0_hat + s' epsilon, which over n_s' is DDIM's mean. There
+is no kernel to align; but a policy that was aligned under memoryless noise may be sampled by it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,15 @@ def flow_grpo(levels: Levels, s: Tensor, eta: float) -> ReverseProcess:
     )
 
 
+def euler(levels: Levels, s: Tensor, eta: float) -> ReverseProcess:
+    """The stock scheduler's steps."""
+    if eta != 1.0:
+        raise UserError("sampler.eta: euler adds no noise, so it has no eta; leave it out")
+    return ddim_kernels(levels, 0.0)
+
+
 FLOW_SAMPLERS: dict[str, Kernels] = {
+    "euler": euler,
     "memoryless": memoryless,
     "flow-grpo": flow_grpo,
     "ddim": lambda levels, s, eta: ddim_kernels(levels, eta),

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from nablaflow.config.recipe import Config
 from nablaflow.devices import best_device
-from nablaflow.diffusion import SAMPLERS
+from nablaflow.diffusion import FLOW_SAMPLERS, SAMPLERS
 from nablaflow.diffusion.schedule import other_spacings
 from nablaflow.errors import UserError, nearest
 from nablaflow.evaluation.bank import sample_states, spread
@@ -89,12 +89,15 @@ def _sampler(pipeline: Any, source: str, asked: dict[str, Any]) -> SamplerSettin
         UserError: there is no sampler of the name that is asked for.
     """
     name = asked.get("name")
-    if name is not None and name not in SAMPLERS:
-        raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
-    settings: dict[str, Any] = {"name": name or _fitting(pipeline)} | asked
+    known = {*SAMPLERS, *FLOW_SAMPLERS}
+    if name is not None and name not in known:
+        raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, known)}")
+    settings = family_of(pipeline).defaults_of(pipeline) | asked
+    if "name" not in settings:
+        settings["name"] = _fitting(pipeline)
     if source == "nano":
-        settings = {"guidance_scale": 2.0} | settings
-    return SamplerSettings(**family_of(pipeline).call_defaults | settings)
+        settings |= {"guidance_scale": 2.0} | asked
+    return SamplerSettings(**settings)
 
 
 def _fitting(pipeline: Any) -> str:
