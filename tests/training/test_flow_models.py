@@ -33,7 +33,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def overrides(folder: Path, method: str) -> list[str]:
     size = ["sampler.height=16", "sampler.width=16"]
     of_model = [f"model={folder}", "adapter.targets=auto", "sampler.name=memoryless", *size]
-    return [*of_model, f"method={method}", "training.transition_fraction=0.5"]
+    extra = ["method.estimator=adjoint"] if method == "value-matching" else []
+    return [*of_model, f"method={method}", *extra]
 
 
 def assert_trains(trainer: Trainer) -> None:
