@@ -51,9 +51,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The prompts that each call measures on."""
     found: list[list[str]] = []
 
-    def watch(parts: Any, *args: Any) -> Any:
-        found.append(parts.evaluated)
-        return carry_out(parts, *args)
+    def watch(subject: Any, *args: Any) -> Any:
+        found.append(subject.prompts)
+        return carry_out(subject, *args)
 
     monkeypatch.setattr(evaluate, "carry_out", watch)
     return found

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from nablaflow.diffusion import build_process
-from nablaflow.estimators import Adjoint, Estimator, NablaTD, Networks, NStep, Path, Terminal
+from nablaflow.estimators import (
+    Adjoint,
+    Estimator,
+    Networks,
+    NStep,
+    Path,
+    TemporalDifference,
+    Terminal,
+)
 from nablaflow.models import Condition, FlowScore
 from nablaflow.rewards import NamedReward
 from tests.support.gaussian import GaussianModel, level_of
@@ -118,7 +126,7 @@ def test_the_grid_is_fine_enough(k: int) -> None:
 @pytest.mark.parametrize("k", [2, 3, STEPS])
 @pytest.mark.parametrize(
     "estimator",
-    [Adjoint(), NablaTD(td_lambda=0.6, gamma=0.0), NStep(n=1, gamma=0.0)],
+    [Adjoint(), TemporalDifference(td_lambda=0.6, gamma=0.0), NStep(n=1, gamma=0.0)],
     ids=lambda estimator: estimator.name,
 )
 def test_the_mean_over_paths_of_the_tilt_is_the_value_gradient(
