@@ -142,7 +142,7 @@ def test_only_memoryless_kernels_take_the_exact_step() -> None:
 def test_names_and_settings_that_flow_matching_has_not_are_refused() -> None:
     with pytest.raises(UserError, match=r"sampler\.name: flow matching has no sampler 'ddpm'"):
         build_process(SD3, "ddpm", 8, 1.0, 0.01)
-    for name in ("memoryless", "flow-grpo"):
+    for name in ("memoryless", "flow-grpo", "euler"):
         with pytest.raises(UserError, match=r"sampler\.eta: .*no eta"):
             build_process(SD3, name, 8, 0.5, 0.01)
     with pytest.raises(UserError, match=r"sampler\.variance: flow-grpo"):
@@ -154,8 +154,14 @@ def open_variance(s: Tensor, deviation: float) -> Tensor:
     return 1.0 / (1.0 / deviation**2 + ((1 - s) / s) ** 2)
 
 
-def law_of_samples(process: ReverseProcess, mean: float, deviation: float, n: int) -> Tensor:
-    """Samples of the reverse process with the exact velocity of N(mean, deviation^2)."""
+def law_of_samples(
+    process: ReverseProcess, mean: float, deviation: float, n: int, pull: float = 0.0
+) -> Tensor:
+    """Samples of the reverse process with the exact velocity of N(mean, deviation^2).
+
+    Args:
+        pull: b of a reward b x_0, whose value gradient b d x0_hat / d x_s moves the velocity.
+    """
     s = sigmas(process.steps).float()
 
     def predict(x: Tensor, k: Tensor) -> Prediction:
@@ -164,7 +170,8 @@ def law_of_samples(process: ReverseProcess, mean: float, deviation: float, n: in
         total = (1 - here) ** 2 * deviation**2 + here**2
         x0_hat = mean + (1 - here) * deviation**2 / total * (x_s - (1 - here) * mean)
         alpha_bar = at(process.alpha_bar, k, x)
-        return predict_from((x_s - x0_hat) / here, x, alpha_bar, "flow_prediction")
+        moved = -here * pull * deviation**2 / total  # -s / (1 - s) grad V, finite at s = 1 too
+        return predict_from((x_s - x0_hat) / here + moved, x, alpha_bar, "flow_prediction")
 
     generator, cpu = torch.Generator().manual_seed(0), torch.device("cpu")
     return sample_trajectories(predict, process, (1, 1, 1), generator, cpu, n=n).x0.flatten()
@@ -175,12 +182,26 @@ def test_sampling_a_gaussian_gives_its_law(kind: str) -> None:
     """By the ODE in many steps; with kernels as wide as what x_s leaves open, in six."""
     mean, deviation, n = 0.7, 0.5, 20000
     if kind == "euler":
-        process = ddim_kernels(flow_levels(SD3, 400), 0.0)
+        process = build_process(SD3, "euler", 400, 1.0, 0.01)
+        assert process.sigma.eq(0).all(), "no noise, and no floor under it"
     else:
         left_open = torch.cat([torch.zeros(1), open_variance(sigmas(6)[1:], deviation)])
         process = build_process(SD3, "memoryless", 6, 1.0, 1e-9, left_open)
     x0 = law_of_samples(process, mean, deviation, n)
     assert x0.mean().item() == pytest.approx(mean, abs=4 * deviation / n**0.5)
+    assert x0.std().item() == pytest.approx(deviation, abs=4 * deviation / (2 * n) ** 0.5)
+
+
+def test_what_memoryless_noise_aligns_the_euler_sampler_keeps() -> None:
+    """The velocity that the exact step aims at is the tilt's own: no noise is needed to sample it.
+
+    N(m, c^2) tilted by exp(b x) is N(m + b c^2, c^2).
+    """
+    mean, deviation, pull, n = 0.7, 0.5, 1.6, 20000
+    process = build_process(SD3, "euler", 400, 1.0, 0.01)
+    x0 = law_of_samples(process, mean, deviation, n, pull)
+    expected = mean + pull * deviation**2
+    assert x0.mean().item() == pytest.approx(expected, abs=4 * deviation / n**0.5)
     assert x0.std().item() == pytest.approx(deviation, abs=4 * deviation / (2 * n) ** 0.5)
 
 

@@ -11,14 +11,20 @@ from typing import Any
 import pytest
 import torch
 
+from nablaflow.config.recipe import Config
+from nablaflow.diffusion import sample_trajectories, trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.methods import METHODS
+from nablaflow.models import load_pipeline
+from nablaflow.runs import align
+from nablaflow.runs.sample import load_policy, sample_to_folder
 from nablaflow.runs.setup import Parts
 from nablaflow.training.loop import Trainer
 from tests.support.flow_pipelines import FLOW_FAMILIES
 
 MakeParts = Callable[..., Parts]
 KINDS = ["sd3", "flux-dev", "klein"]
+EULER = {"name": "euler"}
 QUICK = ["residual-nabla-db", "nabla-td", "ddpo"]
 
 
@@ -92,6 +98,41 @@ def test_the_exact_step_is_refused_under_noise_that_is_not_memoryless(
     with pytest.raises(UserError, match=r"method\.step: .*flow-grpo"):
         make_parts(*given, "sampler.name=flow-grpo", "method.step=exact")
     assert_trains(make_parts(*given, "sampler.name=flow-grpo", "method.step=published").trainer)
+
+
+@pytest.mark.slow
+def test_a_run_is_saved_and_sampled_without_noise_as_the_stock_pipeline_does(
+    make_config: Callable[..., Config], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The Euler sampler on a policy that was trained under memoryless noise."""
+    few = ["training.updates=1", "evaluation.n=6", "optimizer.learning_rate=0.05"]
+    config = make_config(*overrides(folders["sd3"], "residual-nabla-db"), *few)
+    run = align.run(config)
+    model, _ = load_policy(run.folder, sampler="euler")
+    stock: Any = load_pipeline(str(folders["sd3"]))
+    stock.load_lora_weights(run.folder / "lora")
+    generator = torch.Generator().manual_seed(3)
+    call = {"prompt": "a circle", "height": 16, "width": 16, "guidance_scale": 1.0}
+    images = stock(**call, num_inference_steps=4, generator=generator, output_type="np").images
+    expected = torch.from_numpy(images).permute(0, 3, 1, 2)
+    condition = model.condition(["a circle"])
+    with torch.no_grad():
+        drawn = sample_trajectories(
+            lambda x, k: model.predict(x, k, condition),
+            model.process,
+            model.state_shape,
+            trajectory_noise([3]),
+            model.device,
+        )
+        torch.testing.assert_close(model.decode(drawn.x0), expected, rtol=0, atol=1e-4)
+    written = sample_to_folder(
+        str(run.folder), ["a circle"], 1, tmp_path / "out", 0, overwrite=False, asked=EULER
+    )
+    assert len(written) == 1
+    with pytest.raises(UserError, match="a run is sampled as it was trained"):
+        sample_to_folder(
+            str(run.folder), [], 1, tmp_path / "not", 0, overwrite=False, asked={"name": "ddim"}
+        )
 
 
 def test_euler_is_no_sampler_to_train_with(make_parts: MakeParts, folders: dict[str, Path]) -> None:

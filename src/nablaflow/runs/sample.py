@@ -43,13 +43,18 @@ BATCH = 16
 
 
 def load_policy(
-    run: Path, parts: Collection[str] = ("model", "prompts"), *, trusted: bool = False
+    run: Path,
+    parts: Collection[str] = ("model", "prompts"),
+    *,
+    trusted: bool = False,
+    sampler: str | None = None,
 ) -> tuple[PipelineModel, Config]:
     """The policy of a run's last checkpoint, and the run's configuration.
 
     Args:
         parts: groups of the configuration that will be used.
         trusted: whether the user's word is given for what they ask for.
+        sampler: another than the run's own: euler, for a policy of flow matching.
 
     Raises:
         UserError: the folder holds no checkpoint, or one of another model.
@@ -58,9 +63,12 @@ def load_policy(
     check_trusted(config, run, parts, trusted=trusted)
     folder, state = last_whole(run, lambda found: (found, read_policy(found)))
     pipeline = load_pipeline(model_source(config.model))
-    model = load_model(pipeline, config.sampler, config.adapter, best_device())
+    settings = config.sampler
+    if sampler is not None:
+        settings = settings.model_copy(update={"name": sampler, "eta": 1.0})
+    model = load_model(pipeline, settings, config.adapter, best_device())
     put_policy(model.network, state, folder, config.model)
-    if config.sampler.variance == "analytic":
+    if settings.variance == "analytic" and sampler is None:
         load_kernels(model, folder)
     return model, config
 
@@ -70,11 +78,16 @@ def _model(
 ) -> tuple[PipelineModel, list[str]]:
     """A run's policy, or a model as it is; and what to show with it."""
     if is_run(Path(source)) or (Path(source) / CONFIG).is_file():
-        if asked:
+        without_noise = asked == {"name": "euler"}
+        if asked and not without_noise:
             option = {"name": "sampler"}.get(name := next(iter(asked)), name)
-            raise UserError(f"--{option}: a run is sampled as it was trained; leave it out")
+            raise UserError(
+                f"--{option}: a run is sampled as it was trained (or, flow matching, by "
+                "--sampler euler); leave it out"
+            )
         parts = ("model",) if prompts else ("model", "prompts")
-        model, config = load_policy(Path(source), parts, trusted=trusted)
+        name = "euler" if without_noise else None
+        model, config = load_policy(Path(source), parts, trusted=trusted, sampler=name)
         return model, prompts or load_prompts(config.prompts, Path())
     pipeline = load_pipeline(model_source(source))
     sampler = _sampler(pipeline, source, asked)
