@@ -192,6 +192,28 @@ def test_sampling_a_gaussian_gives_its_law(kind: str) -> None:
     assert x0.std().item() == pytest.approx(deviation, abs=4 * deviation / (2 * n) ** 0.5)
 
 
+def spread_of(name: str, steps: int, deviation: float) -> float:
+    """Of x_0, by the recursion of an affine chain's variance, in the network's own units."""
+    process, s = build_process(SD3, name, steps, 1.0, 1e-9), sigmas(steps)
+    one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    variance = 1.0
+    for k in range(steps, 0, -1):
+        slope = (1 - s[k]) * deviation**2 / ((1 - s[k]) ** 2 * deviation**2 + s[k] ** 2)
+        mean, noise = kernel(process, one, (1 - slope) / s[k] * one, k, s)
+        variance = mean.item() ** 2 * variance + noise.item() ** 2
+    return variance**0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "spread"), [("memoryless", 0.3840), ("flow-grpo", 0.4582), ("euler", 0.4295)]
+)
+def test_few_steps_narrow_a_gaussian_by_as_much_as_is_documented(name: str, spread: float) -> None:
+    assert spread_of(name, 20, 0.5) == pytest.approx(spread, abs=1e-4)
+    process = build_process(SD3, name, 20, 1.0, 1e-9)
+    found = law_of_samples(process, 0.7, 0.5, 20000).std().item()
+    assert found == pytest.approx(spread, abs=4 * spread / 40000**0.5)
+
+
 def test_what_memoryless_noise_aligns_the_euler_sampler_keeps() -> None:
     """The velocity that the exact step aims at is the tilt's own: no noise is needed to sample it.
 

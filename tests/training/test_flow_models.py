@@ -17,6 +17,7 @@ from nablaflow.errors import UserError
 from nablaflow.methods import METHODS
 from nablaflow.models import load_pipeline
 from nablaflow.runs import align
+from nablaflow.runs.sample import _sampler as settings_for
 from nablaflow.runs.sample import load_policy, sample_to_folder
 from nablaflow.runs.setup import Parts
 from nablaflow.training.loop import Trainer
@@ -133,6 +134,21 @@ def test_a_run_is_saved_and_sampled_without_noise_as_the_stock_pipeline_does(
         sample_to_folder(
             str(run.folder), [], 1, tmp_path / "not", 0, overwrite=False, asked={"name": "ddim"}
         )
+
+
+@pytest.mark.parametrize(
+    ("family", "steps", "guidance"), [("sd3", 28, 7.0), ("flux-dev", 28, 3.5), ("klein", 50, 4.0)]
+)
+def test_a_folder_is_sampled_as_its_own_call_does(
+    folders: dict[str, Path], tmp_path: Path, family: str, steps: int, guidance: float
+) -> None:
+    pipeline: Any = load_pipeline(str(folders[family]))
+    found = settings_for(pipeline, str(folders[family]), {})
+    assert (found.name, found.steps, found.guidance_scale) == ("euler", steps, guidance)
+    size = {"height": 16, "width": 16}
+    out = tmp_path / "out"
+    sample_to_folder(str(folders[family]), ["a star"], 1, out, 0, overwrite=False, asked=size)
+    assert len(list(out.glob("0000*.png"))) == 1
 
 
 def test_euler_is_no_sampler_to_train_with(make_parts: MakeParts, folders: dict[str, Path]) -> None:
