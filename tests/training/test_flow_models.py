@@ -17,15 +17,16 @@ from nablaflow.errors import UserError
 from nablaflow.methods import METHODS
 from nablaflow.models import load_pipeline
 from nablaflow.runs import align
+from nablaflow.runs.policy import load_policy
 from nablaflow.runs.sample import _sampler as settings_for
-from nablaflow.runs.sample import load_policy, sample_to_folder
+from nablaflow.runs.sample import sample_to_folder
 from nablaflow.runs.setup import Parts
 from nablaflow.training.loop import Trainer
 from tests.support.flow_pipelines import FLOW_FAMILIES
 
 MakeParts = Callable[..., Parts]
 KINDS = ["sd3", "flux-dev", "klein"]
-EULER = {"name": "euler"}
+EULER = {"sampler": "euler"}
 QUICK = ["residual-nabla-db", "nabla-td", "ddpo"]
 
 
@@ -127,12 +128,18 @@ def test_a_run_is_saved_and_sampled_without_noise_as_the_stock_pipeline_does(
         )
         torch.testing.assert_close(model.decode(drawn.x0), expected, rtol=0, atol=1e-4)
     written = sample_to_folder(
-        str(run.folder), ["a circle"], 1, tmp_path / "out", 0, overwrite=False, asked=EULER
+        str(run.folder), ["a circle"], 1, tmp_path / "out", 0, overwrite=False, of_model=EULER
     )
-    assert len(written) == 1
+    assert len(written.images) == 1
     with pytest.raises(UserError, match="a run is sampled as it was trained"):
         sample_to_folder(
-            str(run.folder), [], 1, tmp_path / "not", 0, overwrite=False, asked={"name": "ddim"}
+            str(run.folder),
+            [],
+            1,
+            tmp_path / "no",
+            0,
+            overwrite=False,
+            of_model={"sampler": "ddim"},
         )
 
 
@@ -147,7 +154,7 @@ def test_a_folder_is_sampled_as_its_own_call_does(
     assert (found.name, found.steps, found.guidance_scale) == ("euler", steps, guidance)
     size = {"height": 16, "width": 16}
     out = tmp_path / "out"
-    sample_to_folder(str(folders[family]), ["a star"], 1, out, 0, overwrite=False, asked=size)
+    sample_to_folder(str(folders[family]), ["a star"], 1, out, 0, overwrite=False, of_model=size)
     assert len(list(out.glob("0000*.png"))) == 1
 
 

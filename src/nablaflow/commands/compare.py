@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded
+from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, listed
 from nablaflow.errors import UserError
 
 Several = list[str] | None
@@ -22,10 +22,20 @@ def compare(
             metavar="[RUN …]", help="run folders, instead of methods; reward=… in place of theirs"
         ),
     ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="names with commas between, or all; default: a few")
+    method: Annotated[
+        Several,
+        typer.Option(
+            "--method",
+            "--methods",
+            help="names with commas, or again for more; or all; default: a few",
+        ),
     ] = None,
-    reward: Annotated[Several, typer.Option(help="again for more; default: warmth")] = None,
+    reward: Annotated[
+        Several,
+        typer.Option(
+            "--reward", "--rewards", help="names with commas, or again for more; default: warmth"
+        ),
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="runs of each; default: 3")] = None,
     minutes: Annotated[float | None, typer.Option(help="of training, each; default: 2")] = None,
     beta: Annotated[
@@ -54,13 +64,13 @@ def compare(
         given = {"seeds": seeds, "minutes": minutes, "beta": beta}
         settings = {name: value for name, value in given.items() if value is not None}
         if not runs:
-            names = [name.strip() for name in (methods or "").split(",") if name.strip()]
             own = settings if n is None else {**settings, "n": n}
-            outcomes = _race(names, reward or [], out, held_out, own, overwrite=overwrite)
-        elif methods or reward or settings or overwrite:
+            names, rewards = listed(method), listed(reward)
+            outcomes = _race(names, rewards, out, held_out, own, overwrite=overwrite)
+        elif method or reward or settings or overwrite:
             raise UserError(
                 "compare: runs have their methods, rewards, seeds, minutes and beta already; give "
-                "runs or --methods, not both"
+                "runs or --method, not both"
             )
         else:
             outcomes = _finished(runs, out, held_out, n, trusted=trust_run)
@@ -78,30 +88,26 @@ def _race(
     *,
     overwrite: bool,
 ) -> list[Any]:
-    from rich.console import Console
-
     from nablaflow.comparison import ComparisonStudy, race
-    from nablaflow.runs.progress import progress_display
+    from nablaflow.progress import show
 
     study = ComparisonStudy.named(names, rewards, out, held_out=held_out, **settings)
-    with progress_display(Console(stderr=True)) as progress:
+    with show() as progress:
         return race(study, progress, overwrite=overwrite)
 
 
 def _finished(
     given: list[str], out: Path, held_out: str | None, n: int | None, *, trusted: bool
 ) -> list[Any]:
-    from rich.console import Console
-
     from nablaflow.comparison import compare_runs
-    from nablaflow.runs.progress import progress_display
+    from nablaflow.progress import show
 
     settings = [text for text in given if re.match(r"reward(\.\w+)*=", text)]
     runs = [Path(text) for text in given if text not in settings]
     if not runs:
-        raise UserError("compare: reward=… goes with runs; with --methods it is --reward")
+        raise UserError("compare: reward=… goes with runs; with --method it is --reward")
     own: dict[str, Any] = {"n": n, "held_out": held_out, "settings": settings, "trusted": trusted}
-    with progress_display(Console(stderr=True)) as progress:
+    with show() as progress:
         return [compare_runs(runs, out, progress, **own)]
 
 

@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
 from nablaflow.comparison.race import curve_of_run, held_out_reward
 from nablaflow.config.recipe import Config, method_settings
 from nablaflow.errors import UserError
 from nablaflow.evaluation.policy_state import load_policy_state
+from nablaflow.progress import Progress
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.progress import starter
 from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
 from nablaflow.runs.trust import check_trusted, parts_of_run
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
@@ -60,7 +58,7 @@ def compare_runs(
             gauge = gauge or _gauge(parts, configs[0], held_out, out, progress)
             cells.append(_measure(parts, folder, label, gauge, progress))
     assert gauge is not None
-    return outcome_of(gauge, tilt_curve(gauge, out, starter(progress)), cells)
+    return outcome_of(gauge, tilt_curve(gauge, out, progress.start), cells)
 
 
 def _config(folder: Path, n: int | None, settings: Sequence[str]) -> Config:
@@ -114,7 +112,7 @@ def _gauge(
     second = held_out_reward(held_out, embedded=config.model == "nano")
     rewards = (parts.reward, second)
     bank = scored_bank(
-        parts.model, rewards, config, parts.evaluated, parts.fingerprint, out, starter(progress)
+        parts.model, rewards, config, parts.evaluated, parts.fingerprint, out, progress.start
     )
     beta = parts.trainer.method.beta
     return Gauge.of(parts.reward, second, beta, parts.evaluated, bank)
@@ -139,12 +137,11 @@ def _points(
     parts: Parts, folder: Path, label: str, gauge: Gauge, progress: Progress
 ) -> list[dict[str, Any]]:
     found = whole_checkpoints(folder)
-    task = progress.add_task(f"measure {label}"[:40], total=len(found))
+    told = progress.start(f"measure {label}"[:40], len(found) * parts.config.evaluation.n)
     points = []
     for path in found:
         checkpoint = load_checkpoint(path)
         load_policy_state(parts.model.network, path, parts.config.model)
-        figures = gauge.measure_policy(parts.model, parts.config, lambda done: None)
+        figures = gauge.measure_policy(parts.model, parts.config, told)
         points.append({"update": checkpoint.update, "seconds": checkpoint.seconds, **figures})
-        progress.advance(task)
     return points

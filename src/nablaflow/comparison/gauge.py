@@ -12,11 +12,12 @@ from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.evaluation.bank import reference_bank, sample_states, spread
-from nablaflow.evaluation.measure import StartProgress, measure_states
+from nablaflow.evaluation.measure import measure_states
 from nablaflow.methods.tilt_rule import AUTO
 from nablaflow.metrics import Estimate, ImportanceWeights, SampleSet, Yardstick, reward_mean
 from nablaflow.metrics.summary import Column
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
 from nablaflow.storage.cached import key_of, read_cached, write_cached
 from nablaflow.typing import Batch, Latents

@@ -199,6 +199,10 @@ def read_recipe(path: Path) -> Values:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; give the path of a YAML file") from None
+    except IsADirectoryError:
+        own = path / "config.yaml"
+        remedy = f"give {own}" if own.is_file() else "give the path of a YAML file"
+        raise UserError(f"{path}: a folder, and no recipe; {remedy}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; a recipe is a YAML file") from None
     except (OSError, ValueError) as error:

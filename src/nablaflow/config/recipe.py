@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from nablaflow.config.aliases import ALIASES
 from nablaflow.config.settings import (
     EvaluationSettings,
     GuardSettings,
@@ -325,12 +326,12 @@ def _problem(error: Any, key: str, description: str | None) -> str:
 
 
 def _suggest(word: str, group: type[BaseModel]) -> str:
-    """The nearest key beside the unknown one, or else the same key in another group."""
+    """The nearest key beside the unknown one, the same one in another group, or what is meant."""
     hint = nearest(word, group.model_fields)
     elsewhere = [key for key in _leaves(Config) if key.rsplit(".", 1)[-1] == word]
     if elsewhere and not hint.startswith("did you mean"):
         return f"did you mean {elsewhere[0]}?"
-    return hint
+    return f"did you mean {ALIASES[word]}?" if word in ALIASES else hint
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

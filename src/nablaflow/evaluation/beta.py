@@ -10,11 +10,12 @@ from typing import Any
 from nablaflow.devices import best_device
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank import sample_states, spread
-from nablaflow.evaluation.measure import StartProgress, measure_states
+from nablaflow.evaluation.measure import measure_states
 from nablaflow.methods.tilt_rule import AUTO, TiltRule
 from nablaflow.metrics.strength import Strength
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import Source, load_prompts
 from nablaflow.rewards import NamedReward, load
 
@@ -110,4 +111,4 @@ def choose_beta(
     loaded = load_model(
         load_pipeline(model_source(model)), settings, AdapterSettings(), best_device()
     )
-    return find_beta(rule, loaded, load(reward), texts, lambda what, total: lambda done: None)
+    return find_beta(rule, loaded, load(reward), texts, unseen)

@@ -14,11 +14,9 @@ from nablaflow.features import pooled_pixels
 from nablaflow.memory import in_parts
 from nablaflow.metrics.summary import SampleSet, Summary, summarize
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
 from nablaflow.typing import Images, Latents
-
-StartProgress = Callable[[str, int], Callable[[int], None]]
-"""``(what, total) -> told how many are done``: how long work shows itself."""
 
 ImageLook = Callable[[Tensor, list[str]], Tensor]
 """``(images in [0, 1], prompts) -> rows``: what a metric looks at, a row for each image."""

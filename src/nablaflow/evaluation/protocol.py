@@ -20,7 +20,6 @@ from nablaflow.evaluation.measure import (
     Evaluation,
     ImageLook,
     Sampled,
-    StartProgress,
     Subject,
     evaluate,
     sample_and_measure,
@@ -31,6 +30,7 @@ from nablaflow.metrics.bootstrap import Measured, Resampling
 from nablaflow.metrics.catalog import DEFAULT, chosen_metrics
 from nablaflow.metrics.contract import CHOSEN, Metric, View
 from nablaflow.metrics.quadratic import euclidean
+from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward, recall
 from nablaflow.storage.checkpoint import load_checkpoint, read_manifest
 

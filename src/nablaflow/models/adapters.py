@@ -41,6 +41,10 @@ class Adapter(Protocol):
     @contextmanager
     def reference(self) -> Iterator[None]: ...
 
+    def scale(self, strength: float) -> None:
+        """Make of the policy what lies between the reference, 0, and itself, 1, or beyond it."""
+        ...
+
 
 class LoraAdapter:
     """Low-rank updates of some linear or convolution layers (arXiv 2106.09685), float32 weights.
@@ -88,6 +92,11 @@ class LoraAdapter:
         finally:
             self._enable(True)
 
+    def scale(self, strength: float) -> None:
+        layer: Any  # peft's LoRA layers have it, their common base does not
+        for layer in self._layers:
+            layer.set_scale(ADAPTER, strength)
+
     def _enable(self, enabled: bool) -> None:
         for layer in self._layers:
             layer.enable_adapters(enabled)
@@ -112,6 +121,12 @@ class FullAdapter:
             yield
         finally:
             self._policy_active = True
+
+    @torch.no_grad()
+    def scale(self, strength: float) -> None:
+        """Between the weights of the two, not their predictions (WiSE-FT, arXiv 2109.01903)."""
+        for own, frozen in zip(self.network.parameters(), self._frozen.parameters(), strict=True):
+            own.copy_(torch.lerp(frozen.float(), own, strength))
 
 
 def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:

@@ -121,3 +121,17 @@ def check_count(name: str, count: int, each: int) -> None:
             f"{name}: {count:,} of {each:,} bytes each are more than this machine's memory; at "
             f"most {memory // each:,} would fit"
         )
+
+
+LARGE = 10**8  # parameters of a denoiser with which an update on a processor takes an hour or more
+
+
+def note_on_speed(model: PipelineModel) -> list[str]:
+    """A line where a large model would be trained without a GPU, else none."""
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    if model.device.type != "cpu" or parameters < LARGE:
+        return []
+    return [
+        f"training.device: there is no GPU in use, and the model has {parameters / 1e6:.0f} M "
+        "parameters: an update may take hours; nablaflow doctor says how long Stable Diffusion's do"
+    ]

@@ -14,10 +14,10 @@ from rich.console import Console
 from nablaflow.config.overrides import parse_override
 from nablaflow.errors import UserError
 from nablaflow.evaluation.protocol import EvaluationPlan, carry_out
+from nablaflow.progress import show
 from nablaflow.prompts.sets import Source
 from nablaflow.report import protocol_curves
 from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.progress import progress_display, starter
 from nablaflow.runs.setup import fresh_accelerator, prepare
 from nablaflow.runs.trust import check_trusted, parts_of_run
 from nablaflow.storage.checkpoint import guards_best
@@ -71,10 +71,10 @@ def evaluate_run(
         n = config.evaluation.n
         parts.tell(parts.notes)
         plan = EvaluationPlan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
-        with progress_display(console or Console(stderr=True)) as progress:
+        with show(console) as progress:
             kept = found[-1:] if only_last else found
             best = None if only_last else guards_best(place, found[-1])
-            evaluation, protocol = carry_out(parts.subject, plan, kept, starter(progress), best)
+            evaluation, protocol = carry_out(parts.subject, plan, kept, progress.start, best)
     return {**evaluation.summary, "protocol": protocol.as_dict()}
 
 

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from nablaflow.config.overrides import dump_values, plain_config
 from nablaflow.evaluation.measure import Evaluation, evaluate
 from nablaflow.models import model_source
 from nablaflow.models.adapters import swapped
 from nablaflow.models.export import save_policy
+from nablaflow.progress import Progress
 from nablaflow.report import Saved, before_after, write_report
 from nablaflow.report.pictures import save_picture
 from nablaflow.report.privacy import without_folders, without_folders_in
-from nablaflow.runs.progress import starter
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import best_folder
 from nablaflow.storage.files import write_whole
@@ -50,7 +48,7 @@ def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
     source = model_source(parts.config.model)
     saved = save_policy(parts.model, source, folder)
     _save_average(parts, source, folder)
-    evaluation = evaluate(parts.subject, starter(progress))
+    evaluation = evaluate(parts.subject, progress.start)
     seconds = parts.trainer.seconds + time.perf_counter() - started
     summary = {
         **evaluation.summary,

@@ -159,6 +159,8 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
         UserError: the folder holds no run, or neither can be read.
     """
     copy = _copy_in_checkpoint(run)
+    if copy is None and not (run / CONFIG).is_file():
+        raise UserError(_no_run(run))
     try:
         load_config(run / CONFIG, [], {})  # so that no override is taken for damage
     except UserError as error:
@@ -179,6 +181,14 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
                 file=sys.stderr,
             )
     return config
+
+
+def _no_run(run: Path) -> str:
+    """What is there in place of a run folder."""
+    if run.is_dir():
+        return f"{run}: no run folder, since there is no {CONFIG} in it; give output_dir of a run"
+    what = "a file, and a run is a folder" if run.is_file() else "there is no such folder"
+    return f"{run}: {what}; give output_dir of a run, such as runs/demo"
 
 
 def _copy_in_checkpoint(run: Path) -> str | None:

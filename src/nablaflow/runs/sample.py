@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
-from nablaflow.config.recipe import Config
 from nablaflow.devices import best_device
 from nablaflow.diffusion import FLOW_SAMPLERS, SAMPLERS
 from nablaflow.diffusion.schedule import other_spacings
 from nablaflow.errors import UserError, nearest
 from nablaflow.evaluation.bank import sample_states, spread
-from nablaflow.evaluation.policy_state import put_policy
 from nablaflow.models import (
     AdapterSettings,
     SamplerSettings,
@@ -27,70 +23,55 @@ from nablaflow.models import (
     model_source,
 )
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import show
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.report.pictures import grid, save_picture, to_picture
 from nablaflow.runs.checks import check_count, image_bytes
-from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.trust import check_trusted
-from nablaflow.storage.checkpoint import load_policy as read_policy
+from nablaflow.runs.policy import load_policy
 from nablaflow.storage.lock import is_run
 from nablaflow.storage.run_folder import CONFIG
-from nablaflow.storage.whole import last_whole
-from nablaflow.training.kernels import load_kernels
 from nablaflow.typing import Images
 
 BATCH = 16
+SHEET = Path("sheet", "sheet.png")  # in a folder of its own: a metric reads every image of `out`
 
 
-def load_policy(
-    run: Path,
-    parts: Collection[str] = ("model", "prompts"),
-    *,
-    trusted: bool = False,
-    sampler: str | None = None,
-) -> tuple[PipelineModel, Config]:
-    """The policy of a run's last checkpoint, and the run's configuration.
+@dataclass(frozen=True)
+class Written:
+    """What was written.
 
-    Args:
-        parts: groups of the configuration that will be used.
-        trusted: whether the user's word is given for what they ask for.
-        sampler: another than the run's own: euler, for a policy of flow matching.
-
-    Raises:
-        UserError: the folder holds no checkpoint, or one of another model.
+    Attributes:
+        images: the single ones.
+        sheet: all of them on one picture.
     """
-    config = load_run_config(run)
-    check_trusted(config, run, parts, trusted=trusted)
-    folder, state = last_whole(run, lambda found: (found, read_policy(found)))
-    pipeline = load_pipeline(model_source(config.model))
-    settings = config.sampler
-    if sampler is not None:
-        settings = settings.model_copy(update={"name": sampler, "eta": 1.0})
-    model = load_model(pipeline, settings, config.adapter, best_device())
-    put_policy(model.network, state, folder, config.model)
-    if settings.variance == "analytic" and sampler is None:
-        load_kernels(model, folder)
-    return model, config
+
+    images: list[Path]
+    sheet: Path
 
 
 def _model(
-    source: str, prompts: list[str], asked: dict[str, Any], *, trusted: bool
+    source: str,
+    prompts: list[str],
+    of_model: dict[str, Any],
+    of_run: dict[str, Any],
+    *,
+    trusted: bool,
 ) -> tuple[PipelineModel, list[str]]:
     """A run's policy, or a model as it is; and what to show with it."""
     if is_run(Path(source)) or (Path(source) / CONFIG).is_file():
-        without_noise = asked == {"name": "euler"}
-        if asked and not without_noise:
-            option = {"name": "sampler"}.get(name := next(iter(asked)), name)
-            raise UserError(
-                f"--{option}: a run is sampled as it was trained (or, flow matching, by "
-                "--sampler euler); leave it out"
-            )
+        if of_model == {"sampler": "euler"}:  # without the noise that it was trained with
+            of_model, of_run = {}, {**of_run, **of_model}
+        if of_model:
+            option = next(iter(of_model))
+            raise UserError(f"--{option}: a run is sampled as it was trained; leave it out")
         parts = ("model",) if prompts else ("model", "prompts")
-        name = "euler" if without_noise else None
-        model, config = load_policy(Path(source), parts, trusted=trusted, sampler=name)
+        model, config = load_policy(Path(source), parts, trusted=trusted, **of_run)
         return model, prompts or load_prompts(config.prompts, Path())
+    if of_run:
+        option = next(iter(of_run))
+        raise UserError(f"--{option}: {source} is no run folder, and only a run has that")
     pipeline = load_pipeline(model_source(source))
-    sampler = _sampler(pipeline, source, asked)
+    sampler = _sampler(pipeline, source, of_model)
     model = load_model(pipeline, sampler, AdapterSettings(), best_device())
     return model, prompts or ["a circle" if source == "nano" else ""]
 
@@ -101,15 +82,15 @@ def _sampler(pipeline: Any, source: str, asked: dict[str, Any]) -> SamplerSettin
     Raises:
         UserError: there is no sampler of the name that is asked for.
     """
-    name = asked.get("name")
+    name = asked.get("sampler")
     known = {*SAMPLERS, *FLOW_SAMPLERS}
     if name is not None and name not in known:
         raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, known)}")
-    settings = family_of(pipeline).defaults_of(pipeline) | asked
-    if "name" not in settings:
-        settings["name"] = _fitting(pipeline)
+    settings = family_of(pipeline).defaults_of(pipeline)
     if source == "nano":
-        settings |= {"guidance_scale": 2.0} | asked
+        settings |= {"guidance_scale": 2.0}
+    settings |= {side: asked[side] for side in ("height", "width") if side in asked}
+    settings["name"] = name or settings.get("name") or _fitting(pipeline)
     return SamplerSettings(**settings)
 
 
@@ -143,30 +124,30 @@ def sample_to_folder(
     *,
     overwrite: bool,
     trusted: bool = False,
-    asked: dict[str, Any] | None = None,
-) -> list[Path]:
-    """Write ``n`` images, prompts in turns, and a sheet of all of them.
+    of_model: dict[str, Any] | None = None,
+    of_run: dict[str, Any] | None = None,
+) -> Written:
+    """Write ``n`` images, prompts in turns, and a sheet of all of them to a folder of its own.
 
     Args:
         source: a run folder, a model folder or hub id, or ``nano``.
         prompts: default: the run's own.
         trusted: whether the user's word is given for what a run asks for.
-        asked: settings of the sampler for a model as it is: ``name``, ``height``, ``width``.
-
-    Returns:
-        Paths of the single images.
+        of_model: ``sampler``, ``height`` and ``width`` for a model as it is; of a run of flow
+            matching the sampler may be ``euler``.
+        of_run: ``checkpoint`` and ``strength`` of a run, as `nablaflow.runs.policy.load_policy` has
+            them.
 
     Raises:
         UserError: no such source, no prompts, or images in the way.
     """
     _check_out(out, overwrite=overwrite)
-    model, texts = _model(source, prompts, asked or {}, trusted=trusted)
+    model, texts = _model(source, prompts, of_model or {}, of_run or {}, trusted=trusted)
     check_count("--n", n, 2 * image_bytes(model))
     note = model.note_on(texts)
     if note is not None:
         _say(note)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("sample", total=n)
+    with show() as progress:
         states = sample_states(
             model,
             texts,
@@ -174,7 +155,7 @@ def sample_to_folder(
             seed=seed,
             batch=BATCH,
             purpose="sample",
-            on_progress=lambda done: progress.advance(task, done),
+            on_progress=progress.start("sample", n),
         )
     parts = states.to(model.device).split(BATCH)
     images = torch.cat([model.decode(part).cpu() for part in parts])
@@ -194,16 +175,17 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"--out: no folder can have this name ({reason})") from None
     if there and not out.is_dir():
         raise UserError(f"--out: {out} is a file; give a folder")
-    if there and any(out.glob("*.png")) and not overwrite:
+    if there and not overwrite and (any(out.glob("*.png")) or (out / SHEET).exists()):
         raise UserError(f"--out: {out} holds images already; use --overwrite or another folder")
 
 
-def _write(images: Images, prompts: list[str], out: Path) -> list[Path]:
-    out.mkdir(parents=True, exist_ok=True)
+def _write(images: Images, prompts: list[str], out: Path) -> Written:
+    sheet = out / SHEET
+    sheet.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         words = "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60]
         paths.append(out / f"{index:04d}-{words or 'image'}.png")
         save_picture(to_picture(image), paths[-1])
-    save_picture(grid(images, columns=min(8, len(images))), out / "sheet.png")
-    return paths
+    save_picture(grid(images, columns=min(8, len(images))), sheet)
+    return Written(paths, sheet)

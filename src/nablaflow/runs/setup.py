@@ -21,7 +21,7 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.evaluation.beta import ChosenBeta, find_beta
 from nablaflow.evaluation.guard import Guard
-from nablaflow.evaluation.measure import StartProgress, Subject
+from nablaflow.evaluation.measure import Subject
 from nablaflow.methods import Method
 from nablaflow.methods.tilt_rule import TiltRule
 from nablaflow.models import (
@@ -32,6 +32,7 @@ from nablaflow.models import (
     model_source,
 )
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import load_prompts, prompt_sets
 from nablaflow.rewards import NamedReward, load, probe
 from nablaflow.runs.checks import (
@@ -42,6 +43,7 @@ from nablaflow.runs.checks import (
     check_prompts,
     check_reward,
     check_shares,
+    note_on_speed,
 )
 from nablaflow.runs.choices import undecided, with_beta, with_targets
 from nablaflow.training.allocator import keep_freed_memory
@@ -188,7 +190,7 @@ def prepare(
     run: Path,
     reward: NamedReward | None = None,
     checkpoint: Path | None = None,
-    start: StartProgress = lambda what, total: lambda done: None,
+    start: StartProgress = unseen,
 ) -> Parts:
     """Load and check everything that the configuration names; writes nothing.
 
@@ -196,7 +198,7 @@ def prepare(
         reward: in place of the configuration's.
         checkpoint: of the run that is gone on with or measured, whose kernels are taken; None:
             there is none, and analytic ones are estimated.
-        start: shows the work of finding beta, where that is left to the run.
+        start: shows the work of finding kernels and beta, where those are left to the run.
 
     Raises:
         UserError: whatever of it does not fit, with the remedy.
@@ -225,14 +227,15 @@ def prepare(
     check_fits(config, model)
     check_prompts(config, model)
     config = with_targets(config, model)
-    choices = [str(model.adapter.coverage)]
+    choices = [str(model.adapter.coverage), *note_on_speed(model)]
     _note_cuts(model, [*prompts, *sets.evaluation], accelerator)
     training = config.training
     on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
     method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
     check_reward(method, reward, model, prompts)
     if config.sampler.variance == "analytic":
-        _settle_kernels(config, model, prompts, checkpoint, shown=accelerator.is_main_process)
+        seen = start if accelerator.is_main_process else unseen
+        _settle_kernels(config, model, prompts, checkpoint, seen)
     rule = undecided(config)
     if rule is not None:
         found = _found_beta(rule, config, model, reward, prompts, start)
@@ -269,11 +272,10 @@ def _settle_kernels(
     model: PipelineModel,
     prompts: list[str],
     checkpoint: Path | None,
-    *,
-    shown: bool,
+    start: StartProgress,
 ) -> None:
     if checkpoint is None:
-        find_kernels(model, prompts, config.evaluation.batch, shown=shown)
+        find_kernels(model, prompts, config.evaluation.batch, start)
     else:
         load_kernels(model, checkpoint)
 

@@ -21,9 +21,10 @@ from nablaflow.storage.lock import MARKER, is_run
 CONFIG, METRICS, SUMMARY, REPORT = "config.yaml", "metrics.jsonl", "summary.json", "report.html"
 CURVES, POINTS, CELL = "evaluation.png", "points.json", "cell.json"
 CHECKPOINTS, SAMPLES, LOGS = "checkpoints", "samples", "logs"
+LOG = "log.txt"  # what a terminal or a pipe is told of the work, line by line
 REPLACED, MOVING = ".replaced", ".replacing"
 
-_FILES = (CONFIG, METRICS, SUMMARY, REPORT, CURVES, POINTS, CELL)
+_FILES = (CONFIG, METRICS, LOG, SUMMARY, REPORT, CURVES, POINTS, CELL)
 _MODEL = ("model_index.json", *(f"*/*.{kind}" for kind in ("json", "txt", "model", "safetensors")))
 _CONTENT = {
     "": (*_FILES, *(f"{PARTIAL}{name}" for name in _FILES)),
