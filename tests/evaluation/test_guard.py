@@ -270,7 +270,7 @@ def test_without_a_word_about_it_there_is_a_guard_that_warns(settings: dict[str,
     guard = parse_config(settings).guard
     assert guard is not None
     assert guard.action == "warn"
-    assert all(guard.budgets[metric] is not None for metric in ("kl", "diversity"))
+    assert all(guard.limits[metric] is not None for metric in ("kl", "diversity"))
 
 
 def test_it_names_what_happens_and_lets_the_run_end(

@@ -45,6 +45,9 @@ def compare(
     held_out: Annotated[
         str | None, typer.Option(help="a reward to measure only; default: is the shape shown")
     ] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option(help="further figures, as eval has them")
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder for runs, figures, pictures")] = Path(
         "runs/comparison"
     ),
@@ -63,9 +66,10 @@ def compare(
     def work() -> None:
         given = {"seeds": seeds, "minutes": minutes, "beta": beta}
         settings = {name: value for name, value in given.items() if value is not None}
+        further = None if metrics is None else listed(metrics)
         if not runs:
-            own = settings if n is None else {**settings, "n": n}
             names, rewards = listed(method), listed(reward)
+            own = {**settings, "metrics": tuple(further or ())} | ({} if n is None else {"n": n})
             outcomes = _race(names, rewards, out, held_out, own, overwrite=overwrite)
         elif method or reward or settings or overwrite:
             raise UserError(
@@ -73,7 +77,7 @@ def compare(
                 "runs or --method, not both"
             )
         else:
-            outcomes = _finished(runs, out, held_out, n, trusted=trust_run)
+            outcomes = _finished(runs, out, held_out, n, further, trusted=trust_run)
         _show(outcomes, out, as_json)
 
     guarded(work, debug)
@@ -97,7 +101,13 @@ def _race(
 
 
 def _finished(
-    given: list[str], out: Path, held_out: str | None, n: int | None, *, trusted: bool
+    given: list[str],
+    out: Path,
+    held_out: str | None,
+    n: int | None,
+    metrics: list[str] | None,
+    *,
+    trusted: bool,
 ) -> list[Any]:
     from nablaflow.comparison import compare_runs
     from nablaflow.progress import show
@@ -106,7 +116,8 @@ def _finished(
     runs = [Path(text) for text in given if text not in settings]
     if not runs:
         raise UserError("compare: reward=… goes with runs; with --method it is --reward")
-    own: dict[str, Any] = {"n": n, "held_out": held_out, "settings": settings, "trusted": trusted}
+    own: dict[str, Any] = {"n": n, "held_out": held_out, "metrics": metrics}
+    own |= {"settings": settings, "trusted": trusted}
     with show() as progress:
         return [compare_runs(runs, out, progress, **own)]
 

@@ -44,7 +44,7 @@ def train(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Carry out a recipe."""
+    """Train a model from a recipe."""
     flags = {"resume": resume, "overwrite": overwrite, "trusted": trust_run, "as_json": as_json}
     guarded(lambda: _run(recipe, {}, settings or [], **flags), debug)
 

@@ -31,6 +31,7 @@ def compare_runs(
     *,
     n: int | None,
     held_out: str | None,
+    metrics: Sequence[str] | None = None,
     settings: Sequence[str] = (),
     trusted: bool = False,
 ) -> Outcome:
@@ -40,6 +41,7 @@ def compare_runs(
         n: images that are measured each time; None: as many as the first run's evaluation.
         held_out: spec of a reward that nothing was trained on; None: for the embedded model
             whether the shape is shown, for another model none.
+        metrics: further figures, by name; None: those of the first run's evaluation.
         settings: ``reward=…``, in place of the runs' own.
         trusted: whether the user's word is given for what the runs ask for.
 
@@ -47,7 +49,7 @@ def compare_runs(
         UserError: a folder is no run, or has no checkpoint; or the runs are of different models,
             prompts, samplers, rewards or beta.
     """
-    configs = [_config(folder, n, settings) for folder in folders]
+    configs = [_config(folder, n, metrics, settings) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
         check_trusted(config, folder, parts_of_run(settings), trusted=trusted)
     _check_alike(folders, configs)
@@ -61,12 +63,15 @@ def compare_runs(
     return outcome_of(gauge, tilt_curve(gauge, out, progress.start), cells)
 
 
-def _config(folder: Path, n: int | None, settings: Sequence[str]) -> Config:
+def _config(
+    folder: Path, n: int | None, metrics: Sequence[str] | None, settings: Sequence[str]
+) -> Config:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no run: there is no {CONFIG} in it")
     if not list_checkpoints(folder):
         raise UserError(f"{folder} has no checkpoint yet; train it first")
     overrides = [] if n is None else [f"evaluation.n={n}"]
+    overrides += [] if metrics is None else [f"evaluation.metrics=[{','.join(metrics)}]"]
     return load_run_config(folder, ["guard=null", *overrides, *settings])
 
 
@@ -78,7 +83,7 @@ def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:
 
     for name, value in (
         ("model", lambda config: config.model),
-        ("prompts", lambda config: load_prompts(config.prompts, Path())),
+        ("prompts", lambda config: load_prompts(config.prompts, Path(), config.seed)),
         ("reward", lambda config: config.reward),
         ("sampler", lambda config: config.sampler),
         ("method.beta", beta),
@@ -115,7 +120,8 @@ def _gauge(
         parts.model, rewards, config, parts.evaluated, parts.fingerprint, out, progress.start
     )
     beta = parts.trainer.method.beta
-    return Gauge.of(parts.reward, second, beta, parts.evaluated, bank)
+    gauge = Gauge.of(parts.reward, second, beta, parts.evaluated, bank)
+    return gauge.with_metrics(parts.model, config.evaluation)
 
 
 def _measure(

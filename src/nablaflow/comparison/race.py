@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from nablaflow.comparison.entrants import BYSTANDERS, ENTRANTS
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
-from nablaflow.comparison.study import ComparisonCell, ComparisonStudy, read_cell
+from nablaflow.comparison.study import ComparisonCell, ComparisonStudy
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.evaluation.bank import spread
 from nablaflow.memory import in_parts
@@ -59,16 +58,15 @@ def _race(
     overwrite: bool,
 ) -> Outcome:
     gauge = _gauge(study, reward, held_out, progress)
-    own = replace(study, rewards=(reward.name,))
-    todo = [c for c in own.cells if not own.is_done(c, gauge.beta, overwrite=overwrite)]
-    work = progress.start(
-        f"runs for {reward.name}", len(own.cells), done=len(own.cells) - len(todo)
-    )
+    own = study.of_reward(reward.name, gauge.beta)
+    todo = own.missing(overwrite=overwrite)
+    done = len(own.cells) - len(todo)
+    work = progress.start(f"runs for {reward.name}", len(own.cells), done=done)
     for cell in todo:
         _carry_out(own, cell, gauge, progress)
         work(1)
     curve = tilt_curve(gauge, own.room(reward.name), progress.start)
-    return outcome_of(gauge, curve, [read_cell(own.folder(cell) / CELL) for cell in own.cells])
+    return outcome_of(gauge, curve, [own.read(cell) for cell in own.cells])
 
 
 def held_out_reward(spec: str | None, *, embedded: bool) -> NamedReward | None:
@@ -92,9 +90,8 @@ def _check_gradients(study: ComparisonStudy, reward: NamedReward) -> None:
 def _gauge(
     study: ComparisonStudy, reward: NamedReward, held_out: NamedReward | None, progress: Progress
 ) -> Gauge:
-    config = study.config(
-        ComparisonCell(reward.name, "best-of-n", study.first_seed), study.beta or 1.0
-    )
+    provisional = study.of_reward(reward.name, study.beta or 1.0)
+    config = provisional.config(ComparisonCell(reward.name, "best-of-n", study.first_seed))
     with fresh_accelerator():
         parts = prepare(config, config.output_dir, reward)
         bank = scored_bank(
@@ -106,20 +103,21 @@ def _gauge(
             study.room(reward.name),
             progress.start,
         )
-    return Gauge.of(reward, held_out, study.beta, parts.evaluated, bank)
+        gauge = Gauge.of(reward, held_out, study.beta, parts.evaluated, bank)
+        return gauge.with_metrics(parts.model, config.evaluation)
 
 
 def _carry_out(
     study: ComparisonStudy, cell: ComparisonCell, gauge: Gauge, progress: Progress
 ) -> None:
-    config = study.config(cell, gauge.beta)
+    config = study.config(cell)
     with fresh_accelerator():
         parts = prepare(config, config.output_dir, gauge.reward)
         if cell.trained:
             found = _train(study, cell, parts, gauge, progress)
         else:
             found = {"points": _sample_all(cell, parts, gauge, progress)}
-    study.store(cell, gauge.beta, found)
+    study.store(cell, found)
 
 
 # --- one that trains ------------------------------------------------------------------------------

@@ -50,16 +50,17 @@ class Config(Settings):
         description='"nano", a folder in diffusers format, or a hub id',
     )
     reward: RewardSpec = Field(
-        description="name of a reward, path/to/file.py:function, a mapping with name and settings, "
-        "or a mapping of those to weights"
+        description="name of a reward, path/to/file.py:function (after trl: with TRL's signature), "
+        "a mapping with name and settings, or a mapping of those to weights"
     )
     prompts: PromptSource | None = Field(
         description="list of prompts, a text file with one a line, .jsonl or .csv, a set by name, "
-        "hub:owner/name; or a mapping of source, column and split; null: an unconditional model"
+        "hub:owner/name, trl:path/to/file.py:function; or a mapping of source, column, split and "
+        "count; null: an unconditional model"
     )
     output_dir: AnyPath = Field(description="the run folder")
     seed: Seed = Field(
-        default=0, description="of training: noise, prompt order, chosen transitions"
+        default=0, description="of training: noise, order of the prompts, chosen transitions"
     )
     method: InstanceOf[BaseModel] = Field(
         description="the objective: its name and its settings, such as method.beta"
@@ -337,7 +338,7 @@ def _suggest(word: str, group: type[BaseModel]) -> str:
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The dotted keys of all settings that hold a value, those of every method included."""
     for name in model.model_fields:
-        group = _group(model, name)
+        group = group_of(model, name)
         kinds = registered_methods() if name == "method" else named_kinds(model, name)
         groups = [group] if group else list((kinds or {}).values())
         for inner in groups:
@@ -346,7 +347,7 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _group(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+def group_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     """The class of a field that is a group of settings (or null), else None."""
     field = model.model_fields.get(name)
     if field is None or field.discriminator is not None:
@@ -367,7 +368,7 @@ def _place(
         elif group is not None:
             kept.append(part)
             owner = group
-            group, kinds = _group(owner, str(part)), named_kinds(owner, str(part))
+            group, kinds = group_of(owner, str(part)), named_kinds(owner, str(part))
         elif isinstance(part, int):
             kept.append(part)
     return tuple(kept), owner

@@ -66,7 +66,7 @@ class LoraAdapter:
             inject_adapter_in_model(self.config, network, ADAPTER)
         except ValueError as error:
             if "not supported" not in str(error):
-                raise UserError(f"adapter.targets: no layer is called so ({targets})") from error
+                raise UserError(f"adapter.targets: no layer's name ends in {targets}") from error
             raise UserError(
                 f"adapter.targets: not all of {targets} are linear or convolution layers; name the "
                 "layers inside, such as to_out.0 for to_out"

@@ -45,14 +45,14 @@ class Architecture:
     @torch.no_grad()
     def decoder_flops(self) -> int:
         """FLOPs of decoding one image."""
-        levels = (128, 256, 512, 512)
         with torch.device("meta"):
-            decoder = AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=levels,
-                layers_per_block=2,
-            )
+            options: Any = {
+                "down_block_types": ("DownEncoderBlock2D",) * 4,
+                "up_block_types": ("UpDecoderBlock2D",) * 4,
+                "block_out_channels": (128, 256, 512, 512),
+                "layers_per_block": 2,
+            }
+            decoder: Any = AutoencoderKL(**options)
             with counted() as counter:
                 decoder.decode(torch.zeros(1, 4, self.side // 8, self.side // 8))
         return counter.get_total_flops()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -216,7 +215,7 @@ def _new_warnings(parts: Parts, warned: set[str]) -> list[str]:
     guard = parts.trainer.guard
     if guard is None or guard.last is None or guard.settings.action != "warn":
         return []
-    found = warnings(asdict(guard.last), guard.settings.budgets)
+    found = warnings(guard.last.figures(), guard.settings.limits)
     new = [f"after update {guard.last.update}: {found[metric]}" for metric in found.keys() - warned]
     warned.update(found)
     return sorted(new)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import psutil
+import torch
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
+from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.methods import METHODS, Method
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, probe, require_gradient
@@ -44,7 +46,7 @@ def check_group(method: Method, config: Config) -> None:
     """Refuse one image a prompt for a method that compares a prompt's images."""
     if not method.needs_group or config.training.images_per_prompt > 1:
         return
-    others = ", ".join(name for name, kind in METHODS.items() if not kind.needs_group)
+    others = ", ".join(name for name, kind in METHODS.items() if kind.credit_group is None)
     raise UserError(
         f"training.images_per_prompt: {method.name} compares the images of a prompt and needs 2 or "
         f"more; these do not: {others}"
@@ -69,6 +71,11 @@ def check_evaluation(config: Config, prompts: list[str]) -> None:
                 f"evaluation.{name}: {n} images are fewer than 2 for each of the {len(prompts)} "
                 f"prompts; use {least} or more"
             )
+
+
+def check_metrics(config: Config, prompts: list[str], device: torch.device) -> None:
+    """Find out whether the further metrics are any, and have their packages and weights."""
+    EvaluationPlan.of_summary(config.evaluation, len(prompts), device)
 
 
 def check_reward(

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from nablaflow.config.overrides import parse_override
 from nablaflow.errors import UserError
-from nablaflow.evaluation.protocol import EvaluationPlan, carry_out
+from nablaflow.evaluation.plan import EvaluationPlan
+from nablaflow.evaluation.protocol import carry_out
 from nablaflow.progress import show
 from nablaflow.prompts.sets import Source
 from nablaflow.report import protocol_curves

@@ -14,7 +14,7 @@ from nablaflow.models import model_source
 from nablaflow.models.adapters import swapped
 from nablaflow.models.export import save_policy
 from nablaflow.progress import Progress
-from nablaflow.report import Saved, before_after, write_report
+from nablaflow.report import About, Saved, before_after, write_report
 from nablaflow.report.pictures import save_picture
 from nablaflow.report.privacy import without_folders, without_folders_in
 from nablaflow.runs.setup import Parts
@@ -97,4 +97,16 @@ def _write_pictures(
             model=without_folders(model_source(config.model)),
             call=parts.model.stock_call(evaluation.prompts[0]),
         ),
+        about=_about(parts),
+    )
+
+
+def _about(parts: Parts) -> About:
+    method, guard = parts.trainer.method, parts.trainer.guard
+    held_out = None if guard is None or guard.held_out is None else guard.held_out.name
+    return About(
+        method.name,
+        without_folders(parts.reward.name),
+        method.beta,
+        None if held_out is None else without_folders(held_out),
     )

@@ -66,7 +66,7 @@ def _model(
             raise UserError(f"--{option}: a run is sampled as it was trained; leave it out")
         parts = ("model",) if prompts else ("model", "prompts")
         model, config = load_policy(Path(source), parts, trusted=trusted, **of_run)
-        return model, prompts or load_prompts(config.prompts, Path())
+        return model, prompts or load_prompts(config.prompts, Path(), config.seed)
     if of_run:
         option = next(iter(of_run))
         raise UserError(f"--{option}: {source} is no run folder, and only a run has that")

@@ -33,12 +33,13 @@ from nablaflow.models import (
 )
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress, unseen
-from nablaflow.prompts.sets import load_prompts, prompt_sets
-from nablaflow.rewards import NamedReward, load, probe
+from nablaflow.prompts.sets import load_prompts, prompt_metadata, prompt_sets
+from nablaflow.rewards import NamedReward, load, probe, tell_metadata
 from nablaflow.runs.checks import (
     check_evaluation,
     check_fits,
     check_group,
+    check_metrics,
     check_precision,
     check_prompts,
     check_reward,
@@ -150,7 +151,7 @@ def make_guard(
     if settings is None:
         return None
     if settings.prompts is not None:
-        prompts = load_prompts(settings.prompts, Path())
+        prompts = load_prompts(settings.prompts, Path(), config.seed)
     if settings.every == "auto":
         every = -(-config.training.updates // LOOKS)
         settings = settings.model_copy(update={"every": every})
@@ -165,15 +166,20 @@ def make_guard(
         )
     held_out = None
     if settings.held_out is not None:
-        held_out = _held_out(settings.held_out.reward, reward.name, model, prompts)
+        held_out = _held_out(config, settings.held_out.reward, reward.name, model, prompts)
     return Guard(settings, prompts, model, reward, held_out, config.evaluation.batch)
 
 
 def _held_out(
-    spec: str | dict[str, float], trained: str, model: PipelineModel, prompts: list[str]
+    config: Config,
+    spec: str | dict[str, float],
+    trained: str,
+    model: PipelineModel,
+    prompts: list[str],
 ) -> NamedReward:
     try:
         found = load(spec)
+        tell_metadata(found, lambda: _metadata(config))
         height, width = model.image_size
         probe(found, height=height, width=width, device=model.device, prompts=prompts)
     except UserError as error:
@@ -216,10 +222,12 @@ def prepare(
     check_group(method, config)
     check_precision(method, config)
     reward = replace(reward or load(config.reward), timeout=config.training.reward_timeout)
+    tell_metadata(reward, lambda: _metadata(config))
     accelerator = make_accelerator(config, run)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_shares(config, accelerator.num_processes)
+    check_metrics(config, sets.evaluation, accelerator.device)
     pipeline = load_pipeline(model_source(config.model), _dtype(config))
     mark = fingerprint(pipeline) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
@@ -265,6 +273,13 @@ def prepare(
         notes=sets.notes,
         choices=tuple(choices),
     )
+
+
+def _metadata(config: Config) -> dict[str, Any]:
+    """What stands beside each prompt that a reward of this run may see."""
+    guards = None if config.guard is None else config.guard.prompts
+    sources = (config.prompts, config.evaluation.prompts, guards)
+    return prompt_metadata(*sources, seed=config.seed)
 
 
 def _settle_kernels(

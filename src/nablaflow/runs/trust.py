@@ -20,8 +20,8 @@ from typing import Any
 from nablaflow.config.overrides import parse_override
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.prompts.source import HUB, SETS
-from nablaflow.rewards.references import FILE, Reference, is_path, references
+from nablaflow.prompts.source import FUNCTION, HUB, SETS
+from nablaflow.rewards.references import CODE, FILE, Reference, is_path, references
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.lock import MARKER
 from nablaflow.storage.run_folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
@@ -54,7 +54,11 @@ def asked_for(config: Config, parts: Collection[str] = ALL) -> list[Reference]:
 def _of_prompts(source: Any) -> Iterator[Reference]:
     if isinstance(source, Mapping):
         source = source["source"]
-    if isinstance(source, str) and not source.startswith(HUB) and source not in SETS:
+    if not isinstance(source, str) or source.startswith(HUB) or source in SETS:
+        return
+    if source.startswith(FUNCTION):
+        yield Reference(CODE, source.removeprefix(FUNCTION))
+    else:
         yield Reference(FILE, source)
 
 

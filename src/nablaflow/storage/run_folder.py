@@ -85,8 +85,8 @@ def check_no_links(run: Path) -> None:
 def _refuse_links(path: Path) -> None:
     if path.is_symlink():
         raise UserError(
-            f"output_dir: {path} is a symbolic link, and a run writes through none; put what it "
-            "points to in its place"
+            f"output_dir: {path} is a symbolic link, which a run does not write through; put what "
+            "it points to in its place"
         )
     if path.is_dir():
         for entry in os.scandir(path):
