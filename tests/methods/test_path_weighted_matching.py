@@ -70,5 +70,5 @@ def test_modes_far_apart_get_the_weights_of_the_tilt() -> None:
     """Between them gradients say nothing: the adjoint alone leaves them half and half."""
     method = PathWeightedMatching(beta=1.0)
     found = train(WITHIN, method, 60, 64, 0, TRAINING, lambda update: None)
-    right = (sample_policy(WITHIN, found.model, 4000, seed=3) > 0).double().mean().item()
+    right = (sample_policy(found.model, 4000, seed=3) > 0).double().mean().item()
     assert right == pytest.approx(math.exp(2) / (1 + math.exp(2)), abs=0.04)

@@ -14,8 +14,9 @@ from nablaflow.errors import UserError
 from nablaflow.evaluation.policy_state import load_policy_state
 from nablaflow.progress import Progress
 from nablaflow.prompts.sets import load_prompts
+from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
+from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.trust import check_trusted, parts_of_run
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.run_folder import CONFIG

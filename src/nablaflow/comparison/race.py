@@ -22,8 +22,9 @@ from nablaflow.methods import Networks, Untrained
 from nablaflow.metrics.summary import Column
 from nablaflow.progress import Progress, Work
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
+from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.folder import goes_on, open_run
-from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
+from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.stopping import Interrupted, stopping
 from nablaflow.seeds import stream
 from nablaflow.storage.files import write_whole

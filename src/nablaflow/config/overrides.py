@@ -17,9 +17,9 @@ from nablaflow.config.recipe import (
     named_kinds,
     parse_config,
     registered_methods,
-    uses_flow,
 )
 from nablaflow.errors import UserError
+from nablaflow.methods import Method
 from nablaflow.prompts.source import absolute
 from nablaflow.rewards.secrets import masked
 
@@ -54,7 +54,7 @@ def _refuse_idle_flow(config: Config, overrides: Sequence[str]) -> None:
     """A recipe may have flow settings for its other methods; who overrides one wants a network."""
     for text in overrides:
         path, value = parse_override(text)
-        if path[0] == "flow" and value is not None and not uses_flow(config.method):
+        if path[0] == "flow" and value is not None and not config.method.uses_flow:
             name = method_settings(config.method)["name"]
             raise UserError(f"{'.'.join(path)}: {name} has no use for a flow network; leave it out")
 
@@ -272,10 +272,9 @@ def _named_mapping(value: Any) -> Any:
     """A name, a method or an estimator as a mapping with ``name``."""
     if isinstance(value, str):
         return {"name": value}
-    if not isinstance(value, BaseModel):
-        return value
-    own = value.model_dump(mode="json")
-    return own if "name" in own else method_settings(value)
+    if isinstance(value, Method):
+        return method_settings(value)
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 # --- overrides ------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from inspect import isabstract
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -22,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from nablaflow import methods
 from nablaflow.config.aliases import ALIASES
 from nablaflow.config.settings import (
     EvaluationSettings,
@@ -32,6 +34,7 @@ from nablaflow.config.settings import (
 )
 from nablaflow.config.values import RewardSpec, check_path, check_scalar, one_line, show
 from nablaflow.errors import UserError, nearest
+from nablaflow.methods import Method
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings, Settings
 from nablaflow.prompts.source import PromptSource
 
@@ -62,7 +65,7 @@ class Config(Settings):
     seed: Seed = Field(
         default=0, description="of training: noise, order of the prompts, chosen transitions"
     )
-    method: InstanceOf[BaseModel] = Field(
+    method: InstanceOf[Method] = Field(
         description="the objective: its name and its settings, such as method.beta"
     )
     sampler: SamplerSettings = Field(
@@ -118,7 +121,7 @@ class Config(Settings):
         return round(self.training.transition_fraction * self.sampler.steps)
 
     @field_serializer("method")
-    def _with_its_name(self, method: BaseModel) -> dict[str, Any]:
+    def _with_its_name(self, method: Method) -> dict[str, Any]:
         return method_settings(method)
 
 
@@ -135,14 +138,12 @@ Kinds = Mapping[str, type[BaseModel]]
 """Classes by the name that chooses between them."""
 
 
-def registered_methods() -> Kinds:
-    """Name to class. Imported on use, since methods bring torch and the models with them."""
-    from nablaflow.methods import METHODS
-
-    return METHODS
+def registered_methods() -> Mapping[str, type[Method]]:
+    """Name to class."""
+    return methods.METHODS
 
 
-def method_settings(method: BaseModel) -> dict[str, Any]:
+def method_settings(method: Method) -> dict[str, Any]:
     """A method as plain data: its name, then its settings.
 
     Raises:
@@ -169,13 +170,13 @@ def _by_present_name(value: Any) -> Any:
     return {**value, "name": RENAMED[name]} if isinstance(value, Mapping) else RENAMED[name]
 
 
-def parse_method(value: Any) -> BaseModel:
+def parse_method(value: Any) -> Method:
     """A method from its name, from a mapping with ``name`` and settings, or itself.
 
     Raises:
         UserError: unknown name, unknown setting, a setting of another method, a wrong value.
     """
-    if isinstance(value, BaseModel):
+    if isinstance(value, Method):
         method_settings(value)
         return value
     kind, settings = _chosen(registered_methods(), _by_present_name(value), "method")
@@ -199,7 +200,9 @@ def named_kinds(model: type[BaseModel], name: str) -> Kinds | None:
     return {kind.model_fields["name"].default: kind for kind in get_args(field.annotation)}
 
 
-def _chosen(kinds: Kinds, value: Any, place: str) -> tuple[type[BaseModel], dict[str, Any]]:
+def _chosen(
+    kinds: Mapping[str, type[Group]], value: Any, place: str
+) -> tuple[type[Group], dict[str, Any]]:
     """The class and the settings that a name, or a mapping with ``name``, asks for at ``place``.
 
     Raises:
@@ -226,11 +229,6 @@ def _not_a_setting(kinds: Kinds, name: str, key: str, place: str) -> str:
         return f"{place}.{key}: unknown key for {name}; {nearest(key, own)}"
     remedy = f"leave it out or set {place}.name={owners[0]}"
     return f"{place}.{key}: a setting of {', '.join(owners)}, not of {name}; {remedy}"
-
-
-def uses_flow(method: BaseModel) -> bool:
-    """Whether a method has a use for the flow network."""
-    return getattr(method, "uses_flow", True)
 
 
 def parse_group(kind: type[Group], values: Mapping[str, Any], place: str) -> Group:
@@ -266,7 +264,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         raise _refusal(_explain(error, Config, ())) from None
     # What is saved says what there is; flow settings that a recipe shares among methods may stay.
-    return config if uses_flow(config.method) else config.model_copy(update={"flow": None})
+    return config if config.method.uses_flow else config.model_copy(update={"flow": None})
 
 
 def _check_values(value: Any, place: tuple[int | str, ...] = ()) -> None:
@@ -348,12 +346,16 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def group_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The class of a field that is a group of settings (or null), else None."""
+    """The class of a field that is a group of settings (or null), else None.
+
+    An abstract class, as a method's is, stands for several of them.
+    """
     field = model.model_fields.get(name)
     if field is None or field.discriminator is not None:
         return None
     kinds = (field.annotation, *get_args(field.annotation))
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Settings)), None)
+    groups = (k for k in kinds if isinstance(k, type) and issubclass(k, Settings))
+    return next((k for k in groups if not isabstract(k)), None)
 
 
 def _place(

@@ -17,6 +17,7 @@ from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.renoising import noised_afresh
 from nablaflow.diffusion.samplers import SAMPLERS, build_process
 from nablaflow.diffusion.trajectory import (
+    Noise,
     Trajectories,
     Transitions,
     sample_trajectories,
@@ -30,6 +31,7 @@ __all__ = [
     "FLOW_SAMPLERS",
     "SAMPLERS",
     "FlowSchedule",
+    "Noise",
     "Prediction",
     "ReverseProcess",
     "Step",

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nablaflow import nano
-from nablaflow.diffusion import sample_trajectories, trajectory_noise
+from nablaflow.diffusion import trajectory_noise
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.memory import in_parts
 from nablaflow.models import SamplerSettings
@@ -55,17 +55,10 @@ def sample_states(
 
     def work(part: slice) -> Latents:
         rows = range(part.start, part.stop)
-        condition = model.condition([prompts[index[row]] for row in rows])
-        generators = trajectory_noise([stream(seed, purpose, row) for row in rows])
-        trajectories = sample_trajectories(
-            lambda x, k: model.predict(x, k, condition),
-            model.process,
-            model.state_shape,
-            generators,
-            model.device,
-        )
+        noise = trajectory_noise([stream(seed, purpose, row) for row in rows])
+        found = model.sample([prompts[index[row]] for row in rows], noise)
         on_progress(len(rows))
-        return trajectories.x0.cpu()
+        return found.x0.cpu()
 
     return torch.cat(list(in_parts(work, n, batch, "evaluation.batch")))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.config.settings import GuardSettings
-from nablaflow.diffusion import sample_trajectories, trajectory_noise
+from nablaflow.diffusion import trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank import spread
 from nablaflow.evaluation.budgets import Look, Trip, exceeds, is_ceiling
@@ -212,20 +212,11 @@ class Guard:
     def _sample_with_kl(self, texts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
         model = self.model
         predict = PathKL(model, model.condition(texts), len(texts))
-        noise = trajectory_noise(seeds)
-        found = sample_trajectories(predict, model.process, model.state_shape, noise, model.device)
+        found = model.sample(texts, trajectory_noise(seeds), predict=predict)
         return found.x0, predict.total
 
     def _sample_plain(self, texts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        model, condition, noise = self.model, self.model.condition(texts), trajectory_noise(seeds)
-        found = sample_trajectories(
-            lambda x, k: model.predict(x, k, condition),
-            model.process,
-            model.state_shape,
-            noise,
-            model.device,
-        )
-        return found.x0, torch.zeros(len(texts))
+        return self.model.sample(texts, trajectory_noise(seeds)).x0, torch.zeros(len(texts))
 
     # --- remembering ------------------------------------------------------------------------------
 

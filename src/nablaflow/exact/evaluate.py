@@ -119,7 +119,7 @@ def evaluate(
     else:
         made = _trained(problem, method, updates, batch, n, seed, settings, on_update)
     with made.model.reference():
-        untrained = sample_policy(problem, made.model, n, seed + 1)
+        untrained = sample_policy(made.model, n, seed + 1)
     return Result(
         problem=problem.name,
         method=label,
@@ -164,7 +164,7 @@ def _trained(
     started = time.perf_counter()
     trained = train(problem, _kept_in_memory(method), updates, batch, seed, settings, on_update)
     seconds = time.perf_counter() - started
-    samples = sample_policy(problem, trained.model, n, seed + 1)
+    samples = sample_policy(trained.model, n, seed + 1)
     return _Made(trained.model, samples, trained.network_evaluations, seconds)
 
 

@@ -15,10 +15,11 @@ from nablaflow.models.rehearsal import rehearse
 from nablaflow.progress import Progress, Work, show
 from nablaflow.report.words import warnings
 from nablaflow.rewards import NamedReward
+from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import Run, finish
 from nablaflow.runs.folder import check_run, open_run
-from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
+from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.sheets import write_missing_sheet, write_sheet
 from nablaflow.runs.stopping import (
     Interrupted,

@@ -8,6 +8,7 @@ import psutil
 import torch
 
 from nablaflow.config.recipe import Config
+from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import UserError
 from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.methods import METHODS, Method
@@ -17,8 +18,38 @@ from nablaflow.rewards import NamedReward, probe, require_gradient
 _FLOAT = 4  # bytes
 
 
-def check_shares(config: Config, processes: int) -> None:
-    training = config.training
+def check_settings(config: Config, evaluated: list[str]) -> None:
+    """What can be told without the model.
+
+    Args:
+        evaluated: the prompts to measure on.
+
+    Raises:
+        UserError: settings that do not fit each other.
+    """
+    check_evaluation(config, evaluated)
+    check_group(config.method, config)
+    check_precision(config.method, config)
+
+
+def check_model(
+    config: Config, model: PipelineModel, reward: NamedReward, prompts: list[str]
+) -> None:
+    """What can be told of the model and the reward before any of them works for a run.
+
+    Raises:
+        UserError: the settings do not fit them.
+    """
+    method, training = config.method, config.training
+    check_fits(config, model)
+    check_prompts(config, model)
+    on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
+    method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
+    check_reward(method, reward, model, prompts)
+
+
+def check_shares(training: TrainingSettings, processes: int) -> None:
+    """Refuse trajectories that do not divide among the processes and their optimizer steps."""
     total = training.prompts_per_update * training.images_per_prompt
     if total % processes:
         raise UserError(

@@ -18,8 +18,9 @@ from nablaflow.evaluation.protocol import carry_out
 from nablaflow.progress import show
 from nablaflow.prompts.sets import Source
 from nablaflow.report import protocol_curves
+from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.setup import fresh_accelerator, prepare
+from nablaflow.runs.setup import prepare
 from nablaflow.runs.trust import check_trusted, parts_of_run
 from nablaflow.storage.checkpoint import guards_best
 from nablaflow.storage.files import write_whole
