@@ -34,3 +34,8 @@ DDPM: dict[str, Any] = {
     "timestep_spacing": "leading",
     "prediction_type": "epsilon",
 }
+FLOW: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": False,
+}

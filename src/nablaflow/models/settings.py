@@ -16,8 +16,11 @@ Pair = Annotated[list[Annotated[int, Field(ge=0, le=2**14)]], Field(min_length=2
 class SamplerSettings(Settings):
     """How images are sampled, by the reference and the policy alike."""
 
-    name: Literal["ddim", "ddpm", "sde-dpmsolver++"] = Field(
-        default="ddim", description="kind of reverse kernel"
+    name: Literal["ddim", "ddpm", "sde-dpmsolver++", "memoryless", "flow-grpo", "euler"] = Field(
+        default="ddim",
+        description="kind of reverse kernel; of flow matching memoryless, which is ddim with eta 1 "
+        "there, or flow-grpo, whose noise does not make for the tilt; euler, without noise, is for "
+        "sampling only",
     )
     steps: int = Field(default=20, ge=2, le=10**5, description="K, transitions of a trajectory")
     eta: float = Field(default=1.0, gt=0, le=1, description="DDIM's share of DDPM's noise")
