@@ -13,7 +13,7 @@ import psutil
 import torch
 from rich.table import Table
 
-from nablaflow.config.defaults import DEFAULTS
+from nablaflow.config.settings import TrainingSettings
 from nablaflow.devices import best_device
 from nablaflow.models import (
     AdapterSettings,
@@ -53,13 +53,13 @@ class Need:
         """Of an update of the default settings of `nablaflow.align`, at so many FLOPs a second."""
         if self.architecture is None:
             return None
-        training, steps = DEFAULTS["training"], SamplerSettings().steps
+        training, steps = TrainingSettings(), SamplerSettings().steps
         flops = update_flops(
             self.architecture.denoiser_flops(),
             self.architecture.decoder_flops(),
-            trajectories=training["prompts_per_update"] * training["images_per_prompt"],
+            trajectories=training.prompts_per_update * training.images_per_prompt,
             steps=steps,
-            trained=round(training["transition_fraction"] * steps),
+            trained=round(training.transition_fraction * steps),
             checkpointing=self.checkpointing,
         )
         return flops / speed
