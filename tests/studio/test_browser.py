@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def test_rating_with_keys_alone(served: str, browser: Any, images: Path):
     page.get_by_role("link", name="rate").click()
     progress = page.locator("#progress")
     for count, key in enumerate(["ArrowLeft", "ArrowRight", "ArrowLeft"], start=1):
-        page.wait_for_function("document.querySelector('#left-image').naturalWidth > 0")
+        playwright.expect(page.locator("#left-image")).to_have_attribute("src", re.compile("/"))
         page.keyboard.press(key)
         playwright.expect(progress).to_contain_text(f"{count} in all")
     page.keyboard.press("u")

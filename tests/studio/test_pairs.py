@@ -11,7 +11,7 @@ import pytest
 from nablaflow.errors import UserError
 from nablaflow.fitting import read_judgements
 from nablaflow.studio import pairs
-from nablaflow.studio.pairs import COLUMNS, PairQuestions, Row, agreement, read_rows
+from nablaflow.studio.pairs import COLUMNS, AnswerRow, PairQuestions, agreement, read_rows
 
 NAMES = [f"{number}.png" for number in range(6)]
 PROMPTS = ["a", "b"] * 3
@@ -129,7 +129,7 @@ def test_some_pairs_of_another_rater_are_asked_again_once(questions: PairQuestio
 
 def test_agreement_is_counted_over_pairs_of_people():
     said = [("a", "b", "x"), ("b", "a", "y"), ("a", "b", "z"), ("c", "d", "x")]
-    rows = [Row(first, second, "", rater, "random") for first, second, rater in said]
+    rows = [AnswerRow(first, second, "", rater, "random") for first, second, rater in said]
     assert agreement(rows) == (1, 3)
 
 

@@ -111,6 +111,7 @@ def test_from_clicks_to_a_fitted_reward_and_its_tilt(
     page = client.get(fit).text
     assert "What it likes best" in page
     seen = client.get(f"{fit}/preview?beta=2").json()
+    assert "error" not in seen, seen
     assert seen["tilted"] > seen["reward"]
     assert 0 < seen["share"] < 1
     assert red(images, seen["images"][0][0]) >= 180

@@ -22,7 +22,7 @@ SHEET = "sheet.png"  # what older versions of `sample` wrote beside its images
 
 
 @dataclass(frozen=True)
-class Found:
+class Folders:
     """Folders by their address, in the order of their paths."""
 
     runs: dict[str, Path]
@@ -33,7 +33,7 @@ def address(folder: Path) -> str:
     return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
 
 
-def find(root: Path) -> Found:
+def find(root: Path) -> Folders:
     """Run folders, and folders with images that belong to no run, ``DEPTH`` below a root."""
     runs: dict[str, Path] = {}
     images: dict[str, Path] = {}
@@ -42,7 +42,7 @@ def find(root: Path) -> Found:
             runs[address(folder)] = folder
         elif any(is_image(path) for path in folder.iterdir()):
             images[address(folder)] = folder
-    return Found(runs, images)
+    return Folders(runs, images)
 
 
 def _folders(folder: Path, depth: int) -> Iterator[Path]:
@@ -80,4 +80,9 @@ def images_of(folder: Path) -> list[Path]:
         found = sorted(folder.iterdir())
     except OSError:
         return []
-    return [path for path in found if is_image(path) and path.name != SHEET]
+    return [path for path in found if is_image(path) and not _beside_others(path)]
+
+
+def _beside_others(path: Path) -> bool:
+    """Whether it is a picture of something else there: a sheet of all, or of a fitted reward."""
+    return path.name == SHEET or path.with_suffix(".safetensors").exists()

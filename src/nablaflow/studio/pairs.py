@@ -52,7 +52,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Row:
+class AnswerRow:
     """An answer as the table has it."""
 
     preferred: str
@@ -136,7 +136,7 @@ class PairQuestions:
             given.pop()
             return True
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[AnswerRow]:
         return read_rows(self.path)
 
     def _choose(self, rater: str) -> tuple[str, str, Pick]:
@@ -172,7 +172,7 @@ class PairQuestions:
         return self._draw.choice(known) if known else None
 
 
-def agreement(rows: Sequence[Row]) -> tuple[int, int]:
+def agreement(rows: Sequence[AnswerRow]) -> tuple[int, int]:
     """How often two people who judged one pair say the same, and how often there are two."""
     verdicts: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
@@ -181,7 +181,7 @@ def agreement(rows: Sequence[Row]) -> tuple[int, int]:
     return sum(same), len(same)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[AnswerRow]:
     """The answers so far; a line that a crash cut short is none.
 
     Raises:
@@ -200,7 +200,7 @@ def read_rows(path: Path) -> list[Row]:
     if not {"preferred", "rejected"} <= set(lines[0]):
         raise UserError(f"{path}: the first line must name preferred,rejected")
     cells = [dict(zip(lines[0], line, strict=False)) for line in lines[1:]]
-    return [Row(*(row.get(column, "") for column in COLUMNS)) for row in cells]
+    return [AnswerRow(*(row.get(column, "") for column in COLUMNS)) for row in cells]
 
 
 def _by_text(prompt: dict[str, str]) -> list[list[str]]:
@@ -210,18 +210,18 @@ def _by_text(prompt: dict[str, str]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _sides(row: Row) -> tuple[str, str]:
+def _sides(row: AnswerRow) -> tuple[str, str]:
     first, second = sorted((row.preferred, row.rejected))
     return first, second
 
 
-def _row(question: Question, answer: Answer) -> Row:
+def _row(question: Question, answer: Answer) -> AnswerRow:
     sides = (question.left, question.right)
     preferred, rejected = sides if answer == "left" else sides[::-1]
-    return Row(preferred, rejected, question.prompt, question.rater, question.pick)
+    return AnswerRow(preferred, rejected, question.prompt, question.rater, question.pick)
 
 
-def _append(path: Path, row: Row) -> None:
+def _append(path: Path, row: AnswerRow) -> None:
     """One line more; a table with other columns, or whose last line is cut, is written anew."""
     header = _line(COLUMNS)
     content = path.read_bytes() if path.exists() else b""
@@ -232,11 +232,11 @@ def _append(path: Path, row: Row) -> None:
         _write(path, [*read_rows(path), row])
 
 
-def _write(path: Path, rows: Sequence[Row]) -> None:
+def _write(path: Path, rows: Sequence[AnswerRow]) -> None:
     write_whole(path, "".join([_line(COLUMNS), *(_line(_cells(row)) for row in rows)]))
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: AnswerRow) -> tuple[str, ...]:
     return row.preferred, row.rejected, row.prompt, row.rater, row.pick
 
 

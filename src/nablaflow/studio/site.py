@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nablaflow.errors import UserError
-from nablaflow.studio.folders import Found, find, images_of, prompt_of
+from nablaflow.studio.folders import Folders, find, images_of, prompt_of
 from nablaflow.studio.jobs import Job, Jobs
 from nablaflow.studio.pairs import PairQuestions
 from nablaflow.studio.taste import Taste
@@ -37,7 +37,7 @@ class Site:
     _kept: dict[tuple[str, Path], tuple[object, object]] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def found(self) -> Found:
+    def found(self) -> Folders:
         return find(self.root)
 
     def judging(self, folder: Path) -> PairQuestions:
