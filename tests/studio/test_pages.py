@@ -117,6 +117,16 @@ def test_links_and_other_names_lead_nowhere(
     assert client.get(f"/images/{address(images)}/12").status_code == 404
 
 
+def test_pictures_of_other_things_are_no_images(client: TestClient, images: Path):
+    Image.new("RGB", (4, 4)).save(images / "reward.png")
+    (images / "reward.safetensors").write_bytes(b"")
+    (images / "sheet").mkdir()
+    Image.new("RGB", (4, 4)).save(images / "sheet" / "sheet.png")
+    page = client.get("/").text
+    assert "12 images" in page
+    assert address(images / "sheet") not in page
+
+
 def test_a_gallery_of_ten_thousand_has_pages(client: TestClient, site: Site):
     many = site.root / "many"
     many.mkdir()

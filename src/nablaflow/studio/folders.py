@@ -40,7 +40,7 @@ def find(root: Path) -> Folders:
     for folder in _folders(root, DEPTH):
         if is_run(folder):
             runs[address(folder)] = folder
-        elif any(is_image(path) for path in folder.iterdir()):
+        elif images_of(folder):
             images[address(folder)] = folder
     return Folders(runs, images)
 
