@@ -99,12 +99,13 @@ def merged(base: Figures, over: Figures) -> Figures:
     return result
 
 
-def prepared(name: str, seed: int, updates: int) -> Parts:
+def prepared(name: str, seed: int, updates: int, over: Figures | None = None) -> Parts:
+    """A case ready to train, with ``over`` in place of what the case and the demo say."""
     changes, function = CASES[name]
     settings = merged(demo_settings(), {"guard": None, "seed": seed, "output_dir": "runs/budget"})
     settings = merged(settings, {"evaluation": {"n": 1024}})
     settings = merged(settings, {"training": {"updates": updates, "trackers": []}})
-    settings = merged(settings, changes)
+    settings = merged(merged(settings, changes), over or {})
     reward = None if function is None else NamedReward(name, function)
     if reward is not None:
         settings["reward"] = f"{CALLABLE}{name}"
@@ -163,6 +164,20 @@ def _samples(parts: Parts, states: Tensor) -> SampleSet:
     return measure_states(
         parts.model, parts.reward, states, parts.evaluated, batch=batch, on_progress=lambda n: None
     ).samples
+
+
+def trained_states(parts: Parts) -> Tensor:
+    """States of the policy as it stands, as many as the configuration says."""
+    settings = parts.config.evaluation
+    return sample_states(
+        parts.model,
+        parts.evaluated,
+        settings.n,
+        seed=settings.seed,
+        batch=settings.batch,
+        purpose="evaluation",
+        on_progress=lambda done: None,
+    )
 
 
 def guided(parts: Parts, step: str, n: int) -> Tensor:
@@ -271,17 +286,7 @@ def image_case(name: str, updates: int, n: int, seed: int) -> Figures:
     found["adjoint"] = adjoint_by_step(networks, prompts, method.beta)
     for _ in range(updates):
         parts.trainer.step()
-    settings = parts.config.evaluation
-    states = sample_states(
-        parts.model,
-        parts.evaluated,
-        settings.n,
-        seed=settings.seed,
-        batch=settings.batch,
-        purpose="evaluation",
-        on_progress=lambda done: None,
-    )
-    found["trained"] = judge.figures(states)
+    found["trained"] = judge.figures(trained_states(parts))
     found["fit"] = fit_by_step(networks, prompts, method)
     return found
 
