@@ -14,7 +14,7 @@ from rich.console import Console
 
 from nablaflow.comparison import ENTRANTS, Study, race
 from nablaflow.report.comparison_table import comparison_markdown
-from nablaflow.runs import progress_display
+from nablaflow.runs.progress import progress_display
 
 SEED = 1000  # not among those of the comparison
 

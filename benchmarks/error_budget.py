@@ -29,23 +29,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nablaflow.config.defaults import demo_settings
+from nablaflow.config.recipe import parse_config
 from nablaflow.diffusion import sample_trajectories, trajectory_noise, value_step
+from nablaflow.estimators import Adjoint, ForwardLooking, Networks
+from nablaflow.estimators import Path as Trajectories
+from nablaflow.evaluation.bank import reference_bank, sample_states
+from nablaflow.evaluation.measure import measure_states
 from nablaflow.exact import evaluate, named_problem
 from nablaflow.exact.contenders import TUNED
 from nablaflow.exact.training import train
-from nablaflow.guidance import Adjoint, ForwardLooking, Networks
-from nablaflow.guidance import Path as Trajectories
 from nablaflow.methods import GuidedSampling, ResidualNablaDB
 from nablaflow.metrics.reward import reward_mean
 from nablaflow.metrics.summary import SampleSet, Yardstick, closing
-from nablaflow.models import DiffusionModel
+from nablaflow.models import DiffusionModel, fingerprint
 from nablaflow.rewards import CALLABLE, NamedReward
 from nablaflow.rewards.pixels import chroma
-from nablaflow.training.bank import reference_bank, sample_states
-from nablaflow.training.config import parse_config
-from nablaflow.training.demo import demo_settings
-from nablaflow.training.evaluation import measure_states
-from nablaflow.training.setup import Parts, fingerprint, prepare
+from nablaflow.runs.setup import Parts, prepare
 
 MODELS = Path(__file__).parent / "models"
 STEPS = ("published", "exact")

@@ -21,12 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from nablaflow.diffusion import sample_trajectories
-from nablaflow.exact import GaussianMixture, Problem, QuadraticReward
-from nablaflow.exact.counter import PassCounter
-from nablaflow.exact.model import MixtureModel
-from nablaflow.exact.networks import VectorFlowScore
-from nablaflow.exact.process import ALPHA_BAR
-from nablaflow.guidance import (
+from nablaflow.estimators import (
     Adjoint,
     Estimator,
     ForwardLooking,
@@ -35,7 +30,12 @@ from nablaflow.guidance import (
     NStep,
     Terminal,
 )
-from nablaflow.guidance import Path as Trajectories
+from nablaflow.estimators import Path as Trajectories
+from nablaflow.exact import GaussianMixture, Problem, QuadraticReward
+from nablaflow.exact.counter import PassCounter
+from nablaflow.exact.model import MixtureModel
+from nablaflow.exact.networks import VectorFlowScore
+from nablaflow.exact.process import ALPHA_BAR
 from nablaflow.report.curves import LIGHT
 
 PROBLEM = Problem(

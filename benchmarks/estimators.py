@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import torch
 
 from nablaflow import guidance
+from nablaflow.estimators import WEIGHTINGS
 from nablaflow.exact import LabSettings, evaluate, named_problem
-from nablaflow.guidance import WEIGHTINGS
 from nablaflow.methods import (
     AdjointMatching,
     Method,

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from nablaflow.diffusion import sample_trajectories
+from nablaflow.estimators import Path, path_log_ratio
 from nablaflow.exact import GaussianMixture, Problem, named_problem
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.distances import energy_distance, mean_distance, mode_weight_error
 from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.process import ALPHA_BAR
-from nablaflow.guidance import Path, path_log_ratio
 from nablaflow.training.allocator import keep_freed_memory
 
 

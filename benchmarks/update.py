@@ -30,10 +30,10 @@ VARIANTS = {
 
 def measure(updates: int, overrides: list[str], plain_allocator: bool) -> dict[str, float]:
     """Median seconds of an update and of its rollout; the first two updates are not counted."""
+    from nablaflow.config.defaults import demo_settings
+    from nablaflow.config.overrides import apply_overrides
+    from nablaflow.config.recipe import parse_config
     from nablaflow.training import setup
-    from nablaflow.training.config import parse_config
-    from nablaflow.training.demo import demo_settings
-    from nablaflow.training.overrides import apply_overrides
 
     if plain_allocator:
         setup.keep_freed_memory = lambda: False

@@ -17,3 +17,5 @@ torch.set_num_threads(1)
 # The first example pays for imports and compilation, so a deadline would say nothing.
 hypothesis.settings.register_profile("nablaflow", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("nablaflow")
+
+pytest_plugins = ["tests.support.tiny_run"]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nablaflow import exact, nano
+    from nablaflow.evaluation.beta import choose_beta
     from nablaflow.methods import (
         AdjointMatching,
         Method,
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
         TerminalMatching,
         ValueMatching,
     )
-    from nablaflow.runs import Run
-    from nablaflow.training.tilt_choice import choose_beta
+    from nablaflow.runs.finish import Run
     from nablaflow.typing import Reward
 
 __version__ = "0.1.0"
@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
     if name in ("exact", "nano"):
         return importlib.import_module(f"nablaflow.{name}")
     if name == "choose_beta":
-        return importlib.import_module("nablaflow.training.tilt_choice").choose_beta
+        return importlib.import_module("nablaflow.evaluation.beta").choose_beta
     if name in _METHODS:
         return getattr(importlib.import_module("nablaflow.methods"), name)
     raise AttributeError(f"module 'nablaflow' has no attribute {name!r}")
@@ -85,18 +85,18 @@ def align(
         method: an object such as ``ResidualNablaDB(beta=100.0)``, a name, or a mapping.
         steps: optimizer updates; 200 unless ``training`` has them.
         settings: groups as in a recipe, such as ``sampler={"steps": 50}``; what is left out has
-            the defaults of `nablaflow.training.defaults`.
+            the defaults of `nablaflow.config.defaults`.
 
     Raises:
         UserError: a mistake in any of these.
     """
+    from nablaflow.config.defaults import DEFAULTS
+    from nablaflow.config.overrides import merge
+    from nablaflow.config.recipe import parse_config
     from nablaflow.errors import UserError
+    from nablaflow.prompts.source import absolute
     from nablaflow.rewards import CALLABLE, load
-    from nablaflow.runs import run
-    from nablaflow.training.config import parse_config
-    from nablaflow.training.defaults import DEFAULTS
-    from nablaflow.training.overrides import merge
-    from nablaflow.training.prompt_source import absolute
+    from nablaflow.runs.align import run
 
     given = load(reward)
     texts = prompts if prompts is None or isinstance(prompts, str | dict) else list(prompts)

@@ -38,10 +38,10 @@ def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **
     """Load a configuration, carry it out, print the table or the JSON."""
     from rich.console import Console
 
+    from nablaflow.config.overrides import load_config
     from nablaflow.report import rich_table
-    from nablaflow.runs import run
-    from nablaflow.training.overrides import load_config
-    from nablaflow.training.trust import check_recipe
+    from nablaflow.runs.align import run
+    from nablaflow.runs.trust import check_recipe
 
     as_json = flags.pop("as_json")
     console = Console(stderr=as_json)
@@ -73,7 +73,7 @@ def demo(
     """Align the embedded model with a reward and write a run folder."""
 
     def work() -> None:
-        from nablaflow.training.demo import demo_settings
+        from nablaflow.config.defaults import demo_settings
 
         defaults = demo_settings(reward)
         _run(None, defaults, settings or [], resume=resume, overwrite=overwrite, as_json=as_json)
@@ -117,7 +117,7 @@ def sample(
     """Sample images from a run's policy, or from a model as it is."""
 
     def work() -> None:
-        from nablaflow.sampling import sample_to_folder
+        from nablaflow.runs.sample import sample_to_folder
 
         given = {"name": sampler, "height": height, "width": width}
         asked = {name: value for name, value in given.items() if value is not None}
@@ -193,7 +193,8 @@ def _under_a_bar(plan: Any) -> list[dict[str, Any]]:
     """Carry out what is left of a study; the bar counts the updates of all of it."""
     from rich.console import Console
 
-    from nablaflow.runs import Interrupted, progress_display
+    from nablaflow.runs.progress import progress_display
+    from nablaflow.runs.stopping import Interrupted
 
     study, cells = plan.study, len(plan.study.cells)
     before = (cells - len(plan.cells)) * study.updates
@@ -223,7 +224,7 @@ def doctor(
     def work() -> None:
         from rich.console import Console
 
-        from nablaflow.doctor import examine, table
+        from nablaflow.runs.doctor import examine, table
 
         found = examine(model)
         print(json.dumps(found)) if as_json else Console().print(table(found))

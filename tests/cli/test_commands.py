@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from nablaflow.cli import app
-from nablaflow.training.overrides import load_config
+from nablaflow.config.overrides import load_config
 
 Cli = Callable[..., Result]
 FIGURES = ("reward_mean", "diversity", "distance_to_reference", "distance_to_tilt")
@@ -128,7 +128,7 @@ def test_json_is_the_summary_with_the_folder(finished: tuple[Path, dict[str, Any
 def test_the_exact_tilt_is_of_the_bank_reweighted(run: Path):
     """Weights exp(beta r) within each prompt, computed here from the cached states."""
     from nablaflow.rewards import load
-    from nablaflow.sampling import load_policy
+    from nablaflow.runs.sample import load_policy
 
     summary = json.loads((run / "summary.json").read_text())
     (bank,) = (run.parent / "cache").iterdir()

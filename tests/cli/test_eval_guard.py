@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from nablaflow.training.guard import Guard, Look
+from nablaflow.evaluation.guard import Guard, Look
 
 Cli = Callable[..., Result]
 EVAL = ("eval", "run", "--n", "8", "--metrics", "reward,diversity", "--json")

@@ -14,9 +14,9 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from nablaflow import measuring
 from nablaflow.cli import app
-from nablaflow.training.protocol import carry_out
+from nablaflow.evaluation.protocol import carry_out
+from nablaflow.runs import evaluate
 
 Cli = Callable[..., Result]
 LINES = '{"prompt": "a star", "caption": "one"}\n{"prompt": "a shape", "caption": "two"}\n'
@@ -51,11 +51,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The prompts that each call measures on."""
     found: list[list[str]] = []
 
-    def watch(parts: Any, *args: Any) -> Any:
-        found.append(parts.evaluated)
-        return carry_out(parts, *args)
+    def watch(subject: Any, *args: Any) -> Any:
+        found.append(subject.prompts)
+        return carry_out(subject, *args)
 
-    monkeypatch.setattr(measuring, "carry_out", watch)
+    monkeypatch.setattr(evaluate, "carry_out", watch)
     return found
 
 

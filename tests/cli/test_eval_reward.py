@@ -11,10 +11,10 @@ import pytest
 import torch
 from click.testing import Result
 
-from nablaflow import measuring
+from nablaflow.evaluation.protocol import carry_out
 from nablaflow.rewards import NamedReward
+from nablaflow.runs import evaluate
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
-from nablaflow.training.protocol import carry_out
 
 Cli = Callable[..., Result]
 TRAINING = ("training.updates=3", "training.checkpoint_every=1", "training.keep_checkpoints=3")
@@ -35,7 +35,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
             patch.setattr(NamedReward, "detailed", watch)
             return carry_out(*args)
 
-    monkeypatch.setattr(measuring, "carry_out", counted)
+    monkeypatch.setattr(evaluate, "carry_out", counted)
     return images
 
 

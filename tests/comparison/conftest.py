@@ -12,7 +12,7 @@ from rich.console import Console
 from nablaflow.comparison import Study, race
 from nablaflow.comparison.outcome import Outcome
 from nablaflow.metrics import tilt
-from nablaflow.runs import progress_display
+from nablaflow.runs.progress import progress_display
 
 Race = Callable[..., list[Outcome]]
 

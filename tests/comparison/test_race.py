@@ -16,7 +16,8 @@ from nablaflow.comparison import BYSTANDERS, Study
 from nablaflow.comparison.outcome import Outcome
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.methods import BestOfN
-from nablaflow.runs import Interrupted, progress_display
+from nablaflow.runs.progress import progress_display
+from nablaflow.runs.stopping import Interrupted
 from nablaflow.training.loop import Trainer
 
 Race = Callable[..., list[Outcome]]

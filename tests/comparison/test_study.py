@@ -10,9 +10,9 @@ import pytest
 
 from nablaflow.comparison import BYSTANDERS, ENTRANTS, Cell, Study
 from nablaflow.comparison.study import CELL, slug
+from nablaflow.config.recipe import method_settings
 from nablaflow.errors import UserError
 from nablaflow.methods import METHODS, UNTRAINED
-from nablaflow.training.config import method_settings
 
 
 def test_every_method_competes():

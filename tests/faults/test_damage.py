@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
+from nablaflow.runs.folder import load_run_config
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.records import read_records
 from nablaflow.storage.whole import last_whole
-from nablaflow.training.config import Config
-from nablaflow.training.run_folder import load_run_config
 from tests.faults.conftest import SHORT, one_line
 
 Cli = Callable[..., Result]

@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 
-from nablaflow import runs
+from nablaflow.config.overrides import apply_overrides
+from nablaflow.config.recipe import Config, parse_config
 from nablaflow.errors import UserError
-from nablaflow.runs import Run
+from nablaflow.runs import align
+from nablaflow.runs.finish import Run
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.records import read_records
-from nablaflow.training.config import Config, parse_config
-from nablaflow.training.overrides import apply_overrides
 from tests.faults.conftest import SHORT
 
 OPERATIONS = ("open", "replace", "mkdir", "unlink", "rmdir", "fsync")
@@ -34,7 +34,7 @@ def make(settings: dict[str, Any], here: Path) -> Callable[..., Config]:
 def _train_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """The short form leaves out what comes after training, which takes longest."""
     if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(runs, "_finish", lambda parts, folder, _: Run(folder, {}, folder))
+        monkeypatch.setattr(align, "finish", lambda parts, folder, _: Run(folder, {}, folder))
 
 
 def watched(on_operation: Count) -> None:
@@ -100,16 +100,16 @@ def places(total: int, request: pytest.FixtureRequest) -> list[int]:
 
 def begin_and_die(make: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     straight = make(f"output_dir={tmp_path}/straight")
-    runs.run(straight)
+    align.run(straight)
     total = operations_of(
-        lambda: runs.run(make(f"output_dir={tmp_path}/count")) and None, tmp_path / "counter"
+        lambda: align.run(make(f"output_dir={tmp_path}/count")) and None, tmp_path / "counter"
     )
     assert total > 20
     for place in places(total, request):
         config = make(f"output_dir={tmp_path}/run-{place}")
-        killed_at(lambda config=config: runs.run(config) and None, place)
+        killed_at(lambda config=config: align.run(config) and None, place)
         resume = (config.output_dir / "config.yaml").is_file()
-        runs.run(config, resume=resume)
+        align.run(config, resume=resume)
         assert_same_run(config.output_dir, straight.output_dir)
 
 
@@ -117,21 +117,21 @@ def replace_and_die(make: Any, tmp_path: Path, request: pytest.FixtureRequest) -
     """The old run or the new one is there, whole, whenever the new one dies."""
     straight = make(f"output_dir={tmp_path}/straight")
     old = ("seed=7", "training.updates=1")
-    runs.run(straight)
-    runs.run(make(f"output_dir={tmp_path}/old", *old))
+    align.run(straight)
+    align.run(make(f"output_dir={tmp_path}/old", *old))
     count = make(f"output_dir={tmp_path}/count")
-    runs.run(make(f"output_dir={tmp_path}/count", *old))
-    total = operations_of(lambda: runs.run(count, overwrite=True) and None, tmp_path / "counter")
+    align.run(make(f"output_dir={tmp_path}/count", *old))
+    total = operations_of(lambda: align.run(count, overwrite=True) and None, tmp_path / "counter")
     for place in places(total, request):
         config = make(f"output_dir={tmp_path}/run-{place}")
-        runs.run(make(f"output_dir={config.output_dir}", *old))
-        killed_at(lambda config=config: runs.run(config, overwrite=True) and None, place)
+        align.run(make(f"output_dir={config.output_dir}", *old))
+        killed_at(lambda config=config: align.run(config, overwrite=True) and None, place)
         try:
-            runs.run(config, resume=True)
+            align.run(config, resume=True)
         except UserError:  # the new one had not begun: the old one is there
-            runs.run(make(f"output_dir={config.output_dir}", *old), resume=True)
+            align.run(make(f"output_dir={config.output_dir}", *old), resume=True)
             assert_same_run(config.output_dir, tmp_path / "old")
-            runs.run(config, overwrite=True)
+            align.run(config, overwrite=True)
         assert_same_run(config.output_dir, straight.output_dir)
         assert yaml.safe_load((config.output_dir / "config.yaml").read_text())["seed"] == 0
         assert not (config.output_dir / ".replaced").exists()

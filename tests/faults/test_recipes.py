@@ -8,10 +8,10 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from nablaflow.config.defaults import demo_settings
+from nablaflow.config.overrides import load_config
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.training.config import Config
-from nablaflow.training.demo import demo_settings
-from nablaflow.training.overrides import load_config
 
 RECIPE = (Path(__file__).parents[2] / "recipes" / "nano_warmth.yaml").read_text()
 KEYS = (

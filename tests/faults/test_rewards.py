@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from nablaflow import runs
+from nablaflow.runs import finish
 from nablaflow.storage.checkpoint import list_checkpoints
 from tests.faults.conftest import SHORT
 
@@ -53,7 +53,7 @@ def test_sigterm_while_a_run_is_measured(
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "_measure", stop)
+        patch.setattr(finish, "evaluate", stop)
         result = cli("train", recipe, *SHORT)
     assert result.exit_code == 130
     assert result.stderr.strip().splitlines()[-1].endswith("go on with --resume")

@@ -5,7 +5,7 @@ import torch
 
 from nablaflow.diffusion import build_process
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks
+from nablaflow.estimators import Networks
 from nablaflow.methods import AlignProp, Draft
 from tests.support.chain import Quadratic, solve
 from tests.support.gaussian import GaussianModel, MeanShift, linear_reward

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.diffusion import build_process, sample_trajectories, trajectory_noise
-from nablaflow.guidance import Networks
+from nablaflow.estimators import Networks
 from nablaflow.methods import BestOfN
 from tests.support.gaussian import GaussianModel, MeanShift, linear_reward
 from tests.support.paths import Bent, bent_problem

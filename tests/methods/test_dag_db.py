@@ -7,7 +7,7 @@ from torch.distributions import Normal
 
 from nablaflow.diffusion import ReverseProcess, build_process, kernel_mean
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods import DagDB, DagKL
 from nablaflow.methods.detailed_balance import DetailedBalance
 from tests.support.balance import linear

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.diffusion import ReverseProcess, Transitions, build_process
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods import DagKL
 from nablaflow.models import Condition
 from tests.support.balance import Linear, linear

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from nablaflow.config.recipe import Config
+from nablaflow.config.settings import Training
 from nablaflow.diffusion import (
     ReverseProcess,
     Transitions,
@@ -16,12 +18,10 @@ from nablaflow.diffusion import (
     trajectory_noise,
 )
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods import DDPO
 from nablaflow.models import Condition
-from nablaflow.training.config import Config
-from nablaflow.training.settings import Training
-from nablaflow.training.setup import check_group
+from nablaflow.runs.setup import check_group
 from tests.support.chain import Quadratic, kernel_of, solve
 from tests.support.gaussian import GaussianModel, MeanShift, any_transitions, linear_reward
 from tests.support.numeric import normal_quadrature

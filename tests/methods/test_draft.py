@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nablaflow.diffusion import build_process
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods import Draft
 from nablaflow.methods.draft import own_noise
 from nablaflow.methods.replay import replay

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nablaflow.diffusion import build_process, kernel_mean, mean_per_score, sample_trajectories
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks, Path, look_ahead
+from nablaflow.estimators import Networks, Path, look_ahead
 from nablaflow.methods import (
     AdjointMatching,
     Method,

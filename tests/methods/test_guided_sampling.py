@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nablaflow.diffusion import build_process, sample_trajectories, value_step
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks, gamma_table
+from nablaflow.estimators import Networks, gamma_table
 from nablaflow.methods import GuidedSampling
 from nablaflow.methods.guided_sampling import guided_mean
 from nablaflow.models import Condition

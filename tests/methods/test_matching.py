@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nablaflow.diffusion import ReverseProcess, build_process
 from nablaflow.errors import UserError
-from nablaflow.guidance import (
+from nablaflow.estimators import (
     Adjoint,
     ForwardLooking,
     ForwardLookingFlow,
@@ -18,8 +18,8 @@ from nablaflow.guidance import (
     TrainingBatch,
     ValueGradients,
 )
-from nablaflow.guidance import NablaTD as NablaTDEstimator
-from nablaflow.guidance import NStep as NStepEstimator
+from nablaflow.estimators import NablaTD as NablaTDEstimator
+from nablaflow.estimators import NStep as NStepEstimator
 from nablaflow.methods import AdjointMatching, Losses, Method, NablaTD, TerminalMatching
 from nablaflow.methods.matching import Matching, ValueMatching
 from nablaflow.models import Condition

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from nablaflow.errors import UserError
+from nablaflow.estimators import ValueGradients
 from nablaflow.exact import GaussianMixture, LabSettings, LinearReward, Problem
 from nablaflow.exact.training import sample_policy, train
-from nablaflow.guidance import ValueGradients
 from nablaflow.methods import AdjointMatching, PathWeightedMatching
 from tests.support.paths import bent_problem, random_states
 

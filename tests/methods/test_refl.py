@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nablaflow.diffusion import Transitions, build_process
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods import ReFL
 from nablaflow.models import Condition
 from nablaflow.rewards import NamedReward

@@ -10,7 +10,7 @@ from torch.distributions import Normal
 
 from nablaflow.diffusion import build_process, kernel_mean
 from nablaflow.errors import UserError
-from nablaflow.guidance import gamma_table
+from nablaflow.estimators import gamma_table
 from nablaflow.methods import Method, NablaDB, Networks, TrainingBatch
 from nablaflow.models import Condition
 from nablaflow.rewards import NamedReward

@@ -13,7 +13,7 @@ from nablaflow.diffusion import (
     has_posterior_means,
 )
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods import RewardWeightedRegression
 from nablaflow.models import Condition
 from tests.support.chain import kernel_of

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.diffusion import sample_trajectories, trajectory_noise
-from nablaflow.guidance import Path
+from nablaflow.estimators import Path
 from nablaflow.methods import (
     AdjointMatching,
     Method,

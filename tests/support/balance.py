@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.diffusion import ReverseProcess
-from nablaflow.guidance import Networks
+from nablaflow.estimators import Networks
 from nablaflow.models import Condition
 from tests.support.chain import Quadratic, solve, x0_hat_of
 from tests.support.gaussian import AffineFlow, GaussianModel, MeanShift, linear_reward

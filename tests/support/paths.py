@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nablaflow.diffusion import Transitions, build_process
-from nablaflow.guidance import Networks, Path
+from nablaflow.estimators import Networks, Path
 from nablaflow.models import Condition
 from nablaflow.rewards import NamedReward
 from tests.support.gaussian import GaussianModel, NetworkFlow, SmallNetwork, level_of

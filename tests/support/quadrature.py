@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.diffusion import Transitions, build_process
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.models import Condition
 from nablaflow.rewards import NamedReward
 from tests.support.gaussian import GaussianModel, SmallNetwork

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nablaflow import runs
+from nablaflow.config.defaults import demo_settings
+from nablaflow.config.overrides import load_config
+from nablaflow.runs import align
 from nablaflow.storage.records import read_records
-from nablaflow.training.demo import demo_settings
-from nablaflow.training.overrides import load_config
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_the_guard_rolls_draft_back_before_the_images_are_gone(tmp_path: Path):
         "evaluation={n: 16, bank: 0}",
         f"output_dir={tmp_path / 'run'}",
     ]
-    runs.run(load_config(None, changes, demo_settings()))
+    align.run(load_config(None, changes, demo_settings()))
     guard = json.loads((tmp_path / "run/summary.json").read_text())["guard"]
     records = read_records(tmp_path / "run")
     assert guard["tripped"]["metric"] == "kl"

@@ -14,17 +14,17 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from nablaflow.config.recipe import Config, named_kinds
 from nablaflow.diffusion import ReverseProcess, draw_transitions
 from nablaflow.errors import TrainingStopped, UserError
-from nablaflow.guidance import TrainingBatch
+from nablaflow.estimators import TrainingBatch
 from nablaflow.methods import ValueMatching
 from nablaflow.rewards import NamedReward, load
+from nablaflow.runs.setup import Parts, prepare
 from nablaflow.training import batches
-from nablaflow.training.config import Config, named_kinds
 from nablaflow.training.estimates import estimate_in_parts
 from nablaflow.training.loop import Trainer
 from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout
-from nablaflow.training.setup import Parts, prepare
 from tests.support.pipelines import perturb, unconditional
 from tests.training.updates import assert_close, figures, train
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from nablaflow.config.recipe import Config
 from nablaflow.errors import TrainingStopped
 from nablaflow.rewards import NamedReward, load
+from nablaflow.runs.setup import Parts, prepare
 from nablaflow.training import batches as making
-from nablaflow.training.config import Config
 from nablaflow.training.loop import Trainer
 from nablaflow.training.objective import Objective
 from nablaflow.training.rollout import Rollout
-from nablaflow.training.setup import Parts, prepare
 from tests.training.updates import assert_close, figures, train
 
 MakeParts = Callable[..., Parts]

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nablaflow.config.overrides import dump_config
+from nablaflow.config.recipe import Config
 from nablaflow.diffusion import draw_transitions
-from nablaflow.runs import run
-from nablaflow.training.config import Config
-from nablaflow.training.overrides import dump_config
+from nablaflow.runs.align import run
 from nablaflow.training.rollout import RolloutPlan, Share
 
 MakeConfig = Callable[..., Config]

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from nablaflow.config.overrides import load_config
+from nablaflow.config.recipe import Config
 from nablaflow.rewards import NamedReward, load
-from nablaflow.training.config import Config
-from nablaflow.training.overrides import load_config
-from nablaflow.training.setup import Parts, prepare
+from nablaflow.runs.setup import Parts, prepare
 from tests.training.updates import assert_close, train
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from nablaflow import measuring, runs
+from nablaflow.config.overrides import load_config
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.rewards import NamedReward, load
-from nablaflow.runs import Run
+from nablaflow.runs import align, evaluate
+from nablaflow.runs.finish import Run
+from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import (
     Checkpoint,
     list_checkpoints,
@@ -24,9 +27,6 @@ from nablaflow.storage.checkpoint import (
 )
 from nablaflow.storage.records import read_records
 from nablaflow.training import loop
-from nablaflow.training.config import Config
-from nablaflow.training.overrides import load_config
-from nablaflow.training.setup import Parts
 
 MakeConfig = Callable[..., Config]
 
@@ -34,7 +34,7 @@ MakeConfig = Callable[..., Config]
 @pytest.fixture(autouse=True)
 def _train_only(monkeypatch: pytest.MonkeyPatch):
     """What comes after training has tests of its own."""
-    monkeypatch.setattr(runs, "_finish", lambda parts, folder, progress: Run(folder, {}, folder))
+    monkeypatch.setattr(align, "finish", lambda parts, folder, progress: Run(folder, {}, folder))
 
 
 def assert_equal(found: Any, wanted: Any, place: str = "") -> None:
@@ -74,14 +74,14 @@ def assert_same_run(found: Path, wanted: Path) -> None:
 
 
 def press_ctrl_c_after(update: int, patch: pytest.MonkeyPatch) -> None:
-    append = runs.append_record
+    append = align.append_record
 
     def press(run: Path, record: dict[str, Any]) -> None:
         append(run, record)
         if record["update"] == update:
             os.kill(os.getpid(), signal.SIGINT)
 
-    patch.setattr(runs, "append_record", press)
+    patch.setattr(align, "append_record", press)
 
 
 @pytest.mark.parametrize(
@@ -98,13 +98,13 @@ def test_after_ctrl_c(
 ):
     overrides = (*chosen, "optimizer.schedule=cosine")
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    runs.run(make_config(f"output_dir={straight}", *overrides))
+    align.run(make_config(f"output_dir={straight}", *overrides))
     with monkeypatch.context() as patch:
         press_ctrl_c_after(2, patch)
-        with pytest.raises(runs.Interrupted, match=r"after update 2.*--resume"):
-            runs.run(make_config(f"output_dir={stopped}", *overrides))
+        with pytest.raises(align.Interrupted, match=r"after update 2.*--resume"):
+            align.run(make_config(f"output_dir={stopped}", *overrides))
     assert [path.name for path in list_checkpoints(stopped)] == ["step-000002"]
-    runs.run(make_config(f"output_dir={stopped}", *overrides), resume=True)
+    align.run(make_config(f"output_dir={stopped}", *overrides), resume=True)
     assert_same_run(stopped, straight)
 
 
@@ -121,19 +121,19 @@ def test_after_a_reward_that_failed(
             raise UserError("the judge is down")
         return warmth(images, prompts)
 
-    runs.run(make_config(f"output_dir={straight}", *chosen))
+    align.run(make_config(f"output_dir={straight}", *chosen))
     with pytest.raises(UserError, match="the judge is down"):
-        runs.run(make_config(f"output_dir={failed}", *chosen), reward=NamedReward("warmth", judge))
+        align.run(make_config(f"output_dir={failed}", *chosen), reward=NamedReward("warmth", judge))
     assert [path.name for path in list_checkpoints(failed)] == ["step-000003"]
-    runs.run(make_config(f"output_dir={failed}", *chosen), resume=True)
+    align.run(make_config(f"output_dir={failed}", *chosen), resume=True)
     assert_same_run(failed, straight)
 
 
 def test_with_more_updates(make_config: MakeConfig, tmp_path: Path):
     straight, longer = tmp_path / "straight", tmp_path / "longer"
-    runs.run(make_config(f"output_dir={straight}"))
-    runs.run(make_config(f"output_dir={longer}", "training.updates=2"))
-    runs.run(make_config(f"output_dir={longer}"), resume=True)
+    align.run(make_config(f"output_dir={straight}"))
+    align.run(make_config(f"output_dir={longer}", "training.updates=2"))
+    align.run(make_config(f"output_dir={longer}"), resume=True)
     assert_same_run(longer, straight)
 
 
@@ -142,8 +142,8 @@ def test_after_a_crash_the_updates_since_the_checkpoint_are_done_again(
 ):
     straight, crashed = tmp_path / "straight", tmp_path / "crashed"
     often = "training.checkpoint_every=2"
-    runs.run(make_config(f"output_dir={straight}", often))
-    append = runs.append_record
+    align.run(make_config(f"output_dir={straight}", often))
+    append = align.append_record
 
     def pull_the_plug(run: Path, record: dict[str, Any]) -> None:
         append(run, record)
@@ -151,29 +151,29 @@ def test_after_a_crash_the_updates_since_the_checkpoint_are_done_again(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "append_record", pull_the_plug)
+        patch.setattr(align, "append_record", pull_the_plug)
         with pytest.raises(KeyboardInterrupt):
-            runs.run(make_config(f"output_dir={crashed}", often))
+            align.run(make_config(f"output_dir={crashed}", often))
     assert len(records(crashed)) == 3
     with (crashed / "metrics.jsonl").open("a") as file:
         file.write('{"update": 4, "reward_me')
-    runs.run(make_config(f"output_dir={crashed}", often), resume=True)
+    align.run(make_config(f"output_dir={crashed}", often), resume=True)
     assert_same_run(crashed, straight)
 
 
 def test_without_a_checkpoint_it_starts_again(make_config: MakeConfig, tmp_path: Path):
     straight, run = tmp_path / "straight", tmp_path / "run"
-    runs.run(make_config(f"output_dir={straight}"))
-    runs.run(make_config(f"output_dir={run}", "training.updates=1"))
+    align.run(make_config(f"output_dir={straight}"))
+    align.run(make_config(f"output_dir={run}", "training.updates=1"))
     for folder in list_checkpoints(run):
         folder.rename(run / folder.name)
-    runs.run(make_config(f"output_dir={run}"), resume=True)
+    align.run(make_config(f"output_dir={run}"), resume=True)
     assert_same_run(run, straight)
 
 
 def test_checkpoints_come_at_the_interval_and_at_the_end(make_config: MakeConfig, tmp_path: Path):
     run = tmp_path / "run"
-    runs.run(
+    align.run(
         make_config(
             "training.updates=5", "training.checkpoint_every=2", "training.keep_checkpoints=9"
         )
@@ -184,17 +184,17 @@ def test_checkpoints_come_at_the_interval_and_at_the_end(make_config: MakeConfig
 
 def test_a_changed_setting_is_refused_and_nothing_changes(make_config: MakeConfig, tmp_path: Path):
     run = tmp_path / "run"
-    runs.run(make_config("training.updates=1"))
+    align.run(make_config("training.updates=1"))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"^method\.beta: .*--overwrite"):
-        runs.run(make_config("method.beta=7.0"), resume=True)
+        align.run(make_config("method.beta=7.0"), resume=True)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_settings_that_leave_the_figures_alone_may_change(make_config: MakeConfig, tmp_path: Path):
-    runs.run(make_config("training.updates=1"))
+    align.run(make_config("training.updates=1"))
     changed = ("training.updates=2", "training.micro_batch=3", "training.checkpoint_every=1")
-    runs.run(make_config(*changed, "evaluation.batch=2"), resume=True)
+    align.run(make_config(*changed, "evaluation.batch=2"), resume=True)
     assert len(read_records(tmp_path / "run")) == 2
 
 
@@ -213,14 +213,14 @@ def test_a_batch_split_given_anew_comes_before_the_saved_one(make_parts: Callabl
 def test_a_run_with_a_pending_rollout_is_measured_by_any_number_of_processes(
     make_config: MakeConfig, tmp_path: Path
 ):
-    runs.run(make_config("training.data=previous-rollout", "training.updates=1"))
-    expected = measuring.evaluate_run(tmp_path / "run", None)["policy"]["reward_mean"]
+    align.run(make_config("training.data=previous-rollout", "training.updates=1"))
+    expected = evaluate.evaluate_run(tmp_path / "run", None)["policy"]["reward_mean"]
     (folder,) = list_checkpoints(tmp_path / "run")
     checkpoint = load_checkpoint(folder)
     pending = checkpoint.state["pending"]
     checkpoint.state["pending"] = [*pending, *pending]  # as two processes leave it
     save_checkpoint(tmp_path / "run", checkpoint, keep=1)
-    found = measuring.evaluate_run(tmp_path / "run", None)["policy"]["reward_mean"]
+    found = evaluate.evaluate_run(tmp_path / "run", None)["policy"]["reward_mean"]
     assert found == expected
 
 
@@ -228,21 +228,21 @@ def test_what_a_run_chose_is_saved_and_stands_when_it_is_resumed(make_config: Ma
     auto = ("flow.channels=auto", "adapter.targets=auto")
     config = make_config("training.updates=1", *auto)
     assert config.adapter.targets == "auto"
-    runs.run(config)
+    align.run(config)
     saved = load_config(config.output_dir / "config.yaml", [], {})
     assert saved.adapter.targets[:5] == ["to_q", "to_k", "to_v", "to_out.0", "conv1"]
     assert saved.flow is not None
     assert saved.flow.channels == [8]
     for again in (make_config("training.updates=2", *auto), saved):
-        runs.run(again, resume=True)
+        align.run(again, resume=True)
     with pytest.raises(UserError, match=r"adapter\.targets: the run to resume has another value"):
-        runs.run(make_config("adapter.targets=[to_q]", "flow.channels=[8]"), resume=True)
+        align.run(make_config("adapter.targets=[to_q]", "flow.channels=[8]"), resume=True)
 
 
 def test_a_measured_gamma_is_kept(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
     measured = "method.gamma=measured"
     config = make_config(measured, "training.updates=1")
-    runs.run(config)
+    align.run(config)
     before = last(config.output_dir).tensors["gamma"]["gamma"]
     assert before[0] == 1.0
     assert before.isfinite().all()
@@ -251,5 +251,5 @@ def test_a_measured_gamma_is_kept(make_config: MakeConfig, monkeypatch: pytest.M
         raise AssertionError("gamma is in the checkpoint")
 
     monkeypatch.setattr(loop, "measure_gamma", nobody)
-    runs.run(make_config(measured, "training.updates=2"), resume=True)
+    align.run(make_config(measured, "training.updates=2"), resume=True)
     assert torch.equal(last(config.output_dir).tensors["gamma"]["gamma"], before)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from nablaflow import runs
 from nablaflow.rewards import memory
-from nablaflow.runs import Run
+from nablaflow.runs import align
+from nablaflow.runs.finish import Run
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 
 REWARD = {"light": {"name": "normalized", "of": "brightness", "window": 6}, "warmth": 0.5}
@@ -19,7 +19,7 @@ REWARD = {"light": {"name": "normalized", "of": "brightness", "window": 6}, "war
 
 @pytest.fixture(autouse=True)
 def _train_only(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(runs, "_finish", lambda parts, folder, progress: Run(folder, {}, folder))
+    monkeypatch.setattr(align, "finish", lambda parts, folder, progress: Run(folder, {}, folder))
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -31,9 +31,9 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def test_a_resumed_run_goes_on_with_the_same_memory(settings, make_config, tmp_path, data):
     settings["reward"] = REWARD
     settings["training"]["data"] = data
-    whole = runs.run(make_config(f"output_dir={tmp_path / 'a'}")).folder
-    runs.run(make_config(f"output_dir={tmp_path / 'b'}", "training.updates=2"))
-    parts = runs.run(make_config(f"output_dir={tmp_path / 'b'}"), resume=True).folder
+    whole = align.run(make_config(f"output_dir={tmp_path / 'a'}")).folder
+    align.run(make_config(f"output_dir={tmp_path / 'b'}", "training.updates=2"))
+    parts = align.run(make_config(f"output_dir={tmp_path / 'b'}"), resume=True).folder
     assert records(parts) == records(whole)
     saved = [load_checkpoint(list_checkpoints(run)[-1]).state["reward"] for run in (whole, parts)]
     assert torch.equal(saved[0]["light"], saved[1]["light"])
@@ -42,7 +42,7 @@ def test_a_resumed_run_goes_on_with_the_same_memory(settings, make_config, tmp_p
 
 def test_each_component_is_logged_by_name(settings, make_config):
     settings["reward"] = REWARD
-    folder = runs.run(make_config("training.updates=1")).folder
+    folder = align.run(make_config("training.updates=1")).folder
     (record,) = records(folder)
     # The window is empty in the first update, so the component is the reward itself.
     assert record["reward/light"] == record["reward/brightness"]

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nablaflow import runs
+from nablaflow.config.recipe import Config
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.methods import Losses, ResidualNablaDB
 from nablaflow.rewards import NamedReward, load
+from nablaflow.runs import align
+from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
-from nablaflow.training.config import Config
-from nablaflow.training.setup import Parts
 from nablaflow.training.stepper import MOST_SKIPPED
 
 MakeConfig = Callable[..., Config]
@@ -56,13 +56,13 @@ class TurnsBad:
 
 
 def start_spoiling_after(update: int, reward: TurnsBad, patch: pytest.MonkeyPatch) -> None:
-    append = runs.append_record
+    append = align.append_record
 
     def watch(run: Path, record: dict[str, Any]) -> None:
         append(run, record)
         reward.bad = record["update"] >= update
 
-    patch.setattr(runs, "append_record", watch)
+    patch.setattr(align, "append_record", watch)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_reward_that_turns_bad_is_named(
     start_spoiling_after(2, reward, monkeypatch)
     config = make_config("training.checkpoint_every=1")
     with pytest.raises((UserError, TrainingStopped), match="turns_bad"):
-        runs.run(config, reward=NamedReward("turns_bad", reward))
+        align.run(config, reward=NamedReward("turns_bad", reward))
     assert_whole(tmp_path / "run", updates=2)
 
 
@@ -90,7 +90,7 @@ def test_a_reward_whose_gradient_turns_bad_is_named(
     start_spoiling_after(1, reward, monkeypatch)
     config = make_config("training.checkpoint_every=1")
     with pytest.raises((UserError, TrainingStopped), match=r"gradient.*turns_bad"):
-        runs.run(config, reward=NamedReward("turns_bad", reward))
+        align.run(config, reward=NamedReward("turns_bad", reward))
     assert_whole(tmp_path / "run", updates=1)
 
 
@@ -99,7 +99,7 @@ def test_states_that_blow_up_are_named_and_not_blamed_on_the_reward(
 ):
     config = make_config("optimizer.learning_rate=1e20", "training.checkpoint_every=1")
     with pytest.raises(TrainingStopped, match=r"^update \d+: .*learning_rate") as caught:
-        runs.run(config)
+        align.run(config)
     assert "reward" not in str(caught.value)
     updates = int(str(caught.value).split(":")[0].removeprefix("update ")) - 1
     assert updates >= 1, "the first update starts from good weights"
@@ -170,9 +170,9 @@ def test_a_disk_that_is_full_for_the_log_is_one_line(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs, "append_record", full)
+    monkeypatch.setattr(align, "append_record", full)
     with pytest.raises(UserError, match=r"output_dir: cannot write .*No space left.*--resume"):
-        runs.run(make_config("training.updates=1"))
+        align.run(make_config("training.updates=1"))
 
 
 def test_the_learning_rate_is_not_blamed_while_the_policy_is_the_reference(

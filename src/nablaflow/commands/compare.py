@@ -81,7 +81,7 @@ def _race(
     from rich.console import Console
 
     from nablaflow.comparison import Study, race
-    from nablaflow.runs import progress_display
+    from nablaflow.runs.progress import progress_display
 
     study = Study.named(names, rewards, out, held_out=held_out, **settings)
     with progress_display(Console(stderr=True)) as progress:
@@ -94,7 +94,7 @@ def _finished(
     from rich.console import Console
 
     from nablaflow.comparison import compare_runs
-    from nablaflow.runs import progress_display
+    from nablaflow.runs.progress import progress_display
 
     settings = [text for text in given if re.match(r"reward(\.\w+)*=", text)]
     runs = [Path(text) for text in given if text not in settings]

@@ -52,8 +52,8 @@ def evaluate(
     def work() -> None:
         from rich.console import Console
 
-        from nablaflow.measuring import evaluate_run, given_prompts, write_curves
         from nablaflow.report import protocol_table, rich_table
+        from nablaflow.runs.evaluate import evaluate_run, given_prompts, write_curves
 
         summary = evaluate_run(
             folder,

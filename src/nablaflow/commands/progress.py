@@ -11,7 +11,7 @@ def bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
     """Bars on standard error for each part of the work."""
     from rich.console import Console
 
-    from nablaflow.runs import progress_display, starter
+    from nablaflow.runs.progress import progress_display, starter
 
     with progress_display(Console(stderr=True)) as progress:
         yield starter(progress)

@@ -23,7 +23,7 @@ TrustRun = Annotated[
 
 def guarded(work: Callable[[], None], debug: bool) -> None:
     """A mistake becomes one line and status 2; what only the program can be blamed for, a trace."""
-    from nablaflow.runs import Interrupted
+    from nablaflow.runs.stopping import Interrupted
 
     try:
         work()

@@ -11,17 +11,17 @@ from rich.progress import Progress
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
 from nablaflow.comparison.race import curve_of_run, held_out_reward
+from nablaflow.config.recipe import Config, method_settings
 from nablaflow.errors import UserError
-from nablaflow.runs import starter
+from nablaflow.evaluation.policy_state import load_policy_state
+from nablaflow.prompts.sets import load_prompts
+from nablaflow.runs.folder import load_run_config
+from nablaflow.runs.progress import starter
+from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
+from nablaflow.runs.trust import check_trusted, parts_of_run
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.storage.whole import steady, whole_checkpoints
-from nablaflow.training.config import Config, method_settings
-from nablaflow.training.policy_state import load_policy_state
-from nablaflow.training.prompts import load_prompts
-from nablaflow.training.run_folder import load_run_config
-from nablaflow.training.setup import Parts, fresh_accelerator, prepare
-from nablaflow.training.trust import check_trusted, parts_of_run
 
 SMALLEST_BANK = 4  # times the images that are measured, for runs that have no bank of their own
 

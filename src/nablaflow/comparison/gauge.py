@@ -10,15 +10,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from nablaflow.config.recipe import Config
+from nablaflow.evaluation.bank import reference_bank, sample_states, spread
+from nablaflow.evaluation.measure import StartProgress, measure_states
 from nablaflow.methods.tilt_rule import AUTO
 from nablaflow.metrics import Estimate, ImportanceWeights, SampleSet, Yardstick, reward_mean
 from nablaflow.metrics.summary import Column
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
 from nablaflow.storage.cached import key_of, read_cached, write_cached
-from nablaflow.training.bank import reference_bank, sample_states, spread
-from nablaflow.training.config import Config
-from nablaflow.training.evaluation import StartProgress, measure_states
 from nablaflow.typing import Batch, Latents
 
 CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)

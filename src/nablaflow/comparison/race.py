@@ -18,19 +18,20 @@ from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
 from nablaflow.comparison.study import Cell, Study, read_cell
 from nablaflow.errors import TrainingStopped, UserError
+from nablaflow.evaluation.bank import spread
+from nablaflow.memory import in_parts
 from nablaflow.methods import Networks, Untrained
 from nablaflow.metrics.summary import Column
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
-from nablaflow.runs import Interrupted, starter, stopping
+from nablaflow.runs.folder import goes_on, open_run
+from nablaflow.runs.progress import starter
+from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
+from nablaflow.runs.stopping import Interrupted, stopping
+from nablaflow.seeds import stream
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.records import append_record, drop_records_after, read_records
 from nablaflow.storage.run_folder import CELL, POINTS
 from nablaflow.storage.whole import checkpoint_to_resume
-from nablaflow.training.bank import spread
-from nablaflow.training.memory import in_parts
-from nablaflow.training.rollout import stream
-from nablaflow.training.run_folder import goes_on, open_run
-from nablaflow.training.setup import Parts, fresh_accelerator, prepare
 from nablaflow.training.stepper import Record
 
 

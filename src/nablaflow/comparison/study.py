@@ -16,13 +16,13 @@ from nablaflow.comparison.entrants import (
     check_entrant,
     entrant_settings,
 )
+from nablaflow.config.defaults import BANK, PROMPTS
+from nablaflow.config.overrides import load_config
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.exact.study import difference
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.run_folder import CELL
-from nablaflow.training.config import Config
-from nablaflow.training.demo import BANK, PROMPTS
-from nablaflow.training.overrides import load_config
 
 ALL = "all"
 ENDLESS = 10**6  # updates: time ends a run

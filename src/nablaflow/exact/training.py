@@ -10,21 +10,21 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from nablaflow.config.settings import Optimizer
 from nablaflow.diffusion import noised_afresh, sample_trajectories, strata_count
 from nablaflow.errors import TrainingStopped
+from nablaflow.estimators import Path, TrainingBatch, measure_gamma, path_log_ratio
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.mixture import Points
 from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.networks import ValueNetwork, VectorFlowScore
 from nablaflow.exact.problem import Problem
-from nablaflow.guidance import Path, TrainingBatch, measure_gamma, path_log_ratio
 from nablaflow.methods import Method, Networks
 from nablaflow.models import Settings
 from nablaflow.models.adapters import trainable_state
 from nablaflow.training.average import Average
 from nablaflow.training.objective import Objective
 from nablaflow.training.optimizer import learning_rate_factor, make_optimizer
-from nablaflow.training.settings import Optimizer
 
 GAMMA_TRAJECTORIES = 1024
 GAMMA_SEED = 2**32  # apart from the seeds of trainings

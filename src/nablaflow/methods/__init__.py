@@ -1,6 +1,6 @@
 """One file per method: the whole objective on one page."""
 
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods.adjoint_matching import AdjointMatching
 from nablaflow.methods.alignprop import AlignProp
 from nablaflow.methods.best_of_n import BestOfN

@@ -13,7 +13,7 @@ from typing import ClassVar, final
 
 from pydantic import Field
 
-from nablaflow.guidance import Adjoint
+from nablaflow.estimators import Adjoint
 from nablaflow.methods.matching import Matching
 
 

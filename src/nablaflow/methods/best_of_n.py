@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from nablaflow.diffusion import sample_trajectories
-from nablaflow.guidance import Networks
+from nablaflow.estimators import Networks
 from nablaflow.methods.untrained import Untrained
 from nablaflow.typing import Latents
 

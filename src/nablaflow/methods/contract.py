@@ -20,7 +20,7 @@ from nablaflow.diffusion import (
 )
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
-from nablaflow.guidance import Estimator, Networks, TrainingBatch
+from nablaflow.estimators import Estimator, Networks, TrainingBatch
 from nablaflow.methods.tilt_rule import TiltStrength
 from nablaflow.models import FlowScore, Settings
 from nablaflow.typing import Latents
@@ -107,7 +107,7 @@ class Method(Settings, abc.ABC):
         """`TrainingBatch.credit` from the scores of the whole rollout; None for methods without.
 
         Args:
-            log_ratio: see `nablaflow.guidance.path_log_ratio`; for methods that need it.
+            log_ratio: see `nablaflow.estimators.path_log_ratio`; for methods that need it.
         """
         return None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar, final
 
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods.contract import Losses, noise_prediction_change
 from nablaflow.methods.detailed_balance import DetailedBalance
 

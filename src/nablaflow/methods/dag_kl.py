@@ -16,7 +16,7 @@ from typing import ClassVar, final
 
 from pydantic import Field
 
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods.contract import Losses, noise_prediction_change, sigma_at
 from nablaflow.methods.detailed_balance import DetailedBalance
 from nablaflow.methods.likelihood import clip_metrics, clipped_surrogate, log_ratio, sampled_mean

@@ -28,7 +28,7 @@ from torch import Tensor
 from nablaflow.diffusion import kernel_mean
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods.contract import Losses, StepwiseMethod, mean_square, norm, sigma_at
 from nablaflow.methods.groups import by_prompt, less_the_others, standardized
 from nablaflow.methods.likelihood import (

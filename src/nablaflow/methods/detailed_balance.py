@@ -25,8 +25,8 @@ from pydantic import Field
 from nablaflow.diffusion import Prediction, kernel_mean
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
-from nablaflow.guidance import Gamma, Networks, TrainingBatch, check_gamma, gamma_table
-from nablaflow.guidance.bootstrap import target_flow
+from nablaflow.estimators import Gamma, Networks, TrainingBatch, check_gamma, gamma_table
+from nablaflow.estimators.bootstrap import target_flow
 from nablaflow.methods.contract import (
     StepwiseMethod,
     check_output_regularization,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods.replay import Replay, Tail, policy_mean
 from nablaflow.methods.scored import Scored, score
 from nablaflow.typing import Latents

@@ -21,8 +21,8 @@ from torch import Tensor
 from nablaflow.diffusion import Step, check_step, value_step
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
-from nablaflow.guidance import Gamma, Networks, check_gamma, forward_looking, gamma_table
-from nablaflow.guidance.reference import reference_step
+from nablaflow.estimators import Gamma, Networks, check_gamma, forward_looking, gamma_table
+from nablaflow.estimators.reference import reference_step
 from nablaflow.methods.untrained import Untrained
 from nablaflow.models import Condition
 from nablaflow.typing import Latents, Steps

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nablaflow.diffusion import Transitions, kernel_mean
 from nablaflow.diffusion.process import at
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.models import Condition, DiffusionModel
 from nablaflow.typing import Batch, Latents, Steps
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from nablaflow.diffusion import Step, ValueStep, check_step, kernel_mean, value_step
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
-from nablaflow.guidance import (
+from nablaflow.estimators import (
     AnyEstimator,
     Estimator,
     Networks,

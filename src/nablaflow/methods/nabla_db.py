@@ -21,7 +21,7 @@ from pydantic import Field
 from nablaflow.diffusion import kernel_mean, noising_scores, score_of_next, score_of_state
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks, TrainingBatch, Weighting, forward_looking, step_weight
+from nablaflow.estimators import Networks, TrainingBatch, Weighting, forward_looking, step_weight
 from nablaflow.methods.contract import (
     Losses,
     StepwiseMethod,

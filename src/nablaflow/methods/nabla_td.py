@@ -1,4 +1,4 @@
-"""∇-TD(lambda): temporal differences of the value gradient; see `nablaflow.guidance.nabla_td`.
+"""∇-TD(lambda): temporal differences of the value gradient; see `nablaflow.estimators.nabla_td`.
 
     T_j = (1 - lambda) (beta gamma_j grad r(x0_hat(x_j)) + g_phi(x_j, j))
           + lambda J_ref(x_j)^T T_{j-1}
@@ -15,8 +15,8 @@ from typing import ClassVar, final
 
 from pydantic import Field
 
-from nablaflow import guidance
-from nablaflow.guidance import Gamma
+from nablaflow import estimators
+from nablaflow.estimators import Gamma
 from nablaflow.methods.matching import Matching
 
 
@@ -33,5 +33,5 @@ class NablaTD(Matching):
         default="alpha_bar", description="gamma_k, trust in the forward-looking reward; 0: no use"
     )
 
-    def value_estimator(self) -> guidance.NablaTD:
-        return guidance.NablaTD(td_lambda=self.td_lambda, gamma=self.gamma)
+    def value_estimator(self) -> estimators.NablaTD:
+        return estimators.NablaTD(td_lambda=self.td_lambda, gamma=self.gamma)

@@ -3,11 +3,11 @@
     loss = w w_k | (mu_theta - mu_ref)(x_k) / sigma_k^2  -  c_k / sigma_k^2 T_k |^2,
     w proportional to exp(beta r(x_0) - sum_k log p_theta / p_ref (x_{k-1} | x_k)),
 
-with T_k of `nablaflow.guidance.denoising_adjoint`. The weights are those of trajectory balance
+with T_k of `nablaflow.estimators.denoising_adjoint`. The weights are those of trajectory balance
 (arXiv 2405.20971): equal at the optimum, so that the noise that they bring dies out on the way.
 Where they would leave too few trajectories, a power of them is used, which has the same optimum.
 A reference whose trajectories are not what its x0_hat foresees is refused, see
-`nablaflow.guidance.pull`. Tilt Matching (arXiv 2512.21829) has the same goal and another way.
+`nablaflow.estimators.pull`. Tilt Matching (arXiv 2512.21829) has the same goal and another way.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
-from nablaflow.guidance import DenoisingAdjoint, tempered_weights
-from nablaflow.guidance.denoising_adjoint import ADJOINT_ABOVE
+from nablaflow.estimators import DenoisingAdjoint, tempered_weights
+from nablaflow.estimators.denoising_adjoint import ADJOINT_ABOVE
 from nablaflow.methods.groups import by_prompt
 from nablaflow.methods.matching import Matching
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from nablaflow.diffusion import kernel_mean
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods.contract import Losses, Method, mean_square, norm, sigma_at
 from nablaflow.methods.scored import score
 

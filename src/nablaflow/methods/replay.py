@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from nablaflow.diffusion import kernel_mean
 from nablaflow.diffusion.process import at
-from nablaflow.guidance import Networks, TrainingBatch
-from nablaflow.guidance.reference import reference_step
+from nablaflow.estimators import Networks, TrainingBatch
+from nablaflow.estimators.reference import reference_step
 from nablaflow.methods.contract import Losses, Method, norm
 from nablaflow.methods.scored import Scored, score, slope
 from nablaflow.models import Condition, DiffusionModel

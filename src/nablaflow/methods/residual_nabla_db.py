@@ -39,7 +39,7 @@ from nablaflow.diffusion import (
 from nablaflow.diffusion.prediction import Prediction
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
-from nablaflow.guidance import (
+from nablaflow.estimators import (
     Gamma,
     Networks,
     TrainingBatch,

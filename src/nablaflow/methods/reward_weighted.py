@@ -28,7 +28,7 @@ from torch import Tensor
 from nablaflow.diffusion import has_posterior_means, jump_mean
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks, TrainingBatch
+from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods.contract import Losses, StepwiseMethod, mean_square
 from nablaflow.methods.groups import Scores, by_prompt
 from nablaflow.typing import Latents

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nablaflow.guidance import Networks
+from nablaflow.estimators import Networks
 from nablaflow.rewards import check_finite
 from nablaflow.typing import Latents
 

@@ -12,8 +12,8 @@ from typing import ClassVar, final
 
 from pydantic import Field
 
-from nablaflow.guidance import Terminal
-from nablaflow.guidance.terminal import Scale
+from nablaflow.estimators import Terminal
+from nablaflow.estimators.terminal import Scale
 from nablaflow.methods.matching import Matching
 
 

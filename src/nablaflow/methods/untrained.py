@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from nablaflow.diffusion.process import ReverseProcess
-from nablaflow.guidance import Networks
+from nablaflow.estimators import Networks
 from nablaflow.models import Settings
 from nablaflow.typing import Latents
 

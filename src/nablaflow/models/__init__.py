@@ -5,6 +5,7 @@ from nablaflow.models.flow_score import FlowScore, UNetFlowScore
 from nablaflow.models.flow_size import make_flow_score
 from nablaflow.models.load import FAMILIES, load_model, load_pipeline
 from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings, Settings
+from nablaflow.models.source import fingerprint, model_source
 
 __all__ = [
     "FAMILIES",
@@ -16,7 +17,9 @@ __all__ = [
     "SamplerSettings",
     "Settings",
     "UNetFlowScore",
+    "fingerprint",
     "load_model",
     "load_pipeline",
     "make_flow_score",
+    "model_source",
 ]

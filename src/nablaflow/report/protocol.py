@@ -14,9 +14,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from nablaflow.evaluation.protocol import GUARD_BEST
 from nablaflow.metrics.catalog import METRICS
 from nablaflow.report.curves import LIGHT, Theme
-from nablaflow.training.protocol import GUARD_BEST
 
 _COLUMNS = 3  # panels, and columns of figures, a line
 _PAPER = "#ffffff"

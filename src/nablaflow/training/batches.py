@@ -10,16 +10,17 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.guidance import Networks
-from nablaflow.guidance import Path as TrajectoryPath
-from nablaflow.guidance.pull import FEWEST, Pull
+from nablaflow.estimators import Networks
+from nablaflow.estimators import Path as TrajectoryPath
+from nablaflow.estimators.pull import FEWEST, Pull
+from nablaflow.memory import halving
 from nablaflow.methods import Method, TrainingBatch
-from nablaflow.training.config import Config
+from nablaflow.prompts.sets import prompt_batch
+from nablaflow.seeds import stream
 from nablaflow.training.estimates import estimate_in_parts, log_ratio_in_parts, pull_in_parts
-from nablaflow.training.memory import halving
-from nablaflow.training.prompts import prompt_batch
-from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout, stream
+from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout
 
 T = TypeVar("T")
 

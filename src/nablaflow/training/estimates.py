@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from nablaflow.guidance import Estimator, Networks, Path, ValueGradients, path_log_ratio
-from nablaflow.guidance.pull import Samples, pull_samples
+from nablaflow.estimators import Estimator, Networks, Path, ValueGradients, path_log_ratio
+from nablaflow.estimators.pull import Samples, pull_samples
 
 
 def estimate_in_parts(

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from nablaflow.diffusion import left_open, squared_errors, trajectory_noise
 from nablaflow.errors import UserError
+from nablaflow.evaluation.bank import sample_states, spread
+from nablaflow.memory import in_parts
 from nablaflow.models.pipelines import PipelineModel
-from nablaflow.training.bank import sample_states, spread
-from nablaflow.training.memory import in_parts
-from nablaflow.training.rollout import stream
+from nablaflow.seeds import stream
 
 GROUP = "kernels"  # of a checkpoint's tensors
 SAMPLES = 64  # every one of them has thousands of coordinates, and is noised at every level

@@ -15,13 +15,18 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from nablaflow.config.overrides import dump_config
+from nablaflow.config.recipe import Config
 from nablaflow.errors import TrainingStopped, UserError
-from nablaflow.guidance import measure_gamma
+from nablaflow.estimators import measure_gamma
+from nablaflow.evaluation.guard import Guard, as_record
 from nablaflow.methods import Method, Networks, TrainingBatch
 from nablaflow.models import FlowScore
 from nablaflow.models.adapters import load_trainable_state, trainable_state
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.prompts.sets import prompt_batch
 from nablaflow.rewards import NamedReward, memory, observe, recall
+from nablaflow.seeds import stream
 from nablaflow.storage.checkpoint import (
     Checkpoint,
     best_folder,
@@ -33,13 +38,9 @@ from nablaflow.storage.records import sync_records
 from nablaflow.storage.run_folder import forget_replaced
 from nablaflow.training.average import Average
 from nablaflow.training.batches import Batches
-from nablaflow.training.config import Config
-from nablaflow.training.guard import Guard, as_record
 from nablaflow.training.kernels import GROUP, kernel_state
 from nablaflow.training.objective import Objective
-from nablaflow.training.overrides import dump_config
-from nablaflow.training.prompts import prompt_batch
-from nablaflow.training.rollout import Rollout, stream
+from nablaflow.training.rollout import Rollout
 from nablaflow.training.stepper import Record, Stepper
 
 GAMMA_BATCH = 32

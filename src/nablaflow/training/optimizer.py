@@ -6,9 +6,9 @@ import math
 
 import torch
 
+from nablaflow.config.settings import Optimizer
 from nablaflow.models.adapters import trainable_parameters
 from nablaflow.training.objective import Objective
-from nablaflow.training.settings import Optimizer
 
 
 def learning_rate_factor(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,9 +17,10 @@ from nablaflow.diffusion import (
     sample_trajectories,
     trajectory_noise,
 )
-from nablaflow.guidance import Path
+from nablaflow.estimators import Path
 from nablaflow.models import DiffusionModel
 from nablaflow.rewards import Components, NamedReward
+from nablaflow.seeds import stream
 from nablaflow.typing import Batch, Latents
 
 
@@ -89,11 +89,6 @@ class Rollout:
             None if states is None else states.to(device),
             {name: value.to(device) for name, value in state.get("components", {}).items()},
         )
-
-
-def stream(*parts: int | str) -> int:
-    """A seed for one purpose: nearby arguments give unrelated streams."""
-    return random.Random("/".join(map(str, parts))).getrandbits(63)
 
 
 @dataclass(frozen=True)

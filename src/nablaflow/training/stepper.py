@@ -9,12 +9,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from nablaflow.config.recipe import Config
+from nablaflow.memory import halving
 from nablaflow.methods import TrainingBatch
 from nablaflow.models import FlowScore
 from nablaflow.models.adapters import trainable_state
 from nablaflow.training.average import Average
-from nablaflow.training.config import Config
-from nablaflow.training.memory import halving
 from nablaflow.training.objective import Objective
 from nablaflow.training.optimizer import learning_rate_factor, make_optimizer
 

@@ -1,0 +1,1 @@
+"""Recipes: their settings and defaults, and what the command line lays over them."""

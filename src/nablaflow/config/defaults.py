@@ -1,0 +1,71 @@
+"""What `nf.align` and `nablaflow demo` use for settings that a recipe would have to name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nablaflow.errors import UserError, nearest
+from nablaflow.nano.scenes import SHAPES
+
+OPTIMIZER: dict[str, Any] = {"learning_rate": 3e-3, "schedule": "cosine", "warmup": 5}
+
+DEFAULTS: dict[str, Any] = {
+    "optimizer": OPTIMIZER,
+    "training": {
+        "updates": 200,
+        "prompts_per_update": 8,
+        "images_per_prompt": 4,
+        "transition_fraction": 0.2,
+    },
+}
+"""Of `nf.align`."""
+
+PROMPTS = [f"a {shape}" for shape in SHAPES]
+"""They name the shape and leave hue, position, size and background free."""
+
+BANK = 2048 * len(PROMPTS)
+
+BETAS = {"warmth": 4.0, "preference": 0.25}
+"""The demo's rewards; each tilt fits the reward's own unit."""
+
+
+def demo_settings(reward: str = "warmth") -> dict[str, Any]:
+    """The demo's configuration; docs/benchmarks.md has what it was measured to do.
+
+    Args:
+        reward: ``warmth``, or ``preference``.
+
+    Raises:
+        UserError: another reward.
+    """
+    if reward not in BETAS:
+        raise UserError(
+            f"--reward: {reward!r} is none of the demo's; {nearest(reward, BETAS)} "
+            "(reward=… takes any other)"
+        )
+    return {
+        "model": "nano",
+        "reward": reward,
+        "prompts": PROMPTS,
+        "output_dir": "runs/demo",
+        "method": {"name": "residual-nabla-db", "beta": BETAS[reward]},
+        "sampler": {"name": "ddim", "steps": 10},
+        "adapter": {"rank": 16},
+        "optimizer": OPTIMIZER,
+        "training": {
+            "updates": 60,
+            "prompts_per_update": 4,
+            "images_per_prompt": 8,
+            "transition_fraction": 0.2,
+            "checkpoint_every": 25,
+            "sample_every": 25,
+        },
+        "guard": {
+            "every": 25,
+            "n": 32,
+            "held_out": {"reward": "contrast"},
+            "max_kl": 30.0,
+            "action": "roll-back",
+        },
+        "evaluation": {"n": 512, "batch": 64, "bank": BANK},
+    }

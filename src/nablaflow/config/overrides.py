@@ -1,0 +1,328 @@
+"""Recipes in YAML and ``key.sub=value`` from the command line, laid over a command's defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from nablaflow.config.recipe import (
+    Config,
+    Kinds,
+    method_settings,
+    named_kinds,
+    parse_config,
+    registered_methods,
+    uses_flow,
+)
+from nablaflow.errors import UserError
+from nablaflow.prompts.source import absolute
+from nablaflow.rewards.secrets import masked
+
+Values = dict[str, Any]
+MOST_VALUES = 100_000  # that aliases may stand for
+DEEPEST = 100  # lists in lists
+
+
+def load_config(
+    recipe: Path | None, overrides: Sequence[str], defaults: Mapping[str, Any]
+) -> Config:
+    """The configuration of a command: ``defaults``, the recipe over them, the overrides on top.
+
+    A relative path of a prompts file starts at the recipe's folder, in an override at the
+    working directory; it is made absolute, so that the saved configuration runs from anywhere.
+
+    Args:
+        overrides: ``key.sub=value``, the value in YAML.
+
+    Raises:
+        UserError: one line that names the key or the file, and the remedy.
+    """
+    values = dict(defaults)
+    if recipe is not None:
+        values = merge(values, _absolute_prompts(read_recipe(recipe), recipe.parent))
+    config = parse_config(apply_overrides(values, overrides))
+    _refuse_idle_flow(config, overrides)
+    return config
+
+
+def _refuse_idle_flow(config: Config, overrides: Sequence[str]) -> None:
+    """A recipe may have flow settings for its other methods; who overrides one wants a network."""
+    for text in overrides:
+        path, value = parse_override(text)
+        if path[0] == "flow" and value is not None and not uses_flow(config.method):
+            name = method_settings(config.method)["name"]
+            raise UserError(f"{'.'.join(path)}: {name} has no use for a flow network; leave it out")
+
+
+def dump_config(config: Config) -> str:
+    """YAML that ``load_config`` reads back as an equal configuration, but for a judge's secrets."""
+    return dump_values(plain_config(config))
+
+
+def plain_config(config: Config) -> Values:
+    """A configuration as plain data, a judge's secrets left out."""
+    values = config.model_dump(mode="json")
+    values["reward"] = masked(values["reward"])
+    held_out = (values["guard"] or {}).get("held_out")
+    if held_out:
+        held_out["reward"] = masked(held_out["reward"])
+    return values
+
+
+def dump_values(values: Values) -> str:
+    """Plain data in YAML that `read_yaml` reads back as it is."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+# --- YAML -----------------------------------------------------------------------------------------
+
+_FLOAT_TAG, _BOOL_TAG = "tag:yaml.org,2002:float", "tag:yaml.org,2002:bool"
+_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number, and a prompt ``no`` or ``on`` is text.
+
+    Keys must be text and must not come twice.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise yaml.constructor.ConstructorError(
+                    problem="a key must be text", problem_mark=key.start_mark
+                )
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} comes twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around every text that ``_Loader`` would read as something else."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # PyYAML writes this one line break as it is, and reads it back as a space.
+        style = '"' if "\x85" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+# PyYAML follows YAML 1.1, where 1e-3 is text and yes, no, on and off are booleans.
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL_TAG]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL_TAG, re.compile(r"(true|True|false|False)$"), list("tTfF"))
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
+
+
+def read_yaml(text: str, source: str) -> Any:
+    """What a text in YAML holds.
+
+    Args:
+        source: what a message calls it.
+
+    Raises:
+        UserError: it is not valid, or its aliases make of it what no settings are.
+    """
+    try:
+        _check_depth(text)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            _check_aliases(node)
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark and "\n" in text else ""
+        problem = getattr(error, "problem", None) or "it holds a character YAML does not allow"
+        raise UserError(f"{source}{line}: not valid YAML: {problem}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def _check_depth(text: str) -> None:
+    """Refuse lists in lists without end, which take a reader minutes before it gives up."""
+    depth = 0
+    for bracket in re.findall(r"[][{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} brackets are open at once")
+
+
+def _check_aliases(root: yaml.Node | None) -> None:
+    """Refuse an alias inside what it stands for, and few lines that stand for a million values."""
+    sizes: dict[int, int | None] = {}  # of what a node stands for; None while it is looked at
+
+    def size(node: yaml.Node) -> int:
+        known = sizes.get(id(node), 0)
+        if known is None:
+            raise yaml.constructor.ConstructorError(
+                problem="an alias inside what it stands for", problem_mark=node.start_mark
+            )
+        if known == 0:
+            sizes[id(node)] = None
+            known = 1 + sum(map(size, _inner(node)))
+            sizes[id(node)] = known
+        return known
+
+    whole = 0 if root is None else size(root)
+    if whole > max(MOST_VALUES, 2 * len(sizes)):
+        raise yaml.constructor.ConstructorError(problem=f"its aliases stand for {whole:.0e} values")
+
+
+def _inner(node: yaml.Node) -> Iterator[yaml.Node]:
+    for part in node.value if isinstance(node, yaml.CollectionNode) else ():
+        yield from part if isinstance(part, tuple) else (part,)
+
+
+def read_recipe(path: Path) -> Values:
+    """The settings in a YAML file, unchecked.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe; give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; a recipe is a YAML file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}); a recipe is a YAML file") from None
+    values = read_yaml(text, str(path))
+    if values is None:
+        raise UserError(f"{path}: empty; a recipe holds lines of the form key: value")
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: no settings; a recipe holds lines of the form key: value")
+    return values
+
+
+def _absolute_prompts(values: Values, folder: Path) -> Values:
+    """With paths of prompts, the evaluation's and the guard's as well, that start at ``folder``."""
+    found = dict(values)
+    if "prompts" in found:
+        found["prompts"] = absolute(found["prompts"], folder)
+    for name in ("evaluation", "guard"):
+        group = found.get(name)
+        if isinstance(group, Mapping) and "prompts" in group:
+            found[name] = {**group, "prompts": absolute(group["prompts"], folder)}
+    return found
+
+
+# --- laying one set of values over another --------------------------------------------------------
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
+    """``over`` laid over ``base``: groups key by key, everything else as a whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        merged[key] = _merge_value(key, merged.get(key), value)
+    return merged
+
+
+def _merge_value(key: str, old: Any, new: Any) -> Any:
+    if key == "method":
+        return _merge_named(old, new, registered_methods())
+    # A mapping of rewards, or one source of prompts, is one value: two of them do not add up.
+    if key not in ("reward", "prompts") and isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**old, **new}
+    return new
+
+
+def _merge_named(old: Any, new: Any, kinds: Kinds) -> Any:
+    """A method of another name keeps only those of the old settings that it has as well.
+
+    And so it is with an estimator inside a method.
+    """
+    old, new = _named_mapping(old), _named_mapping(new)
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return new
+    name = new.get("name", old.get("name"))
+    kind = kinds.get(str(name))
+    if name != old.get("name"):
+        old = {k: v for k, v in old.items() if kind and k in kind.model_fields}
+    merged = {**old, **new}
+    for field in old.keys() & new.keys():
+        inner = named_kinds(kind, field) if kind else None
+        if inner:
+            merged[field] = _merge_named(old[field], new[field], inner)
+    return merged
+
+
+def _named_mapping(value: Any) -> Any:
+    """A name, a method or an estimator as a mapping with ``name``."""
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, BaseModel):
+        return value
+    own = value.model_dump(mode="json")
+    return own if "name" in own else method_settings(value)
+
+
+# --- overrides ------------------------------------------------------------------------------------
+
+_OVERRIDE = re.compile(r"\s*(?P<key>\w+(\.\w+)*)\s*=(?P<value>.*)", re.DOTALL)
+
+
+def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
+    """``optimizer.learning_rate=1e-3`` as ``(("optimizer", "learning_rate"), 0.001)``.
+
+    Nothing after the sign is the empty text; ``null`` is none.
+    """
+    match = _OVERRIDE.fullmatch(text)
+    if match is None:
+        raise UserError(f"{text!r}: not a setting; write key=value, such as training.updates=100")
+    value = match["value"].strip()
+    return tuple(match["key"].split(".")), read_yaml(value, match["key"]) if value else ""
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> Values:
+    """``values`` with each override set; of two for one key the later one wins."""
+    settings = [parse_override(text) for text in overrides]
+    # Names come first: they decide which of the settings below them are kept.
+    settings.sort(key=lambda setting: _rank(setting[0]))
+    result = dict(values)
+    for path, value in settings:
+        groups = {("prompts",), ("evaluation", "prompts"), ("guard", "prompts")}
+        if path in groups or path[-2:] == ("prompts", "source"):
+            value = absolute(value, Path())
+        result[path[0]] = _assign(result.get(path[0]), path, 1, value)
+    return result
+
+
+def _rank(path: tuple[str, ...]) -> int:
+    """0: the method's name; 1: the name of an estimator, or the like, in it; 2: all else."""
+    if path in (("method",), ("method", "name")):
+        return 0
+    return 1 if path[0] == "method" and path[-1] == "name" else 2
+
+
+def _assign(old: Any, path: tuple[str, ...], depth: int, value: Any) -> Any:
+    """``old``, which stands at ``path[:depth]``, with ``value`` at ``path``; ``old`` is kept."""
+    if path[0] == "method" and depth == 1:
+        nested = {path[1]: _assign(None, path, 2, value)} if len(path) > 1 else value
+        return _merge_named(old, nested, registered_methods())
+    if depth == len(path):
+        return value
+    if old is not None and not isinstance(old, Mapping):
+        raise UserError(
+            f"{'.'.join(path)}: {'.'.join(path[:depth])} is {old!r} and has no keys of its own; "
+            f"set {'.'.join(path[:depth])} as a whole"
+        )
+    inner = dict(old or {})
+    return {**inner, path[depth]: _assign(inner.get(path[depth]), path, depth + 1, value)}

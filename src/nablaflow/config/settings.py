@@ -1,0 +1,180 @@
+"""The groups of settings that belong to training alone, each with its meaning and its unit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from nablaflow.config.values import RewardSpec
+from nablaflow.models import Settings
+from nablaflow.prompts.source import PromptSource
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+# Validation is strict, but YAML has lists for tuples.
+Betas = Annotated[
+    tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
+    Field(strict=False),
+]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Optimizer(Settings):
+    """AdamW for policy and flow network."""
+
+    learning_rate: Positive = Field(default=1e-3, description="of the policy")
+    flow_learning_rate: Positive = Field(default=1e-3, description="of the flow network")
+    betas: Betas = Field(default=(0.9, 0.95), description="AdamW's decay of the two moments")
+    weight_decay: NotNegative = Field(default=1e-4, description="of the policy")
+    flow_weight_decay: NotNegative = Field(default=1e-2, description="of the flow network")
+    max_grad_norm: Positive = Field(
+        default=1.0, description="gradient norm above which a network's gradient is scaled down"
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="learning rate after the warm-up"
+    )
+    warmup: int = Field(default=0, ge=0, description="updates over which the learning rate rises")
+
+
+class Training(Settings):
+    """The loop. Batch sizes are global: over all processes and accumulation steps."""
+
+    updates: Count = Field(description="rollouts in all, each with its optimizer steps")
+    minutes: Positive | None = Field(
+        default=None,
+        description="of training after which a run ends before its updates are done; a cosine "
+        "schedule then ends there as well, so such a run is not the same twice",
+    )
+    prompts_per_update: Count = Field(description="prompts of one rollout")
+    images_per_prompt: Count = Field(description="trajectories for each of them")
+    transition_fraction: float = Field(
+        gt=0, le=1, description="share of a trajectory's transitions that are trained"
+    )
+    steps_per_rollout: Count = Field(
+        default=1, description="optimizer steps of one update, each on its own trajectories"
+    )
+    micro_batch: Count | None = Field(
+        default=None, description="transitions per forward pass; null halves on out-of-memory"
+    )
+    rollout_batch: Count | None = Field(
+        default=None, description="trajectories sampled at once; null halves on out-of-memory"
+    )
+    estimate_batch: Count | None = Field(
+        default=None,
+        description="trajectories whose value gradients are found at once, for methods with an "
+        "estimator; null starts at micro_batch, or all, and halves on out-of-memory",
+    )
+    gamma_trajectories: Annotated[int, Field(ge=2)] = Field(
+        default=128,
+        description="of the reference, on which a measured gamma is found before the first update",
+    )
+    data: Literal["on-policy", "previous-rollout"] = Field(
+        default="on-policy", description="train on this update's rollout, or on the one before"
+    )
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        default="float32", description="of the networks; rewards and their gradients stay float32"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
+    checkpoint_every: Count = Field(default=50, description="updates between two checkpoints")
+    keep_checkpoints: Count = Field(default=2, description="how many of the newest are kept")
+    reward_timeout: Positive | None = Field(
+        default=None,
+        description="seconds that a call of the reward may take, loading its weights included; "
+        "null is any time",
+    )
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        default=["tensorboard"], description="where metrics go besides metrics.jsonl"
+    )
+    sample_every: Count = Field(default=50, description="updates between two sheets of samples")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="auto takes the first that works of cuda, mps, cpu"
+    )
+
+
+class Evaluation(Settings):
+    """What is measured at the end of a run."""
+
+    n: Count = Field(
+        default=64, description="images in all, for the reference and for the policy each"
+    )
+    batch: Count = Field(default=8, description="images made at once")
+    bank: int = Field(
+        default=0,
+        ge=0,
+        description="reference samples for the exact tilt; 0 leaves the exact tilt out",
+    )
+    seed: Seed = Field(
+        default=1, description="of the evaluation's noise, apart from the training's"
+    )
+    prompts: PromptSource | None = Field(
+        default=None, description="to measure on in place of those trained on; as prompts"
+    )
+    hold_out: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the prompts that is measured on and not trained on; 0 is none",
+    )
+
+    @model_validator(mode="after")
+    def _one_set_apart(self) -> Evaluation:
+        if self.prompts is not None and self.hold_out:
+            raise ValueError("prompts and hold_out are two ways to the same; leave one out")
+        return self
+
+
+class HeldOut(Settings):
+    """A reward that is measured and never trained."""
+
+    reward: RewardSpec = Field(description="as the run's reward; its gradient is not needed")
+    min: float | None = Field(default=None, description="least mean; null: no budget, only shown")
+
+
+class Guard(Settings):
+    """What is looked at during training, on the same prompts and noise each time, and budgets."""
+
+    every: Count | Literal["auto"] = Field(
+        default=50, description="updates between two looks; auto: five looks; one is at the end"
+    )
+    n: Count | Literal["auto"] = Field(
+        default=64,
+        description="images in all, two or more for each prompt; auto: 32, of up to 16 prompts",
+    )
+    prompts: PromptSource | None = Field(
+        default=None, description="list or file, as the run's; null: the run's"
+    )
+    seed: Seed = Field(default=2, description="of the guard's noise, apart from all other noise")
+    held_out: HeldOut | None = Field(default=None, description="a reward that is not trained")
+    max_kl: Positive | None = Field(
+        default=None, description="budget: most divergence of its paths from the reference's, nats"
+    )
+    min_diversity: Positive | None = Field(
+        default=None, description="budget: least diversity, as a share of the reference's"
+    )
+    action: Literal["warn", "stop", "roll-back"] = Field(
+        default="stop",
+        description="when a budget is exceeded: only say so, or end with the policy as it is, or "
+        "as it was best",
+    )
+
+    @classmethod
+    def that_warns(cls) -> Guard:
+        """A run's, where nothing is said of one: a few cheap looks that never end it."""
+        return cls(every="auto", n="auto", max_kl=30.0, min_diversity=0.6, action="warn")
+
+    @property
+    def budgets(self) -> dict[str, float | None]:
+        """Limit of each metric; null is none."""
+        held_out = None if self.held_out is None else self.held_out.min
+        return {"kl": self.max_kl, "diversity": self.min_diversity, "held_out": held_out}
+
+    @model_validator(mode="after")
+    def _something_can_trip(self) -> Guard:
+        if self.action == "roll-back" and set(self.budgets.values()) == {None}:
+            raise ValueError(
+                "nothing can cause the roll-back that action asks for; set guard.max_kl, "
+                "guard.min_diversity or guard.held_out.min"
+            )
+        return self

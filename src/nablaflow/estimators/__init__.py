@@ -1,0 +1,64 @@
+"""Value-gradient estimators, one file each, and the weightings of the steps."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from nablaflow.estimators.adjoint import Adjoint
+from nablaflow.estimators.contract import (
+    Estimator,
+    Networks,
+    Path,
+    TrainingBatch,
+    ValueGradients,
+)
+from nablaflow.estimators.denoising_adjoint import DenoisingAdjoint
+from nablaflow.estimators.forward_looking import (
+    ForwardLooking,
+    Gamma,
+    check_gamma,
+    forward_looking,
+    gamma_table,
+    look_ahead,
+)
+from nablaflow.estimators.forward_looking_flow import ForwardLookingFlow
+from nablaflow.estimators.measured_gamma import measure_gamma
+from nablaflow.estimators.n_step import NStep
+from nablaflow.estimators.nabla_td import NablaTD
+from nablaflow.estimators.path_ratio import path_log_ratio, tempered_weights
+from nablaflow.estimators.terminal import Terminal
+from nablaflow.estimators.weighting import WEIGHTINGS, Weighting, by_band, step_weight
+
+AnyEstimator = Annotated[
+    ForwardLooking | ForwardLookingFlow | Terminal | Adjoint | NablaTD | NStep | DenoisingAdjoint,
+    Field(discriminator="name"),
+]
+"""Adding an estimator is one file and one name here."""
+
+__all__ = [
+    "WEIGHTINGS",
+    "Adjoint",
+    "AnyEstimator",
+    "DenoisingAdjoint",
+    "Estimator",
+    "ForwardLooking",
+    "ForwardLookingFlow",
+    "Gamma",
+    "NStep",
+    "NablaTD",
+    "Networks",
+    "Path",
+    "Terminal",
+    "TrainingBatch",
+    "ValueGradients",
+    "Weighting",
+    "by_band",
+    "check_gamma",
+    "forward_looking",
+    "gamma_table",
+    "look_ahead",
+    "measure_gamma",
+    "path_log_ratio",
+    "step_weight",
+    "tempered_weights",
+]

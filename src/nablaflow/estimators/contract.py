@@ -1,0 +1,240 @@
+"""The contract of a value-gradient estimator: trajectories in, grad V at their transitions out."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from nablaflow.diffusion import Transitions
+from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.models import Condition, DiffusionModel, FlowScore, Settings
+from nablaflow.rewards import NamedReward
+from nablaflow.typing import Batch, Latents, Steps
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What estimators and methods work with.
+
+    Attributes:
+        flow: the flow-score network, or None where it is off.
+        flow_target: its average, read where a target must not follow the network.
+        measured_gamma: by k, see the module of that name; None where no setting asks for it.
+    """
+
+    model: DiffusionModel
+    reward: NamedReward
+    flow: FlowScore | None = None
+    flow_target: FlowScore | None = None
+    measured_gamma: Float[Tensor, "levels"] | None = None
+
+
+@dataclass(frozen=True)
+class ValueGradients:
+    """Estimates at a flat batch of transitions, detached.
+
+    Attributes:
+        target: of grad V at the states that `Path.state` names: what the shift of the kernel's mean
+            over `ValueStep.scale` should be.
+        flow: of what g_phi(x_k, k) should be, where the estimator trains the flow network.
+    """
+
+    target: Latents
+    flow: Latents | None = None
+
+    def __getitem__(self, index: slice | Tensor) -> ValueGradients:
+        flow = None if self.flow is None else self.flow[index]
+        return ValueGradients(self.target[index], flow)
+
+    @staticmethod
+    def concatenate(parts: Sequence[ValueGradients]) -> ValueGradients:
+        flows = [part.flow for part in parts if part.flow is not None]
+        target = torch.cat([part.target for part in parts])
+        return ValueGradients(target, torch.cat(flows) if flows else None)
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """A flat batch of transitions with what each one is conditioned on.
+
+    Attributes:
+        prompts: the prompt of each transition's own trajectory.
+        estimate: value gradients that were found along whole trajectories, for methods with an
+            estimator.
+        credit: what each transition's own trajectory is worth, for methods that weigh by it.
+        states: x_k by k of each transition's own trajectory, for methods that replay it.
+        levels: as in `Path`.
+    """
+
+    transitions: Transitions
+    condition: Condition
+    prompts: list[str]
+    estimate: ValueGradients | None = None
+    credit: Float[Tensor, "batch"] | None = None
+    states: Float[Tensor, "levels batch channel h w"] | None = None
+    levels: Int[Tensor, "levels"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.transitions)
+
+    @property
+    def level(self) -> Steps:
+        """Of `state`."""
+        return level_at(self.transitions, self.levels)
+
+    @property
+    def state(self) -> Latents:
+        """The states at which value gradients are estimated: x_k or x_{k-1}, see `ValueStep`."""
+        return state_at(self.transitions, self.levels)
+
+    def split(self, parts: int) -> list[TrainingBatch]:
+        """The trajectories dealt out to ``parts`` batches, each with all its transitions."""
+        if parts == 1:
+            return [self]
+        turn = self.transitions.trajectory % parts
+        return [self[(turn == part).nonzero()[:, 0]] for part in range(parts)]
+
+    def __getitem__(self, rows: slice | Tensor) -> TrainingBatch:
+        index = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        return TrainingBatch(
+            self.transitions[rows],
+            self.condition[rows],
+            [self.prompts[row] for row in index],
+            None if self.estimate is None else self.estimate[rows],
+            None if self.credit is None else self.credit[rows],
+            None if self.states is None else self.states[:, rows],
+            self.levels,
+        )
+
+
+@dataclass(frozen=True)
+class Path:
+    """Some trajectories, as an estimator sees them.
+
+    Attributes:
+        x0: clean states, one for each trajectory.
+        states: x_k by k, for estimators that need them.
+        condition: one row for each trajectory, as are ``prompts``.
+        transitions: those that are trained; ``trajectory`` counts the rows here.
+        log_prob: see `nablaflow.diffusion.Trajectories`.
+        levels: `ValueStep.level` of the rule that the kernels follow; None: the published one's.
+    """
+
+    x0: Latents
+    states: Float[Tensor, "levels batch channel h w"] | None
+    condition: Condition
+    prompts: list[str]
+    transitions: Transitions
+    log_prob: Batch | None = None
+    levels: Int[Tensor, "levels"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    @property
+    def level(self) -> Steps:
+        """Of the state whose value gradient each transition needs."""
+        return level_at(self.transitions, self.levels)
+
+    def batch(
+        self, credits: Float[Tensor, "trajectory"] | None = None, *, with_states: bool = False
+    ) -> TrainingBatch:
+        """The transitions with the condition and the prompt of each one's own trajectory.
+
+        Args:
+            credits: of each trajectory.
+            with_states: whether all its states come along too.
+        """
+        rows = self.transitions.trajectory
+        assert self.states is not None or not with_states
+        return TrainingBatch(
+            self.transitions,
+            self.condition[rows],
+            [self.prompts[row] for row in rows.tolist()],
+            credit=None if credits is None else credits.to(rows.device)[rows],
+            states=self.states[:, rows] if with_states and self.states is not None else None,
+            levels=self.levels,
+        )
+
+    def parts(self) -> Iterator[TrainingBatch]:
+        """The same, as many at once as there are trajectories, so that memory is bounded."""
+        whole = self.batch()
+        for start in range(0, len(whole), max(1, len(self))):
+            yield whole[start : start + len(self)]
+
+    def training_batch(
+        self,
+        estimator: Estimator | None,
+        networks: Networks,
+        beta: float,
+        credits: Float[Tensor, "trajectory"] | None = None,
+        *,
+        with_states: bool = False,
+    ) -> TrainingBatch:
+        """`batch`, with the estimator's value gradients where there is one."""
+        batch = self.batch(credits, with_states=with_states)
+        if estimator is None:
+            return batch
+        return replace(batch, estimate=estimator.estimate(self, networks, beta))
+
+    def states_at(self, rows: Tensor, k: Steps) -> Latents:
+        """x_k of the trajectories ``rows``, a k for each."""
+        assert self.states is not None
+        return self.states[k, rows]
+
+
+def level_at(transitions: Transitions, levels: Int[Tensor, "levels"] | None) -> Steps:
+    """The level of the state whose value gradient each transition needs."""
+    k = transitions.k
+    return k - 1 if levels is None else levels.to(k.device)[k]
+
+
+def state_at(transitions: Transitions, levels: Int[Tensor, "levels"] | None) -> Latents:
+    """The states of these levels."""
+    here = level_at(transitions, levels) == transitions.k
+    return torch.where(
+        here.reshape(-1, *[1] * (transitions.x.ndim - 1)), transitions.x, transitions.x_next
+    )
+
+
+class Estimator(Settings, abc.ABC):
+    """Settings of one estimate of grad V. Subclasses are final, a file each.
+
+    Attributes:
+        needs_states: whether it reads `Path.states`.
+        uses_flow: whether it reads the flow network, and says what that should be.
+    """
+
+    needs_states: ClassVar[bool] = False
+    uses_flow: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
+        """Estimates at ``path.transitions``, in their order.
+
+        Raises:
+            UserError: the reward's gradient is not finite.
+            FloatingPointError: it is, and what the networks make of it is not.
+        """
+
+    @property
+    def needs_measured_gamma(self) -> bool:
+        """Whether it reads `Networks.measured_gamma`."""
+        return getattr(self, "gamma", None) == "measured"
+
+    def check(self, process: ReverseProcess) -> None:
+        """Raise `UserError` where the settings do not fit the sampler."""
+
+    def rewardless_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"]:
+        """By k, whether the estimate has no reward in it, but trajectories that are weighted by it.
+
+        There it must be nothing, on average, along the reference's: see
+        `nablaflow.estimators.pull`.
+        """
+        return torch.zeros(process.steps + 1, dtype=torch.bool)

@@ -1,0 +1,86 @@
+"""Gradients through one step of the reference: the parts that estimators are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nablaflow.diffusion import jump_mean
+from nablaflow.diffusion.prediction import Prediction
+from nablaflow.estimators.contract import Networks
+from nablaflow.models import Condition, DiffusionModel
+from nablaflow.rewards import check_finite
+from nablaflow.typing import Latents, Steps
+
+
+def reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Latents:
+    """Grad r(decode(x0), prompt) by x0, detached, at least float32.
+
+    Raises:
+        UserError: it is not finite.
+    """
+    with torch.enable_grad():
+        leaf = x0.detach().requires_grad_()
+        scores = networks.reward(networks.model.decode(leaf), prompts)
+        (gradient,) = torch.autograd.grad(scores.sum(), leaf)
+    check_finite(networks.reward.name, gradient, "gradient")
+    return gradient
+
+
+def vector_jacobian(output: Latents, x: Latents, cotangent: Latents, what: str) -> Latents:
+    """J^T cotangent for ``output`` as a function of ``x``; the graph is kept.
+
+    Each row is brought near 1 on its way, so that a network in half precision keeps its digits.
+
+    Raises:
+        FloatingPointError: the result is not finite; ``what`` names the cotangent.
+    """
+    scale = _power_of_two(cotangent)
+    (pulled,) = torch.autograd.grad(output, x, cotangent * scale, retain_graph=True)
+    if not pulled.isfinite().all():
+        raise FloatingPointError(f"{what}, taken through the network,")
+    return pulled / scale
+
+
+def _power_of_two(gradient: Latents) -> Tensor:
+    """Brings each row's largest value near 1, exactly."""
+    largest = gradient.flatten(1).abs().amax(1)
+    exponent = torch.frexp(torch.where(largest > 0, largest, 1.0)).exponent
+    exponent = exponent.clamp(min=-126)  # float32 has no larger power
+    return torch.ldexp(torch.ones_like(largest), -exponent).reshape(-1, *[1] * (gradient.ndim - 1))
+
+
+@dataclass(frozen=True)
+class ReferenceStep:
+    """The reference at x_k, with the graphs from ``x`` to its prediction and to a mean.
+
+    Attributes:
+        x: a leaf.
+        mean: of x_j given x_k, j < k.
+    """
+
+    x: Latents
+    prediction: Prediction
+    mean: Latents
+
+    def pull(self, value_gradient: Latents) -> Latents:
+        """J^T grad V_j: one step of the lean adjoint (arXiv 2409.08861, equation 38)."""
+        return vector_jacobian(self.mean, self.x, value_gradient, "the adjoint")
+
+
+@contextmanager
+def reference_step(
+    model: DiffusionModel, x: Latents, k: Steps, to: Steps, condition: Condition
+) -> Iterator[ReferenceStep]:
+    """The reference at ``x``; gradients through it have to be taken inside this context.
+
+    A checkpointed layer runs again at the backward pass, and must still be the reference's then.
+    """
+    with model.reference(), torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        prediction = model.predict(leaf, k, condition)
+        yield ReferenceStep(leaf, prediction, jump_mean(model.process, leaf, prediction, k, to))

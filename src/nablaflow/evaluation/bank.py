@@ -1,0 +1,138 @@
+"""The reference bank: thousands of the pretrained model's samples, made once and cached.
+
+Reweighted by exp(beta r) they are the exact tilted distribution, for any reward and any beta.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from nablaflow import nano
+from nablaflow.diffusion import sample_trajectories, trajectory_noise
+from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.memory import in_parts
+from nablaflow.models import SamplerSettings
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.seeds import stream
+from nablaflow.storage.cached import key_of, read_cached, write_cached
+from nablaflow.typing import Latents
+
+Progress = Callable[[int], None]
+"""Told how many samples are done."""
+
+
+def spread(n: int, prompts: int) -> Int[Tensor, "sample"]:
+    """Prompt indices of ``n`` samples, as even as they come, in turns."""
+    return torch.arange(n) % prompts
+
+
+@torch.no_grad()
+def sample_states(
+    model: PipelineModel,
+    prompts: list[str],
+    n: int,
+    *,
+    seed: int,
+    batch: int,
+    purpose: str,
+    on_progress: Progress,
+) -> Latents:
+    """``n`` clean states of whichever network is active, prompts in turns, on the processor.
+
+    Sample i depends on the seed and on ``purpose`` alone: the reference and the policy get the
+    same noise, and a bank another.
+    """
+    index = spread(n, len(prompts)).tolist()
+
+    def work(part: slice) -> Latents:
+        rows = range(part.start, part.stop)
+        condition = model.condition([prompts[index[row]] for row in rows])
+        generators = trajectory_noise([stream(seed, purpose, row) for row in rows])
+        trajectories = sample_trajectories(
+            lambda x, k: model.predict(x, k, condition),
+            model.process,
+            model.state_shape,
+            generators,
+            model.device,
+        )
+        on_progress(len(rows))
+        return trajectories.x0.cpu()
+
+    return torch.cat(list(in_parts(work, n, batch, "evaluation.batch")))
+
+
+def bank_key(
+    fingerprint: str,
+    prompts: list[str],
+    sampler: SamplerSettings,
+    process: ReverseProcess,
+    n: int,
+    seed: int,
+) -> str:
+    """Names a bank by everything that its samples depend on.
+
+    Args:
+        fingerprint: of the pretrained weights.
+        process: the kernels themselves; they depend on the model's scheduler besides the sampler.
+    """
+    tables = {
+        name: [round(float(entry), 4) for entry in value] if isinstance(value, Tensor) else value
+        for name, value in vars(process).items()
+    }
+    # Null: as before there was such a setting; the kernels' own tables say the variance.
+    settings = sampler.model_dump(exclude={"variance"}, exclude_none=True)
+    content = json.dumps([fingerprint, list(prompts), settings, tables, n, seed])
+    return hashlib.sha256(content.encode()).hexdigest()[:24]
+
+
+def cache_folder() -> Path:
+    """``$NABLAFLOW_CACHE``, or ``nablaflow`` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "nablaflow"
+    return Path(os.environ.get("NABLAFLOW_CACHE", default)).expanduser()
+
+
+def _shipped(key: str) -> Path | None:
+    path = nano.bank_path()
+    return path if path.is_file() and key_of(path) == key else None
+
+
+def reference_bank(
+    model: PipelineModel,
+    fingerprint: str,
+    prompts: list[str],
+    sampler: SamplerSettings,
+    n: int,
+    *,
+    batch: int,
+    on_progress: Progress,
+) -> Latents:
+    """States of the reference, float16: the shipped ones, the cached ones, or made now.
+
+    Args:
+        fingerprint: of the pretrained weights.
+    """
+    seed = 0
+    key = bank_key(fingerprint, prompts, sampler, model.process, n, seed)
+    cached = cache_folder() / f"bank-{key}.safetensors"
+    path = _shipped(key) or cached
+    found = read_cached(path) if path.is_file() else None
+    if found is not None:
+        on_progress(n)
+        return found["states"]
+    with model.reference():
+        states = sample_states(
+            model, prompts, n, seed=seed, batch=batch, purpose="bank", on_progress=on_progress
+        ).half()
+    # Only a cache: a run that has come this far does not fail for a full disk.
+    with suppress(OSError):
+        write_cached(cached, {"states": states}, key)
+    return states

@@ -1,0 +1,224 @@
+"""What a run is measured by: the same prompts and seeds before and after, and the exact tilt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nablaflow.config.recipe import Config
+from nablaflow.evaluation.bank import reference_bank, sample_states, spread
+from nablaflow.features import pooled_pixels
+from nablaflow.memory import in_parts
+from nablaflow.metrics.summary import SampleSet, Summary, summarize
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.rewards import NamedReward
+from nablaflow.typing import Images, Latents
+
+StartProgress = Callable[[str, int], Callable[[int], None]]
+"""``(what, total) -> told how many are done``: how long work shows itself."""
+
+Look = Callable[[Tensor, list[str]], Tensor]
+"""``(images in [0, 1], prompts) -> rows``: what a metric looks at, a row for each image."""
+
+SHOWN = 8  # images of each prompt that the report shows
+MOST_SHOWN = 64
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A set of samples as the figures see them, with some images to look at.
+
+    Attributes:
+        rows: of all images, by the name of each further look at them.
+    """
+
+    samples: SampleSet
+    images: Images
+    prompts: list[str]
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def measure_states(
+    model: PipelineModel,
+    reward: NamedReward | None,
+    states: Latents,
+    prompts: list[str],
+    *,
+    batch: int,
+    on_progress: Callable[[int], None],
+    looks: Mapping[str, Look] | None = None,
+) -> Sampled:
+    """Decode states, prompts in turns, to features and rewards; keep the first images.
+
+    Args:
+        reward: None where nobody asks for the rewards, which are then NaN.
+        states: (n, ...), clean ones.
+        batch: how many are decoded at once; less where memory runs out.
+        on_progress: told how many more are done.
+
+    Raises:
+        UserError: the reward breaks its contract.
+    """
+    looks = looks or {}
+    index = spread(len(states), len(prompts))
+    shown = min(MOST_SHOWN, SHOWN * len(prompts), len(states))
+
+    def work(rows: slice) -> tuple[Tensor, ...]:
+        pictures = model.decode(states[rows].to(model.device).float())
+        texts = [prompts[i] for i in index[rows].tolist()]
+        scores = pictures.new_full((len(pictures),), torch.nan)
+        if reward is not None:
+            scores = reward(pictures, texts)
+        seen = [look(pictures, texts).cpu() for look in looks.values()]
+        on_progress(len(pictures))
+        kept = pictures[: max(0, shown - rows.start)]
+        return pooled_pixels(pictures).cpu(), scores.cpu(), kept.cpu(), *seen
+
+    parts = in_parts(work, len(states), batch, "evaluation.batch")
+    features, rewards, images, *seen = (torch.cat(part) for part in zip(*parts, strict=True))
+    shown_prompts = [prompts[i] for i in index[:shown].tolist()]
+    rows = dict(zip(looks, seen, strict=True))
+    return Sampled(SampleSet(features, rewards, index), images, shown_prompts, rows)
+
+
+def sample_and_measure(
+    model: PipelineModel,
+    reward: NamedReward | None,
+    prompts: list[str],
+    config: Config,
+    progress: StartProgress,
+    what: str,
+    *,
+    looks: Mapping[str, Look] | None = None,
+    purpose: str = "evaluation",
+) -> Sampled:
+    """The evaluation's own samples of whichever network is active.
+
+    Args:
+        reward: None as in `measure_states`.
+        purpose: names the noise; the same noise for all models that share it.
+    """
+    settings = config.evaluation
+    states = sample_states(
+        model,
+        prompts,
+        settings.n,
+        seed=settings.seed,
+        batch=settings.batch,
+        purpose=purpose,
+        on_progress=progress(f"sample the {what}", settings.n),
+    )
+    return measure_states(
+        model,
+        reward,
+        states,
+        prompts,
+        batch=settings.batch,
+        on_progress=progress(f"score the {what}", settings.n),
+        looks=looks,
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures and the samples behind them."""
+
+    summary: Summary
+    reference: Sampled
+    policy: Sampled
+
+    @property
+    def before(self) -> Images:
+        return self.reference.images
+
+    @property
+    def after(self) -> Images:
+        return self.policy.images
+
+    @property
+    def prompts(self) -> list[str]:
+        """One for each image before, and after."""
+        return self.policy.prompts
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run as far as measuring goes.
+
+    Attributes:
+        model: its network is the policy.
+        prompts: to measure on.
+        fingerprint: of the pretrained weights; names their reference bank.
+        beta: of the exact tilt.
+    """
+
+    config: Config
+    model: PipelineModel
+    reward: NamedReward
+    prompts: list[str]
+    fingerprint: str
+    beta: float
+
+
+def evaluate(
+    subject: Subject, progress: StartProgress, looks: Mapping[str, Look] | None = None
+) -> Evaluation:
+    """Measure reference, policy and, with ``evaluation.bank``, the exact tilt.
+
+    Without a bank the reference's own samples stand in for it: distances to the reference are
+    then measured against them, and the exact tilt is left out.
+    """
+    model, reward = subject.model, subject.reward
+    prompts, config = subject.prompts, subject.config
+    with model.reference():
+        reference = sample_and_measure(
+            model, reward, prompts, config, progress, "reference", looks=looks
+        )
+    policy = sample_and_measure(
+        model, reward, prompts, config, progress, "aligned model", looks=looks
+    )
+    bank = _bank(subject, progress)
+    found = bank or reference.samples
+    summary = summarize(reference.samples, policy.samples, found, subject.beta)
+    if bank is None:
+        summary = _without_tilt(summary)
+    return Evaluation(summary, reference, policy)
+
+
+def _bank(subject: Subject, progress: StartProgress) -> SampleSet | None:
+    settings, model, prompts = subject.config.evaluation, subject.model, subject.prompts
+    if settings.bank == 0:
+        return None
+    states = reference_bank(
+        model,
+        subject.fingerprint,
+        prompts,
+        subject.config.sampler,
+        settings.bank,
+        batch=settings.batch,
+        on_progress=progress("sample the reference bank", settings.bank),
+    )
+    told = progress("score the reference bank", settings.bank)
+    measured = measure_states(
+        model, subject.reward, states, prompts, batch=settings.batch, on_progress=told
+    )
+    return measured.samples
+
+
+def _without_tilt(summary: Summary) -> Summary:
+    """No bank, no tilt: nothing may be quoted from a handful of reweighted samples."""
+    nothing = {"distance_to_tilt": None, "distance_to_tilt_se": None}
+    itself = {"distance_to_reference": None, "distance_to_reference_se": None}
+    return {
+        **summary,
+        "reference": {**summary["reference"], **nothing, **itself},
+        "policy": {**summary["policy"], **nothing},
+        "exact_tilt": None,
+        "effective_sample_size": None,
+        "closing": None,
+        "closing_se": None,
+    }

@@ -1,0 +1,28 @@
+"""Where a model comes from: its folder or hub id, and a hash of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from nablaflow import nano
+
+
+def model_source(model: str) -> str:
+    """Folder or hub id that a configuration's ``model`` is loaded from."""
+    return str(nano.path()) if model == "nano" else model
+
+
+def fingerprint(pipeline: Any) -> str:
+    """A hash of all weights of a pipeline."""
+    digest = hashlib.sha256()
+    for name in sorted(pipeline.components):
+        part = pipeline.components[name]
+        if isinstance(part, torch.nn.Module):
+            for key, value in sorted(part.state_dict().items()):
+                digest.update(key.encode())
+                flat = value.detach().cpu().contiguous().flatten()
+                digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()[:24]

@@ -1,0 +1,1 @@
+"""Prompts: where they come from, which are held out, and which an update trains on."""

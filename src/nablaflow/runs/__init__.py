@@ -1,0 +1,1 @@
+"""Whole jobs: align, evaluate, sample. The command line and `nf.*` end here."""

@@ -1,0 +1,123 @@
+"""Whether a configuration fits itself, its model and this machine; found before training."""
+
+from __future__ import annotations
+
+import math
+
+import psutil
+
+from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
+from nablaflow.methods import METHODS, Method
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.rewards import NamedReward, probe, require_gradient
+
+_FLOAT = 4  # bytes
+
+
+def check_shares(config: Config, processes: int) -> None:
+    training = config.training
+    total = training.prompts_per_update * training.images_per_prompt
+    if total % processes:
+        raise UserError(
+            f"training.prompts_per_update: {total} trajectories do not divide among {processes} "
+            "processes; choose a multiple"
+        )
+    if total // processes % training.steps_per_rollout:
+        raise UserError(
+            f"training.steps_per_rollout: {total // processes} trajectories of a process do not "
+            f"divide among {training.steps_per_rollout} optimizer steps; choose a divisor"
+        )
+
+
+def check_precision(method: Method, config: Config) -> None:
+    """Densities of whole trajectories are sums of many small differences."""
+    precision = config.training.precision
+    if method.needs_path_ratio and precision != "float32":
+        raise UserError(
+            f"training.precision: {method.name} weighs by densities of whole trajectories, which "
+            f"{precision} rounds by nats; use float32"
+        )
+
+
+def check_group(method: Method, config: Config) -> None:
+    """Refuse one image a prompt for a method that compares a prompt's images."""
+    if not method.needs_group or config.training.images_per_prompt > 1:
+        return
+    others = ", ".join(name for name, kind in METHODS.items() if not kind.needs_group)
+    raise UserError(
+        f"training.images_per_prompt: {method.name} compares the images of a prompt and needs 2 or "
+        f"more; these do not: {others}"
+    )
+
+
+def check_prompts(config: Config, model: PipelineModel) -> None:
+    """Refuse to train a text model without texts."""
+    if config.prompts is None and model.takes_prompts:
+        raise UserError(
+            f"prompts: null is for unconditional models, and this is a "
+            f"{type(model.pipeline).__name__}; give a list of prompts, or a file"
+        )
+
+
+def check_evaluation(config: Config, prompts: list[str]) -> None:
+    """The figures are found at the end of a run, too late to learn that they cannot be."""
+    least = 2 * len(prompts)  # for a spread within each prompt
+    for name, n in (("n", config.evaluation.n), ("bank", config.evaluation.bank or least)):
+        if n < least:
+            raise UserError(
+                f"evaluation.{name}: {n} images are fewer than 2 for each of the {len(prompts)} "
+                f"prompts; use {least} or more"
+            )
+
+
+def check_reward(
+    method: Method, reward: NamedReward, model: PipelineModel, prompts: list[str]
+) -> None:
+    """Find out before training whether the reward is what the method needs."""
+    height, width = model.image_size
+    found = probe(reward, height=height, width=width, device=model.device, prompts=prompts)
+    if method.needs_reward_gradient:
+        without = [name for name, kind in METHODS.items() if not kind.needs_reward_gradient]
+        require_gradient(reward.name, found, without)
+
+
+def check_fits(config: Config, model: PipelineModel) -> None:
+    """Hold what a run keeps in memory at once, at the very least, against what the machine has.
+
+    Raises:
+        UserError: it names the setting, and how many would fit.
+    """
+    training, evaluation = config.training, config.evaluation
+    state = _FLOAT * math.prod(model.state_shape)
+    trajectory = (2 * config.strata + 1) * state
+    group = training.images_per_prompt * trajectory
+    check_count("training.images_per_prompt", training.images_per_prompt, trajectory)
+    check_count("training.prompts_per_update", training.prompts_per_update, group)
+    check_count("evaluation.n", evaluation.n, 2 * (state + image_bytes(model)))
+    check_count("evaluation.bank", evaluation.bank, state // 2)
+    if config.guard is not None and config.guard.n != "auto":
+        check_count("guard.n", config.guard.n, state)
+
+
+def image_bytes(model: PipelineModel) -> int:
+    """Bytes of one image in float32."""
+    return 3 * math.prod(model.image_size) * _FLOAT
+
+
+def check_count(name: str, count: int, each: int) -> None:
+    """Refuse a count that memory has no room for.
+
+    Args:
+        name: of the setting.
+        each: bytes of one.
+
+    Raises:
+        UserError: it says how many would fit.
+    """
+    memory = psutil.virtual_memory().total
+    if count * each > memory:
+        raise UserError(
+            f"{name}: {count:,} of {each:,} bytes each are more than this machine's memory; at "
+            f"most {memory // each:,} would fit"
+        )

@@ -1,0 +1,115 @@
+"""A run measured again: its own figures, and the protocol's for each of its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nablaflow.config.overrides import parse_override
+from nablaflow.errors import UserError
+from nablaflow.evaluation.protocol import Plan, carry_out
+from nablaflow.prompts.sets import Source
+from nablaflow.report import protocol_curves
+from nablaflow.runs.folder import load_run_config
+from nablaflow.runs.progress import progress_display, starter
+from nablaflow.runs.setup import fresh_accelerator, prepare
+from nablaflow.runs.trust import check_trusted, parts_of_run
+from nablaflow.storage.checkpoint import guards_best
+from nablaflow.storage.files import write_whole
+from nablaflow.storage.run_folder import CURVES
+from nablaflow.storage.whole import steady, whole_checkpoints
+
+
+def evaluate_run(
+    folder: Path,
+    n: int | None,
+    *,
+    features: str = "pixels",
+    metrics: Sequence[str] | None = None,
+    only_last: bool = False,
+    prompts: Source | None = None,
+    settings: Sequence[str] = (),
+    trusted: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Measure a run's checkpoints again; writes nothing.
+
+    Args:
+        n: images of each model; None: as many as the run's own evaluation.
+        features: what images are compared by, see `nablaflow.evaluation.spaces`.
+        metrics: names of `nablaflow.metrics.METRICS`; None: the default ones that ``n`` is enough
+            for.
+        only_last: leave the checkpoints before the last out, the guard's best among them.
+        prompts: in place of the run's own, which are then not read; all that a recipe may have as
+            ``prompts``. The exact tilt, which is of the run's own, is left out.
+        settings: ``reward=…``, in place of the run's own.
+        trusted: whether the user's word is given for what the run asks for, see
+            `nablaflow.runs.trust`.
+
+    Returns:
+        What ``summary.json`` has of figures, and the protocol's under ``protocol``.
+
+    Raises:
+        UserError: the folder holds no run, or no checkpoint yet; or as `Plan.of` and
+            `nablaflow.prompts.sets.find_prompts` say.
+    """
+    overrides = ["guard=null"]  # it watches training, with rewards and prompts of its own
+    overrides += [] if n is None else [f"evaluation.n={n}"]
+    overrides += [] if prompts is None else _measured_on(prompts)
+    own = parts_of_run(settings) - (set() if prompts is None else {"prompts", "evaluation"})
+    config = load_run_config(folder, [*overrides, *settings])
+    check_trusted(config, folder, own, trusted=trusted)
+    with steady(folder) as place, fresh_accelerator():
+        found = whole_checkpoints(place)
+        parts = prepare(config, folder, checkpoint=found[-1])
+        n = config.evaluation.n
+        parts.tell(parts.notes)
+        plan = Plan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
+        with progress_display(console or Console(stderr=True)) as progress:
+            kept = found[-1:] if only_last else found
+            best = None if only_last else guards_best(place, found[-1])
+            evaluation, protocol = carry_out(parts.subject, plan, kept, starter(progress), best)
+    return {**evaluation.summary, "protocol": protocol.as_dict()}
+
+
+def _measured_on(prompts: Source) -> list[str]:
+    """Overrides for prompts that take the place of the run's, those trained on included."""
+    value = json.dumps(prompts, ensure_ascii=False)  # which YAML reads, quotes and all
+    apart = ("evaluation.prompts=null", "evaluation.hold_out=0.0", "evaluation.bank=0")
+    return [f"prompts={value}", *apart]
+
+
+def given_prompts(text: str) -> Any:
+    """What ``--prompts`` names: a source in YAML where it is a list or a mapping and no file.
+
+    Anything else is a path, a set or a hub id as it stands, whatever YAML would make of it.
+
+    Raises:
+        UserError: a list or a mapping that is no YAML.
+    """
+    if text.lstrip().startswith(("[", "{")) and not os.path.exists(text):
+        return parse_override(f"prompts={text}")[1]
+    return text
+
+
+def write_curves(protocol: dict[str, Any], folder: Path) -> Path:
+    """Draw the protocol's figures over training into a folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = folder / CURVES
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = BytesIO()
+        protocol_curves(protocol).savefig(content, format="png", metadata={"Software": None})
+        write_whole(path, content.getvalue())
+    except OSError as error:
+        raise UserError(f"--out: cannot write {path} ({error.strerror})") from error
+    return path

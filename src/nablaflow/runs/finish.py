@@ -1,0 +1,102 @@
+"""The end of a run: the policy saved and measured, its summary and its report."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from nablaflow.config.overrides import dump_values, plain_config
+from nablaflow.evaluation.measure import Evaluation, evaluate
+from nablaflow.models import model_source
+from nablaflow.models.adapters import swapped
+from nablaflow.models.export import save_policy
+from nablaflow.report import Saved, before_after, write_report
+from nablaflow.report.pictures import save_picture
+from nablaflow.report.privacy import without_folders, without_folders_in
+from nablaflow.runs.progress import starter
+from nablaflow.runs.setup import Parts
+from nablaflow.storage.checkpoint import best_folder
+from nablaflow.storage.files import write_whole
+from nablaflow.storage.records import read_records
+from nablaflow.storage.run_folder import REPORT, SAMPLES, SUMMARY, peak_rss_mb
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: with everything in it.
+        summary: what summary.json holds.
+        lora: folder of the adapter, or of the whole model where no adapter can be loaded.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    lora: Path
+
+
+def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
+    """Save the policy, measure it, write summary and report; the main process does."""
+    if not parts.accelerator.is_main_process:
+        parts.accelerator.wait_for_everyone()
+        return Run(folder, {}, folder)
+    started = time.perf_counter()
+    source = model_source(parts.config.model)
+    saved = save_policy(parts.model, source, folder)
+    _save_average(parts, source, folder)
+    evaluation = evaluate(parts.subject, starter(progress))
+    seconds = parts.trainer.seconds + time.perf_counter() - started
+    summary = {
+        **evaluation.summary,
+        "seconds": seconds,
+        "training_seconds": parts.trainer.seconds,
+        "peak_rss_mb": peak_rss_mb(),
+        "updates": parts.trainer.update,
+    }
+    guard = parts.trainer.guard
+    if guard is not None and guard.best is not None:
+        best = best_folder(folder, guard.best.update).relative_to(folder)
+        summary["guard"] = guard.summary(best.as_posix())
+    write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    _write_pictures(parts, folder, evaluation, summary, saved)
+    parts.accelerator.wait_for_everyone()
+    return Run(folder, summary, saved)
+
+
+def _save_average(parts: Parts, source: str, folder: Path) -> None:
+    if parts.trainer.average is None:
+        return
+    with swapped(parts.model.network, parts.trainer.average.values):
+        save_policy(parts.model, source, folder / "ema")
+
+
+def _write_pictures(
+    parts: Parts, folder: Path, evaluation: Evaluation, summary: dict[str, Any], saved: Path
+) -> None:
+    (folder / SAMPLES).mkdir(exist_ok=True)
+    sheet = before_after(evaluation.before, evaluation.after, evaluation.prompts)
+    save_picture(sheet, folder / SAMPLES / "before_after.png")
+    config = parts.config
+    write_report(
+        folder / REPORT,
+        title=f"{parts.trainer.method.name} · {without_folders(parts.reward.name)}",
+        config_text=dump_values(without_folders_in(plain_config(config))),
+        summary=summary,
+        before=evaluation.before,
+        after=evaluation.after,
+        prompts=evaluation.prompts,
+        records=read_records(folder),
+        saved=Saved(
+            saved.name,
+            as_lora=saved.name == "lora",
+            pipeline=type(parts.model.pipeline).__name__,
+            model=without_folders(model_source(config.model)),
+            prompt=evaluation.prompts[0] if parts.model.takes_prompts else None,
+        ),
+    )

@@ -1,0 +1,252 @@
+"""A run's folder for a configuration: whether it may be used, and made or kept for its run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from nablaflow.config.overrides import dump_config, load_config, read_recipe, read_yaml
+from nablaflow.config.recipe import Config, parse_config
+from nablaflow.errors import UserError
+from nablaflow.runs.trust import paths_read
+from nablaflow.storage.checkpoint import DamagedCheckpoint, list_checkpoints, read_manifest
+from nablaflow.storage.files import write_whole
+from nablaflow.storage.lock import check_free, held
+from nablaflow.storage.run_folder import (
+    CONFIG,
+    MOVING,
+    REPLACED,
+    check_no_links,
+    check_replaceable,
+    forget_replaced,
+    has_checkpoint,
+    is_begun,
+    put_back,
+    set_aside,
+    undo_move,
+)
+
+# What may change when a run is resumed; all of `evaluation` may as well, but for what is held out.
+FREE = {
+    "output_dir",
+    "reward.batch",
+    "reward.device",
+    "reward.gradient_checkpointing",
+    "reward.retries",
+    "reward.timeout",
+    "reward.url",
+    "training.updates",
+    "training.minutes",
+    "training.micro_batch",
+    "training.rollout_batch",
+    "training.estimate_batch",
+    "training.gradient_checkpointing",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.reward_timeout",
+    "training.sample_every",
+    "training.trackers",
+}
+
+
+def check_run(config: Config, *, resume: bool, overwrite: bool) -> None:
+    """Find out, before any work, whether the run's folder may be used; writes nothing.
+
+    Raises:
+        UserError: it holds another run already, or something else; there is nothing to resume;
+            another process writes there.
+    """
+    run = config.output_dir
+    _check_place(run)
+    if run.is_dir():
+        check_free(run)
+    _check_content(config, resume=resume, overwrite=overwrite)
+
+
+def _check_content(config: Config, *, resume: bool, overwrite: bool) -> None:
+    run = config.output_dir
+    check_no_links(run)
+    if resume:
+        _check_same(run, dump_config(config))
+    elif is_begun(run):
+        if not overwrite:
+            raise UserError(
+                f"output_dir: {run} is not empty; use --resume, --overwrite or another folder"
+            )
+        check_replaceable(run)
+        _check_apart(config)
+
+
+def _check_place(run: Path) -> None:
+    """Whether the folder can be made: the nearest one that exists decides."""
+    try:
+        nearest = next(place for place in (run, *run.absolute().parents) if place.exists())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"output_dir: no folder can have this name ({reason})") from None
+    if not nearest.is_dir():
+        raise UserError(f"output_dir: cannot write {run} ({nearest} is not a directory)")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"output_dir: cannot write {run} (no permission in {nearest})")
+
+
+def _check_apart(config: Config) -> None:
+    """A run that is replaced is neither where the user stands nor around what is read."""
+    run = config.output_dir.resolve()
+    taken = {"the working directory": Path.cwd(), "the home folder": Path.home()}
+    taken |= {f"what the run reads ({path})": path for path in paths_read(config)}
+    for what, place in taken.items():
+        if place.resolve().is_relative_to(run):
+            raise UserError(
+                f"--overwrite: {config.output_dir} is or holds {what}; use another output_dir"
+            )
+
+
+@contextmanager
+def open_run(config: Config, *, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
+    """The run's folder, made anew or kept for resuming; nobody else writes there meanwhile.
+
+    A run that is replaced waits until the new one has a checkpoint (`forget_replaced`); if it comes
+    to none, the old one is put back.
+
+    Raises:
+        UserError: as `check_run`, which is asked again now that nothing changes any more; or the
+            folder cannot be written.
+    """
+    run = config.output_dir
+    with ExitStack() as stack:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(run))
+            _begin(config, resume=resume, overwrite=overwrite)
+        except OSError as error:
+            raise UserError(f"output_dir: cannot write {run} ({error.strerror})") from error
+        try:
+            yield run
+        finally:
+            if put_back(run):
+                print(f"{run}: the run that was there is back in its place", file=sys.stderr)
+
+
+def _begin(config: Config, *, resume: bool, overwrite: bool) -> None:
+    run = config.output_dir
+    check_no_links(run)
+    undo_move(run)
+    if resume and not (run / CONFIG).exists():
+        put_back(run)
+    _check_content(config, resume=resume, overwrite=overwrite)
+    if not resume and is_begun(run):
+        set_aside(run)
+    if has_checkpoint(run):
+        forget_replaced(run)
+    write_whole(run / CONFIG, dump_config(config))
+
+
+# --- the configuration that a run has -------------------------------------------------------------
+
+
+def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a run: its config.yaml, or what its last checkpoint has of it.
+
+    The first is for people to change; where it is damaged, the second is used and that is said. So
+    is a change of what the checkpoint was trained with.
+
+    Raises:
+        UserError: the folder holds no run, or neither can be read.
+    """
+    copy = _copy_in_checkpoint(run)
+    try:
+        load_config(run / CONFIG, [], {})  # so that no override is taken for damage
+    except UserError as error:
+        if copy is None:
+            raise
+        print(f"{error}; the copy in the last checkpoint is used", file=sys.stderr)
+        return load_config(
+            None, overrides, {**read_yaml(copy, "checkpoint"), "output_dir": str(run)}
+        )
+    config = load_config(run / CONFIG, overrides, {"output_dir": str(run)})
+    if copy is not None:
+        saved = dump_config(parse_config(read_recipe(run / CONFIG)))
+        for part in _differences(read_yaml(copy, "checkpoint"), read_yaml(saved, CONFIG)):
+            if part == "output_dir":  # a folder may be moved
+                continue
+            print(
+                f"{run / CONFIG}: {part} is not what the last checkpoint was trained with",
+                file=sys.stderr,
+            )
+    return config
+
+
+def _copy_in_checkpoint(run: Path) -> str | None:
+    for folder in reversed(list_checkpoints(run)):
+        try:
+            return read_manifest(folder)["config"] or None
+        except DamagedCheckpoint:
+            continue
+    return None
+
+
+def _check_same(run: Path, text: str) -> None:
+    """A run goes on with its own settings, but for those that leave its figures alone."""
+    for part in _changes(_saved_settings(run), read_yaml(text, "settings")):
+        raise UserError(f"{part}: the run to resume has another value; use --overwrite")
+
+
+def goes_on(config: Config) -> bool:
+    """Whether the folder holds a checkpoint of the same settings, place aside."""
+    run = config.output_dir
+    if not list_checkpoints(run):
+        return False
+    new = read_yaml(dump_config(config), "settings")
+    return {**_saved_settings(run), "output_dir": None} == {**new, "output_dir": None}
+
+
+def saved_config(run: Path) -> Config | None:
+    """What a run was begun with, as its last checkpoint or its config.yaml says; None: neither."""
+    try:
+        return parse_config(_saved_settings(run))
+    except UserError:
+        return None
+
+
+def _saved_settings(run: Path) -> Any:
+    copy = _copy_in_checkpoint(run)
+    if copy is not None:
+        return read_yaml(copy, "checkpoint")
+    for folder in (run, run / MOVING, run / REPLACED):
+        if (folder / CONFIG).is_file():
+            return _settings_in(folder / CONFIG)
+    raise UserError(f"--resume: {run} holds no run; leave --resume out to start one")
+
+
+def _settings_in(file: Path) -> Any:
+    try:
+        return read_yaml(dump_config(parse_config(read_recipe(file))), CONFIG)
+    except UserError as error:
+        raise UserError(
+            f"--resume: {file} is damaged and no checkpoint has a copy of it ({error}); put it "
+            "right, or start again in another output_dir"
+        ) from None
+
+
+def _changes(old: Any, new: Any) -> Iterable[str]:
+    """The settings that differ and may not."""
+    for part in _differences(old, new):
+        measured = part.startswith("evaluation.") and part != "evaluation.hold_out"
+        if part not in FREE and not measured:
+            yield part
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterable[str]:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        if old != new:
+            yield prefix
+        return
+    for key in {**old, **new}:
+        yield from _differences(
+            old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key)
+        )

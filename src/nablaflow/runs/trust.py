@@ -1,0 +1,169 @@
+"""What a run folder asks for that only the user may give: code, hosts, variables, files outside.
+
+A run folder may come from somebody else, so it is data. Its config.yaml may name a Python file as
+the reward, an address to send images and prompts to, an environment variable to send along, a file
+to read prompts from. The user's word for those is the command that trained the run here, which is
+remembered outside the run; or ``reward=…`` now; or ``--trust-run``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nablaflow.config.overrides import parse_override
+from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
+from nablaflow.prompts.source import HUB, SETS
+from nablaflow.rewards.references import FILE, Reference, is_path, references
+from nablaflow.storage.files import write_whole
+from nablaflow.storage.lock import MARKER
+from nablaflow.storage.run_folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
+
+ALL = ("model", "reward", "prompts", "evaluation", "guard")
+
+
+def asked_for(config: Config, parts: Collection[str] = ALL) -> list[Reference]:
+    """Everything outside itself that a configuration reaches for.
+
+    Args:
+        parts: its groups that will be used.
+    """
+    found: list[Reference] = []
+    if "reward" in parts:
+        found += references(config.reward)
+    if "model" in parts and config.model != "nano" and is_path(config.model, or_name=True):
+        found.append(Reference(FILE, config.model))
+    sources: list[Any] = [config.prompts] if "prompts" in parts else []
+    if "evaluation" in parts:
+        sources.append(config.evaluation.prompts)
+    if "guard" in parts and config.guard is not None:
+        sources.append(config.guard.prompts)
+        held_out = config.guard.held_out
+        found += [] if held_out is None else references(held_out.reward)
+    found += [part for source in sources for part in _of_prompts(source)]
+    return sorted(set(found))
+
+
+def _of_prompts(source: Any) -> Iterator[Reference]:
+    if isinstance(source, Mapping):
+        source = source["source"]
+    if isinstance(source, str) and not source.startswith(HUB) and source not in SETS:
+        yield Reference(FILE, source)
+
+
+def paths_read(config: Config) -> list[Path]:
+    """The files and folders that a configuration reads, links followed."""
+    return [part.path for part in asked_for(config) if part.path is not None]
+
+
+def check_trusted(
+    config: Config, run: Path, parts: Collection[str] = ALL, *, trusted: bool = False
+) -> None:
+    """Refuse what a run asks for without the user's word; say what a word was given for.
+
+    Args:
+        run: its folder, whose own files it may read.
+        parts: groups of the configuration that are the run's, and will be used.
+        trusted: whether the user gave ``--trust-run``.
+
+    Raises:
+        UserError: it lists what the run asks for.
+    """
+    asked = [part for part in asked_for(config, parts) if not _is_inside(part, run)]
+    if not asked or _is_remembered(asked):
+        return
+    listed = ", ".join(map(str, asked))
+    if trusted:
+        print(f"{run} is trusted with: {listed}", file=sys.stderr)
+        return
+    raise UserError(
+        f"{run} asks for {listed}; that needs your word: look at its config.yaml, then give "
+        "--trust-run, or what to use instead (reward=…, --prompts)"
+    )
+
+
+def _is_inside(part: Reference, run: Path) -> bool:
+    inside = part.path is not None and part.path.is_relative_to(run.resolve())
+    return inside and part.kind == FILE
+
+
+def check_recipe(
+    recipe: Path | None, config: Config, overrides: Sequence[str], *, trusted: bool
+) -> None:
+    """A recipe is the user's own word, unless it is the config.yaml of a run folder.
+
+    Raises:
+        UserError: as `check_trusted`.
+    """
+    if recipe is None or not _is_of_run(recipe):
+        return
+    replaced = {path[0] for path, _ in map(parse_override, overrides) if len(path) == 1}
+    check_trusted(config, recipe.parent, set(ALL) - replaced, trusted=trusted)
+
+
+def _is_of_run(recipe: Path) -> bool:
+    beside = (MARKER, METRICS, SUMMARY, CHECKPOINTS)
+    return recipe.name == CONFIG and any((recipe.parent / name).exists() for name in beside)
+
+
+def parts_of_run(settings: Sequence[str]) -> set[str]:
+    """The parts that `nablaflow eval` and `compare` use and that no setting of the user replaces.
+
+    Raises:
+        UserError: a setting is of something other than the reward.
+    """
+    replaced = set()
+    for text in settings:
+        path, _ = parse_override(text)
+        if path[0] != "reward":
+            raise UserError(
+                f"{'.'.join(path)}: only reward=… can be given beside a run; the rest is its own"
+            )
+        if len(path) == 1:
+            replaced.add("reward")
+    return {"model", "reward", "prompts", "evaluation"} - replaced
+
+
+# --- what the user gave word for, here ------------------------------------------------------------
+
+
+def remember(config: Config) -> None:
+    """The user's own settings are the word for all that they ask for, as long as it is the same."""
+    marks = sorted(map(_mark, asked_for(config)))
+    if not marks:
+        return
+    text = json.dumps(marks)
+    path = _words() / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+    with suppress(OSError):  # without it the word is asked for again, and nothing else
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_whole(path, text)
+
+
+def _is_remembered(asked: list[Reference]) -> bool:
+    """Whether all of it, together, is part of what one run was trained with."""
+    wanted = set(map(_mark, asked))
+    return any(wanted <= known for known in _remembered())
+
+
+def _remembered() -> Iterator[set[str]]:
+    folder = _words()
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        with suppress(OSError, ValueError, TypeError):
+            yield set(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _mark(part: Reference) -> str:
+    return hashlib.sha256(part.identity.encode()).hexdigest()
+
+
+def _words() -> Path:
+    """In the user's own folder for what programs remember; a cache may be shared with others."""
+    default = Path.home() / ".local" / "state"
+    return Path(os.environ.get("XDG_STATE_HOME") or default) / "nablaflow" / "words"

@@ -1,0 +1,119 @@
+"""The recipes: what they hold, and where each value is said to come from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nablaflow.comparison import Study
+from nablaflow.config.defaults import demo_settings
+from nablaflow.config.overrides import load_config
+from nablaflow.config.recipe import Config, parse_config
+from nablaflow.methods import ResidualNablaDB
+from nablaflow.prompts.sets import load_prompts
+from nablaflow.rewards import CONFIGURABLE
+from nablaflow.rewards.settings import parse_settings
+
+OLD_NAME = ["method={name: tilted-matching, beta: 2.0}"]
+RECIPES = Path(__file__).parents[2] / "recipes"
+GIVEN = ["reward=warmth", "prompts=[a cat]"]
+
+
+def load_recipe(name: str) -> Config:
+    return load_config(RECIPES / f"{name}.yaml", GIVEN, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "beta", "regularization", "updates", "rollout", "images", "steps", "strata"),
+    [
+        ("sd15_residual_nabla_db_aesthetic", 1e4, 2e3, 100, 512, 256, 50, 5),
+        ("sd15_residual_nabla_db_hpsv2", 1e4, 1e2, 100, 512, 256, 50, 5),
+        ("sd15_residual_nabla_db_imagereward", 1e3, 1e3, 100, 512, 256, 50, 5),
+        ("sd15_fast", 1e4, 2e3, 400, 32, 32, 50, 5),
+        ("sd15_sde_dpmsolver", 1e4, 2e3, 100, 512, 256, 20, 8),
+    ],
+)
+def test_recipes_hold_the_published_settings(
+    name, beta, regularization, updates, rollout, images, steps, strata
+):
+    config = load_recipe(name)
+    assert config.method == ResidualNablaDB.published(beta, regularization)
+    training = config.training
+    assert training.updates == updates
+    assert training.prompts_per_update * training.images_per_prompt == rollout
+    assert rollout // training.steps_per_rollout == images  # of one optimizer step
+    assert training.data == "previous-rollout"
+    assert (config.sampler.steps, config.strata) == (steps, strata)
+    assert config.sampler.guidance_scale == 5.0
+    assert (config.adapter.rank, config.adapter.alpha) == (8, 8.0)
+    assert config.optimizer.betas == (0.9, 0.999)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("sd15*.yaml")), ids=lambda path: path.stem)
+def test_every_published_recipe_loads_names_its_scorer_and_says_where_values_come_from(path):
+    assert load_config(path, GIVEN, {}) == load_recipe(path.stem)
+    config = load_config(path, [*GIVEN[1:], "reward.batch=2"], {})
+    settings = dict(config.reward)
+    name = settings.pop("name")
+    assert parse_settings(name, CONFIGURABLE[name], settings).batch == 2
+    settings = [line for line in path.read_text().splitlines() if re.match(r" *\w+: .", line)]
+    untraced = [line for line in settings if "#" not in line]
+    ours = ("output_dir:", "name: residual-nabla-db")
+    # A longer source stands on the lines above.
+    assert [line for line in untraced if not line.strip().startswith((*ours, "prompt_cond"))] == []
+
+
+def test_the_demo_is_a_recipe_too():
+    recipe = load_config(RECIPES / "nano_warmth.yaml", ["output_dir=runs/demo"], {})
+    assert recipe == parse_config(demo_settings())
+
+
+ENTERED = {
+    "adjoint_matching": "adjoint-matching",
+    "alignprop": "alignprop",
+    "dag_db": "dag-db",
+    "dag_kl": "dag-kl",
+    "ddpo": "ddpo",
+    "draft": "draft-tilted",
+    "nabla_db": "nabla-db",
+    "nabla_td": "nabla-td",
+    "refl": "refl",
+    "reward_weighted": "reward-weighted-regression",
+    "terminal": "terminal",
+    "path_weighted_matching": "path-weighted-matching",
+}
+
+
+@pytest.mark.parametrize("stem", ENTERED)
+def test_a_method_s_recipe_has_what_the_comparison_measured(stem):
+    recipe = load_config(RECIPES / f"nano_{stem}.yaml", [], {})
+    study = Study.named([ENTERED[stem]], [], Path())
+    (cell, *_) = study.cells
+    entered = study.config(cell, 4.0)
+    assert (recipe.method, recipe.flow) == (entered.method, entered.flow)
+    unused = {"flow_learning_rate"} if recipe.flow is None else set()
+    optimizers = [c.optimizer.model_dump(exclude=unused) for c in (recipe, entered)]
+    assert optimizers[0] == optimizers[1]
+    same = {"minutes", "prompts_per_update", "images_per_prompt", "steps_per_rollout"}
+    assert recipe.training.model_dump(include=same) == entered.training.model_dump(include=same)
+
+
+def test_the_simple_animals_are_there():
+    prompts = load_config(RECIPES / "sd15_fast.yaml", GIVEN[:1], {}).prompts
+    found = load_prompts(prompts, Path())
+    assert (len(found), len(set(found)), found[0], found[-1]) == (45, 45, "cat", "kangaroo")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("nano*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_embedded_model_loads_as_it_is(path):
+    config = load_config(path, [], {})
+    assert config.model == "nano"
+    assert path.read_text().splitlines()[2] == f"#   nablaflow train recipes/{path.name}"
+
+
+def test_a_recipe_with_a_methods_older_name_is_read_and_told(capsys: pytest.CaptureFixture[str]):
+    config = load_config(RECIPES / "nano_warmth.yaml", OLD_NAME, {})
+    assert config.method.name == "path-weighted-matching"
+    assert "tilted-matching is called path-weighted-matching now" in capsys.readouterr().err
