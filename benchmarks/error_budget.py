@@ -233,15 +233,11 @@ def fit_by_step(networks: Networks, prompts: list[str], method: ResidualNablaDB)
     """Nats by k: of the policy's shift less its target, and of the target itself."""
     process = networks.model.process
     path = path_of(networks.model, prompts, reference=False, seed=10_000)
-    scale = method.value_step(process).scale
     off, size = torch.zeros(process.steps + 1), torch.zeros(process.steps + 1)
     for batch in path.parts():
-        with torch.enable_grad():
-            losses = method.losses(batch, networks)
-        k, values = batch.transitions.k, batch.transitions.x[0].numel()
-        off.index_add_(0, k, 0.5 * values * losses.terms["forward"].detach())
-        norm = losses.metrics["value_gradient_norm"].square() * scale.float()[k]
-        size.index_add_(0, k, 0.5 * norm)
+        metrics = method.losses(batch, networks).metrics
+        off.index_add_(0, batch.transitions.k, metrics["unfollowed_nats"])
+        size.index_add_(0, batch.transitions.k, metrics["asked_nats"])
     return {"off": (off[1:] / len(path)).tolist(), "target": (size[1:] / len(path)).tolist()}
 
 

@@ -13,7 +13,11 @@ from rich.console import Console
 
 from nablaflow.config.overrides import parse_override
 from nablaflow.errors import UserError
+from nablaflow.evaluation.fit import policy_fit
+from nablaflow.evaluation.measure import Subject
+from nablaflow.evaluation.policy_state import load_policy_state
 from nablaflow.evaluation.protocol import Plan, carry_out
+from nablaflow.methods import Method
 from nablaflow.prompts.sets import Source
 from nablaflow.report import protocol_curves
 from nablaflow.runs.folder import load_run_config
@@ -53,7 +57,8 @@ def evaluate_run(
             `nablaflow.runs.trust`.
 
     Returns:
-        What ``summary.json`` has of figures, and the protocol's under ``protocol``.
+        What ``summary.json`` has of figures, what `nablaflow.evaluation.fit` says under ``fit``
+        (None for another reward than the run's), and the protocol's under ``protocol``.
 
     Raises:
         UserError: the folder holds no run, or no checkpoint yet; or as `Plan.of` and
@@ -75,7 +80,24 @@ def evaluate_run(
             kept = found[-1:] if only_last else found
             best = None if only_last else guards_best(place, found[-1])
             evaluation, protocol = carry_out(parts.subject, plan, kept, starter(progress), best)
-    return {**evaluation.summary, "protocol": protocol.as_dict()}
+            fit = None if settings else fit_of_run(parts.subject, found[-1])
+    return {**evaluation.summary, "fit": fit, "protocol": protocol.as_dict()}
+
+
+def fit_of_run(subject: Subject, last: Path) -> dict[str, Any] | None:
+    """How much of its own target the last policy follows; None where the method states none."""
+    config = subject.config
+    assert isinstance(config.method, Method)
+    load_policy_state(subject.model.network, last, config.model)
+    fit = policy_fit(
+        subject.model,
+        subject.reward,
+        config.method,
+        subject.prompts,
+        seed=config.evaluation.seed,
+        batch=config.evaluation.batch,
+    )
+    return None if fit is None else fit.as_dict()
 
 
 def _measured_on(prompts: Source) -> list[str]:
