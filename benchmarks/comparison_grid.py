@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nablaflow.comparison import ENTRANTS, Study, race
+from nablaflow.comparison import ENTRANTS, ComparisonStudy, race
 from nablaflow.report.comparison_table import comparison_markdown
 from nablaflow.runs.progress import progress_display
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/comparison-grid"))
     given = parser.parse_args()
     for rate in given.rates:
-        study = Study.named(
+        study = ComparisonStudy.named(
             given.methods,
             ["warmth"],
             given.out / f"{rate:g}",

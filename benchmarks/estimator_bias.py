@@ -25,9 +25,9 @@ from nablaflow.estimators import (
     Adjoint,
     Estimator,
     ForwardLooking,
-    NablaTD,
     Networks,
     NStep,
+    TemporalDifference,
     Terminal,
 )
 from nablaflow.estimators import Path as Trajectories
@@ -47,7 +47,7 @@ PROBLEM = Problem(
 ESTIMATORS: dict[str, Estimator] = {
     "adjoint": Adjoint(),
     "adjoint, stride 5": Adjoint(stride=5),
-    "∇-TD(0.9), exact flow score": NablaTD(td_lambda=0.9, gamma=0.0),
+    "∇-TD(0.9), exact flow score": TemporalDifference(td_lambda=0.9, gamma=0.0),
     "5-step, exact flow score": NStep(n=5, gamma=0.0),
     "forward-looking, gamma = 1": ForwardLooking(gamma="one", predictor="reference"),
     "forward-looking, gamma = alpha_bar": ForwardLooking(predictor="reference"),

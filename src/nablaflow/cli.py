@@ -27,7 +27,7 @@ app.add_typer(reward_app, name="reward")
 app.command("eval")(evaluate)
 app.command()(compare)
 
-Settings = Annotated[
+KeyValues = Annotated[
     list[str] | None, typer.Argument(metavar="[key.sub=value …]", help="settings to change")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")]
@@ -61,7 +61,7 @@ def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **
 
 @app.command()
 def demo(
-    settings: Settings = None,
+    settings: KeyValues = None,
     reward: Annotated[
         str, typer.Option(help="warmth, or preference: fitted to 200 pairs")
     ] = "warmth",
@@ -84,7 +84,7 @@ def demo(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="a YAML file, see recipes/")],
-    settings: Settings = None,
+    settings: KeyValues = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     trust_run: TrustRun = False,
@@ -171,12 +171,14 @@ def exact(
         from rich.console import Console
 
         from nablaflow.exact.pool import plan
-        from nablaflow.exact.study import Study
+        from nablaflow.exact.study import LabStudy
         from nablaflow.report.exact_plot import write_plots
         from nablaflow.report.exact_table import exact_table
 
         numbers = {"seeds": seeds, "updates": updates, "batch": batch, "n": n, "steps": steps}
-        study = Study.named(problem or [], method or [], out, random, variance=variance, **numbers)
+        study = LabStudy.named(
+            problem or [], method or [], out, random, variance=variance, **numbers
+        )
         rows = _under_a_bar(plan(study, workers=workers, overwrite=overwrite))
         pictures = write_plots(out, rows, study.samples) if plot else []
         if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 Images = Float[Tensor, "batch 3 height width"]
@@ -14,6 +14,8 @@ Latents = Float[Tensor, "batch channel h w"]
 Batch = Float[Tensor, "batch"]
 Steps = Int[Tensor, "batch"]
 """Index k of a step, one for each row of the batch."""
+Timesteps = Real[Tensor, "batch"]
+"""A model's own conditioning values at x_k; whole numbers, but for flow matching."""
 Features = Float[Tensor, "batch feature"]
 
 Reward = Callable[[Tensor, list[str]], Tensor]

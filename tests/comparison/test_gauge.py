@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nablaflow.comparison.gauge import Gauge, Scored
+from nablaflow.comparison.gauge import Gauge, ScoredSamples
 from nablaflow.metrics import SampleSet
 from nablaflow.rewards import NamedReward
 
@@ -26,13 +26,13 @@ def test_the_default_beta_leaves_a_third_of_the_bank():
     # Kish's share of exp(beta r) with r normal is exp(-beta^2 s^2).
     exact = math.sqrt(math.log(3.0)) / SPREAD
     reward = NamedReward("r", lambda images, prompts: images.mean((1, 2, 3)))
-    found = Gauge.of(reward, None, None, ["a", "b"], Scored(bank(), None))
+    found = Gauge.of(reward, None, None, ["a", "b"], ScoredSamples(bank(), None))
     assert found.beta == pytest.approx(exact, rel=0.03)
 
 
 def gauge(held_out: bool, n: int = 2_000) -> Gauge:
     samples = bank(n)
-    scored = Scored(samples, 3.0 * samples.rewards + 1.0 if held_out else None)
+    scored = ScoredSamples(samples, 3.0 * samples.rewards + 1.0 if held_out else None)
     reward = NamedReward("r", lambda images, prompts: images.mean((1, 2, 3)))
     return Gauge.of(reward, None, 1.0, ["a", "b"], scored)
 

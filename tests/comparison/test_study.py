@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nablaflow.comparison import BYSTANDERS, ENTRANTS, Cell, Study
+from nablaflow.comparison import BYSTANDERS, ENTRANTS, ComparisonCell, ComparisonStudy
 from nablaflow.comparison.study import CELL, slug
 from nablaflow.config.recipe import method_settings
 from nablaflow.errors import UserError
@@ -24,15 +24,15 @@ def test_every_method_competes():
 
 @pytest.mark.parametrize("method", [*ENTRANTS, *BYSTANDERS])
 def test_every_cell_has_a_configuration(method: str, tmp_path: Path):
-    study = Study.named(["all"], [], tmp_path, minutes=1.5, learning_rate=7e-4)
-    config = study.config(Cell("warmth", method, 2), beta=3.0)
+    study = ComparisonStudy.named(["all"], [], tmp_path, minutes=1.5, learning_rate=7e-4)
+    config = study.config(ComparisonCell("warmth", method, 2), beta=3.0)
     assert method_settings(config.method)["beta"] == 3.0
     assert (config.seed, config.training.minutes) == (2, 1.5)
     assert config.optimizer.learning_rate == 7e-4
 
 
 def test_a_round_of_all_methods_comes_before_the_next_seed(tmp_path: Path):
-    study = Study.named(["refl", "best-of-n"], ["warmth", "contrast"], tmp_path, seeds=2)
+    study = ComparisonStudy.named(["refl", "best-of-n"], ["warmth", "contrast"], tmp_path, seeds=2)
     assert [str(cell) for cell in study.cells][:4] == [
         "warmth refl 0",
         "warmth best-of-n 0",
@@ -42,18 +42,18 @@ def test_a_round_of_all_methods_comes_before_the_next_seed(tmp_path: Path):
 
 
 def test_a_cell_of_other_settings_is_not_taken_for_this_one(tmp_path: Path):
-    study, cell = Study.named(["refl"], [], tmp_path), Cell("warmth", "refl", 0)
+    study, cell = ComparisonStudy.named(["refl"], [], tmp_path), ComparisonCell("warmth", "refl", 0)
     assert not study.is_done(cell, 4.0)
     study.store(cell, 4.0, {"points": []})
     assert study.is_done(cell, 4.0)
-    longer = Study.named(["refl"], [], tmp_path, minutes=9.0)
+    longer = ComparisonStudy.named(["refl"], [], tmp_path, minutes=9.0)
     with pytest.raises(UserError, match=r"other settings \(training\.minutes: 2\.0 there, 9\.0"):
         longer.is_done(cell, 4.0)
     assert not longer.is_done(cell, 4.0, overwrite=True)
 
 
 def test_a_damaged_cell_is_named(tmp_path: Path):
-    study, cell = Study.named(["refl"], [], tmp_path), Cell("warmth", "refl", 0)
+    study, cell = ComparisonStudy.named(["refl"], [], tmp_path), ComparisonCell("warmth", "refl", 0)
     path = study.folder(cell) / CELL
     path.parent.mkdir(parents=True)
     for text in ("{", json.dumps({"points": []}), "[]"):
@@ -73,7 +73,7 @@ def test_a_damaged_cell_is_named(tmp_path: Path):
 )
 def test_a_number_that_is_none(tmp_path: Path, settings: dict[str, Any], words: str):
     with pytest.raises(UserError, match=words):
-        Study.named(["refl"], [], tmp_path, **settings)
+        ComparisonStudy.named(["refl"], [], tmp_path, **settings)
 
 
 def test_folders_of_rewards():

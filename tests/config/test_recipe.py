@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nablaflow.config.overrides import dump_config, load_config, parse_override
 from nablaflow.config.recipe import Config, named_kinds, parse_config
 from nablaflow.errors import UserError
-from nablaflow.estimators import NablaTD, NStep
+from nablaflow.estimators import NStep, TemporalDifference
 from nablaflow.methods import METHODS, AdjointMatching, ValueMatching
 
 MINIMAL: dict[str, Any] = {
@@ -238,7 +238,7 @@ def test_another_estimator_keeps_the_settings_it_shares(estimator):
     assert load("method.estimator.n=7", method=method).method.estimator == NStep(n=7)
     method["estimator"] = {**N_STEP["estimator"], "gamma": "one"}
     other = load("method.estimator.name=nabla-td", method=method).method
-    assert other == ValueMatching(beta=1.0, estimator=NablaTD(gamma="one"))
+    assert other == ValueMatching(beta=1.0, estimator=TemporalDifference(gamma="one"))
     assert load("method=adjoint-matching", method=method).method == AdjointMatching(beta=1.0)
 
 

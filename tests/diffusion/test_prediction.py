@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from nablaflow.diffusion import predict_from, score
+from nablaflow.diffusion.prediction import network_input
 
 ALPHA_BARS = st.floats(0.004, 0.9995)
 SEEDS = st.integers(0, 2**31)
@@ -21,7 +22,9 @@ def known_state(seed: int, alpha_bar: float) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 @given(seed=SEEDS, alpha_bar=ALPHA_BARS)
-@pytest.mark.parametrize("parameterization", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    "parameterization", ["epsilon", "v_prediction", "sample", "flow_prediction"]
+)
 def test_each_parameterization_gives_back_the_noise_and_the_clean_state(
     parameterization: str, seed: int, alpha_bar: float
 ) -> None:
@@ -30,10 +33,25 @@ def test_each_parameterization_gives_back_the_noise_and_the_clean_state(
         "epsilon": epsilon,
         "v_prediction": level.sqrt() * epsilon - (1 - level).sqrt() * x0,
         "sample": x0,
+        "flow_prediction": epsilon - x0,
     }
     prediction = predict_from(outputs[parameterization], x, level, parameterization)
     torch.testing.assert_close(prediction.x0_hat, x0, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(prediction.epsilon, epsilon, rtol=1e-9, atol=1e-9)
+
+
+@given(seed=SEEDS, s=st.floats(0.001, 1.0))
+def test_a_flow_matching_network_sees_the_state_on_the_straight_line(seed: int, s: float) -> None:
+    """And its velocity is read back in either units: arXiv 2210.02747's x_0 = x_s - s v."""
+    length = (1 - s) ** 2 + s**2
+    x0, epsilon, x, level = known_state(seed, (1 - s) ** 2 / length)
+    straight = (1 - s) * x0 + s * epsilon
+    torch.testing.assert_close(network_input(x, level, "flow_prediction"), straight)
+    velocity = epsilon - x0 + 0.1 * straight  # of no perfect network
+    found = predict_from(velocity, x, level, "flow_prediction")
+    torch.testing.assert_close(found.x0_hat, straight - s * velocity)
+    torch.testing.assert_close(found.epsilon, straight + (1 - s) * velocity)
+    assert network_input(x, level, "epsilon") is x
 
 
 @given(seed=SEEDS, alpha_bar=ALPHA_BARS)

@@ -11,8 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from nablaflow.diffusion import build_process
-from nablaflow.estimators import Adjoint, Estimator, NablaTD, Networks, NStep, Path, Terminal
-from nablaflow.models import FlowScore
+from nablaflow.estimators import (
+    Adjoint,
+    Estimator,
+    Networks,
+    NStep,
+    Path,
+    TemporalDifference,
+    Terminal,
+)
+from nablaflow.models import Condition, FlowScore
 from nablaflow.rewards import NamedReward
 from tests.support.gaussian import GaussianModel, level_of
 from tests.support.numeric import finite_difference
@@ -46,7 +54,7 @@ class Line:
         process = self.model.process
         alpha_bar, timestep = float(process.alpha_bar[k]), process.timestep[k].expand(len(x))
         with self.model.reference():
-            epsilon = self.model.forward(x.reshape(-1, 1, 1, 1), timestep, None).flatten()
+            epsilon = self.model.forward(x.reshape(-1, 1, 1, 1), timestep, Condition()).flatten()
         x0_hat = (x - (1 - alpha_bar) ** 0.5 * epsilon) / alpha_bar**0.5
         return float(process.from_x0[k]) * x0_hat + float(process.from_epsilon[k]) * epsilon
 
@@ -90,7 +98,7 @@ class ExactFlow(FlowScore):
         nn.Module.__init__(self)
         self.line = line
 
-    def forward(self, x: Tensor, timestep: Tensor, prompt: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         k, flat, found = level_of(self.line.model.process, timestep), x.flatten(), x.clone()
         for level in k.unique().tolist():
             here = k == level
@@ -118,7 +126,7 @@ def test_the_grid_is_fine_enough(k: int) -> None:
 @pytest.mark.parametrize("k", [2, 3, STEPS])
 @pytest.mark.parametrize(
     "estimator",
-    [Adjoint(), NablaTD(td_lambda=0.6, gamma=0.0), NStep(n=1, gamma=0.0)],
+    [Adjoint(), TemporalDifference(td_lambda=0.6, gamma=0.0), NStep(n=1, gamma=0.0)],
     ids=lambda estimator: estimator.name,
 )
 def test_the_mean_over_paths_of_the_tilt_is_the_value_gradient(

@@ -7,7 +7,7 @@ from torch.distributions import Normal
 
 from nablaflow.diffusion import build_process
 from nablaflow.errors import UserError
-from nablaflow.estimators import ForwardLooking, ForwardLookingFlow, NablaTD, NStep
+from nablaflow.estimators import ForwardLooking, ForwardLookingFlow, NStep, TemporalDifference
 from nablaflow.estimators.forward_looking import Gamma, Predictor
 from tests.support.numeric import finite_difference
 from tests.support.paths import Bent, bent_problem, rows_of, state
@@ -87,7 +87,7 @@ def test_with_flow_score_it_is_the_residual_conditions(sampler: str, predictor: 
 def test_the_flow_network_in_a_target_is_the_average_one() -> None:
     bent = bent_problem()
     path = bent.random_path(KEEP)
-    estimators = [ForwardLookingFlow(), NablaTD(td_lambda=0.5), NStep(n=1)]
+    estimators = [ForwardLookingFlow(), TemporalDifference(td_lambda=0.5), NStep(n=1)]
     flow, target = bent.networks.flow, bent.networks.flow_target
     assert flow is not None
     assert target is not None
@@ -108,7 +108,7 @@ def test_the_flow_network_in_a_target_is_the_average_one() -> None:
 @pytest.mark.parametrize("gamma", [[1.0, 0.5], [0.5, *[1.0] * 6], [1.0, *[-1.0] * 6]], ids=str)
 def test_a_gamma_that_does_not_fit_the_sampler_is_refused(gamma: list[float]) -> None:
     process = build_process(STABLE_DIFFUSION, "ddim", 6, 1.0, sigma_floor=0.01)
-    for kind in (ForwardLooking, ForwardLookingFlow, NablaTD, NStep):
+    for kind in (ForwardLooking, ForwardLookingFlow, TemporalDifference, NStep):
         with pytest.raises(UserError, match=r"^method\.gamma: [^\n]*$"):
             kind(gamma=gamma).check(process)
         kind(gamma=[1.0, *[0.5] * 6]).check(process)

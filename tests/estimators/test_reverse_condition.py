@@ -9,9 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nablaflow.estimators import Estimator, ForwardLookingFlow, NablaTD, Path, ValueGradients
-from nablaflow.methods import Losses, Method
-from nablaflow.methods import NablaTD as NablaTDMethod
+from nablaflow.estimators import (
+    Estimator,
+    ForwardLookingFlow,
+    Path,
+    TemporalDifference,
+    ValueGradients,
+)
+from nablaflow.methods import Losses, Method, NablaTD
 from tests.support.numeric import normal_quadrature
 from tests.support.paper import paper
 from tests.support.paths import Bent, bent_problem, path_of, random_states
@@ -70,7 +75,7 @@ def met(k: int) -> Bent:
     shift = torch.zeros(2, dtype=torch.float64)
     for _ in range(200):
         bent, before = shifted(k, shift), shift
-        wanted = expectation(NablaTD(td_lambda=0.0), bent, kernel_paths(bent, k)).target
+        wanted = expectation(TemporalDifference(td_lambda=0.0), bent, kernel_paths(bent, k)).target
         shift = float(bent.model.process.sigma[k]) ** 2 * wanted.flatten()
         if (shift - before).abs().max() < 1e-13:
             return bent
@@ -83,7 +88,7 @@ def test_where_the_forward_condition_is_met_the_targets_of_the_flow_agree(k: int
     path = kernel_paths(bent, k)
     by_jacobian, by_residual = (
         expectation(estimator, bent, path)
-        for estimator in (NablaTD(td_lambda=0.0), ForwardLookingFlow())
+        for estimator in (TemporalDifference(td_lambda=0.0), ForwardLookingFlow())
     )
     torch.testing.assert_close(by_residual.flow, by_jacobian.flow, rtol=1e-8, atol=1e-8)
     assert by_jacobian.flow is not None
@@ -101,7 +106,7 @@ def test_where_it_is_not_they_differ_by_what_the_policy_lacks(k: int) -> None:
     path = kernel_paths(bent, k)
     by_jacobian, by_residual = (
         expectation(estimator, bent, path)
-        for estimator in (NablaTD(td_lambda=0.0), ForwardLookingFlow())
+        for estimator in (TemporalDifference(td_lambda=0.0), ForwardLookingFlow())
     )
     assert by_jacobian.flow is not None
     assert by_residual.flow is not None
@@ -128,7 +133,7 @@ def test_the_published_reverse_residual_trains_the_flow_as_nabla_td_does(k: int)
     bent = met(k)
     path = kernel_paths(bent, k)
     published = paper(beta=bent.beta, forward_looking_predictor="reference")
-    ours = NablaTDMethod(beta=bent.beta, td_lambda=0.0)
+    ours = NablaTD(beta=bent.beta, td_lambda=0.0)
     expected = flow_gradient(bent, published, "reverse", path)
     found = flow_gradient(bent, ours, "flow", path)
     assert max(part.abs().max() for part in expected) > 1e-5

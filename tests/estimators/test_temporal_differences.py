@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nablaflow.estimators import Adjoint, ForwardLookingFlow, NablaTD, NStep
+from nablaflow.estimators import Adjoint, ForwardLookingFlow, NStep, TemporalDifference
 from nablaflow.estimators.forward_looking import Gamma
 from tests.support.paths import Bent, bent_gradient, bent_problem, rows_of, state
 
@@ -24,7 +24,7 @@ def bent(request: pytest.FixtureRequest) -> Bent:
 @pytest.mark.parametrize("td_lambda", [0.0, 0.4, 1.0])
 def test_nabla_td_is_its_recursion(bent: Bent, td_lambda: float) -> None:
     path = bent.random_path(KEEP)
-    found = NablaTD(td_lambda=td_lambda).estimate(path, bent.networks, bent.beta)
+    found = TemporalDifference(td_lambda=td_lambda).estimate(path, bent.networks, bent.beta)
     assert found.flow is not None
     assert not found.target.requires_grad
     assert not found.flow.requires_grad
@@ -56,8 +56,8 @@ def test_n_step_is_a_bootstrap_taken_back(bent: Bent, n: int) -> None:
         close(found.flow[index], pulled - bent.looked(here, k, prompt))
 
 
-@pytest.mark.parametrize("estimator", [NStep(n=STEPS), NablaTD(td_lambda=1.0)], ids=str)
-def test_their_far_end_is_the_adjoint(bent: Bent, estimator: NStep | NablaTD) -> None:
+@pytest.mark.parametrize("estimator", [NStep(n=STEPS), TemporalDifference(td_lambda=1.0)], ids=str)
+def test_their_far_end_is_the_adjoint(bent: Bent, estimator: NStep | TemporalDifference) -> None:
     path = bent.random_path(KEEP)
     found = estimator.estimate(path, bent.networks, bent.beta).target
     adjoint = Adjoint().estimate(path, bent.networks, bent.beta).target
@@ -69,7 +69,7 @@ def test_their_near_ends_are_one(bent: Bent) -> None:
     path = bent.random_path(KEEP)
     n_step, nabla_td, residual = (
         estimator.estimate(path, bent.networks, bent.beta)
-        for estimator in (NStep(n=0), NablaTD(td_lambda=0.0), ForwardLookingFlow())
+        for estimator in (NStep(n=0), TemporalDifference(td_lambda=0.0), ForwardLookingFlow())
     )
     torch.testing.assert_close(n_step.target, nabla_td.target, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(n_step.flow, nabla_td.flow, rtol=1e-12, atol=1e-12)
@@ -83,7 +83,7 @@ def test_without_gamma_the_flow_score_is_the_whole_value_gradient(
     """A schedule of zeros is no other computation than one that is nearly so."""
     path = bent.random_path(KEEP)
     gammas: list[Gamma] = [0.0, 1e-12]
-    for kind in (NablaTD(td_lambda=td_lambda), NStep(n=2), ForwardLookingFlow()):
+    for kind in (TemporalDifference(td_lambda=td_lambda), NStep(n=2), ForwardLookingFlow()):
         none, hardly = (
             kind.model_copy(update={"gamma": gamma}).estimate(path, bent.networks, bent.beta)
             for gamma in gammas

@@ -18,10 +18,10 @@ from nablaflow.estimators import (
     Estimator,
     ForwardLooking,
     ForwardLookingFlow,
-    NablaTD,
     Networks,
     NStep,
     Path,
+    TemporalDifference,
     Terminal,
     ValueGradients,
 )
@@ -45,9 +45,9 @@ REWARDS = {
 }
 UNBIASED = [
     Adjoint(),
-    NablaTD(td_lambda=0.0),
-    NablaTD(td_lambda=0.5),
-    NablaTD(td_lambda=0.9, gamma=0.0),
+    TemporalDifference(td_lambda=0.0),
+    TemporalDifference(td_lambda=0.5),
+    TemporalDifference(td_lambda=0.9, gamma=0.0),
     NStep(n=0),
     NStep(n=2),
     NStep(n=2, gamma=0.0),

@@ -7,7 +7,7 @@ from transformers import BatchEncoding
 from nablaflow import features
 from nablaflow.errors import UserError
 from nablaflow.evaluation import spaces
-from nablaflow.evaluation.protocol import Plan
+from nablaflow.evaluation.protocol import EvaluationPlan
 from nablaflow.evaluation.spaces import Space, check_features, load_space
 from nablaflow.features import FeatureExtractor, pooled_pixels
 from nablaflow.metrics.contract import CHOSEN
@@ -38,12 +38,12 @@ def test_unknown_features_are_one_line():
 
 
 def test_default_metrics_that_are_refused_are_left_out_and_named_ones_are_errors():
-    plan = Plan.of(None, "pixels", 8, 2, CPU)
+    plan = EvaluationPlan.of(None, "pixels", 8, 2, CPU)
     assert list(plan.metrics) == ["reward", "diversity", "vendi", "mmd"]
     assert list(plan.spaces) == [CHOSEN]
     with pytest.raises(UserError, match="frechet: 8 images are too few, 193 are needed"):
-        Plan.of(["frechet"], "pixels", 8, 2, CPU)
-    assert list(Plan.of(["frechet"], "pixels", 193, 2, CPU).metrics) == ["frechet"]
+        EvaluationPlan.of(["frechet"], "pixels", 8, 2, CPU)
+    assert list(EvaluationPlan.of(["frechet"], "pixels", 193, 2, CPU).metrics) == ["frechet"]
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,10 @@ def test_default_metrics_that_are_refused_are_left_out_and_named_ones_are_errors
 def test_least_numbers_are_of_all_images(name: str, n: int, enough: bool):
     """Three prompts: images go around, so 11 leave one of them three."""
     if enough:
-        assert list(Plan.of([name], "pixels", n, 3, CPU).metrics) == [name]
+        assert list(EvaluationPlan.of([name], "pixels", n, 3, CPU).metrics) == [name]
         return
     with pytest.raises(UserError, match=name):
-        Plan.of([name], "pixels", n, 3, CPU)
+        EvaluationPlan.of([name], "pixels", n, 3, CPU)
 
 
 def test_weights_that_are_missing_stop_before_any_work(monkeypatch):
@@ -65,7 +65,7 @@ def test_weights_that_are_missing_stop_before_any_work(monkeypatch):
 
     monkeypatch.setitem(spaces._OTHERS, "inception", missing)
     with pytest.raises(UserError, match="no weights here"):
-        Plan.of(["fid"], "pixels", 4096, 2, CPU)
+        EvaluationPlan.of(["fid"], "pixels", 4096, 2, CPU)
 
 
 def test_clip_features_and_clip_score_share_one_network(tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_clip_features_and_clip_score_share_one_network(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ClipScore, "network", network)
     monkeypatch.setattr(spaces, "load", again)
-    plan = Plan.of(["clip-score", "diversity"], "clip", 8, 2, CPU)
+    plan = EvaluationPlan.of(["clip-score", "diversity"], "clip", 8, 2, CPU)
     assert len(loaded) == 1
     assert plan.spaces[CHOSEN].distance is cosine
     assert plan.spaces[CHOSEN].dim == apart.dim

@@ -202,14 +202,14 @@ def test_passes_are_counted_forward_and_backward() -> None:
     torch.autograd.grad(prediction.epsilon.sum(), leaf)
     assert counter.passes == 35  # and again
     flow = VectorFlowScore(2, 8, 1, counter)
-    flow(x[:2], torch.tensor([3, 4]), None).sum().backward()
+    flow(x[:2], torch.tensor([3, 4]), Condition()).sum().backward()
     assert counter.passes == 39
 
 
 def test_a_flow_score_is_zero_before_training_and_of_the_states_shape() -> None:
     flow = VectorFlowScore(3, 8, 2, PassCounter())
     x = states(4, 3).float()
-    found = flow(x, torch.tensor([0, 1, 500, 999]), None)
+    found = flow(x, torch.tensor([0, 1, 500, 999]), Condition())
     assert torch.equal(found, torch.zeros_like(x))
 
 

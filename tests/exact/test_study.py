@@ -18,18 +18,18 @@ from nablaflow.errors import UserError
 from nablaflow.exact import CONTENDERS, PROBLEMS, Contender, LabSettings, evaluate, named_problem
 from nablaflow.exact.contenders import DEFAULT, PUBLISHED
 from nablaflow.exact.pool import plan
-from nablaflow.exact.study import Cell, Study
+from nablaflow.exact.study import LabCell, LabStudy
 
 Files = dict[str, bytes]
 
 
-def study_in(out: Path, **changes: Any) -> Study:
+def study_in(out: Path, **changes: Any) -> LabStudy:
     """Two problems, one method, one seed: a second."""
-    tiny = Study(("bumps", "unequal"), ("terminal",), out, updates=2, batch=8, n=100)
+    tiny = LabStudy(("bumps", "unequal"), ("terminal",), out, updates=2, batch=8, n=100)
     return replace(tiny, **changes)
 
 
-def run(study: Study, **flags: Any) -> tuple[list[dict[str, Any]], list[str], list[int]]:
+def run(study: LabStudy, **flags: Any) -> tuple[list[dict[str, Any]], list[str], list[int]]:
     """Its rows, the cells that were run, and the updates that were told of."""
     cells, updates = [], []
     rows = plan(study, workers=1, **flags).run(updates.append, lambda cell: cells.append(str(cell)))
@@ -58,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @pytest.fixture
-def done(finished: Files, tmp_path: Path) -> Study:
+def done(finished: Files, tmp_path: Path) -> LabStudy:
     """A finished study of its own."""
     for name, content in finished.items():
         path = tmp_path / name
@@ -83,7 +83,7 @@ BUMPS = Path("bumps", "terminal", "seed-0.json")
 
 
 def test_cells_are_in_the_order_of_problems_methods_and_seeds(tmp_path: Path) -> None:
-    study = Study(("ring", "bumps"), ("terminal", "nabla-td"), tmp_path, seeds=2)
+    study = LabStudy(("ring", "bumps"), ("terminal", "nabla-td"), tmp_path, seeds=2)
     assert [str(cell) for cell in study.cells] == [
         "ring/terminal/seed-0",
         "ring/terminal/seed-1",
@@ -97,30 +97,30 @@ def test_cells_are_in_the_order_of_problems_methods_and_seeds(tmp_path: Path) ->
 
 
 def test_names_may_be_left_out_said_twice_or_be_all(tmp_path: Path) -> None:
-    default = Study.named([], [], tmp_path)
+    default = LabStudy.named([], [], tmp_path)
     assert default.problems == tuple(PROBLEMS)
     assert default.methods == (DEFAULT, PUBLISHED)
-    assert Study.named([], ["all"], tmp_path).methods == tuple(CONTENDERS)
-    assert Study.named(["grid", "ring", "grid"], [], tmp_path).problems == ("grid", "ring")
+    assert LabStudy.named([], ["all"], tmp_path).methods == tuple(CONTENDERS)
+    assert LabStudy.named(["grid", "ring", "grid"], [], tmp_path).problems == ("grid", "ring")
 
 
 def test_random_problems_are_alone_or_beside_named_ones(tmp_path: Path) -> None:
     two = ("random-0", "random-1")
-    assert Study.named([], [], tmp_path, random=2).problems == two
-    assert Study.named(["ring", "random-1"], [], tmp_path, random=2).problems == (
+    assert LabStudy.named([], [], tmp_path, random=2).problems == two
+    assert LabStudy.named(["ring", "random-1"], [], tmp_path, random=2).problems == (
         "ring",
         "random-1",
         "random-0",
     )
-    assert Study.named(["all"], [], tmp_path, random=2).problems == (*PROBLEMS, *two)
-    assert Study.named(["random-7"], [], tmp_path).problems == ("random-7",)
+    assert LabStudy.named(["all"], [], tmp_path, random=2).problems == (*PROBLEMS, *two)
+    assert LabStudy.named(["random-7"], [], tmp_path).problems == ("random-7",)
     for none in (0, -1):
         with pytest.raises(UserError, match=rf"^--random: {none} is too few; use 1 or more$"):
-            Study.named([], [], tmp_path, random=none)
+            LabStudy.named([], [], tmp_path, random=none)
 
 
 def test_the_defaults_are_those_of_evaluate() -> None:
-    ours = {part.name: part.default for part in fields(Study)}
+    ours = {part.name: part.default for part in fields(LabStudy)}
     theirs = inspect.signature(evaluate).parameters
     for name in ("updates", "batch", "n"):
         assert ours[name] == theirs[name].default
@@ -151,8 +151,8 @@ def test_mistakes_are_found_before_anything_is_done(
 # --- what is stored -------------------------------------------------------------------------------
 
 
-def test_a_cell_holds_what_evaluate_says_and_what_it_was_made_with(done: Study) -> None:
-    problem, cell = named_problem("bumps"), Cell("bumps", "terminal", 0)
+def test_a_cell_holds_what_evaluate_says_and_what_it_was_made_with(done: LabStudy) -> None:
+    problem, cell = named_problem("bumps"), LabCell("bumps", "terminal", 0)
     expected = evaluate(problem, "terminal", updates=2, batch=8, seed=0, n=100)
     stored = json.loads((done.out / BUMPS).read_text())
     assert stored["row"] == {**expected.row(), "seconds": stored["row"]["seconds"]}
@@ -175,7 +175,7 @@ def test_steps_and_variance_are_those_of_the_sampler_that_is_trained(tmp_path: P
     assert (found["steps"], found["variance"]) == (3, "posterior")
 
 
-def test_nothing_half_written_is_left(done: Study) -> None:
+def test_nothing_half_written_is_left(done: LabStudy) -> None:
     assert set(contents(done.out)) == {
         f"{problem}/terminal/seed-0.{ending}"
         for problem in ("bumps", "unequal")
@@ -186,7 +186,7 @@ def test_nothing_half_written_is_left(done: Study) -> None:
 # --- going on -------------------------------------------------------------------------------------
 
 
-def test_what_is_done_is_kept_as_it_is(done: Study) -> None:
+def test_what_is_done_is_kept_as_it_is(done: LabStudy) -> None:
     edit(done.out / BUMPS, "row", "energy_distance", 123.0)
     before = contents(done.out)
     rows, cells, updates = run(done)
@@ -196,7 +196,7 @@ def test_what_is_done_is_kept_as_it_is(done: Study) -> None:
 
 
 @pytest.mark.parametrize("ending", [".json", ".safetensors"])
-def test_only_what_is_missing_is_run(done: Study, finished: Files, ending: str) -> None:
+def test_only_what_is_missing_is_run(done: LabStudy, finished: Files, ending: str) -> None:
     edit(done.out / BUMPS, "row", "energy_distance", 123.0)
     lost = done.out / "unequal" / "terminal" / f"seed-0{ending}"
     lost.unlink()
@@ -207,7 +207,7 @@ def test_only_what_is_missing_is_run(done: Study, finished: Files, ending: str) 
     assert rows[1] == {**first, "seconds": rows[1]["seconds"]}
 
 
-def test_more_seeds_and_more_methods_add_to_what_is_there(done: Study) -> None:
+def test_more_seeds_and_more_methods_add_to_what_is_there(done: LabStudy) -> None:
     more = replace(done, methods=("residual-nabla-db", "terminal"), seeds=2)
     assert len(more.cells) == 8
     left = [str(cell) for cell in more.missing()]
@@ -245,7 +245,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
         ({"variance": "posterior"}, "variance: analytic there, posterior here"),
     ],
 )
-def test_other_numbers_are_refused(done: Study, changes: dict[str, Any], words: str) -> None:
+def test_other_numbers_are_refused(done: LabStudy, changes: dict[str, Any], words: str) -> None:
     before = contents(done.out)
     with pytest.raises(UserError, match=rf"--out: .*terminal .*\({words}\).*--overwrite"):
         plan(replace(done, **changes))
@@ -257,7 +257,7 @@ def test_other_numbers_are_refused(done: Study, changes: dict[str, Any], words: 
     [("settings", r"training\.width: \d+ there, 16 here"), ("method", r"method\.name: terminal")],
 )
 def test_other_settings_of_a_method_are_refused(
-    done: Study, monkeypatch: pytest.MonkeyPatch, part: str, words: str
+    done: LabStudy, monkeypatch: pytest.MonkeyPatch, part: str, words: str
 ) -> None:
     method = CONTENDERS["terminal"]
     changed = method.settings.model_copy(update={"width": 16})
@@ -270,7 +270,7 @@ def test_other_settings_of_a_method_are_refused(
         plan(done)
 
 
-def test_overwriting_replaces_only_what_differs(done: Study) -> None:
+def test_overwriting_replaces_only_what_differs(done: LabStudy) -> None:
     """So that the same command goes on with what it began."""
     edit(done.out / BUMPS, "settings", "updates", 5)
     kept = done.out / "unequal" / "terminal" / "seed-0.json"
@@ -283,7 +283,7 @@ def test_overwriting_replaces_only_what_differs(done: Study) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"row": {}}', '{"row": 1, "settings": 2}'])
-def test_a_damaged_file_is_named(done: Study, content: str) -> None:
+def test_a_damaged_file_is_named(done: LabStudy, content: str) -> None:
     (done.out / BUMPS).write_text(content)
     with pytest.raises(UserError, match=r"seed-0\.json is not a finished cell; remove it"):
         plan(done)
@@ -306,7 +306,7 @@ def test_workers_find_the_same_are_stopped_together_and_leave_whole_cells(
     """Each worker spends seconds on its imports, so one pool for all of it."""
     study, before = study_in(tmp_path, seeds=3), multiprocessing.active_children()
 
-    def stop(cell: Cell) -> None:
+    def stop(cell: LabCell) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

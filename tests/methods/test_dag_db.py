@@ -50,7 +50,7 @@ def expected_residual(bent: Bent, batch: TrainingBatch, row: int, *, by_policy: 
         flow = bent.networks.flow_target if average else bent.networks.flow
         assert isinstance(flow, PromptedFlow)
         timestep = bent.model.process.timestep[level : level + 1]
-        score = flow(at.reshape(1, 1, 1, -1), timestep, bent.model.condition([prompt]).prompt)
+        score = flow(at.reshape(1, 1, 1, -1), timestep, bent.model.condition([prompt]))
         x0_hat = bent.prediction(at, level, prompt, policy=by_policy)[0]
         return bent.beta * bent.gamma(level) * bent.reward(x0_hat, prompt) + score.mean()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from nablaflow.config.recipe import Config
-from nablaflow.config.settings import Training
+from nablaflow.config.settings import TrainingSettings
 from nablaflow.diffusion import (
     ReverseProcess,
     Transitions,
@@ -279,7 +279,7 @@ def test_one_image_a_prompt_is_refused_where_images_of_a_prompt_are_compared(
         prompts=["a"],
         output_dir=Path("run"),
         method=method,
-        training=Training(**training, transition_fraction=1.0),
+        training=TrainingSettings(**training, transition_fraction=1.0),
     )
     if advantage == "batch":
         check_group(method, one)

@@ -14,11 +14,11 @@ from nablaflow.estimators import (
     ForwardLooking,
     ForwardLookingFlow,
     Networks,
+    TemporalDifference,
     Terminal,
     TrainingBatch,
     ValueGradients,
 )
-from nablaflow.estimators import NablaTD as NablaTDEstimator
 from nablaflow.estimators import NStep as NStepEstimator
 from nablaflow.methods import AdjointMatching, Losses, Method, NablaTD, TerminalMatching
 from nablaflow.methods.matching import Matching, ValueMatching
@@ -110,7 +110,7 @@ def test_the_flow_term_by_hand_and_the_sum_of_all() -> None:
     process, flow = bent.model.process, bent.networks.flow
     assert flow is not None
     batch = bent.random_path([[5, 1], [2, 4, 4]]).training_batch(
-        NablaTDEstimator(), bent.networks, bent.beta
+        TemporalDifference(), bent.networks, bent.beta
     )
     t = batch.transitions
     t.epsilon.add_(0.3)
@@ -120,7 +120,7 @@ def test_the_flow_term_by_hand_and_the_sum_of_all() -> None:
     assert batch.estimate is not None
     assert batch.estimate.flow is not None
     with torch.no_grad():
-        score = flow(t.x, process.timestep[t.k], batch.condition.prompt)
+        score = flow(t.x, process.timestep[t.k], batch.condition)
     for row, (k, prompt) in enumerate(zip(t.k.tolist(), batch.prompts, strict=True)):
         sigma, x = float(process.sigma[k]), t.x[row].flatten()
         error = (score - batch.estimate.flow)[row]
@@ -142,7 +142,7 @@ def test_the_flow_term_by_hand_and_the_sum_of_all() -> None:
 def test_each_network_is_trained_by_its_own_term() -> None:
     bent = bent_problem()
     batch = bent.random_path([[5, 1], [2, 4]]).training_batch(
-        NablaTDEstimator(), bent.networks, bent.beta
+        TemporalDifference(), bent.networks, bent.beta
     )
     networks = {
         "forward": bent.model.network,
@@ -271,7 +271,7 @@ def test_a_gamma_that_does_not_fit_the_sampler_is_refused() -> None:
         (AdjointMatching(beta=1.0, stride=3), Adjoint(stride=3)),
         (
             NablaTD(beta=1.0, td_lambda=0.3, gamma="one"),
-            NablaTDEstimator(td_lambda=0.3, gamma="one"),
+            TemporalDifference(td_lambda=0.3, gamma="one"),
         ),
         (TerminalMatching(beta=1.0, scale="sigma"), Terminal(scale="sigma")),
     ],

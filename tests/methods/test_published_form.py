@@ -18,6 +18,7 @@ from nablaflow.diffusion import Transitions, sample_trajectories, trajectory_noi
 from nablaflow.methods import Networks, ResidualNablaDB, TrainingBatch
 from nablaflow.models import (
     AdapterSettings,
+    Condition,
     FlowSettings,
     SamplerSettings,
     UNetFlowScore,
@@ -106,7 +107,7 @@ class Rendering:
         self.then = max(self.timestep - STRIDE, 0)
         self.last = self.timestep == 1
         self.prompt = parts.batch.prompts[row]
-        embedded = parts.model.condition(["", self.prompt]).prompt
+        embedded = parts.model.condition(["", self.prompt]).hidden
         assert embedded is not None
         self.embedded = embedded
 
@@ -144,7 +145,7 @@ class Rendering:
         return BETA * gamma * slope.detach()
 
     def flow(self, x: Tensor, timestep: int) -> Tensor:
-        prompted = self.embedded[1:]
+        prompted = Condition(self.embedded[1:])
         return self.parts.flow(x, torch.tensor([timestep]), prompted)
 
     def terms(self, gamma_end: float | None = None) -> dict[str, Tensor]:

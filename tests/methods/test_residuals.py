@@ -80,7 +80,7 @@ def test_the_reverse_residual_is_the_derivative_by_the_state(
             lambda x: log_ratio_and_value(x, batch, networks, predictor), transitions.x
         )
         timestep = networks.model.process.timestep[transitions.k]
-        residual = gradient + networks.flow(transitions.x, timestep, None)
+        residual = gradient + networks.flow(transitions.x, timestep, Condition())
     variance = networks.model.process.sigma[transitions.k].double().square()
     expected = 0.7 * variance * residual.square().flatten(1).mean(1)
     method = paper(
@@ -116,7 +116,7 @@ def test_the_forward_residual_is_the_derivative_by_the_next_state(
 
     residual = finite_difference(imbalance, transitions.x_next)
     with torch.no_grad():
-        flow = networks.flow(transitions.x_next, model.process.timestep[k - 1], None)
+        flow = networks.flow(transitions.x_next, model.process.timestep[k - 1], Condition())
     residual -= torch.where((k == 1).reshape(-1, 1, 1, 1), 0.0, flow)
     expected = sigma.flatten().square() * residual.square().flatten(1).mean(1)
     method = paper(beta=BETA, prior_strength=STRENGTH, forward_flow="attached")
@@ -141,8 +141,8 @@ def test_the_residuals_of_plain_nabla_db_are_derivatives_of_detailed_balance(
 
     x, x_next = batch.transitions.x, batch.transitions.x_next
     with torch.no_grad():
-        here = networks.flow(x, process.timestep[k], None)
-        following = networks.flow(x_next, process.timestep[k - 1], None)
+        here = networks.flow(x, process.timestep[k], Condition())
+        following = networks.flow(x_next, process.timestep[k - 1], Condition())
     terminal = BETA * finite_difference(
         lambda value: bent_reward(model.decode(value), batch.prompts).sum(), x_next
     )

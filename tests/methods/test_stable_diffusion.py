@@ -117,8 +117,8 @@ def test_the_forward_looking_gradient_goes_through_the_guided_prediction() -> No
     alpha_bar = model.process.alpha_bar[level].reshape(-1, 1, 1, 1)
     x = batch.transitions.x_next.clone().requires_grad_()
     timestep = model.process.timestep[level]
-    positive = bare.unet(x, timestep, batch.condition.prompt).sample
-    negative = bare.unet(x, timestep, batch.condition.negative).sample
+    positive = bare.unet(x, timestep, batch.condition.hidden).sample
+    negative = bare.unet(x, timestep, batch.condition.negative.hidden).sample
     epsilon = negative + GUIDANCE * (positive - negative)
     x0_hat = (x - (1 - alpha_bar).sqrt() * epsilon) / alpha_bar.sqrt()
     ended = (level == 0).reshape(-1, 1, 1, 1)
@@ -243,7 +243,7 @@ def test_the_flow_score_is_float32_under_autocast() -> None:
     model = load()
     flow = flow_for(model)
     x = torch.randn(2, *model.state_shape, generator=torch.Generator().manual_seed(0))
-    inputs = (x, torch.tensor([3, 700]), model.condition(PROMPTS[:2]).prompt)
+    inputs = (x, torch.tensor([3, 700]), model.condition(PROMPTS[:2]))
     with torch.autocast("cpu", torch.bfloat16):
         mixed = flow(*inputs)
     assert torch.equal(mixed, flow(*inputs))

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nablaflow import nano
 from nablaflow.models import (
     AdapterSettings,
+    Condition,
     FlowSettings,
     SamplerSettings,
     UNetFlowScore,
@@ -44,10 +45,10 @@ def test_the_chosen_size_is_the_largest_within_a_quarter() -> None:
     denoiser = flops(bare.unet, state, 5, prompt)
     flow, line = make_flow_score(load(nano.path()), FlowSettings())
     assert flow.settings.channels == [24, 48, 96, 96]
-    own = flops(flow, state, torch.tensor([5]), prompt)
+    own = flops(flow, state, torch.tensor([5]), Condition(prompt))
     assert own <= SHARE * denoiser
     wider = UNetFlowScore(FlowSettings(channels=[32, 64, 128, 128]), 4, 8, WIDTH)
-    assert flops(wider, state, torch.tensor([5]), prompt) > SHARE * denoiser
+    assert flops(wider, state, torch.tensor([5]), Condition(prompt)) > SHARE * denoiser
     parameters = sum(parameter.numel() for parameter in flow.parameters())
     assert f"{parameters / 1e6:.3g} M parameters" in line
     assert f"{own / denoiser:.0%} of the denoiser's forward FLOPs" in line
@@ -65,4 +66,4 @@ def test_beside_a_tiny_denoiser_it_is_the_smallest(folders: dict[str, Path], fam
     flow, _ = make_flow_score(model, FlowSettings())
     assert flow.settings.channels == [8]
     x = torch.zeros(2, *model.state_shape)
-    assert flow(x, torch.tensor([1, 2]), model.condition(["a", "b"]).prompt).shape == x.shape
+    assert flow(x, torch.tensor([1, 2]), model.condition(["a", "b"])).shape == x.shape

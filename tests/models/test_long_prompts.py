@@ -46,7 +46,7 @@ def test_a_note_names_what_is_cut_and_what_is_then_the_same(pipeline: Any) -> No
 
 
 def test_a_prompt_that_fits_is_embedded_in_its_first_piece_as_ever(pipeline: Any) -> None:
-    plain, parts = (model(pipeline, chunks).condition([SHORT]).prompt for chunks in (None, 2))
+    plain, parts = (model(pipeline, chunks).condition([SHORT]).hidden for chunks in (None, 2))
     assert plain is not None
     assert parts is not None
     length = plain.shape[1]
@@ -62,7 +62,7 @@ def test_the_second_piece_is_the_rest_of_the_prompt(pipeline: Any) -> None:
     ).input_ids
     assert own[1].tolist() == rest
     first, second = (
-        model(pipeline, 2).condition([long(pipeline, end)]).prompt for end in ("circle", "square")
+        model(pipeline, 2).condition([long(pipeline, end)]).hidden for end in ("circle", "square")
     )
     assert first is not None
     assert second is not None

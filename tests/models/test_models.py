@@ -122,9 +122,8 @@ def test_reference_and_policy_start_as_the_bare_network_and_only_the_policy_move
     folders: dict[str, Path], family: str, scale: float, kind: str
 ) -> None:
     bare = load_pipeline(str(folders[family]))
-    model = load(
-        folders[family], {"kind": kind}, guidance_scale=scale, negative_prompt="a blue square"
-    )
+    negative = {} if family == "ddpm" else {"negative_prompt": "a blue square"}
+    model = load(folders[family], {"kind": kind}, guidance_scale=scale, **negative)
     x = torch.randn(3, *model.state_shape, generator=torch.Generator().manual_seed(1))
     k = torch.tensor([1, 3, 4])
     output = by_hand(bare, x, model.process.timestep[k], scale, "a blue square")
@@ -301,6 +300,32 @@ def test_targets_that_no_layer_has_are_refused(folders: dict[str, Path]) -> None
 def test_guidance_of_an_unconditional_model_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=r"sampler\.guidance_scale"):
         load(folders["ddpm"], guidance_scale=3.0)
+
+
+@pytest.mark.parametrize("setting", [{"negative_prompt": "fog"}, {"prompt_chunks": 2}])
+def test_a_setting_that_the_model_does_not_read_is_refused(
+    folders: dict[str, Path], setting: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match=rf"sampler\.{next(iter(setting))}: a DDPMPipeline has no"):
+        load(folders["ddpm"], **setting)
+
+
+def test_encoders_that_are_moved_off_are_back_for_a_prompt_alone(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, stay = load(folders["sd"], guidance_scale=3.0), load(folders["sd"], guidance_scale=3.0)
+    moves: list[str] = []
+    encoder = model.pipeline.text_encoder
+    monkeypatch.setattr(encoder, "to", lambda device: moves.append(str(device)))
+    model.device = torch.device("meta")  # stands for an accelerator
+    model.offload_encoders()
+    with model._encoders_at_work():  # type: ignore[attr-defined]
+        moves.append("at work")
+    assert moves == ["cpu", "meta", "at work", "cpu"]
+    model.device = CPU
+    found, wanted = (m.condition([PROMPT, "a star"]) for m in (model, stay))
+    assert torch.equal(found.hidden, wanted.hidden)
+    assert torch.equal(found.negative.hidden, wanted.negative.hidden)
 
 
 def test_a_network_that_learns_its_variance_is_refused() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from nablaflow.exact import Problem, named_problem
-from nablaflow.exact.study import Cell
+from nablaflow.exact.study import LabCell
 from nablaflow.report.exact_plot import (
     POINTS,
     method_colours,
@@ -41,7 +41,7 @@ def row(problem: str, method: str, seed: int = 0, times: float | None = 4.0) -> 
     }
 
 
-def samples(cell: Cell) -> Tensor:
+def samples(cell: LabCell) -> Tensor:
     """Different for each seed, and more than are shown."""
     dim = named_problem(cell.problem).prior.dim
     generator = torch.Generator().manual_seed(cell.seed)
@@ -90,7 +90,7 @@ def test_points_are_of_the_distribution_named_above_them() -> None:
         found = points(figure, panel)
         error = 4 * exact.covariance.diagonal().max().sqrt().item() / POINTS**0.5
         np.testing.assert_allclose(found.mean(0), exact.mean.numpy(), atol=error)
-    expected = samples(Cell("unequal", "a", 0))[:POINTS].numpy()
+    expected = samples(LabCell("unequal", "a", 0))[:POINTS].numpy()
     np.testing.assert_allclose(points(figure, 2), expected, rtol=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_of_several_seeds_the_median_one_is_shown(times: tuple[float, ...], show
     rows = [row("unequal", "a", seed, value) for seed, value in enumerate(times)]
     figure = drawn(named_problem("unequal"), *rows)
     assert texts(figure, 2)[1] == f"{times[shown]:.2f} {TIMES} floor, seed {shown}"
-    expected = samples(Cell("unequal", "a", shown))[:POINTS].numpy()
+    expected = samples(LabCell("unequal", "a", shown))[:POINTS].numpy()
     np.testing.assert_allclose(points(figure, 2), expected, rtol=1e-6)
 
 

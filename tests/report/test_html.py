@@ -24,7 +24,7 @@ LORA = Saved(
     as_lora=True,
     pipeline="StableDiffusionPipeline",
     model="some/model",
-    prompt="a circle",
+    call={"prompt": "a circle", "guidance_scale": 2.0},
 )
 
 
@@ -146,12 +146,12 @@ def test_the_lines_that_load_the_lora_are_python(write):
         "from diffusers import StableDiffusionPipeline",
         "pipeline = StableDiffusionPipeline.from_pretrained('some/model')",
         'pipeline.load_lora_weights("runs/it\'s/lora")',
-        "image = pipeline('a circle').images[0]",
+        "image = pipeline(prompt='a circle', guidance_scale=2.0).images[0]",
     ]
 
 
 def test_a_whole_model_is_loaded_by_its_own_pipeline(write):
-    saved = Saved("runs/x/model", False, "DDPMPipeline", "google/ddpm", prompt=None)
+    saved = Saved("runs/x/model", False, "DDPMPipeline", "google/ddpm", call={})
     text = Page(write(saved=saved)).text
     assert "a whole DDPMPipeline, is in runs/x/model" in text
     assert "pipeline = DDPMPipeline.from_pretrained('runs/x/model')" in text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nablaflow.comparison import Study
+from nablaflow.comparison import ComparisonStudy
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config, parse_config
@@ -89,7 +89,7 @@ ENTERED = {
 @pytest.mark.parametrize("stem", ENTERED)
 def test_a_method_s_recipe_has_what_the_comparison_measured(stem):
     recipe = load_config(RECIPES / f"nano_{stem}.yaml", [], {})
-    study = Study.named([ENTERED[stem]], [], Path())
+    study = ComparisonStudy.named([ENTERED[stem]], [], Path())
     (cell, *_) = study.cells
     entered = study.config(cell, 4.0)
     assert (recipe.method, recipe.flow) == (entered.method, entered.flow)

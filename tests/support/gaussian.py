@@ -62,7 +62,7 @@ class GaussianModel(DiffusionModel):
         total = alpha_bar * self.covariance + (1 - alpha_bar) * identity
         return (1 - alpha_bar).sqrt() * total.inverse()
 
-    def forward(self, x: Tensor, timestep: Tensor, prompt: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         k = level_of(self.process, timestep)
         flat = x.flatten(1)
         slopes = torch.stack([self.slope(level) for level in range(self.process.steps + 1)])
@@ -127,7 +127,7 @@ class AffineFlow(FlowScore):
         self.offset = nn.Parameter(offset.clone())
         self.slope = nn.Parameter(zero if slope is None else slope.clone())
 
-    def forward(self, x: Tensor, timestep: Tensor, prompt: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         k = level_of(self.process, timestep)
         flat = self.offset[k] + torch.einsum("ni,nij->nj", x.flatten(1), self.slope[k])
         return flat.reshape(x.shape)
@@ -140,7 +140,7 @@ class NetworkFlow(FlowScore):
         nn.Module.__init__(self)
         self.process, self.network = process, network
 
-    def forward(self, x: Tensor, timestep: Tensor, prompt: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         flat = self.network(x.flatten(1), level_of(self.process, timestep))
         return flat.reshape(x.shape)
 

@@ -27,15 +27,16 @@ class PromptedModel(GaussianModel):
     def condition(self, prompts: list[str]) -> Condition:
         return Condition(numbers(prompts).reshape(-1, 1, 1))
 
-    def forward(self, x: Tensor, timestep: Tensor, prompt: Tensor | None) -> Tensor:
-        assert prompt is not None
-        return super().forward(x, timestep, prompt) + self.bend * prompt[..., None] * x.cos()
+    def forward(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        assert condition.hidden is not None
+        plain = super().forward(x, timestep, condition)
+        return plain + self.bend * condition.hidden[..., None] * x.cos()
 
 
 class PromptedFlow(NetworkFlow):
-    def forward(self, x: Tensor, timestep: Tensor, prompt: Tensor | None) -> Tensor:
-        assert prompt is not None
-        return super().forward(x, timestep, prompt) * (1.0 + prompt[..., None])
+    def forward(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        assert condition.hidden is not None
+        return super().forward(x, timestep, condition) * (1.0 + condition.hidden[..., None])
 
 
 def bent_reward(images: Tensor, prompts: list[str]) -> Tensor:
@@ -90,7 +91,7 @@ class Bent:
     def prediction(self, x: Tensor, k: int, prompt: str, *, policy: bool) -> tuple[Tensor, Tensor]:
         """x0_hat and the noise at one state (d,), written out."""
         model, timestep = self.model, self.model.process.timestep[k : k + 1]
-        condition = model.condition([prompt]).prompt
+        condition = model.condition([prompt])
         if policy:
             epsilon = model.forward(x.reshape(1, 1, 1, -1), timestep, condition)
         else:
@@ -176,9 +177,9 @@ class CountingModel(GaussianModel):
         super().__init__(*arguments, **named)  # type: ignore[arg-type]
         self.calls: list[list[int]] = []
 
-    def forward(self, x: Tensor, timestep: Tensor, prompt: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         self.calls.append(level_of(self.process, timestep).tolist())
-        return super().forward(x, timestep, prompt)
+        return super().forward(x, timestep, condition)
 
 
 class Nothing(nn.Module):

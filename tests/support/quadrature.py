@@ -84,6 +84,6 @@ def means(networks: Networks, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         x0_hat = (x - (1 - alpha_bar).sqrt() * epsilon) / alpha_bar.sqrt()
         return process.from_x0[k] * x0_hat + process.from_epsilon[k] * epsilon
 
-    policy = mean(model.forward(x, timestep, None))
+    policy = mean(model.forward(x, timestep, Condition()))
     with model.reference():
-        return policy, mean(model.forward(x, timestep, None))
+        return policy, mean(model.forward(x, timestep, Condition()))

@@ -223,8 +223,8 @@ def test_each_transition_is_trained_with_the_prompt_of_its_own_image(
     wanted = [rollout.prompts[owner] for owner in owners]
     assert len(set(wanted)) == 2
     assert [batch.prompts[row] for row in last] == wanted
-    embeddings = parts.model.condition(wanted).prompt
-    assert torch.equal(batch.condition.prompt[last], embeddings)
+    embeddings = parts.model.condition(wanted).hidden
+    assert torch.equal(batch.condition.hidden[last], embeddings)
 
 
 def test_scores_are_those_of_the_images_and_prompts_of_the_rollout(

@@ -80,10 +80,10 @@ def _race(
 ) -> list[Any]:
     from rich.console import Console
 
-    from nablaflow.comparison import Study, race
+    from nablaflow.comparison import ComparisonStudy, race
     from nablaflow.runs.progress import progress_display
 
-    study = Study.named(names, rewards, out, held_out=held_out, **settings)
+    study = ComparisonStudy.named(names, rewards, out, held_out=held_out, **settings)
     with progress_display(Console(stderr=True)) as progress:
         return race(study, progress, overwrite=overwrite)
 

@@ -5,6 +5,15 @@ from nablaflow.comparison.finished import compare_runs
 from nablaflow.comparison.gauge import Gauge
 from nablaflow.comparison.outcome import Outcome
 from nablaflow.comparison.race import race
-from nablaflow.comparison.study import Cell, Study
+from nablaflow.comparison.study import ComparisonCell, ComparisonStudy
 
-__all__ = ["BYSTANDERS", "ENTRANTS", "Cell", "Gauge", "Outcome", "Study", "compare_runs", "race"]
+__all__ = [
+    "BYSTANDERS",
+    "ENTRANTS",
+    "ComparisonCell",
+    "ComparisonStudy",
+    "Gauge",
+    "Outcome",
+    "compare_runs",
+    "race",
+]

@@ -27,7 +27,7 @@ from nablaflow.methods import (
     Untrained,
 )
 
-Settings = Mapping[str, Any]
+Changes = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,22 +43,22 @@ class Entrant:
 
     method: Callable[[float], Method]
     learning_rate: float
-    training: Settings = field(default_factory=dict)
-    flow: Settings | None = None
+    training: Changes = field(default_factory=dict)
+    flow: Changes | None = None
 
 
-TRAINING: Settings = {
+TRAINING: Changes = {
     "prompts_per_update": 4,
     "images_per_prompt": 8,
     "transition_fraction": 0.2,
 }
 """The demo's."""
 
-FLOW: Settings = {"channels": [64, 128], "ema_decay": 0.9}
-GROUPS: Settings = {"images_per_prompt": 16}
-ALL_STEPS: Settings = {"transition_fraction": 0.5, "steps_per_rollout": 2}
+FLOW: Changes = {"channels": [64, 128], "ema_decay": 0.9}
+GROUPS: Changes = {"images_per_prompt": 16}
+ALL_STEPS: Changes = {"transition_fraction": 0.5, "steps_per_rollout": 2}
 CLIP = 1e-2  # per value of 256; the published 1e-4 is for 16,384
-WHOLE: Settings = {"transition_fraction": 0.1}  # of no effect: the method draws its steps itself
+WHOLE: Changes = {"transition_fraction": 0.1}  # of no effect: the method draws its steps itself
 
 ENTRANTS: dict[str, Entrant] = {
     "residual-nabla-db": Entrant(lambda beta: ResidualNablaDB(beta=beta), 3e-3),

@@ -26,7 +26,7 @@ CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredSamples:
     """Images as the figures see them, with a second reward beside the first.
 
     Attributes:
@@ -45,14 +45,14 @@ def score_states(
     *,
     batch: int,
     on_progress: Callable[[int], None],
-) -> Scored:
+) -> ScoredSamples:
     """Decode states, prompts in turns, to features and the scores of both rewards."""
     reward, held_out = rewards
     looks = {} if held_out is None else {"held_out": held_out}
     found = measure_states(
         model, reward, states, prompts, batch=batch, on_progress=on_progress, looks=looks
     )
-    return Scored(found.samples, found.rows.get("held_out"))
+    return ScoredSamples(found.samples, found.rows.get("held_out"))
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Gauge:
     held_out: NamedReward | None
     beta: float
     prompts: list[str]
-    bank: Scored
+    bank: ScoredSamples
     yardstick: Yardstick
 
     @staticmethod
@@ -77,7 +77,7 @@ class Gauge:
         held_out: NamedReward | None,
         beta: float | None,
         prompts: list[str],
-        bank: Scored,
+        bank: ScoredSamples,
     ) -> Gauge:
         """With the beta that ``auto`` gives where there is none."""
         if beta is None:
@@ -111,7 +111,7 @@ class Gauge:
         )
         return self.measure(model, states, settings.batch, lambda done: None)
 
-    def column(self, scored: Scored) -> Column:
+    def column(self, scored: ScoredSamples) -> Column:
         column = self.yardstick.column(scored.samples)
         return column | self._held_out(scored.held_out, scored.samples.prompt_index, None)
 
@@ -153,7 +153,7 @@ def scored_bank(
     fingerprint: str,
     folder: Path,
     progress: StartProgress,
-) -> Scored:
+) -> ScoredSamples:
     """The reference bank with its scores, from the folder if it is there.
 
     Args:
@@ -166,7 +166,9 @@ def scored_bank(
     index = spread(config.evaluation.bank, len(prompts))
     found = read_cached(path) if path.is_file() and key_of(path) == key else None
     if found is not None:
-        return Scored(SampleSet(found["features"], found["rewards"], index), found.get("held_out"))
+        return ScoredSamples(
+            SampleSet(found["features"], found["rewards"], index), found.get("held_out")
+        )
     settings = config.evaluation
     states = reference_bank(
         model,
@@ -185,7 +187,7 @@ def scored_bank(
     return scored
 
 
-def _save(path: Path, scored: Scored, key: str) -> None:
+def _save(path: Path, scored: ScoredSamples, key: str) -> None:
     tensors = {"features": scored.samples.features, "rewards": scored.samples.rewards}
     if scored.held_out is not None:
         tensors["held_out"] = scored.held_out

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from nablaflow.comparison.entrants import BYSTANDERS, ENTRANTS
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
-from nablaflow.comparison.study import Cell, Study, read_cell
+from nablaflow.comparison.study import ComparisonCell, ComparisonStudy, read_cell
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.evaluation.bank import spread
 from nablaflow.memory import in_parts
@@ -35,7 +35,7 @@ from nablaflow.storage.whole import checkpoint_to_resume
 from nablaflow.training.stepper import Record
 
 
-def race(study: Study, progress: Progress, *, overwrite: bool = False) -> list[Outcome]:
+def race(study: ComparisonStudy, progress: Progress, *, overwrite: bool = False) -> list[Outcome]:
     """Run what is missing; a finished cell is stored at once, a stopped one goes on next time.
 
     Returns:
@@ -53,7 +53,7 @@ def race(study: Study, progress: Progress, *, overwrite: bool = False) -> list[O
 
 
 def _race(
-    study: Study,
+    study: ComparisonStudy,
     reward: NamedReward,
     held_out: NamedReward | None,
     progress: Progress,
@@ -78,7 +78,7 @@ def held_out_reward(spec: str | None, *, embedded: bool) -> NamedReward | None:
     return load(spec or "shape_shown")
 
 
-def _check_gradients(study: Study, reward: NamedReward) -> None:
+def _check_gradients(study: ComparisonStudy, reward: NamedReward) -> None:
     """Refuse a method that cannot use the reward, before any other has run."""
     classes: dict[str, Any] = {name: ENTRANTS[name].method(1.0) for name in ENTRANTS}
     classes |= {name: make(1.0)[0] for name, make in BYSTANDERS.items()}
@@ -90,9 +90,11 @@ def _check_gradients(study: Study, reward: NamedReward) -> None:
 
 
 def _gauge(
-    study: Study, reward: NamedReward, held_out: NamedReward | None, progress: Progress
+    study: ComparisonStudy, reward: NamedReward, held_out: NamedReward | None, progress: Progress
 ) -> Gauge:
-    config = study.config(Cell(reward.name, "best-of-n", study.first_seed), study.beta or 1.0)
+    config = study.config(
+        ComparisonCell(reward.name, "best-of-n", study.first_seed), study.beta or 1.0
+    )
     with fresh_accelerator():
         parts = prepare(config, config.output_dir, reward)
         bank = scored_bank(
@@ -107,7 +109,9 @@ def _gauge(
     return Gauge.of(reward, held_out, study.beta, parts.evaluated, bank)
 
 
-def _carry_out(study: Study, cell: Cell, gauge: Gauge, progress: Progress) -> None:
+def _carry_out(
+    study: ComparisonStudy, cell: ComparisonCell, gauge: Gauge, progress: Progress
+) -> None:
     config = study.config(cell, gauge.beta)
     task = progress.add_task(str(cell)[:40], total=None)
     with fresh_accelerator():
@@ -124,7 +128,7 @@ def _carry_out(study: Study, cell: Cell, gauge: Gauge, progress: Progress) -> No
 
 
 def _train(
-    study: Study, parts: Parts, gauge: Gauge, progress: Progress, task: Any
+    study: ComparisonStudy, parts: Parts, gauge: Gauge, progress: Progress, task: Any
 ) -> dict[str, Any]:
     parts.trainer.clock = fair_clock()
     with _opened(parts) as (folder, points):
@@ -139,7 +143,7 @@ def _train(
 
 
 def _train_in(
-    study: Study,
+    study: ComparisonStudy,
     parts: Parts,
     gauge: Gauge,
     progress: Progress,
@@ -225,7 +229,7 @@ def curve_of_run(folder: Path) -> dict[str, list[float]]:
 # --- those that train nothing ---------------------------------------------------------------------
 
 
-def _sample_all(cell: Cell, parts: Parts, gauge: Gauge) -> list[dict[str, Any]]:
+def _sample_all(cell: ComparisonCell, parts: Parts, gauge: Gauge) -> list[dict[str, Any]]:
     """A point for each of an untrained reference's settings."""
     points = []
     for way in BYSTANDERS[cell.method](gauge.beta):

@@ -29,7 +29,7 @@ ENDLESS = 10**6  # updates: time ends a run
 
 
 @dataclass(frozen=True)
-class Cell:
+class ComparisonCell:
     """One run: a method with a reward and a seed."""
 
     reward: str
@@ -45,7 +45,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Study:
+class ComparisonStudy:
     """Every method with every reward and every seed.
 
     Attributes:
@@ -90,19 +90,23 @@ class Study:
                 raise UserError(f"--{name.replace('_', '-')}: must be above 0, not {value:g}")
 
     @staticmethod
-    def named(methods: Iterable[str], rewards: Iterable[str], out: Path, **settings: Any) -> Study:
+    def named(
+        methods: Iterable[str], rewards: Iterable[str], out: Path, **settings: Any
+    ) -> ComparisonStudy:
         """By names as the command line has them: ``all`` for every method, none for a few."""
         chosen = tuple(dict.fromkeys(methods)) or DEFAULT
         if ALL in chosen:
             chosen = (*ENTRANTS, *BYSTANDERS)
-        return Study(chosen, tuple(dict.fromkeys(rewards)) or ("warmth",), out, **settings)
+        return ComparisonStudy(
+            chosen, tuple(dict.fromkeys(rewards)) or ("warmth",), out, **settings
+        )
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[ComparisonCell]:
         """In the order of rewards, then seeds, then methods: a whole round before the next."""
         seeds = range(self.first_seed, self.first_seed + self.seeds)
         return [
-            Cell(reward, method, seed)
+            ComparisonCell(reward, method, seed)
             for reward in self.rewards
             for seed in seeds
             for method in self.methods
@@ -113,10 +117,10 @@ class Study:
         """Folder of a reward's cells."""
         return self.out / slug(reward)
 
-    def folder(self, cell: Cell) -> Path:
+    def folder(self, cell: ComparisonCell) -> Path:
         return self.room(cell.reward) / cell.method / f"seed-{cell.seed}"
 
-    def config(self, cell: Cell, beta: float) -> Config:
+    def config(self, cell: ComparisonCell, beta: float) -> Config:
         """A cell's configuration; of one that trains nothing what sampling needs."""
         own = entrant_settings(
             cell.method if cell.trained else DEFAULT[0], beta, self.learning_rate
@@ -140,7 +144,7 @@ class Study:
         }
         return load_config(None, [], values | own)
 
-    def settings(self, cell: Cell, beta: float) -> dict[str, Any]:
+    def settings(self, cell: ComparisonCell, beta: float) -> dict[str, Any]:
         """What decides a cell's figures, as plain data."""
         config = self.config(cell, beta).model_dump(mode="json")
         del config["output_dir"]
@@ -148,7 +152,7 @@ class Study:
             config["method"] = [m.model_dump_named() for m in BYSTANDERS[cell.method](beta)]
         return config | {"measurements": self.measurements, "held_out": self.held_out}
 
-    def is_done(self, cell: Cell, beta: float, *, overwrite: bool = False) -> bool:
+    def is_done(self, cell: ComparisonCell, beta: float, *, overwrite: bool = False) -> bool:
         """Whether the cell is there, made with these settings.
 
         Args:
@@ -168,7 +172,7 @@ class Study:
             )
         return not change
 
-    def store(self, cell: Cell, beta: float, found: dict[str, Any]) -> None:
+    def store(self, cell: ComparisonCell, beta: float, found: dict[str, Any]) -> None:
         """Write a finished cell; where the file is, the cell is whole."""
         head = {"reward": cell.reward, "method": cell.method, "seed": cell.seed, "beta": beta}
         whole = head | found | {"settings": self.settings(cell, beta)}

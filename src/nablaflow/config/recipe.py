@@ -22,7 +22,13 @@ from pydantic import (
     model_validator,
 )
 
-from nablaflow.config.settings import Evaluation, Guard, Optimizer, Seed, Training
+from nablaflow.config.settings import (
+    EvaluationSettings,
+    GuardSettings,
+    OptimizerSettings,
+    Seed,
+    TrainingSettings,
+)
 from nablaflow.config.values import RewardSpec, check_path, check_scalar, one_line, show
 from nablaflow.errors import UserError, nearest
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings, Settings
@@ -67,11 +73,15 @@ class Config(Settings):
         default_factory=FlowSettings,
         description="the flow network; null is none, and so it is for a method without use for one",
     )
-    optimizer: Optimizer = Field(default_factory=Optimizer, description="the optimizer")
-    training: Training = Field(description="the loop")
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="the measurement")
-    guard: Guard | None = Field(
-        default_factory=Guard.that_warns,
+    optimizer: OptimizerSettings = Field(
+        default_factory=OptimizerSettings, description="the optimizer"
+    )
+    training: TrainingSettings = Field(description="the loop")
+    evaluation: EvaluationSettings = Field(
+        default_factory=EvaluationSettings, description="the measurement"
+    )
+    guard: GuardSettings | None = Field(
+        default_factory=GuardSettings.that_warns,
         description="watches for reward hacking during training; without one of its settings it "
         "only warns; null is none",
     )

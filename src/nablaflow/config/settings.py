@@ -21,7 +21,7 @@ Betas = Annotated[
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class Optimizer(Settings):
+class OptimizerSettings(Settings):
     """AdamW for policy and flow network."""
 
     learning_rate: Positive = Field(default=1e-3, description="of the policy")
@@ -38,7 +38,7 @@ class Optimizer(Settings):
     warmup: int = Field(default=0, ge=0, description="updates over which the learning rate rises")
 
 
-class Training(Settings):
+class TrainingSettings(Settings):
     """The loop. Batch sizes are global: over all processes and accumulation steps."""
 
     updates: Count = Field(description="rollouts in all, each with its optimizer steps")
@@ -93,7 +93,7 @@ class Training(Settings):
     )
 
 
-class Evaluation(Settings):
+class EvaluationSettings(Settings):
     """What is measured at the end of a run."""
 
     n: Count = Field(
@@ -119,20 +119,20 @@ class Evaluation(Settings):
     )
 
     @model_validator(mode="after")
-    def _one_set_apart(self) -> Evaluation:
+    def _one_set_apart(self) -> EvaluationSettings:
         if self.prompts is not None and self.hold_out:
             raise ValueError("prompts and hold_out are two ways to the same; leave one out")
         return self
 
 
-class HeldOut(Settings):
+class HeldOutSettings(Settings):
     """A reward that is measured and never trained."""
 
     reward: RewardSpec = Field(description="as the run's reward; its gradient is not needed")
     min: float | None = Field(default=None, description="least mean; null: no budget, only shown")
 
 
-class Guard(Settings):
+class GuardSettings(Settings):
     """What is looked at during training, on the same prompts and noise each time, and budgets."""
 
     every: Count | Literal["auto"] = Field(
@@ -146,7 +146,9 @@ class Guard(Settings):
         default=None, description="list or file, as the run's; null: the run's"
     )
     seed: Seed = Field(default=2, description="of the guard's noise, apart from all other noise")
-    held_out: HeldOut | None = Field(default=None, description="a reward that is not trained")
+    held_out: HeldOutSettings | None = Field(
+        default=None, description="a reward that is not trained"
+    )
     max_kl: Positive | None = Field(
         default=None, description="budget: most divergence of its paths from the reference's, nats"
     )
@@ -160,7 +162,7 @@ class Guard(Settings):
     )
 
     @classmethod
-    def that_warns(cls) -> Guard:
+    def that_warns(cls) -> GuardSettings:
         """A run's, where nothing is said of one: a few cheap looks that never end it."""
         return cls(every="auto", n="auto", max_kl=30.0, min_diversity=0.6, action="warn")
 
@@ -171,7 +173,7 @@ class Guard(Settings):
         return {"kl": self.max_kl, "diversity": self.min_diversity, "held_out": held_out}
 
     @model_validator(mode="after")
-    def _something_can_trip(self) -> Guard:
+    def _something_can_trip(self) -> GuardSettings:
         if self.action == "roll-back" and set(self.budgets.values()) == {None}:
             raise ValueError(
                 "nothing can cause the roll-back that action asks for; set guard.max_kl, "

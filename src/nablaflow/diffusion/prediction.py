@@ -1,6 +1,10 @@
-"""What a network predicts, in every parameterization: noise, clean state, v, score.
+"""What a network predicts, in every parameterization: noise, clean state, v, velocity, score.
 
 All of them say the same thing about x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) epsilon.
+
+Flow matching has x_s = (1 - s) x0 + s epsilon instead, which is x in other units: x_s = n x with
+n = sqrt((1 - s)^2 + s^2), so that sqrt(alpha_bar) = (1 - s) / n, sqrt(1 - alpha_bar) = s / n and
+n = 1 / (sqrt(alpha_bar) + sqrt(1 - alpha_bar)). Only the network sees x_s.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from nablaflow.typing import Latents
 
 Parameterization = Literal["epsilon", "v_prediction", "sample"]
 PARAMETERIZATIONS: tuple[str, ...] = get_args(Parameterization)
+FLOW = "flow_prediction"
+"""The parameterization of flow matching, as diffusers calls it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ def predict_from(
         output: what the network returned at ``x``.
         alpha_bar: broadcasts against ``x``.
         parameterization: what the output means: ``epsilon``, ``v_prediction`` (arXiv 2202.00512,
-            v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x0) or ``sample`` (x0 itself).
+            v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x0), ``sample`` (x0 itself), or
+            ``flow_prediction`` (arXiv 2210.02747, the velocity epsilon - x0).
 
     Raises:
         ValueError: for any other parameterization.
@@ -50,7 +57,17 @@ def predict_from(
         return Prediction(x0_hat=signal * x - noise * output, epsilon=noise * x + signal * output)
     if parameterization == "sample":
         return Prediction(x0_hat=output, epsilon=(x - signal * output) / noise)
+    if parameterization == FLOW:
+        n = 1.0 / (signal + noise)
+        return Prediction(x0_hat=n * (x - noise * output), epsilon=n * (x + signal * output))
     raise ValueError(f"parameterization {parameterization!r}")
+
+
+def network_input(x: Latents, alpha_bar: Tensor, parameterization: str) -> Latents:
+    """The state in the network's own units: x_s for flow matching, else ``x`` itself."""
+    if parameterization != FLOW:
+        return x
+    return x / (alpha_bar.sqrt() + (1.0 - alpha_bar).sqrt())
 
 
 def score(prediction: Prediction, alpha_bar: Tensor) -> Latents:

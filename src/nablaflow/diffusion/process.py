@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from nablaflow.typing import Steps
@@ -25,7 +25,7 @@ class ReverseProcess:
         clip: x0_hat is clamped to [-clip, clip], as some pixel-space models ask; None: it is not.
     """
 
-    timestep: Int[Tensor, "levels"]
+    timestep: Real[Tensor, "levels"]
     alpha_bar: Float[Tensor, "levels"]
     from_x: Float[Tensor, "levels"]
     from_x0: Float[Tensor, "levels"]

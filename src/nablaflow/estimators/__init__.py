@@ -24,13 +24,19 @@ from nablaflow.estimators.forward_looking import (
 from nablaflow.estimators.forward_looking_flow import ForwardLookingFlow
 from nablaflow.estimators.measured_gamma import measure_gamma
 from nablaflow.estimators.n_step import NStep
-from nablaflow.estimators.nabla_td import NablaTD
+from nablaflow.estimators.nabla_td import TemporalDifference
 from nablaflow.estimators.path_ratio import path_log_ratio, tempered_weights
 from nablaflow.estimators.terminal import Terminal
 from nablaflow.estimators.weighting import WEIGHTINGS, Weighting, by_band, step_weight
 
 AnyEstimator = Annotated[
-    ForwardLooking | ForwardLookingFlow | Terminal | Adjoint | NablaTD | NStep | DenoisingAdjoint,
+    ForwardLooking
+    | ForwardLookingFlow
+    | Terminal
+    | Adjoint
+    | TemporalDifference
+    | NStep
+    | DenoisingAdjoint,
     Field(discriminator="name"),
 ]
 """Adding an estimator is one file and one name here."""
@@ -45,9 +51,9 @@ __all__ = [
     "ForwardLookingFlow",
     "Gamma",
     "NStep",
-    "NablaTD",
     "Networks",
     "Path",
+    "TemporalDifference",
     "Terminal",
     "TrainingBatch",
     "ValueGradients",

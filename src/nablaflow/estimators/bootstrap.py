@@ -63,4 +63,4 @@ def target_flow(networks: Networks, x: Latents, k: Steps, condition: Condition) 
     """g_phi(x_k, k) by the average of the flow network."""
     assert networks.flow_target is not None
     timestep = networks.model.process.timestep.to(k.device)[k]
-    return networks.flow_target(x, timestep, condition.prompt)
+    return networks.flow_target(x, timestep, condition)

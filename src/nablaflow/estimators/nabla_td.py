@@ -29,7 +29,7 @@ from nablaflow.typing import Latents
 
 
 @final
-class NablaTD(Estimator):
+class TemporalDifference(Estimator):
     """Bias of the bootstrap against variance of the adjoint, by one number."""
 
     name: Literal["nabla-td"] = "nabla-td"

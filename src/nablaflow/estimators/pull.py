@@ -31,7 +31,7 @@ ERRORS = 3.0
 FEWEST = 8
 """Trajectories: of fewer the standard error is itself not known."""
 
-Samples = Float[Tensor, "trajectory levels 2"]
+PullSamples = Float[Tensor, "trajectory levels 2"]
 """T_k . x_k in standard deviations of the kernel, and |x_k|^2: of each trajectory, by k."""
 
 
@@ -41,7 +41,7 @@ def pull_samples(
     model: DiffusionModel,
     levels: Bool[Tensor, "levels"],
     generator: torch.Generator,
-) -> Samples:
+) -> PullSamples:
     """What `Pull.of` reads, each the mean over `REPEATS` fresh noises of a trajectory's x_0.
 
     Args:
@@ -77,7 +77,7 @@ class Pull:
     beyond_doubt: Float[Tensor, "levels"]
 
     @staticmethod
-    def of(samples: Samples) -> Pull:
+    def of(samples: PullSamples) -> Pull:
         along, size = samples[..., 0], samples[..., 1].mean(0).clamp_min(1e-12)
         mean, error = along.mean(0), along.std(0) / len(along) ** 0.5
         surely = (mean.abs() - ERRORS * error).clamp_min(0.0)

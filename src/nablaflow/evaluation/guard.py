@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nablaflow.config.settings import Guard as GuardSettings
+from nablaflow.config.settings import GuardSettings
 from nablaflow.diffusion import sample_trajectories, trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank import spread

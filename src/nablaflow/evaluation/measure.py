@@ -20,7 +20,7 @@ from nablaflow.typing import Images, Latents
 StartProgress = Callable[[str, int], Callable[[int], None]]
 """``(what, total) -> told how many are done``: how long work shows itself."""
 
-Look = Callable[[Tensor, list[str]], Tensor]
+ImageLook = Callable[[Tensor, list[str]], Tensor]
 """``(images in [0, 1], prompts) -> rows``: what a metric looks at, a row for each image."""
 
 SHOWN = 8  # images of each prompt that the report shows
@@ -50,7 +50,7 @@ def measure_states(
     *,
     batch: int,
     on_progress: Callable[[int], None],
-    looks: Mapping[str, Look] | None = None,
+    looks: Mapping[str, ImageLook] | None = None,
 ) -> Sampled:
     """Decode states, prompts in turns, to features and rewards; keep the first images.
 
@@ -93,7 +93,7 @@ def sample_and_measure(
     progress: StartProgress,
     what: str,
     *,
-    looks: Mapping[str, Look] | None = None,
+    looks: Mapping[str, ImageLook] | None = None,
     purpose: str = "evaluation",
 ) -> Sampled:
     """The evaluation's own samples of whichever network is active.
@@ -165,7 +165,7 @@ class Subject:
 
 
 def evaluate(
-    subject: Subject, progress: StartProgress, looks: Mapping[str, Look] | None = None
+    subject: Subject, progress: StartProgress, looks: Mapping[str, ImageLook] | None = None
 ) -> Evaluation:
     """Measure reference, policy and, with ``evaluation.bank``, the exact tilt.
 

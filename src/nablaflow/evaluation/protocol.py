@@ -18,7 +18,7 @@ import torch
 from nablaflow.errors import UserError
 from nablaflow.evaluation.measure import (
     Evaluation,
-    Look,
+    ImageLook,
     Sampled,
     StartProgress,
     Subject,
@@ -41,7 +41,7 @@ SECOND = "yardstick"
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What is measured, its networks loaded.
 
     Attributes:
@@ -59,7 +59,7 @@ class Plan:
     @classmethod
     def of(
         cls, names: Sequence[str] | None, features: str, n: int, prompts: int, device: torch.device
-    ) -> Plan:
+    ) -> EvaluationPlan:
         """Choose metrics and load what they look through, before anything is sampled.
 
         Args:
@@ -83,7 +83,7 @@ class Plan:
             metric.ready()
         return cls(features, kept, spaces, refused)
 
-    def looks(self) -> dict[str, Look]:
+    def looks(self) -> dict[str, ImageLook]:
         return {name: space.look for name, space in self.spaces.items()}
 
     def measure(
@@ -123,7 +123,7 @@ def _too_few(
 
 
 @dataclass(frozen=True)
-class Row:
+class ProtocolRow:
     """One model's figures.
 
     Attributes:
@@ -144,8 +144,8 @@ class Row:
 class Protocol:
     """The rows of a run, in order of updates, and what they were measured on."""
 
-    plan: Plan
-    rows: Sequence[Row]
+    plan: EvaluationPlan
+    rows: Sequence[ProtocolRow]
     prompts: int
     n: int
     seed: int
@@ -165,7 +165,7 @@ class Protocol:
 
 def carry_out(
     subject: Subject,
-    plan: Plan,
+    plan: EvaluationPlan,
     checkpoints: Sequence[Path],
     progress: StartProgress,
     best: Path | None = None,
@@ -200,12 +200,12 @@ def carry_out(
 
 def _rows(
     subject: Subject,
-    plan: Plan,
+    plan: EvaluationPlan,
     evaluation: Evaluation,
     second: Sampled,
     models: Sequence[_Model],
     progress: StartProgress,
-) -> Iterator[Row]:
+) -> Iterator[ProtocolRow]:
     """The reference's row and those of ``models``, of which the last is the policy.
 
     The guard's best may be a kept checkpoint's policy, or the reference: it is measured once.
@@ -213,13 +213,13 @@ def _rows(
     seed = subject.config.evaluation.seed
     told = progress("measure", len({0, *(model.update for model in models)}) * len(plan.metrics))
     figures = {0: plan.measure(evaluation.reference, second, seed, told)}
-    yield Row(REFERENCE, 0, figures[0])
+    yield ProtocolRow(REFERENCE, 0, figures[0])
     for model in models:
         if model.update not in figures:
             last = model is models[-1]
             own = evaluation.policy if last else _of_checkpoint(subject, plan, progress, model)
             figures[model.update] = plan.measure(own, second, seed, told)
-        yield Row(model.name, model.update, figures[model.update])
+        yield ProtocolRow(model.name, model.update, figures[model.update])
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,9 @@ def _between(kept: Sequence[Path], best: Path | None) -> list[_Model]:
     return sorted(found, key=lambda model: model.update)
 
 
-def _of_checkpoint(subject: Subject, plan: Plan, progress: StartProgress, model: _Model) -> Sampled:
+def _of_checkpoint(
+    subject: Subject, plan: EvaluationPlan, progress: StartProgress, model: _Model
+) -> Sampled:
     _load(subject, model.folder)
     return _sampled(subject, plan, progress, model.name, reward=subject.reward)
 
@@ -250,7 +252,7 @@ def _load(subject: Subject, folder: Path) -> None:
 
 def _sampled(
     subject: Subject,
-    plan: Plan,
+    plan: EvaluationPlan,
     progress: StartProgress,
     what: str,
     *,

@@ -12,7 +12,7 @@ from torch import Tensor
 from nablaflow.errors import UserError
 
 Points = Float[Tensor, "batch dim"]
-Levels = float | Float[Tensor, "batch"]
+AlphaBar = float | Float[Tensor, "batch"]
 """alpha_bar: one for all points, or one for each of them."""
 
 _SYMMETRIC = 1e-6  # of a covariance, relative to its largest entry: products in float32 pass
@@ -111,7 +111,7 @@ class GaussianMixture:
             x[rows] = self.means[index] + noise[rows] @ root.T
         return x
 
-    def log_prob(self, x: Points, alpha_bar: Levels = 1.0) -> Float[Tensor, "batch"]:
+    def log_prob(self, x: Points, alpha_bar: AlphaBar = 1.0) -> Float[Tensor, "batch"]:
         """Log density of the noised mixture at ``x``, in the dtype of ``x``.
 
         Raises:
@@ -120,18 +120,18 @@ class GaussianMixture:
         joint, _, _ = self._joint(x, alpha_bar)
         return joint.logsumexp(1)
 
-    def responsibilities(self, x: Points, alpha_bar: Levels = 1.0) -> Float[Tensor, "batch c"]:
+    def responsibilities(self, x: Points, alpha_bar: AlphaBar = 1.0) -> Float[Tensor, "batch c"]:
         """Probability of each component, given the noised point."""
         joint, _, _ = self._joint(x, alpha_bar)
         return joint.softmax(1)
 
-    def score(self, x: Points, alpha_bar: Levels = 1.0) -> Points:
+    def score(self, x: Points, alpha_bar: AlphaBar = 1.0) -> Points:
         """Gradient of `log_prob`, in closed form; it can be differentiated again."""
         joint, coordinates, precisions = self._joint(x, alpha_bar)
         pulls = torch.einsum("cij,ncj->nci", self.axes.to(x), coordinates * precisions)
         return -torch.einsum("nc,nci->ni", joint.softmax(1), pulls)
 
-    def _joint(self, x: Points, alpha_bar: Levels) -> tuple[Tensor, Tensor, Tensor]:
+    def _joint(self, x: Points, alpha_bar: AlphaBar) -> tuple[Tensor, Tensor, Tensor]:
         """Log of weight times density, coordinates along the axes, and precisions along them."""
         if x.shape[1] != self.dim:  # one column would be broadcast
             raise UserError(f"x: of dimension {x.shape[1]}; the mixture is of dimension {self.dim}")

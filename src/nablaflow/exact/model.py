@@ -58,7 +58,7 @@ class MixtureModel(DiffusionModel):
         """Clean states in the units of the problem, float64."""
         return self.decode(x0.double())[:, 0, 0]
 
-    def forward(self, x: Latents, timestep: Tensor, prompt: Tensor | None) -> Latents:
+    def forward(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
         """x0_hat: the reference's posterior mean, and the policy's change of it."""
         flat, alpha_bar = x.flatten(1), ALPHA_BAR.to(x)[timestep]
         score = self.standard.score(flat, alpha_bar)

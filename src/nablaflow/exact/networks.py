@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.process import ALPHA_BAR
-from nablaflow.models import FlowScore
-from nablaflow.typing import Latents
+from nablaflow.models import Condition, FlowScore
+from nablaflow.typing import Latents, Timesteps
 
 TIMESTEPS = 1000
 FREQUENCIES = 6
@@ -73,5 +73,5 @@ class VectorFlowScore(FlowScore):
         self.network = ValueNetwork(dim, width, layers)
         self._counter = counter
 
-    def forward(self, x: Latents, timestep: Int[Tensor, "batch"], prompt: Tensor | None) -> Latents:
+    def forward(self, x: Latents, timestep: Timesteps, condition: Condition) -> Latents:
         return self._counter.forward(self.network(x.flatten(1), timestep).reshape(x.shape))

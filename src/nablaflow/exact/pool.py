@@ -17,28 +17,28 @@ from typing import Any
 import torch
 
 from nablaflow.errors import TrainingStopped
-from nablaflow.exact.study import Cell, Row, Study, at_least, unwritable_is_the_users
+from nablaflow.exact.study import LabCell, LabStudy, Row, at_least, unwritable_is_the_users
 from nablaflow.training.allocator import keep_freed_memory
 
 REFRESH = 0.2  # seconds between two looks at how far the workers are
 
 
 @dataclass(frozen=True)
-class Plan:
+class PoolPlan:
     """What is left of a study, one torch thread a cell.
 
     Attributes:
         workers: processes; 1: this one.
     """
 
-    study: Study
-    cells: tuple[Cell, ...]
+    study: LabStudy
+    cells: tuple[LabCell, ...]
     workers: int
 
     def run(
         self,
         on_updates: Callable[[int], None] = lambda updates: None,
-        on_cell: Callable[[Cell], None] = lambda cell: None,
+        on_cell: Callable[[LabCell], None] = lambda cell: None,
     ) -> list[Row]:
         """Carry it out; a cell is stored as soon as it is finished.
 
@@ -60,7 +60,9 @@ class Plan:
             self._run_in_pool(on_updates, on_cell)
         return self.study.rows()
 
-    def _run_here(self, on_updates: Callable[[int], None], on_cell: Callable[[Cell], None]) -> None:
+    def _run_here(
+        self, on_updates: Callable[[int], None], on_cell: Callable[[LabCell], None]
+    ) -> None:
         done = 0
 
         def on_update() -> None:
@@ -74,7 +76,7 @@ class Plan:
                 on_cell(cell)
 
     def _run_in_pool(
-        self, on_updates: Callable[[int], None], on_cell: Callable[[Cell], None]
+        self, on_updates: Callable[[int], None], on_cell: Callable[[LabCell], None]
     ) -> None:
         context, others = get_context("spawn"), set(active_children())
         counter = context.Value("q", 0)
@@ -101,12 +103,12 @@ class Plan:
             pool.shutdown(cancel_futures=True)
 
 
-def plan(study: Study, *, workers: int | None = None, overwrite: bool = False) -> Plan:
+def plan(study: LabStudy, *, workers: int | None = None, overwrite: bool = False) -> PoolPlan:
     """See what is left to do, and make the folder.
 
     Args:
         workers: processes; None: one for each core; 1: this one.
-        overwrite: see `Study.missing`.
+        overwrite: see `LabStudy.missing`.
 
     Raises:
         UserError: a mistake; nothing was written.
@@ -116,7 +118,7 @@ def plan(study: Study, *, workers: int | None = None, overwrite: bool = False) -
     cells = study.missing(overwrite=overwrite)
     with unwritable_is_the_users(study.out):
         study.out.mkdir(parents=True, exist_ok=True)
-    return Plan(study, tuple(cells), min(workers, len(cells)))
+    return PoolPlan(study, tuple(cells), min(workers, len(cells)))
 
 
 def _cores() -> int:
@@ -186,5 +188,5 @@ def _count() -> None:
         _counter.value += 1
 
 
-def _carry_out(study: Study, cell: Cell) -> None:
+def _carry_out(study: LabStudy, cell: LabCell) -> None:
     study.carry_out(cell, _count)

@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Cell:
+class LabCell:
     """One training: a method on a problem."""
 
     problem: str
@@ -45,7 +45,7 @@ class Cell:
     def short(self, width: int) -> str:
         """In at most ``width`` characters, at the expense of the method's name.
 
-        >>> Cell("ring", "residual-nabla-db-published", 0).short(30)
+        >>> LabCell("ring", "residual-nabla-db-published", 0).short(30)
         'ring residual-nabla-db-publ… 0'
         """
         room = width - len(self.problem) - len(str(self.seed)) - 2
@@ -55,7 +55,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Study:
+class LabStudy:
     """Every method on every problem with every seed.
 
     Attributes:
@@ -98,7 +98,7 @@ class Study:
         out: Path,
         random: int | None = None,
         **settings: Any,
-    ) -> Study:
+    ) -> LabStudy:
         """By names as the command line has them: none for the default, ``all`` for the list.
 
         The defaults are every named problem, or the random ones where those are asked for, and the
@@ -113,7 +113,7 @@ class Study:
         if random is not None:
             at_least("random", random, 1)
             problems = [*problems, *map(random_name, range(random))]
-        return Study(
+        return LabStudy(
             _chosen(problems, PROBLEMS, tuple(PROBLEMS)),
             _chosen(methods, CONTENDERS, (DEFAULT, PUBLISHED)),
             out,
@@ -121,16 +121,16 @@ class Study:
         )
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[LabCell]:
         """In the order of problems, then methods, then seeds."""
         return [
-            Cell(problem, method, seed)
+            LabCell(problem, method, seed)
             for problem in self.problems
             for method in self.methods
             for seed in range(self.seeds)
         ]
 
-    def settings(self, cell: Cell) -> dict[str, Any]:
+    def settings(self, cell: LabCell) -> dict[str, Any]:
         """What decides a cell's figures, as plain data."""
         problem, found = self._problem(cell.problem), contender(cell.method)
         return {
@@ -143,7 +143,7 @@ class Study:
             "training": found.settings.model_dump(mode="json"),
         }
 
-    def missing(self, *, overwrite: bool = False) -> list[Cell]:
+    def missing(self, *, overwrite: bool = False) -> list[LabCell]:
         """The cells that have to be run; writes nothing.
 
         Args:
@@ -162,11 +162,11 @@ class Study:
         """The figures of every cell, in the order of `cells`; all must be done."""
         return [_read(self._path(cell))["row"] for cell in self.cells]
 
-    def samples(self, cell: Cell) -> Float[Tensor, "n dim"]:
+    def samples(self, cell: LabCell) -> Float[Tensor, "n dim"]:
         """Samples of a cell's policy, float32."""
         return load_file(self._samples_path(cell))["samples"]
 
-    def carry_out(self, cell: Cell, on_update: Callable[[], None]) -> None:
+    def carry_out(self, cell: LabCell, on_update: Callable[[], None]) -> None:
         """Train, measure, and store one cell."""
         result = evaluate(
             self._problem(cell.problem),
@@ -183,13 +183,13 @@ class Study:
     def _problem(self, name: str) -> Problem:
         return _problem(name, self.steps, self.variance)
 
-    def _path(self, cell: Cell) -> Path:
+    def _path(self, cell: LabCell) -> Path:
         return self.out / cell.problem / cell.method / f"seed-{cell.seed}.json"
 
-    def _samples_path(self, cell: Cell) -> Path:
+    def _samples_path(self, cell: LabCell) -> Path:
         return self._path(cell).with_suffix(".safetensors")
 
-    def _is_done(self, cell: Cell, overwrite: bool) -> bool:
+    def _is_done(self, cell: LabCell, overwrite: bool) -> bool:
         path = self._path(cell)
         if not (path.is_file() and self._samples_path(cell).is_file()):
             return False
@@ -207,7 +207,7 @@ class Study:
             )
         return not change
 
-    def _store(self, cell: Cell, result: Result) -> None:
+    def _store(self, cell: LabCell, result: Result) -> None:
         """The JSON comes last, and an old one goes first: where it is, the cell is whole."""
         path, samples = self._path(cell), self._samples_path(cell)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from nablaflow.config.settings import Optimizer
+from nablaflow.config.settings import OptimizerSettings
 from nablaflow.diffusion import noised_afresh, sample_trajectories, strata_count
 from nablaflow.errors import TrainingStopped
 from nablaflow.estimators import Path, TrainingBatch, measure_gamma, path_log_ratio
@@ -50,8 +50,8 @@ class LabSettings(Settings):
     width: int = Field(default=64, ge=1, description="of the networks")
     layers: int = Field(default=2, ge=0, description="hidden layers of the networks")
 
-    def optimizer(self) -> Optimizer:
-        return Optimizer(
+    def optimizer(self) -> OptimizerSettings:
+        return OptimizerSettings(
             learning_rate=self.learning_rate,
             flow_learning_rate=self.flow_learning_rate,
             betas=self.betas,

@@ -2,7 +2,7 @@
 
 from nablaflow.fitting.files import check_out, save
 from nablaflow.fitting.fit import Fit, fit, fit_folder
-from nablaflow.fitting.score import Scored, score_folder
+from nablaflow.fitting.score import ScoredImage, score_folder
 from nablaflow.fitting.table import Judgements, read_judgements
 from nablaflow.fitting.training import HeadSettings
 from nablaflow.fitting.validation import HeldOut, accuracy, reliability
@@ -12,7 +12,7 @@ __all__ = [
     "HeadSettings",
     "HeldOut",
     "Judgements",
-    "Scored",
+    "ScoredImage",
     "accuracy",
     "check_out",
     "fit",

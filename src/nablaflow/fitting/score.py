@@ -14,7 +14,7 @@ from nablaflow.rewards.fitted import FittedReward
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredImage:
     """An image and its score.
 
     Attributes:
@@ -34,7 +34,7 @@ def score_folder(
     start: Callable[[str, int], Callable[[int], None]],
     *,
     device: str | torch.device = "cpu",
-) -> list[Scored]:
+) -> list[ScoredImage]:
     """Score every image of a folder with one prompt for all; best first.
 
     Args:
@@ -58,5 +58,5 @@ def score_folder(
         else:
             spreads += [None] * len(images)
         told(len(images))
-    found = [Scored(*row) for row in zip(paths, scores, spreads, strict=True)]
+    found = [ScoredImage(*row) for row in zip(paths, scores, spreads, strict=True)]
     return sorted(found, key=lambda scored: -scored.score)

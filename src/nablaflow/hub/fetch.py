@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from nablaflow.errors import UserError
 from nablaflow.hub.wanted import Wanted
 
-Source = str | Path
+HubSource = str | Path
 
 # The eldest is the error of the client below, requests or one of httpx's versions. A failed
 # download of hf_xet is a RuntimeError; anything else is a fault of this package's own.
@@ -26,7 +26,7 @@ def fetch_file(
     name: str,
     *,
     revision: str | None = None,
-    local: Source | None = None,
+    local: HubSource | None = None,
     field: str | None = "weights",
 ) -> Path:
     """One file: ``local`` if given, else from the cache, else from the hub.
@@ -62,7 +62,7 @@ def fetch_folder(
     patterns: Sequence[str],
     *,
     revision: str | None = None,
-    local: Source | None = None,
+    local: HubSource | None = None,
     field: str | None = "weights",
 ) -> Path:
     """A folder with the files of a repository that match ``patterns``, and no others.

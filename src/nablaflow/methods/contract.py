@@ -22,7 +22,7 @@ from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.estimators import Estimator, Networks, TrainingBatch
 from nablaflow.methods.tilt_rule import TiltStrength
-from nablaflow.models import FlowScore, Settings
+from nablaflow.models import Condition, FlowScore, Settings
 from nablaflow.typing import Latents
 
 
@@ -171,12 +171,12 @@ def flow_scores(
     flow: FlowScore, process: ReverseProcess, batch: TrainingBatch
 ) -> tuple[Latents, Latents]:
     """g_phi at x_k and at x_{k-1} in one forward pass; at x_0 what the network says, not 0."""
-    transitions, prompt = batch.transitions, batch.condition.prompt
+    transitions, condition = batch.transitions, batch.condition
     timestep = process.timestep.to(transitions.k.device)
     both = flow(
         torch.cat([transitions.x, transitions.x_next]),
         timestep[torch.cat([transitions.k, transitions.k - 1])],
-        None if prompt is None else torch.cat([prompt, prompt]),
+        Condition.concatenate([condition, condition]),
     )
     here, following = both.chunk(2)
     return here, following

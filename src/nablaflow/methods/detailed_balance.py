@@ -133,7 +133,7 @@ class DetailedBalance(StepwiseMethod, abc.ABC):
             here, following = flow_scores(networks.flow, process, batch)
         else:
             timestep = process.timestep.to(t.k.device)[t.k]
-            here = networks.flow(t.x, timestep, batch.condition.prompt)
+            here = networks.flow(t.x, timestep, batch.condition)
             following = target_flow(networks, t.x_next, t.k - 1, batch.condition)
         after = following.flatten(1).mean(1)
         return here.flatten(1).mean(1), torch.where(batch.transitions.k == 1, 0.0, after)

@@ -20,7 +20,7 @@ from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods.replay import Replay, Tail, policy_mean
-from nablaflow.methods.scored import Scored, score
+from nablaflow.methods.scored import ScoredStates, score
 from nablaflow.typing import Latents
 
 
@@ -56,7 +56,7 @@ class Draft(Replay):
                 "set method.k=1, or method.low_variance_samples=0"
             )
 
-    def _scored(self, tail: Tail, batch: TrainingBatch, networks: Networks) -> Scored:
+    def _scored(self, tail: Tail, batch: TrainingBatch, networks: Networks) -> ScoredStates:
         """Of the rollout's x_0; the reward is a mean over that and the last step's repetitions."""
         own = super()._scored(tail, batch, networks)
         if self.low_variance_samples == 0:
@@ -66,7 +66,7 @@ class Draft(Replay):
         for noise in own_noise(batch.states, 2 * self.low_variance_samples).split(2):
             x0 = self._last_step_again(batch, networks, batch.states[0], noise)
             rewards.append(score(networks, x0, batch.prompts).reward)
-        return Scored(torch.stack(rewards).mean(0), own.gradient)
+        return ScoredStates(torch.stack(rewards).mean(0), own.gradient)
 
     def _last_step_again(
         self,

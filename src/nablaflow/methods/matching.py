@@ -128,7 +128,7 @@ def _flow(batch: TrainingBatch, networks: Networks) -> Latents:
     assert networks.flow is not None
     t = batch.transitions
     timestep = networks.model.process.timestep.to(t.k.device)[t.k]
-    return networks.flow(t.x, timestep, batch.condition.prompt)
+    return networks.flow(t.x, timestep, batch.condition)
 
 
 @final

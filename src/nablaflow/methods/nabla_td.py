@@ -33,5 +33,5 @@ class NablaTD(Matching):
         default="alpha_bar", description="gamma_k, trust in the forward-looking reward; 0: no use"
     )
 
-    def value_estimator(self) -> estimators.NablaTD:
-        return estimators.NablaTD(td_lambda=self.td_lambda, gamma=self.gamma)
+    def value_estimator(self) -> estimators.TemporalDifference:
+        return estimators.TemporalDifference(td_lambda=self.td_lambda, gamma=self.gamma)

@@ -23,7 +23,7 @@ from nablaflow.diffusion.process import at
 from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.estimators.reference import reference_step
 from nablaflow.methods.contract import Losses, Method, norm
-from nablaflow.methods.scored import Scored, score, slope
+from nablaflow.methods.scored import ScoredStates, score, slope
 from nablaflow.models import Condition, DiffusionModel
 from nablaflow.typing import Latents, Steps
 
@@ -81,7 +81,7 @@ class Replay(Method, abc.ABC):
             metrics["kl"] = tail.kl
         return Losses(terms, metrics)
 
-    def _scored(self, tail: Tail, batch: TrainingBatch, networks: Networks) -> Scored:
+    def _scored(self, tail: Tail, batch: TrainingBatch, networks: Networks) -> ScoredStates:
         return score(networks, tail.x0, batch.prompts)
 
 

@@ -14,7 +14,7 @@ from nablaflow.typing import Latents
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredStates:
     """Rewards of a batch of clean states.
 
     Attributes:
@@ -26,7 +26,7 @@ class Scored:
     gradient: Latents
 
 
-def score(networks: Networks, x0: Latents, prompts: list[str]) -> Scored:
+def score(networks: Networks, x0: Latents, prompts: list[str]) -> ScoredStates:
     """r(decode(x0), prompt), whose gradient by ``x0`` is found at once.
 
     So the graphs of reward and decoder are gone before the policy's are gone through, and a reward
@@ -43,7 +43,7 @@ def score(networks: Networks, x0: Latents, prompts: list[str]) -> Scored:
         scores = networks.reward(networks.model.decode(leaf), prompts)
         (gradient,) = torch.autograd.grad(scores.sum(), leaf)
     check_finite(networks.reward.name, gradient, "gradient")
-    return Scored(scores.detach() + slope(x0, gradient), gradient)
+    return ScoredStates(scores.detach() + slope(x0, gradient), gradient)
 
 
 def slope(x: Latents, gradient: Latents) -> Float[Tensor, "batch"]:

@@ -1,9 +1,10 @@
 """The contract of a model to align, and one file per family that meets it."""
 
-from nablaflow.models.contract import Condition, DiffusionModel
+from nablaflow.models.condition import Condition
+from nablaflow.models.contract import DiffusionModel
 from nablaflow.models.flow_score import FlowScore, UNetFlowScore
 from nablaflow.models.flow_size import make_flow_score
-from nablaflow.models.load import FAMILIES, load_model, load_pipeline
+from nablaflow.models.load import FAMILIES, family_of, load_model, load_pipeline
 from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings, Settings
 from nablaflow.models.source import fingerprint, model_source
 
@@ -17,6 +18,7 @@ __all__ = [
     "SamplerSettings",
     "Settings",
     "UNetFlowScore",
+    "family_of",
     "fingerprint",
     "load_model",
     "load_pipeline",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from nablaflow.errors import UserError
 from nablaflow.models.lora_targets import (
     Coverage,
-    automatic_targets,
     full_coverage,
     lora_coverage,
 )
@@ -47,20 +46,13 @@ class LoraAdapter:
     """Low-rank updates of some linear or convolution layers (arXiv 2106.09685), float32 weights.
 
     Args:
-        targets: names of the layers, matched from the end of their path, as peft does; ``auto``
-            is `automatic_targets`.
-
-    Attributes:
-        targets: the names, whoever chose them.
+        targets: names of the layers, matched from the end of their path, as peft does.
 
     Raises:
         UserError: no layer of the network has such a name.
     """
 
-    def __init__(
-        self, network: nn.Module, rank: int, alpha: float, targets: Literal["auto"] | list[str]
-    ) -> None:
-        targets = automatic_targets(network) if targets == "auto" else targets
+    def __init__(self, network: nn.Module, rank: int, alpha: float, targets: list[str]) -> None:
         scale: Any = alpha  # peft's annotation is narrower than what it takes
         self.config = LoraConfig(
             r=rank, lora_alpha=scale, init_lora_weights="gaussian", target_modules=targets

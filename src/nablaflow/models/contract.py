@@ -5,34 +5,16 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from nablaflow.diffusion.kernels import clip_x0
-from nablaflow.diffusion.prediction import Prediction, predict_from
+from nablaflow.diffusion.prediction import Prediction, network_input, predict_from
 from nablaflow.diffusion.process import ReverseProcess, at
+from nablaflow.models.condition import Condition
 from nablaflow.typing import Images, Latents, Steps
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What a batch is conditioned on: one row for each state; empty for unconditional models.
-
-    Attributes:
-        prompt: (batch, token, width) embeddings, or None.
-        negative: the same for classifier-free guidance, or None where there is no guidance.
-    """
-
-    prompt: Tensor | None = None
-    negative: Tensor | None = None
-
-    def __getitem__(self, index: slice | Tensor) -> Condition:
-        def rows(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part[index]
-
-        return Condition(rows(self.prompt), rows(self.negative))
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
@@ -66,15 +48,19 @@ class DiffusionModel(abc.ABC):
 
     @abc.abstractmethod
     def condition(self, prompts: list[str]) -> Condition:
-        """Embed prompts; the result is detached and may be cached."""
+        """What the network is given with each prompt; detached, and may be cached."""
 
     @abc.abstractmethod
     def decode(self, x0: Latents) -> Images:
         """Generated states to images in [0, 1], differentiable."""
 
     @abc.abstractmethod
-    def forward(self, x: Latents, timestep: Tensor, prompt: Tensor | None) -> Latents:
-        """The network's raw output for one half of the guidance."""
+    def forward(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
+        """The network's raw output, unguided: ``condition.negative`` is not looked at.
+
+        Args:
+            x: in the network's own units, see `nablaflow.diffusion.prediction.network_input`.
+        """
 
     @abc.abstractmethod
     def allow_second_derivatives(self) -> None:
@@ -90,20 +76,20 @@ class DiffusionModel(abc.ABC):
 
         The guided prediction is the only one there is: kernel, x0_hat and reference all use it.
         """
-        output = self._guided_output(x, self.process.timestep.to(x.device)[k], condition)
-        output = _at_least_float32(output)
         alpha_bar = at(self.process.alpha_bar, k, x)
+        given = network_input(x, alpha_bar, self.parameterization)
+        output = self._guided_output(given, self.process.timestep.to(x.device)[k], condition)
+        output = _at_least_float32(output)
         prediction = predict_from(output, x, alpha_bar, self.parameterization)
         return clip_x0(self.process, prediction)
 
     def _guided_output(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
         if self.guidance_scale == 1.0 or condition.negative is None:
-            return self.forward(x, timestep, condition.prompt)
-        assert condition.prompt is not None
+            return self.forward(x, timestep, condition)
         both = self.forward(
             torch.cat([x, x]),
             torch.cat([timestep, timestep]),
-            torch.cat([condition.negative, condition.prompt]),
+            Condition.concatenate([condition.negative, replace(condition, negative=None)]),
         )
         # The difference of two near predictions, times the scale: not in half precision.
         negative, positive = _at_least_float32(both).chunk(2)

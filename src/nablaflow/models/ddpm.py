@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DDPMPipeline
 from torch import Tensor
 
 from nablaflow.errors import UserError
-from nablaflow.models.contract import Condition
+from nablaflow.models.condition import Condition
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import pixel_size
@@ -19,6 +19,8 @@ from nablaflow.typing import Images, Latents
 class UnconditionalDDPM(PipelineModel):
     """States are pixels in [-1, 1]; prompts are only labels of the images."""
 
+    serves = (DDPMPipeline,)
+    call_defaults: ClassVar[dict[str, Any]] = {"steps": 100}
     takes_prompts = False
 
     def __init__(
@@ -37,13 +39,13 @@ class UnconditionalDDPM(PipelineModel):
             raise UserError("model: its states are not RGB or grey images")
 
     @staticmethod
-    def state_size(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int]:
-        return pixel_size(pipeline.unet, sampler)
+    def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:
+        return int(pipeline.unet.config["in_channels"]), *pixel_size(pipeline.unet, sampler)
 
     def condition(self, prompts: list[str]) -> Condition:
         return Condition()
 
-    def forward(self, x: Latents, timestep: Tensor, prompt: Tensor | None) -> Latents:
+    def forward(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
         network = self.adapter.active()
         dtype = next(network.parameters()).dtype
         return network(x.to(dtype), timestep, return_dict=False)[0]
@@ -51,3 +53,8 @@ class UnconditionalDDPM(PipelineModel):
     def decode(self, x0: Latents) -> Images:
         images = (x0.float() / 2 + 0.5).clamp(0.0, 1.0)
         return images.expand(-1, 3, -1, -1)
+
+    @torch.no_grad()
+    def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:
+        images: Any = pipeline(output_type="np", return_dict=False, **options)[0]
+        return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from nablaflow.errors import ExportError, UserError
 from nablaflow.models.adapters import ADAPTER, LoraAdapter
 from nablaflow.models.load import load_pipeline
-from nablaflow.models.pipelines import PipelineModel, fused_attention
+from nablaflow.models.pipelines import PipelineModel
 from nablaflow.storage.files import put_in_place, remove_tree
 from nablaflow.storage.header import put_in_order
 
@@ -64,9 +63,7 @@ def save_policy(model: PipelineModel, source: str, folder: Path) -> Path:
         ExportError: the image of the stock pipeline differs; nothing is left behind.
         UserError: the disk is full.
     """
-    as_lora = isinstance(model.adapter, LoraAdapter) and isinstance(
-        model.pipeline, StableDiffusionPipeline
-    )
+    as_lora = model.saves_lora
     final = folder / ("lora" if as_lora else "model")
     partial = folder / f".partial-{final.name}"
     remove_tree(partial)
@@ -88,11 +85,12 @@ def save_policy(model: PipelineModel, source: str, folder: Path) -> Path:
 def _write_lora(model: PipelineModel, folder: Path) -> None:
     assert isinstance(model.adapter, LoraAdapter)
     layers: dict[str, Any] = dict(lora_layers(model))
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=layers,
-        unet_lora_adapter_metadata=_plain(model.adapter.config.to_dict()),
-    )
+    part = model.denoiser
+    given = {
+        f"{part}_lora_layers": layers,
+        f"{part}_lora_adapter_metadata": _plain(model.adapter.config.to_dict()),
+    }
+    type(model.pipeline).save_lora_weights(folder, **given)
     put_in_order(folder / LORA_FILE)
 
 
@@ -109,7 +107,7 @@ def _merged(model: PipelineModel) -> Any:
     network = copy.deepcopy(model.network).float()
     if isinstance(model.adapter, LoraAdapter):
         network = _unwrap_lora(network)
-    pipeline.register_modules(unet=network)
+    pipeline.register_modules(**{model.denoiser: network})
     return pipeline
 
 
@@ -135,9 +133,10 @@ def check_same_image(model: PipelineModel, source: str, folder: Path, *, as_lora
     stock = _in_float32(load_pipeline(source if as_lora else str(folder), dtype).to(model.device))
     if as_lora:
         stock.load_lora_weights(folder)
-    stock.unet.to(memory_format=torch.channels_last)  # as the policy's: it selects the kernels
-    policy = _in_float32(model.pipeline)
-    with fused_attention(policy.unet), _full_float32():
+    # As the policy's: it selects the kernels.
+    getattr(stock, model.denoiser).to(memory_format=torch.channels_last)
+    with model.as_in_stock(), _full_float32():
+        policy = _in_float32(model.pipeline)
         difference = float((_image(model, stock) - _image(model, policy)).abs().max())
     if not difference <= TOLERANCE:
         raise ExportError(
@@ -173,13 +172,11 @@ def _is_float32(network: torch.nn.Module) -> bool:
 
 def _image(model: PipelineModel, pipeline: Any) -> Tensor:
     """One image in [0, 1] from a pipeline's own call, two steps from fixed noise."""
-    generator = torch.Generator().manual_seed(0)
     pipeline.set_progress_bar_config(disable=True)
-    call = {"num_inference_steps": CHECK_STEPS, "generator": generator}
-    if isinstance(pipeline, StableDiffusionPipeline):
-        # Latents, since the two autoencoders are the same weights in, maybe, two precisions.
-        height, width = model.image_size
-        size = {"height": height, "width": width}
-        latents: Any = pipeline(CHECK_PROMPT, output_type="latent", **size, **call)
-        return model.decode(latents.images)
-    return torch.from_numpy(pipeline(output_type="np", **call).images)
+    # Through the model's decoder: the two autoencoders are maybe the same in two precisions.
+    return model.stock_image(
+        pipeline,
+        CHECK_PROMPT,
+        num_inference_steps=CHECK_STEPS,
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -7,19 +7,19 @@ import math
 
 import torch
 from diffusers import UNet2DConditionModel
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
 from nablaflow.errors import UserError
+from nablaflow.models.condition import Condition
 from nablaflow.models.settings import FlowSettings
-from nablaflow.typing import Latents
+from nablaflow.typing import Latents, Timesteps
 
 
 class FlowScore(nn.Module, abc.ABC):
     """Any network g_phi(x_k, k) whose output is zero before training."""
 
     @abc.abstractmethod
-    def forward(self, x: Latents, timestep: Int[Tensor, "batch"], prompt: Tensor | None) -> Latents:
+    def forward(self, x: Latents, timestep: Timesteps, condition: Condition) -> Latents:
         """The flow score at ``x``, at least float32, in the units of grad log density."""
 
 
@@ -30,7 +30,7 @@ class UNetFlowScore(FlowScore):
         settings: with its channels chosen, see `nablaflow.models.flow_size`.
         channel: channels of a state.
         size: side of a state, or what divides both of its sides.
-        width: of the prompt embeddings, or 0 for an unconditional model.
+        width: of the embeddings of a prompt's tokens, or 0 for an unconditional model.
     """
 
     def __init__(self, settings: FlowSettings, channel: int, size: int, width: int) -> None:
@@ -57,10 +57,11 @@ class UNetFlowScore(FlowScore):
         for parameter in self.unet.conv_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Latents, timestep: Int[Tensor, "batch"], prompt: Tensor | None) -> Latents:
-        if prompt is None:
-            prompt = x.new_zeros(len(x), 1, 1)
+    def forward(self, x: Latents, timestep: Timesteps, condition: Condition) -> Latents:
+        tokens = condition.hidden
+        if tokens is None:
+            tokens = x.new_zeros(len(x), 1, 1)
         elif not self.prompt_conditioned:
-            prompt = torch.zeros_like(prompt)
+            tokens = torch.zeros_like(tokens)
         with torch.autocast(x.device.type, enabled=False):
-            return self.unet(x.float(), timestep, prompt.float(), return_dict=False)[0]
+            return self.unet(x.float(), timestep, tokens.float(), return_dict=False)[0]

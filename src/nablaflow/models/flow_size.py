@@ -67,28 +67,28 @@ def denoiser_flops(model: DiffusionModel) -> int:
     """FLOPs of one pass of the reference at one state: half of a guided one."""
     x = torch.zeros(1, *model.state_shape, device=model.device)
     timestep = model.process.timestep[-1:].to(model.device)
-    prompt = model.condition([""]).prompt
+    condition = model.condition([""])
     with model.reference(), _counted() as counter:
-        model.forward(x, timestep, prompt)
+        model.forward(x, timestep, condition)
     return counter.get_total_flops()
 
 
 @torch.no_grad()
 def flow_flops(model: DiffusionModel, settings: FlowSettings) -> int:
     """FLOPs of one pass at one state; counted on shapes alone."""
-    prompt = model.condition([""]).prompt
+    hidden = model.condition([""]).hidden
     with torch.device("meta"):
         network = _network(model, settings)
         x, timestep = torch.zeros(1, *model.state_shape), torch.zeros(1)
-        tokens = torch.zeros(1, 1, 1) if prompt is None else torch.zeros(prompt.shape)
+        tokens = torch.zeros(1, 1, 1) if hidden is None else torch.zeros(hidden.shape)
         with _counted() as counter:
             network.unet(x, timestep, tokens)
     return counter.get_total_flops()
 
 
 def _network(model: DiffusionModel, settings: FlowSettings) -> UNetFlowScore:
-    prompt = model.condition([""]).prompt
-    width = 0 if prompt is None else prompt.shape[-1]
+    hidden = model.condition([""]).hidden
+    width = 0 if hidden is None else hidden.shape[-1]
     return UNetFlowScore(settings, model.state_shape[0], _side(model), width)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 from transformers.utils import logging as transformers_logging
 
@@ -18,11 +18,28 @@ from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.single_file import load_single_file
 from nablaflow.models.stable_diffusion import StableDiffusion
 
-FAMILIES: dict[type[Any], type[PipelineModel]] = {
-    StableDiffusionPipeline: StableDiffusion,
-    DDPMPipeline: UnconditionalDDPM,
-}
+FAMILIES: list[type[PipelineModel]] = [
+    StableDiffusion,
+    UnconditionalDDPM,
+]
 """Adding a family is one file and one line here."""
+
+
+def family_of(pipeline: Any) -> type[PipelineModel]:
+    """The family of a pipeline.
+
+    Raises:
+        UserError: there is none for its class.
+    """
+    return _serving(type(pipeline).__name__)[0]
+
+
+def _serving(name: Any) -> tuple[type[PipelineModel], type[Any]]:
+    """The family, and the pipeline's class, by the class's name."""
+    served = {kind.__name__: (family, kind) for family in FAMILIES for kind in family.serves}
+    if name not in served:
+        raise UserError(f"model: a {name} is not supported; use one of {', '.join(served)}")
+    return served[name]
 
 
 def load_pipeline(model: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
@@ -44,7 +61,8 @@ def load_pipeline(model: str, dtype: torch.dtype = torch.float32) -> DiffusionPi
     if not path.is_dir():
         raise UserError(f"model: there is no folder {model}; check the path, or give a hub id")
     parts = read_index(path)
-    _check_class(parts)
+    family, _ = _serving(parts.get("_class_name"))
+    family.check_index(parts)
     check_no_lora_inside(path, parts)
     variant = find_variant(path, parts)
     # None: where there are both kinds of files, diffusers still takes safetensors.
@@ -58,26 +76,18 @@ def _config(model: str) -> dict[str, Any]:
         found: Any = DiffusionPipeline.load_config(model)
     except Exception as error:  # of the hub, of the network, of a cache
         raise _unreadable(model, error) from error
-    _check_class(found)
+    family, _ = _serving(found.get("_class_name"))
+    family.check_index(found)
     return found
-
-
-def _check_class(parts: dict[str, Any]) -> None:
-    known = [kind.__name__ for kind in FAMILIES]
-    name = parts.get("_class_name")
-    if name not in known:
-        raise UserError(f"model: a {name} is not supported; use one of {', '.join(known)}")
 
 
 def _load(
     source: str, dtype: torch.dtype, parts: dict[str, Any], **options: Any
 ) -> DiffusionPipeline:
-    if parts["_class_name"] == StableDiffusionPipeline.__name__:
-        # Not needed and often not there.
-        options |= {"safety_checker": None, "feature_extractor": None}
-        options["requires_safety_checker"] = False
+    family, kind = _serving(parts["_class_name"])
+    options |= family.load_options
     try:
-        pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, **options)
+        pipeline = kind.from_pretrained(source, torch_dtype=dtype, **options)
     except Exception as error:  # the libraries raise many kinds for one cause: unreadable files
         raise _unreadable(source, error) from error
     _check_complete(source, pipeline)
@@ -105,5 +115,9 @@ def _check_complete(source: str, pipeline: Any) -> None:
 def load_model(
     pipeline: Any, sampler: SamplerSettings, adapter: AdapterSettings, device: torch.device
 ) -> PipelineModel:
-    """The pipeline as a model to align."""
-    return FAMILIES[type(pipeline)](pipeline, sampler, adapter, device)
+    """The pipeline as a model to align.
+
+    Raises:
+        UserError: its class is not served, or it does not fit the settings.
+    """
+    return family_of(pipeline)(pipeline, sampler, adapter, device)

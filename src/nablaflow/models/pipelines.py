@@ -1,69 +1,58 @@
-"""Models to align that live in a diffusers pipeline: what the families share."""
+"""Models to align that live in a diffusers pipeline: what a family says, and what all share."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.loaders.lora_base import LoraBaseMixin
 from jaxtyping import Float
 from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.samplers import build_process
+from nablaflow.errors import UserError
 from nablaflow.models.adapters import Adapter, FullAdapter, LoraAdapter
+from nablaflow.models.attention import fused_attention, use_plain_attention
 from nablaflow.models.conditioning import check_network
 from nablaflow.models.contract import DiffusionModel
+from nablaflow.models.lora_targets import automatic_targets
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
+from nablaflow.typing import Images, Latents
 
 PLAIN_ATTENTION_UP_TO = 1024  # tokens
 
 
-def use_plain_attention(network: torch.nn.Module) -> None:
-    """Attention as two matrix products: it can be differentiated twice, the fused one only once.
-
-    Set for good and not around a call, since gradient checkpointing makes the call again later.
-    """
-    for part in _attentions(network):
-        part.set_processor(AttnProcessor())
-
-
-@contextmanager
-def fused_attention(network: torch.nn.Module) -> Iterator[None]:
-    """Within this context attention is computed as in a stock pipeline, to the last digit."""
-    before = [(part, part.processor) for part in _attentions(network)]
-    for part, _ in before:
-        stock: Any = AttnProcessor2_0()
-        part.set_processor(stock)
-    try:
-        yield
-    finally:
-        for part, processor in before:
-            part.set_processor(processor)
-
-
-def _attentions(network: torch.nn.Module) -> list[Attention]:
-    return [part for part in network.modules() if isinstance(part, Attention)]
-
-
-def make_adapter(network: Any, settings: AdapterSettings) -> Adapter:
-    """The policy that the settings ask for, on ``network``."""
-    if settings.kind == "full":
-        return FullAdapter(network)
-    alpha = float(settings.rank) if settings.alpha is None else settings.alpha
-    return LoraAdapter(network, settings.rank, alpha, settings.targets)
-
-
 class PipelineModel(DiffusionModel):
-    """A diffusers pipeline with a UNet; subclasses add conditioning and decoding.
+    """A family of diffusers pipelines.
+
+    A family is a subclass in a file of its own, and a line in `nablaflow.models.load.FAMILIES`. It
+    says how it conditions, predicts and decodes (`nablaflow.models.contract`), and with what
+    follows how it is loaded, saved, checked and sampled in stock form. The defaults are those of
+    a pipeline with a UNet and a scheduler of betas.
 
     Attributes:
+        serves: classes of the pipelines.
+        denoiser: name of the pipeline's part that is aligned.
+        encoders: and of those that are needed for conditions only.
+        load_options: for ``from_pretrained``: parts that are not needed and often not there.
+        call_defaults: how a stock pipeline samples if nothing is said, as sampler settings.
+        reads: sampler settings that have an effect; another one is refused.
         left_open: variance of x_0 given x_k, by k, that the kernels have besides their own; None:
             they have their own alone.
     """
+
+    serves: ClassVar[tuple[type[Any], ...]]
+    denoiser: ClassVar[str] = "unet"
+    encoders: ClassVar[tuple[str, ...]] = ()
+    load_options: ClassVar[dict[str, Any]] = {}
+    call_defaults: ClassVar[dict[str, Any]]
+    reads: ClassVar[frozenset[str]] = frozenset(
+        {"name", "steps", "eta", "sigma_floor", "variance", "height", "width"}
+    )
 
     pipeline: Any
     left_open: Float[Tensor, "levels"] | None
@@ -75,37 +64,67 @@ class PipelineModel(DiffusionModel):
         adapter: AdapterSettings,
         device: torch.device,
     ) -> None:
-        check_network(pipeline.unet)
+        self._check_read(pipeline, sampler)
+        self.check(pipeline)
         self.pipeline, self._sampler, self.left_open = pipeline, sampler, None
-        self.process = self._process(None)  # refuses a schedule before any work
-        height, width = self.state_size(pipeline, sampler)
-        self.state_shape = (int(pipeline.unet.config["in_channels"]), height, width)
-        self.pipeline = pipeline.to(device)
-        self.device = device
-        unet = pipeline.unet.to(memory_format=torch.channels_last)
-        unet.eval()  # no dropout: the policy that trains is the one that sampled
+        self.process = self.make_process(None)  # refuses a schedule before any work
+        self.state_shape = self.shape_of_states(pipeline, sampler)
+        self.pipeline, self.device = pipeline.to(device), device
+        network = getattr(pipeline, self.denoiser).to(memory_format=torch.channels_last)
+        network.eval()  # no dropout: the policy that trains is the one that sampled
         # On a processor the fused attention's backward pass is slow; few tokens need no fusing.
+        _, height, width = self.state_shape
         if device.type == "cpu" and height * width <= PLAIN_ATTENTION_UP_TO:
-            use_plain_attention(unet)
-        self.adapter = make_adapter(unet, adapter)
+            use_plain_attention(network)
+        self.adapter = self._make_adapter(network, adapter)
         self.network = self.adapter.network
         self.parameterization = pipeline.scheduler.config.get("prediction_type", "epsilon")
         self.guidance_scale = sampler.guidance_scale
 
-    @staticmethod
-    @abc.abstractmethod
-    def state_size(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int]:
-        """(height, width) of a state.
+    # --- before its weights are read, and before any work -----------------------------------------
+
+    @classmethod
+    def check_index(cls, parts: Mapping[str, Any]) -> None:
+        """Refuse a folder by its list of parts, ``model_index.json``.
 
         Raises:
-            UserError: one is asked for that the model does not have.
+            UserError: it is of the class, but not of the kind that is served.
         """
 
-    def note_on(self, prompts: Sequence[str]) -> str | None:
-        """One line about what the model does not read of the prompts, if there is such."""
-        return None
+    @classmethod
+    def check(cls, pipeline: Any) -> None:
+        """Refuse a pipeline whose parts do not fit each other or this family.
 
-    def _process(self, left_open: Tensor | None) -> ReverseProcess:
+        Raises:
+            UserError: so it is.
+        """
+        check_network(getattr(pipeline, cls.denoiser))
+
+    @classmethod
+    def _check_read(cls, pipeline: Any, sampler: SamplerSettings) -> None:
+        for name, field in type(sampler).model_fields.items():
+            if name not in cls.reads and getattr(sampler, name) != field.default:
+                raise UserError(
+                    f"sampler.{name}: a {type(pipeline).__name__} has no use for it; leave it out"
+                )
+
+    # --- its states, its kernels, its policy ------------------------------------------------------
+
+    @staticmethod
+    @abc.abstractmethod
+    def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:
+        """(channel, height, width) of a state.
+
+        Raises:
+            UserError: a size is asked for that the model does not have.
+        """
+
+    def make_process(self, left_open: Float[Tensor, "levels"] | None) -> ReverseProcess:
+        """The kernels that the settings ask for, on the schedule of the pipeline's scheduler.
+
+        Raises:
+            UserError: the schedule has no such kernels.
+        """
         s = self._sampler
         config = self.pipeline.scheduler.config
         return build_process(config, s.name, s.steps, s.eta, s.sigma_floor, left_open)
@@ -119,8 +138,20 @@ class PipelineModel(DiffusionModel):
         Raises:
             UserError: the sampler has such kernels already.
         """
-        self.process = self._process(left_open)
+        self.process = self.make_process(left_open)
         self.left_open = left_open
+
+    @staticmethod
+    def lora_targets(network: Any) -> list[str]:
+        """Names of the layers that get a LoRA where nobody says so."""
+        return automatic_targets(network)
+
+    def _make_adapter(self, network: Any, settings: AdapterSettings) -> Adapter:
+        if settings.kind == "full":
+            return FullAdapter(network)
+        targets = self.lora_targets(network) if settings.targets == "auto" else settings.targets
+        alpha = float(settings.rank) if settings.alpha is None else settings.alpha
+        return LoraAdapter(network, settings.rank, alpha, targets)
 
     def allow_second_derivatives(self) -> None:
         use_plain_attention(self.network)
@@ -129,3 +160,42 @@ class PipelineModel(DiffusionModel):
     def reference(self) -> Iterator[None]:
         with self.adapter.reference():
             yield
+
+    # --- its prompts and its images ---------------------------------------------------------------
+
+    def note_on(self, prompts: Sequence[str]) -> str | None:
+        """One line about what the model does not read of the prompts, if there is such."""
+        return None
+
+    def offload_encoders(self) -> None:
+        """From now on keep `encoders` on the CPU, but for the time that they embed a prompt."""
+
+    def overflows(self, x0: Latents, dtype: torch.dtype) -> bool:
+        """Whether the pipeline's own decoder, float32 here, is not finite in a precision."""
+        return False
+
+    # --- in stock form ----------------------------------------------------------------------------
+
+    @property
+    def saves_lora(self) -> bool:
+        """Whether a LoRA is saved as such: where a stock pipeline of the class takes one."""
+        return isinstance(self.adapter, LoraAdapter) and isinstance(self.pipeline, LoraBaseMixin)
+
+    def stock_call(self, prompt: str) -> dict[str, Any]:
+        """Arguments by which a stock pipeline's call makes an image as the policy does."""
+        return {}
+
+    @torch.no_grad()
+    def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:
+        """One image by a stock pipeline's own call, through the decoder that is here.
+
+        Args:
+            options: of the call besides `stock_call`, such as the generator.
+        """
+        call = self.stock_call(prompt) | options
+        states: Any = pipeline(**call, output_type="latent", return_dict=False)[0]
+        return self.decode(states)
+
+    def as_in_stock(self) -> AbstractContextManager[None]:
+        """Within this context the policy computes as in a stock pipeline, to the last digit."""
+        return fused_attention(self.network)

@@ -2,76 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from nablaflow.models.condition import Condition
 from nablaflow.models.conditioning import check_text_encoder
-from nablaflow.models.contract import Condition
-from nablaflow.models.long_prompts import embed_pieces, note_cuts
-from nablaflow.models.pipelines import PipelineModel
-from nablaflow.models.settings import AdapterSettings, SamplerSettings
-from nablaflow.models.sizes import latent_size
-from nablaflow.typing import Images, Latents
-
-EMBEDDINGS = 4096  # prompts whose embeddings are kept; of Stable Diffusion 1.5's, 0.2 MB each
+from nablaflow.models.long_prompts import embed_pieces
+from nablaflow.models.text_to_image import TextToImage
+from nablaflow.typing import Latents
 
 
-class StableDiffusion(PipelineModel):
+class StableDiffusion(TextToImage):
     """Latent diffusion with a text encoder; epsilon or v prediction, guided or not."""
 
-    def __init__(
-        self,
-        pipeline: StableDiffusionPipeline,
-        sampler: SamplerSettings,
-        adapter: AdapterSettings,
-        device: torch.device,
-    ) -> None:
+    serves = (StableDiffusionPipeline,)
+    load_options: ClassVar[dict[str, Any]] = {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+    call_defaults: ClassVar[dict[str, Any]] = {"steps": 50, "guidance_scale": 7.5}
+    reads = TextToImage.reads | {"prompt_chunks"}
+
+    @classmethod
+    def check(cls, pipeline: Any) -> None:
         check_text_encoder(pipeline)
-        super().__init__(pipeline, sampler, adapter, device)
-        # Rewards look at pixels: the decoder stays in float32 whatever the denoiser's precision.
-        self._autoencoder: Any = pipeline.vae.float().eval().requires_grad_(False)
-        self._autoencoder.to(memory_format=torch.channels_last)
-        pipeline.text_encoder.eval().requires_grad_(False)
-        _, height, width = self.state_shape
-        factor = pipeline.vae_scale_factor
-        self.image_size = (height * factor, width * factor)
-        self._negative_prompt, self._pieces = sampler.negative_prompt, sampler.prompt_chunks
-        self._embed = lru_cache(maxsize=EMBEDDINGS)(self._encode)
+        super().check(pipeline)
 
-    @staticmethod
-    def state_size(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int]:
-        return latent_size(pipeline.unet, pipeline.vae_scale_factor, sampler)
+    def encode(self, prompt: str) -> Condition:
+        pieces = self._sampler.prompt_chunks
+        if pieces is None:
+            return Condition(self.pipeline.encode_prompt(prompt, self.device, 1, False)[0])
+        tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
+        return Condition(embed_pieces(tokenizer, encoder, prompt, pieces, self.device)[None])
 
-    def note_on(self, prompts: Sequence[str]) -> str | None:
-        return note_cuts(self.pipeline.tokenizer, prompts, self._pieces or 1)
-
-    @torch.no_grad()
-    def _encode(self, prompt: str) -> Tensor:
-        if self._pieces is not None:
-            tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
-            return embed_pieces(tokenizer, encoder, prompt, self._pieces, self.device)
-        embedding, _ = self.pipeline.encode_prompt(prompt, self.device, 1, False)
-        return embedding[0]
-
-    def condition(self, prompts: list[str]) -> Condition:
-        prompt = torch.stack([self._embed(text) for text in prompts])
-        if self.guidance_scale == 1.0:
-            return Condition(prompt)
-        return Condition(prompt, self._embed(self._negative_prompt).expand_as(prompt))
-
-    def forward(self, x: Latents, timestep: Tensor, prompt: Tensor | None) -> Latents:
-        assert prompt is not None
+    def forward(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
+        assert condition.hidden is not None
         network = self.adapter.active()
         dtype = next(network.parameters()).dtype
-        return network(x.to(dtype), timestep, prompt.to(dtype), return_dict=False)[0]
-
-    def decode(self, x0: Latents) -> Images:
-        scaled = x0.float() / self._autoencoder.config["scaling_factor"]
-        with torch.autocast(x0.device.type, enabled=False):
-            pixels = self._autoencoder.decode(scaled, return_dict=False)[0]
-        return (pixels / 2 + 0.5).clamp(0.0, 1.0)
+        return network(x.to(dtype), timestep, condition.hidden.to(dtype), return_dict=False)[0]

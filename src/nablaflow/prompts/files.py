@@ -16,7 +16,7 @@ COLUMN = "prompt"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPrompts:
     """Prompts as they were found.
 
     Attributes:
@@ -32,7 +32,7 @@ class Found:
     empty: Sequence[int] = ()
 
     @classmethod
-    def of(cls, source: str, rows: Iterator[tuple[int, str]]) -> Found:
+    def of(cls, source: str, rows: Iterator[tuple[int, str]]) -> FoundPrompts:
         """From lines and their texts; what is blank counts as empty.
 
         Raises:
@@ -64,7 +64,7 @@ class Found:
         return f"prompts: {self.source} has {' and '.join(parts)}" if parts else None
 
 
-def read_file(path: Path, column: str | None) -> Found:
+def read_file(path: Path, column: str | None) -> FoundPrompts:
     """The prompts of a text file, of ``.jsonl`` or of ``.csv``.
 
     Args:
@@ -75,12 +75,12 @@ def read_file(path: Path, column: str | None) -> Found:
     """
     text = read_text(path)
     if path.suffix == ".jsonl":
-        return Found.of(str(path), _json_lines(path, text, column or COLUMN))
+        return FoundPrompts.of(str(path), _json_lines(path, text, column or COLUMN))
     if path.suffix == ".csv":
-        return Found.of(str(path), _table(path, text, column or COLUMN))
+        return FoundPrompts.of(str(path), _table(path, text, column or COLUMN))
     if column is not None:
         raise UserError(f"prompts.column: {path} is plain text, one prompt per line; leave it out")
-    return Found.of(str(path), _plain(text))
+    return FoundPrompts.of(str(path), _plain(text))
 
 
 def _plain(text: str) -> Iterator[tuple[int, str]]:

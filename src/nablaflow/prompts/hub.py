@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from nablaflow.errors import UserError, nearest
-from nablaflow.prompts.files import COLUMN, Found, read_file
+from nablaflow.prompts.files import COLUMN, FoundPrompts, read_file
 
 ANIMALS = "simple-animals"
 BENCHMARK = ("ymhao/HPDv2", "fd163b223b6faf112eccafeabe2e31a0e950f177")
@@ -22,7 +22,7 @@ FILES = {
 }
 
 
-def named_set(name: str) -> Found:
+def named_set(name: str) -> FoundPrompts:
     """A set that the papers train on; the animals ship with the package.
 
     Raises:
@@ -32,7 +32,7 @@ def named_set(name: str) -> Found:
         source = resources.files("nablaflow.prompts") / "texts" / "simple_animals.txt"
         with resources.as_file(source) as path:
             found = read_file(path, None)
-        return Found(name, found.texts, found.lines)
+        return FoundPrompts(name, found.texts, found.lines)
     repo, revision = BENCHMARK
     try:
         file = hf_hub_download(repo, FILES[name], repo_type="dataset", revision=revision)
@@ -42,10 +42,10 @@ def named_set(name: str) -> Found:
             f"({type(error).__name__}); give a file of your own"
         ) from error
     texts: list[str] = json.loads(Path(file).read_text(encoding="utf-8"))
-    return Found.of(name, ((row, str(text)) for row, text in enumerate(texts, start=1)))
+    return FoundPrompts.of(name, ((row, str(text)) for row, text in enumerate(texts, start=1)))
 
 
-def data_set(repo: str, column: str | None, split: str | None) -> Found:
+def data_set(repo: str, column: str | None, split: str | None) -> FoundPrompts:
     """A column of a data set.
 
     Args:
@@ -75,4 +75,6 @@ def data_set(repo: str, column: str | None, split: str | None) -> Found:
         hint = nearest(column, rows.column_names)
         raise UserError(f"prompts.column: {repo} has no column {column!r}; {hint}")
     texts = rows[column]
-    return Found.of(repo, ((row, str(text or "")) for row, text in enumerate(texts, start=1)))
+    return FoundPrompts.of(
+        repo, ((row, str(text or "")) for row, text in enumerate(texts, start=1))
+    )

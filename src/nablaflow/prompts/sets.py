@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from nablaflow.errors import UserError
-from nablaflow.prompts.files import Found, read_file
+from nablaflow.prompts.files import FoundPrompts, read_file
 from nablaflow.prompts.hub import data_set, named_set
 from nablaflow.prompts.source import HUB, SETS
 
@@ -88,7 +88,7 @@ def load_prompts(value: Source, base: Path) -> list[str]:
     return list(find_prompts(value, base).texts)
 
 
-def find_prompts(value: Source, base: Path) -> Found:
+def find_prompts(value: Source, base: Path) -> FoundPrompts:
     """The prompts of a source, with what a note says about them.
 
     None is one empty text. A list is taken as it is. In a text file, blank lines and lines that
@@ -105,11 +105,11 @@ def find_prompts(value: Source, base: Path) -> Found:
     if isinstance(value, Mapping):
         source, column, split = value["source"], value.get("column"), value.get("split")
     if source is None:
-        return Found("no prompts", [""], [1])
+        return FoundPrompts("no prompts", [""], [1])
     if not isinstance(source, str):
         if not source:
             raise UserError("prompts: the list is empty; give at least one prompt")
-        return Found("the list", list(source), range(1, len(source) + 1))
+        return FoundPrompts("the list", list(source), range(1, len(source) + 1))
     if source.startswith(HUB):
         return data_set(source.removeprefix(HUB), column, split)
     if split is not None:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from nablaflow.report.curves import LIGHT
 
-Cell = Mapping[str, Any]
+CellFigures = Mapping[str, Any]
 
 _COLOURS = (*LIGHT.series[:4], "#c23b72", "#2c8c99", "#9a7b1c", "#5b6b2f")
 _STYLES = ("o", "s", "D", "^", "v", "P")
@@ -25,7 +25,7 @@ _BEYOND = 1.0  # how far a panel reaches past the known distributions, in their 
 
 
 @dataclass(frozen=True)
-class Look:
+class MarkerStyle:
     """How a method is drawn, in every panel."""
 
     colour: str
@@ -66,16 +66,16 @@ def comparison_figure(data: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _by_method(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    found: dict[str, list[Cell]] = {}
+def _by_method(cells: Sequence[CellFigures]) -> dict[str, list[CellFigures]]:
+    found: dict[str, list[CellFigures]] = {}
     for cell in cells:
         if cell["points"]:
             found.setdefault(cell["method"], []).append(cell)
     return found
 
 
-def _looks(methods: Sequence[str]) -> dict[str, Look]:
-    pairs = [Look(colour, marker) for marker, colour in product(_STYLES, _COLOURS)]
+def _looks(methods: Sequence[str]) -> dict[str, MarkerStyle]:
+    pairs = [MarkerStyle(colour, marker) for marker, colour in product(_STYLES, _COLOURS)]
     return {method: pairs[place % len(pairs)] for place, method in enumerate(methods)}
 
 
@@ -118,9 +118,9 @@ def _window(data: Mapping[str, Any], key: str) -> np.ndarray | None:
 def _draw_points(
     axes: Axes,
     method: str,
-    cells: Sequence[Cell],
+    cells: Sequence[CellFigures],
     key: str,
-    look: Look,
+    look: MarkerStyle,
     inside: np.ndarray | None,
 ) -> None:
     stages = min(len(cell["points"]) for cell in cells)
@@ -155,7 +155,7 @@ def _draw_points(
         _name(axes, f"{method}: {x[-1]:.2g}, {y[-1]:.2g}", shown[-1], look, inside)
 
 
-def _name(axes: Axes, words: str, at: np.ndarray, look: Look, inside: np.ndarray) -> None:
+def _name(axes: Axes, words: str, at: np.ndarray, look: MarkerStyle, inside: np.ndarray) -> None:
     """Beside a mark at the border, towards the middle of the panel."""
     right, upper = at > inside.mean(0)
     down = upper != axes.yaxis_inverted()
@@ -203,7 +203,7 @@ def _draw_levels(axes: Axes, data: Mapping[str, Any]) -> None:
         )
 
 
-def _draw_time(axes: Axes, cells: Sequence[Cell], look: Look) -> None:
+def _draw_time(axes: Axes, cells: Sequence[CellFigures], look: MarkerStyle) -> None:
     curves = [cell["curve"] for cell in cells if cell.get("curve")]
     if not curves:
         return
@@ -226,7 +226,7 @@ def _smooth(values: Sequence[float]) -> np.ndarray:
     return (total[index] - total[first]) / (index - first)
 
 
-def _legend(figure: Figure, looks: Mapping[str, Look]) -> None:
+def _legend(figure: Figure, looks: Mapping[str, MarkerStyle]) -> None:
     marks = [
         Line2D([], [], color=look.colour, marker=look.marker, markeredgecolor="white", label=name)
         for name, look in looks.items()

@@ -20,7 +20,7 @@ from torch import Tensor
 from nablaflow.exact.catalog import named_problem
 from nablaflow.exact.mixture import GaussianMixture
 from nablaflow.exact.problem import Problem
-from nablaflow.exact.study import Cell
+from nablaflow.exact.study import LabCell
 from nablaflow.report.curves import LIGHT
 from nablaflow.report.exact_table import Row, groups, over_floor, significant, spread
 
@@ -40,7 +40,7 @@ _PANEL = 2.75  # inches
 _INK = "#1c1f24"
 _WASHES = ("#fbf4e6", "#f4e4c4")  # of what those lines enclose
 
-Samples = Callable[[Cell], Tensor]
+SamplesOf = Callable[[LabCell], Tensor]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Plane:
         return GaussianMixture(mixture.means @ self.axes, covariances, mixture.weights)
 
 
-def write_plots(out: Path, rows: Sequence[Row], samples: Samples) -> list[Path]:
+def write_plots(out: Path, rows: Sequence[Row], samples: SamplesOf) -> list[Path]:
     """``<problem>.png`` of each problem, and ``pareto.png``.
 
     Args:
@@ -119,7 +119,7 @@ def method_colours(rows: Sequence[Row]) -> dict[str, str]:
 def samples_figure(
     problem: Problem,
     methods: Mapping[str, Sequence[Row]],
-    samples: Samples,
+    samples: SamplesOf,
     colours: Mapping[str, str],
 ) -> Figure:
     """Prior, exact tilt, and each method's samples, in one frame for all.
@@ -131,7 +131,7 @@ def samples_figure(
     frame = _frame([panel.points for panel in panels])
     for method, rows in methods.items():
         row = _typical(rows)
-        points = plane.project(samples(Cell(problem.name, method, row["seed"]))[:POINTS])
+        points = plane.project(samples(LabCell(problem.name, method, row["seed"]))[:POINTS])
         panels.append(Panel(method, _told(row, len(rows) > 1), points, colours[method]))
     outline = _outline(problem, plane, frame)
     told = f"Shaded: where 95 % and 50 % of the exact tilt lie. {plane.caption}".strip()

@@ -23,7 +23,7 @@ _LABEL = 17  # characters of a method's name on one line, so that the table fits
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """One figure.
 
     Attributes:
@@ -166,12 +166,16 @@ def _unknown(row: Row) -> None:
 
 
 COLUMNS = (
-    Column("energy\ndistance", _key("energy_distance"), _key("floor"), significant),
-    Column("times\nfloor", over_floor, lambda row: 1.0, significant, across=True),
-    Column("sliced\nW2", _key("sliced_wasserstein"), _key("sliced_wasserstein_floor"), significant),
-    Column("weight\nerror", _key("mode_weight_error"), _unknown, _fixed(3), across=True),
-    Column("mean\nreward", _key("reward_mean"), _key("target_reward_mean"), _fixed(3)),
-    Column("log\ndet", _key("log_det"), _key("target_log_det"), _fixed(2)),
-    Column("passes\n(M)", _key("network_evaluations", 1e-6), _unknown, significant, across=True),
-    Column("time\n(s)", _key("seconds"), _unknown, _fixed(0), across=True),
+    TableColumn("energy\ndistance", _key("energy_distance"), _key("floor"), significant),
+    TableColumn("times\nfloor", over_floor, lambda row: 1.0, significant, across=True),
+    TableColumn(
+        "sliced\nW2", _key("sliced_wasserstein"), _key("sliced_wasserstein_floor"), significant
+    ),
+    TableColumn("weight\nerror", _key("mode_weight_error"), _unknown, _fixed(3), across=True),
+    TableColumn("mean\nreward", _key("reward_mean"), _key("target_reward_mean"), _fixed(3)),
+    TableColumn("log\ndet", _key("log_det"), _key("target_log_det"), _fixed(2)),
+    TableColumn(
+        "passes\n(M)", _key("network_evaluations", 1e-6), _unknown, significant, across=True
+    ),
+    TableColumn("time\n(s)", _key("seconds"), _unknown, _fixed(0), across=True),
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,18 +18,18 @@ class Saved:
         as_lora: which of the two.
         pipeline: name of the pipeline's class in diffusers.
         model: folder or hub id of the reference, which a LoRA is loaded onto.
-        prompt: one to try it with; None for an unconditional model.
+        call: arguments by which the pipeline samples as the policy was trained to.
     """
 
     folder: str | Path
     as_lora: bool
     pipeline: str
     model: str
-    prompt: str | None
+    call: Mapping[str, Any]
 
     def code(self) -> str:
         """Lines that load it and make an image."""
-        given = "" if self.prompt is None else repr(self.prompt)
+        given = ", ".join(f"{name}={value!r}" for name, value in self.call.items())
         if self.as_lora:
             loaded = [
                 f"pipeline = {self.pipeline}.from_pretrained({self.model!r})",

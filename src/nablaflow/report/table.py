@@ -31,7 +31,7 @@ _FIGURES = {
 
 
 @dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """One figure of all three columns, as text.
 
     Attributes:
@@ -59,11 +59,13 @@ def plus_minus(value: float | None, se: float | None) -> str:
     return f"{value:.{decimals}f} ± {se:.{decimals}f}"
 
 
-def rows(summary: Mapping[str, Any]) -> list[Row]:
+def rows(summary: Mapping[str, Any]) -> list[SummaryRow]:
     """The rows of a ``summary.json``; what it lacks is a dash."""
     columns = [summary.get(key) or {} for key in COLUMNS]
     return [
-        Row(label, hint, tuple(plus_minus(c.get(name), c.get(f"{name}_se")) for c in columns))
+        SummaryRow(
+            label, hint, tuple(plus_minus(c.get(name), c.get(f"{name}_se")) for c in columns)
+        )
         for name, (label, hint) in _FIGURES.items()
     ]
 
@@ -107,7 +109,7 @@ def html_table(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _html_row(row: Row) -> str:
+def _html_row(row: SummaryRow) -> str:
     cells = "".join(
         f'<td class="{key}">{cell}</td>' for key, cell in zip(COLUMNS, row.cells, strict=True)
     )

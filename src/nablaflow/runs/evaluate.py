@@ -16,7 +16,7 @@ from nablaflow.errors import UserError
 from nablaflow.evaluation.fit import policy_fit
 from nablaflow.evaluation.measure import Subject
 from nablaflow.evaluation.policy_state import load_policy_state
-from nablaflow.evaluation.protocol import Plan, carry_out
+from nablaflow.evaluation.protocol import EvaluationPlan, carry_out
 from nablaflow.methods import Method
 from nablaflow.prompts.sets import Source
 from nablaflow.report import protocol_curves
@@ -61,7 +61,7 @@ def evaluate_run(
         (None for another reward than the run's), and the protocol's under ``protocol``.
 
     Raises:
-        UserError: the folder holds no run, or no checkpoint yet; or as `Plan.of` and
+        UserError: the folder holds no run, or no checkpoint yet; or as `EvaluationPlan.of` and
             `nablaflow.prompts.sets.find_prompts` say.
     """
     overrides = ["guard=null"]  # it watches training, with rewards and prompts of its own
@@ -75,7 +75,7 @@ def evaluate_run(
         parts = prepare(config, folder, checkpoint=found[-1])
         n = config.evaluation.n
         parts.tell(parts.notes)
-        plan = Plan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
+        plan = EvaluationPlan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
         with progress_display(console or Console(stderr=True)) as progress:
             kept = found[-1:] if only_last else found
             best = None if only_last else guards_best(place, found[-1])

@@ -97,6 +97,6 @@ def _write_pictures(
             as_lora=saved.name == "lora",
             pipeline=type(parts.model.pipeline).__name__,
             model=without_folders(model_source(config.model)),
-            prompt=evaluation.prompts[0] if parts.model.takes_prompts else None,
+            call=parts.model.stock_call(evaluation.prompts[0]),
         ),
     )

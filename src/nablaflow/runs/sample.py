@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.progress import Progress
 
@@ -22,6 +21,7 @@ from nablaflow.evaluation.policy_state import put_policy
 from nablaflow.models import (
     AdapterSettings,
     SamplerSettings,
+    family_of,
     load_model,
     load_pipeline,
     model_source,
@@ -92,10 +92,9 @@ def _sampler(pipeline: Any, source: str, asked: dict[str, Any]) -> SamplerSettin
     if name is not None and name not in SAMPLERS:
         raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
     settings: dict[str, Any] = {"name": name or _fitting(pipeline)} | asked
-    if not isinstance(pipeline, StableDiffusionPipeline):
-        return SamplerSettings(steps=100, **settings)
-    guidance = 2.0 if source == "nano" else 7.5
-    return SamplerSettings(steps=50, guidance_scale=guidance, **settings)
+    if source == "nano":
+        settings = {"guidance_scale": 2.0} | settings
+    return SamplerSettings(**family_of(pipeline).call_defaults | settings)
 
 
 def _fitting(pipeline: Any) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from nablaflow.estimators import Estimator, Networks, Path, ValueGradients, path_log_ratio
-from nablaflow.estimators.pull import Samples, pull_samples
+from nablaflow.estimators.pull import PullSamples, pull_samples
 
 
 def estimate_in_parts(
@@ -40,7 +40,7 @@ def log_ratio_in_parts(path: Path, networks: Networks, size: int) -> Tensor:
 
 def pull_in_parts(
     path: Path, networks: Networks, levels: Bool[Tensor, "levels"], seed: int, size: int
-) -> Samples:
+) -> PullSamples:
     """`pull_samples`, from ``size`` trajectories at a time."""
     generator = torch.Generator().manual_seed(seed)
     none = torch.zeros(0, dtype=torch.long, device=path.x0.device)

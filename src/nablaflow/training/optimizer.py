@@ -6,13 +6,13 @@ import math
 
 import torch
 
-from nablaflow.config.settings import Optimizer
+from nablaflow.config.settings import OptimizerSettings
 from nablaflow.models.adapters import trainable_parameters
 from nablaflow.training.objective import Objective
 
 
 def learning_rate_factor(
-    settings: Optimizer, update: int, updates: int, spent: float = 0.0
+    settings: OptimizerSettings, update: int, updates: int, spent: float = 0.0
 ) -> float:
     """Share of the learning rate at an update: a linear warm-up, then constant or half a cosine.
 
@@ -28,7 +28,7 @@ def learning_rate_factor(
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(done, spent))))
 
 
-def make_optimizer(settings: Optimizer, objective: Objective) -> torch.optim.AdamW:
+def make_optimizer(settings: OptimizerSettings, objective: Objective) -> torch.optim.AdamW:
     """AdamW with one group for the policy and one for the flow network."""
     groups = [
         {

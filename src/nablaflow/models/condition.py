@@ -1,0 +1,70 @@
+"""What a batch is conditioned on; a family makes it and reads it, nobody above looks inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Tensors with one row for each state; empty for unconditional models.
+
+    A family whose network is given more than these adds fields in a subclass.
+
+    Attributes:
+        hidden: embeddings of the prompt's tokens.
+        pooled: of the prompt as a whole.
+        negative: the other end of classifier-free guidance; None where there is no guidance.
+    """
+
+    hidden: Float[Tensor, "batch token width"] | None = None
+    pooled: Float[Tensor, "batch feature"] | None = None
+    negative: Condition | None = None
+
+    def __getitem__(self, index: slice | Tensor) -> Condition:
+        return self._each(lambda part: part[index])
+
+    def expand(self, rows: int) -> Condition:
+        """A single row as ``rows`` equal ones, without a copy."""
+        return self._each(lambda part: part.expand(rows, *part.shape[1:]))
+
+    def with_negative(self, negative: Condition) -> Condition:
+        return replace(self, negative=negative)
+
+    def to(self, device: torch.device) -> Condition:
+        return self._each(lambda part: part.to(device))
+
+    def bytes(self) -> int:
+        """What the tensors take."""
+        return sum(
+            part.bytes() if isinstance(part, Condition) else part.numel() * part.element_size()
+            for part in self._present().values()
+        )
+
+    @staticmethod
+    def concatenate(conditions: Sequence[Condition]) -> Condition:
+        """The rows of several conditions of one kind, one behind the other."""
+        first = conditions[0]
+        joined: dict[str, Any] = {}
+        for name in first._present():
+            parts: list[Any] = [getattr(condition, name) for condition in conditions]
+            nested = isinstance(parts[0], Condition)
+            joined[name] = Condition.concatenate(parts) if nested else torch.cat(parts)
+        return replace(first, **joined)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        changed: dict[str, Any] = {}
+        for name, part in self._present().items():
+            nested = isinstance(part, Condition)
+            changed[name] = part._each(change) if nested else change(part)
+        return replace(self, **changed)
+
+    def _present(self) -> dict[str, Any]:
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in parts.items() if part is not None}

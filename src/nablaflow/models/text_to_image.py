@@ -1,0 +1,129 @@
+"""Latent diffusion conditioned on text: embeddings, guidance and the autoencoder."""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+
+from nablaflow.models.condition import Condition
+from nablaflow.models.embeddings import Embeddings
+from nablaflow.models.long_prompts import note_cuts
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.settings import AdapterSettings, SamplerSettings
+from nablaflow.models.sizes import latent_size
+from nablaflow.typing import Images, Latents
+
+
+class TextToImage(PipelineModel):
+    """What the families with text encoders and an autoencoder share.
+
+    Attributes:
+        tokenizers: names of the parts that read a prompt, the most restricted first.
+    """
+
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    reads: ClassVar[frozenset[str]] = PipelineModel.reads | {"guidance_scale", "negative_prompt"}
+
+    def __init__(
+        self,
+        pipeline: Any,
+        sampler: SamplerSettings,
+        adapter: AdapterSettings,
+        device: torch.device,
+    ) -> None:
+        super().__init__(pipeline, sampler, adapter, device)
+        # Rewards look at pixels: the decoder stays in float32 whatever the denoiser's precision.
+        self._autoencoder: Any = pipeline.vae.float().eval().requires_grad_(False)
+        self._autoencoder.to(memory_format=torch.channels_last)
+        for encoder in self._encoders():
+            encoder.eval().requires_grad_(False)
+        self._rest = device  # of the encoders while they have nothing to do
+        _, height, width = self.state_shape
+        factor = pipeline.vae_scale_factor
+        self.image_size = (height * factor, width * factor)
+        self._embeddings = Embeddings(self.encode, self._encoders_at_work)
+        self._other_end: Condition | None = None
+
+    @staticmethod
+    def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:
+        height, width = latent_size(pipeline.unet, pipeline.vae_scale_factor, sampler)
+        return int(pipeline.unet.config["in_channels"]), height, width
+
+    # --- prompts ----------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def encode(self, prompt: str) -> Condition:
+        """One row: the embeddings of a prompt; called without a graph."""
+
+    def encode_negative(self, prompt: str) -> Condition:
+        """The same for the other end of the guidance."""
+        return self.encode(prompt)
+
+    def condition(self, prompts: list[str]) -> Condition:
+        found = self._embeddings(prompts, self.device)
+        if self.guidance_scale == 1.0:
+            return found
+        return found.with_negative(self._negative().expand(len(prompts)))
+
+    def _negative(self) -> Condition:
+        if self._other_end is None:
+            with self._encoders_at_work():
+                self._other_end = self.encode_negative(self._sampler.negative_prompt)
+        return self._other_end
+
+    @contextmanager
+    def _encoders_at_work(self) -> Iterator[None]:
+        for encoder in self._encoders():
+            encoder.to(self.device)
+        with torch.no_grad():
+            yield
+        for encoder in self._encoders():
+            encoder.to(self._rest)
+
+    def _encoders(self) -> list[Any]:
+        parts = (getattr(self.pipeline, name, None) for name in self.encoders)
+        return [part for part in parts if part is not None]
+
+    def offload_encoders(self) -> None:
+        self._rest = torch.device("cpu")
+        for encoder in self._encoders():
+            encoder.to(self._rest)
+
+    def note_on(self, prompts: Sequence[str]) -> str | None:
+        tokenizer = getattr(self.pipeline, self.tokenizers[0])
+        return note_cuts(tokenizer, prompts, self._sampler.prompt_chunks or 1)
+
+    # --- images -----------------------------------------------------------------------------------
+
+    def decode(self, x0: Latents) -> Images:
+        with torch.autocast(x0.device.type, enabled=False):
+            latents = self.to_autoencoder(x0.float())
+            pixels = self._autoencoder.decode(latents, return_dict=False)[0]
+        return (pixels / 2 + 0.5).clamp(0.0, 1.0)
+
+    def to_autoencoder(self, x0: Latents) -> Latents:
+        """Clean states in the units of the autoencoder's latents."""
+        config = self._autoencoder.config
+        return x0 / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
+
+    @torch.no_grad()
+    def overflows(self, x0: Latents, dtype: torch.dtype) -> bool:
+        decoder = copy.deepcopy(self._autoencoder).to(dtype)
+        pixels = decoder.decode(self.to_autoencoder(x0).to(dtype), return_dict=False)[0]
+        return not bool(pixels.isfinite().all())
+
+    # --- in stock form ----------------------------------------------------------------------------
+
+    def stock_call(self, prompt: str) -> dict[str, Any]:
+        height, width = self.image_size
+        call = {"prompt": prompt, "height": height, "width": width}
+        call["guidance_scale"] = self.guidance_scale
+        if self.guidance_scale > 1.0 and self._sampler.negative_prompt:
+            call["negative_prompt"] = self._sampler.negative_prompt
+        return call
