@@ -5,7 +5,7 @@ WORKERS ?= 2
 PYTEST := $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo test test-slow check docs reference format clean
 
 help:  ## show this list
 	@echo "make TARGET [PYTHON=python3.11]"
@@ -25,6 +25,12 @@ check: $(VENV)/.dev  ## style, types, and which room imports which
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/lint-imports
+
+docs: $(VENV)/.docs  ## build the documentation's site into build/docs; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+reference: $(VENV)/.package  ## write docs/settings.md and docs/cli.md from the code
+	$(VENV)/bin/python docs/generate.py
 
 format: $(VENV)/.dev  ## put the code into the project's style
 	$(VENV)/bin/ruff check --fix
@@ -48,6 +54,10 @@ $(VENV)/.test: $(INPUTS) | $(VENV)/bin/pip
 $(VENV)/.dev: $(INPUTS) | $(VENV)/bin/pip
 	$(install) -e '.[dev]'
 	@touch $(VENV)/.package $(VENV)/.test $@
+
+$(VENV)/.docs: $(INPUTS) | $(VENV)/bin/pip
+	$(install) -e '.[docs]'
+	@touch $(VENV)/.package $@
 
 # What is wrong with PYTHON, in one line; nothing if it will do. Any Python can run these lines.
 complaint = $(shell $(PYTHON) -c 'import sys; \

@@ -10,11 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from nablaflow.comparison import ENTRANTS, ComparisonStudy, race
+from nablaflow.progress import show
 from nablaflow.report.comparison_table import comparison_markdown
-from nablaflow.runs.progress import progress_display
 
 SEED = 1000  # not among those of the comparison
 
@@ -39,7 +37,7 @@ def main() -> None:
             learning_rate=rate,
             measurements=1,
         )
-        with progress_display(Console(stderr=True)) as progress:
+        with show() as progress:
             (outcome,) = race(study, progress)
         print(f"learning rate {rate:g}\n\n{comparison_markdown(outcome.rows())}")
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.recipe import parse_config
-from nablaflow.diffusion import sample_trajectories, trajectory_noise, value_step
+from nablaflow.diffusion import trajectory_noise, value_step
 from nablaflow.estimators import Adjoint, ForwardLooking, Networks
 from nablaflow.estimators import Path as Trajectories
 from nablaflow.evaluation.bank import reference_bank, sample_states
@@ -207,15 +207,8 @@ def path_of(
     keep = torch.arange(1, model.process.steps + 1).expand(len(prompts), -1)
 
     def sampled() -> Any:
-        return sample_trajectories(
-            lambda x, k: model.predict(x, k, condition),
-            model.process,
-            model.state_shape,
-            trajectory_noise([seed + row for row in range(len(prompts))]),
-            model.device,
-            keep,
-            keep_states=True,
-        )
+        noise = trajectory_noise([seed + row for row in range(len(prompts))])
+        return model.sample(prompts, noise, keep=keep, keep_states=True)
 
     if reference:
         with model.reference():

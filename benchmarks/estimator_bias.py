@@ -20,7 +20,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from nablaflow.diffusion import sample_trajectories
 from nablaflow.estimators import (
     Adjoint,
     Estimator,
@@ -101,20 +100,11 @@ def measure(trajectories: int, seed: int) -> Biases:
     exact = ExactValueGradient(model)
     model.network = exact
     steps = torch.arange(1, PROBLEM.steps + 1).expand(trajectories, -1)
-    condition = model.condition([])
-    rollout = sample_trajectories(
-        lambda x, k: model.predict(x, k, condition),
-        PROBLEM.process,
-        model.state_shape,
-        torch.Generator().manual_seed(seed),
-        model.device,
-        steps,
-        n=trajectories,
-        keep_states=True,
-    )
+    prompts, noise = [""] * trajectories, torch.Generator().manual_seed(seed)
+    condition = model.condition(prompts)
+    rollout = model.sample(prompts, noise, keep=steps, keep_states=True)
     flow = ExactFlow(exact)
     networks = Networks(model, PROBLEM.named_reward(), flow, flow)
-    prompts = [""] * trajectories
     path = Trajectories(rollout.x0, rollout.states, condition, prompts, rollout.transitions)
     return {
         name: dict(_biases(estimator, path, networks, exact))

@@ -16,14 +16,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from nablaflow.diffusion import sample_trajectories
 from nablaflow.estimators import Path, path_log_ratio
 from nablaflow.exact import GaussianMixture, Problem, named_problem
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.distances import energy_distance, mean_distance, mode_weight_error
 from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.process import ALPHA_BAR
-from nablaflow.training.allocator import keep_freed_memory
+from nablaflow.memory import keep_freed_memory
 
 
 class ExactValueGradient(nn.Module):
@@ -50,15 +49,7 @@ def measure(problem: Problem, n: int) -> tuple[float, float, float]:
     network = ExactValueGradient(problem.prior, target)
     model = MixtureModel(problem.prior, problem.process, network, PassCounter())
     condition, prompts = model.condition([]), [""] * n
-    found = sample_trajectories(
-        lambda x, k: model.predict(x, k, condition),
-        problem.process,
-        model.state_shape,
-        torch.Generator().manual_seed(1),
-        model.device,
-        n=n,
-        keep_states=True,
-    )
+    found = model.sample(prompts, torch.Generator().manual_seed(1), keep_states=True)
     points = model.points(found.x0)
     first, second = (target.sample(n, torch.Generator().manual_seed(seed)) for seed in (2, 3))
     floor = 2.0 * mean_distance(first, second) / n

@@ -14,9 +14,10 @@ from collections.abc import Callable
 
 import torch
 
-from nablaflow.metrics.bootstrap import Measured, Resampling
+from nablaflow.metrics.bootstrap import Resampling
 from nablaflow.metrics.catalog import METRICS
 from nablaflow.metrics.contract import View
+from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.fid import measure_frechet
 from nablaflow.metrics.quadratic import euclidean
 
@@ -37,13 +38,13 @@ def gaussians(n: int, dim: int, prompts: int, shift: float) -> Draw:
 
 
 def trials(
-    measure: Callable[[View, View, Resampling], Measured], draw: Draw, times: int
-) -> list[Measured]:
+    measure: Callable[[View, View, Resampling], Estimate], draw: Draw, times: int
+) -> list[Estimate]:
     generator = torch.Generator().manual_seed(0)
     return [measure(*draw(generator), Resampling(generator)) for _ in range(times)]
 
 
-def width(found: list[Measured]) -> float:
+def width(found: list[Estimate]) -> float:
     """Mean interval over the width that the figures' own spread would give."""
     spread = torch.tensor([each.value for each in found]).std().item()
     mean = sum(each.high - each.low for each in found) / len(found)

@@ -33,10 +33,10 @@ def measure(updates: int, overrides: list[str], plain_allocator: bool) -> dict[s
     from nablaflow.config.defaults import demo_settings
     from nablaflow.config.overrides import apply_overrides
     from nablaflow.config.recipe import parse_config
-    from nablaflow.training import setup
+    from nablaflow.runs import accelerator, setup
 
     if plain_allocator:
-        setup.keep_freed_memory = lambda: False
+        accelerator.keep_freed_memory = lambda: False
     quiet = ["training.trackers=[]", "evaluation.bank=0"]
     config = parse_config(apply_overrides(demo_settings(), [*quiet, *overrides]))
     trainer = setup.prepare(config, config.output_dir).trainer

@@ -3,113 +3,142 @@
 import nablaflow as nf
 
 run = nf.align(
-    model="path/or/hub-id",
+    model="path/or/hub-id",  # or a diffusers pipeline that is in memory
     reward="brightness",
     prompts=["a photo of a cat"],
     method=nf.ResidualNablaDB(beta=100.0),
-    steps=200,
+    updates=200,
     output_dir="runs/x",
 )
+pipeline = run.pipeline()
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nablaflow import exact, nano
+    from nablaflow.api import align, compare, evaluate, sample
+    from nablaflow.config.settings import (
+        EvaluationSettings,
+        GuardSettings,
+        HeldOutSettings,
+        OptimizerSettings,
+        TrainingSettings,
+    )
+    from nablaflow.errors import ExportError, TrainingStopped, UserError
+    from nablaflow.estimators import Estimator
     from nablaflow.evaluation.beta import choose_beta
     from nablaflow.methods import (
+        DDPO,
         AdjointMatching,
+        AlignProp,
+        BestOfN,
+        DagDB,
+        DagKL,
+        Draft,
+        GuidedSampling,
+        Losses,
         Method,
         NablaDB,
         NablaTD,
+        Networks,
+        PathWeightedMatching,
+        ReFL,
         ResidualNablaDB,
+        RewardWeightedRegression,
         TerminalMatching,
+        TrainingBatch,
+        Untrained,
         ValueMatching,
     )
-    from nablaflow.runs.finish import Run
+    from nablaflow.models import AdapterSettings, DiffusionModel, FlowSettings, SamplerSettings
+    from nablaflow.runs.run import Run
+    from nablaflow.runs.stopping import Interrupted
     from nablaflow.typing import Reward
 
 __version__ = "0.1.0"
 __all__ = [
+    "DDPO",
+    "AdapterSettings",
     "AdjointMatching",
+    "AlignProp",
+    "BestOfN",
+    "DagDB",
+    "DagKL",
+    "DiffusionModel",
+    "Draft",
+    "Estimator",
+    "EvaluationSettings",
+    "ExportError",
+    "FlowSettings",
+    "GuardSettings",
+    "GuidedSampling",
+    "HeldOutSettings",
+    "Interrupted",
+    "Losses",
+    "Method",
     "NablaDB",
     "NablaTD",
+    "Networks",
+    "OptimizerSettings",
+    "PathWeightedMatching",
+    "ReFL",
     "ResidualNablaDB",
+    "Reward",
+    "RewardWeightedRegression",
+    "Run",
+    "SamplerSettings",
     "TerminalMatching",
+    "TrainingBatch",
+    "TrainingSettings",
+    "TrainingStopped",
+    "Untrained",
+    "UserError",
     "ValueMatching",
     "align",
     "choose_beta",
+    "compare",
+    "evaluate",
     "exact",
     "nano",
+    "sample",
 ]
 
-# Loaded on first use, so that the command line answers --help at once.
-_METHODS = {name for name in __all__ if name not in ("align", "choose_beta", "exact", "nano")}
+# Where names are that `nablaflow.methods` does not have. All are loaded on first use, so that
+# `import nablaflow` and the command line answer at once.
+_HOMES = {
+    "nablaflow.api": ("align", "compare", "evaluate", "sample"),
+    "nablaflow.config.settings": (
+        "EvaluationSettings",
+        "GuardSettings",
+        "HeldOutSettings",
+        "OptimizerSettings",
+        "TrainingSettings",
+    ),
+    "nablaflow.errors": ("ExportError", "TrainingStopped", "UserError"),
+    "nablaflow.estimators": ("Estimator",),
+    "nablaflow.evaluation.beta": ("choose_beta",),
+    "nablaflow.models": ("AdapterSettings", "DiffusionModel", "FlowSettings", "SamplerSettings"),
+    "nablaflow.runs.run": ("Run",),
+    "nablaflow.runs.stopping": ("Interrupted",),
+    "nablaflow.typing": ("Reward",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_ROOMS = ("exact", "nano")
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("exact", "nano"):
+    if name not in __all__:
+        raise AttributeError(f"module 'nablaflow' has no attribute {name!r}")
+    if name in _ROOMS:
         return importlib.import_module(f"nablaflow.{name}")
-    if name == "choose_beta":
-        return importlib.import_module("nablaflow.evaluation.beta").choose_beta
-    if name in _METHODS:
-        return getattr(importlib.import_module("nablaflow.methods"), name)
-    raise AttributeError(f"module 'nablaflow' has no attribute {name!r}")
+    found = getattr(importlib.import_module(_HOME.get(name, "nablaflow.methods")), name)
+    globals()[name] = found  # the next time without this function
+    return found
 
 
-def align(
-    *,
-    model: str = "nano",
-    reward: str | dict[str, Any] | Reward,
-    prompts: Sequence[str] | str | dict[str, str] | None,
-    method: Method | str | dict[str, Any],
-    output_dir: str | Path,
-    steps: int | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    **settings: Any,
-) -> Run:
-    """Align a model with a reward and write a run folder.
-
-    Args:
-        model: ``nano``, a diffusers folder, or a hub id.
-        reward: name, ``file.py:function``, sum of those, a mapping with ``name`` and settings, or
-            a callable ``(images, prompts)``.
-        prompts: a list, a file, a set by name, or a mapping of source, column and split; None for
-            an unconditional model.
-        method: an object such as ``ResidualNablaDB(beta=100.0)``, a name, or a mapping.
-        steps: optimizer updates; 200 unless ``training`` has them.
-        settings: groups as in a recipe, such as ``sampler={"steps": 50}``; what is left out has
-            the defaults of `nablaflow.config.defaults`.
-
-    Raises:
-        UserError: a mistake in any of these.
-    """
-    from nablaflow.config.defaults import DEFAULTS
-    from nablaflow.config.overrides import merge
-    from nablaflow.config.recipe import parse_config
-    from nablaflow.errors import UserError
-    from nablaflow.prompts.source import absolute
-    from nablaflow.rewards import CALLABLE, load
-    from nablaflow.runs.align import run
-
-    given = load(reward)
-    texts = prompts if prompts is None or isinstance(prompts, str | dict) else list(prompts)
-    values = {
-        "model": model,
-        "reward": reward if isinstance(reward, str | dict) else f"{CALLABLE}{given.name}",
-        "prompts": absolute(texts, Path()),
-        "method": method,
-        "output_dir": str(output_dir),
-    }
-    if steps is not None:
-        if "updates" in settings.get("training", {}):
-            raise UserError("steps: training has updates as well; give one of the two")
-        values["training"] = {"updates": steps}
-    config = parse_config(merge(merge(DEFAULTS, values), settings))
-    return run(config, resume=resume, overwrite=overwrite, reward=given)
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

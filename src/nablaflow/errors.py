@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -27,3 +28,14 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     known = sorted(choices)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}"
+
+
+def show(value: Any) -> str:
+    """A value as the user wrote it, short enough for one line."""
+    text = "null" if value is None else one_line(repr(value))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def one_line(text: str) -> str:
+    """A text without its line breaks, whatever a user's values held."""
+    return " ".join(text.split())

@@ -1,7 +1,9 @@
-"""Work that runs out of memory is done again in smaller parts."""
+"""Memory: work that runs out of it is done again in smaller parts, and what is freed is kept."""
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -11,6 +13,8 @@ import torch
 from nablaflow.errors import TrainingStopped
 
 T = TypeVar("T")
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -60,3 +64,18 @@ def in_parts(work: Callable[[slice], T], n: int, size: int, setting: str) -> Ite
         )
         yield part
         start += min(size, n - start)
+
+
+def keep_freed_memory() -> bool:
+    """On Linux with glibc, serve large tensors from the heap and keep the heap.
+
+    By default each tensor beyond 32 MB is mapped and unmapped anew, and the kernel zeroes all of
+    its pages: a third of an update of 128 transitions (docs/benchmarks.md).
+
+    Returns:
+        Whether it was done; elsewhere nothing changes.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))

@@ -75,6 +75,7 @@ def test_the_run_folder_holds_what_the_contract_says(run: Path):
     assert names == {
         "config.yaml",
         "metrics.jsonl",
+        "log.txt",
         "lora",
         "ema",
         "checkpoints",
@@ -128,7 +129,7 @@ def test_json_is_the_summary_with_the_folder(finished: tuple[Path, dict[str, Any
 def test_the_exact_tilt_is_of_the_bank_reweighted(run: Path):
     """Weights exp(beta r) within each prompt, computed here from the cached states."""
     from nablaflow.rewards import load
-    from nablaflow.runs.sample import load_policy
+    from nablaflow.runs.policy import load_policy
 
     summary = json.loads((run / "summary.json").read_text())
     (bank,) = (run.parent / "cache").iterdir()

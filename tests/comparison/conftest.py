@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from nablaflow.comparison import ComparisonStudy, race
 from nablaflow.comparison.outcome import Outcome
 from nablaflow.metrics import tilt
-from nablaflow.runs.progress import progress_display
+from nablaflow.progress import Progress
 
 Race = Callable[..., list[Outcome]]
 
@@ -26,7 +25,7 @@ def small_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Race:
     def run(*methods: str, **settings: Any) -> list[Outcome]:
         small = {"seeds": 1, "minutes": 0.001, "beta": 1.0, "n": 8, "measurements": 1, "bank": 16}
         study = ComparisonStudy.named(methods, [], tmp_path / "out", **{**small, **settings})
-        with progress_display(Console(quiet=True)) as progress:
+        with Progress() as progress:
             return race(study, progress)
 
     return run

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from nablaflow.comparison import BYSTANDERS, ComparisonStudy
 from nablaflow.comparison.outcome import Outcome
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.methods import BestOfN
-from nablaflow.runs.progress import progress_display
+from nablaflow.progress import Progress
 from nablaflow.runs.stopping import Interrupted
 from nablaflow.training.loop import Trainer
 
@@ -95,7 +94,7 @@ def test_a_run_that_diverges_is_a_result(small_race: Race, monkeypatch: pytest.M
 
 def test_a_reward_without_gradient_is_refused_before_anything_runs(tmp_path: Path):
     study = ComparisonStudy.named(["ddpo", "refl"], ["jpeg_compressibility"], tmp_path / "o")
-    with progress_display(Console(quiet=True)) as progress, pytest.raises(UserError) as caught:
+    with Progress() as progress, pytest.raises(UserError) as caught:
         race.race(study, progress)
     assert "jpeg_compressibility" in str(caught.value)
     assert "ddpo" in str(caught.value)  # of those that can

@@ -24,8 +24,8 @@ def test_every_method_competes():
 
 @pytest.mark.parametrize("method", [*ENTRANTS, *BYSTANDERS])
 def test_every_cell_has_a_configuration(method: str, tmp_path: Path):
-    study = ComparisonStudy.named(["all"], [], tmp_path, minutes=1.5, learning_rate=7e-4)
-    config = study.config(ComparisonCell("warmth", method, 2), beta=3.0)
+    study = ComparisonStudy.named(["all"], [], tmp_path, minutes=1.5, beta=3.0, learning_rate=7e-4)
+    config = study.config(ComparisonCell("warmth", method, 2))
     assert method_settings(config.method)["beta"] == 3.0
     assert (config.seed, config.training.minutes) == (2, 1.5)
     assert config.optimizer.learning_rate == 7e-4
@@ -41,25 +41,30 @@ def test_a_round_of_all_methods_comes_before_the_next_seed(tmp_path: Path):
     ]
 
 
+def _study(out: Path, **settings: Any) -> ComparisonStudy:
+    return ComparisonStudy.named(["refl"], [], out, beta=4.0, **settings)
+
+
 def test_a_cell_of_other_settings_is_not_taken_for_this_one(tmp_path: Path):
-    study, cell = ComparisonStudy.named(["refl"], [], tmp_path), ComparisonCell("warmth", "refl", 0)
-    assert not study.is_done(cell, 4.0)
-    study.store(cell, 4.0, {"points": []})
-    assert study.is_done(cell, 4.0)
-    longer = ComparisonStudy.named(["refl"], [], tmp_path, minutes=9.0)
+    study, cell = _study(tmp_path), ComparisonCell("warmth", "refl", 0)
+    assert not study.is_done(cell)
+    study.store(cell, {"points": []})
+    assert study.is_done(cell)
+    longer = _study(tmp_path, minutes=9.0)
     with pytest.raises(UserError, match=r"other settings \(training\.minutes: 2\.0 there, 9\.0"):
-        longer.is_done(cell, 4.0)
-    assert not longer.is_done(cell, 4.0, overwrite=True)
+        longer.is_done(cell)
+    assert not longer.is_done(cell, overwrite=True)
 
 
 def test_a_damaged_cell_is_named(tmp_path: Path):
-    study, cell = ComparisonStudy.named(["refl"], [], tmp_path), ComparisonCell("warmth", "refl", 0)
+    study, cell = _study(tmp_path), ComparisonCell("warmth", "refl", 0)
     path = study.folder(cell) / CELL
     path.parent.mkdir(parents=True)
     for text in ("{", json.dumps({"points": []}), "[]"):
         path.write_text(text)
         with pytest.raises(UserError, match="is not a finished cell"):
-            study.is_done(cell, 4.0)
+            study.is_done(cell)
+        assert study.missing(overwrite=True)[0] == cell
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from nablaflow.config.overrides import dump_config, load_config, parse_override
-from nablaflow.config.recipe import Config, named_kinds, parse_config
+from nablaflow.config.recipe import Config, parse_config
 from nablaflow.errors import UserError
 from nablaflow.estimators import NStep, TemporalDifference
-from nablaflow.methods import METHODS, AdjointMatching, ValueMatching
+from nablaflow.methods import METHODS, AdjointMatching, Losses, Method, ValueMatching
+from nablaflow.settings import named_kinds
 
 MINIMAL: dict[str, Any] = {
     "reward": "warmth",
@@ -29,19 +30,26 @@ MINIMAL: dict[str, Any] = {
 }
 
 
-class First(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class First(Method):
+    name = "first"
+    needs_reward_gradient = False
 
     beta: float = Field(ge=0)
     gamma: Literal["one", "alpha_bar"] = "one"
     flow_weight: float = 1.0
 
+    def losses(self, batch: Any, networks: Any) -> Losses:
+        raise NotImplementedError
 
-class Second(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Second(Method):
+    name = "second"
+    needs_reward_gradient = False
 
     beta: float = Field(ge=0)
     clip: float = 5.0
+
+    losses = First.losses
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -197,10 +205,10 @@ def test_a_wrong_method_is_one_line(override, line):
 
 
 def test_a_method_that_is_not_registered_is_refused():
-    class Third(BaseModel):
+    class Third(First):
         pass
 
-    assert "Third has no name" in refusal(method=Third())
+    assert "Third has no name" in refusal(method=Third(beta=1.0))
 
 
 # --- estimators -----------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from nablaflow.evaluation.guard import Look
 from nablaflow.metrics.diversity import diversity
 from nablaflow.models import DiffusionModel
 from nablaflow.runs import align
-from nablaflow.runs.finish import Run
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import (
     Checkpoint,
@@ -26,6 +25,7 @@ from nablaflow.storage.checkpoint import (
     save_checkpoint,
 )
 from nablaflow.storage.records import read_records
+from tests.support.tiny_run import unmeasured
 
 MakeConfig = Callable[..., Config]
 MakeParts = Callable[..., Parts]
@@ -52,7 +52,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def train_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes after training is looked at where it matters."""
-    monkeypatch.setattr(align, "finish", lambda parts, folder, progress: Run(folder, {}, folder))
+    monkeypatch.setattr(align, "finish", unmeasured)
 
 
 # --- the figures ----------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_without_a_word_about_it_there_is_a_guard_that_warns(settings: dict[str,
     guard = parse_config(settings).guard
     assert guard is not None
     assert guard.action == "warn"
-    assert all(guard.budgets[metric] is not None for metric in ("kl", "diversity"))
+    assert all(guard.limits[metric] is not None for metric in ("kl", "diversity"))
 
 
 def test_it_names_what_happens_and_lets_the_run_end(

@@ -5,12 +5,12 @@ import torch
 from transformers import BatchEncoding
 
 from nablaflow import features
+from nablaflow.config.settings import EvaluationSettings
 from nablaflow.errors import UserError
 from nablaflow.evaluation import spaces
-from nablaflow.evaluation.protocol import EvaluationPlan
+from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.spaces import Space, check_features, load_space
 from nablaflow.features import FeatureExtractor, pooled_pixels
-from nablaflow.metrics.contract import CHOSEN
 from nablaflow.metrics.quadratic import cosine, euclidean
 from nablaflow.rewards.clip import ClipSimilarity, read_clip
 from nablaflow.rewards.clip_score import ClipScore
@@ -40,10 +40,26 @@ def test_unknown_features_are_one_line():
 def test_default_metrics_that_are_refused_are_left_out_and_named_ones_are_errors():
     plan = EvaluationPlan.of(None, "pixels", 8, 2, CPU)
     assert list(plan.metrics) == ["reward", "diversity", "vendi", "mmd"]
-    assert list(plan.spaces) == [CHOSEN]
+    assert list(plan.spaces) == ["pixels"]
     with pytest.raises(UserError, match="frechet: 8 images are too few, 193 are needed"):
         EvaluationPlan.of(["frechet"], "pixels", 8, 2, CPU)
     assert list(EvaluationPlan.of(["frechet"], "pixels", 193, 2, CPU).metrics) == ["frechet"]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["vendy"], r"^evaluation\.metrics: no metric 'vendy'; did you mean vendi\?$"),
+        (
+            ["reward"],
+            r"^evaluation\.metrics: reward is measured always, as reward_mean;",
+        ),
+        (["frechet"], r"^frechet: 8 images are too few, 193 are needed; use evaluation\.n=193$"),
+    ],
+)
+def test_a_summary_s_further_metrics_are_refused_by_their_setting(names: list[str], words: str):
+    with pytest.raises(UserError, match=words):
+        EvaluationPlan.of_summary(EvaluationSettings(n=8, metrics=names), 2, CPU)
 
 
 @pytest.mark.parametrize(
@@ -84,10 +100,10 @@ def test_clip_features_and_clip_score_share_one_network(tmp_path, monkeypatch):
     monkeypatch.setattr(spaces, "load", again)
     plan = EvaluationPlan.of(["clip-score", "diversity"], "clip", 8, 2, CPU)
     assert len(loaded) == 1
-    assert plan.spaces[CHOSEN].distance is cosine
-    assert plan.spaces[CHOSEN].dim == apart.dim
+    assert plan.spaces["clip"].distance is cosine
+    assert plan.spaces["clip"].dim == apart.dim
     images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    found = plan.spaces[CHOSEN].look(images, ["a"] * 3)
+    found = plan.spaces["clip"].look(images, ["a"] * 3)
     torch.testing.assert_close(found, apart(images))
     assert plan.spaces["clip-score"].look(images, ["a"] * 3).shape == (3,)
 

@@ -124,7 +124,7 @@ def test_a_policy_of_the_exact_value_gradient_samples_the_tilt(name: str) -> Non
     tilt = GaussianMixture(means, target.covariances / scale**2, target.weights)
     network = Difference(tilt, prior.standardized())
     model = MixtureModel(prior, problem.process, network, PassCounter())
-    samples = sample_policy(problem, model, n, seed=1)
+    samples = sample_policy(model, n, seed=1)
     exact = [target.sample(n, torch.Generator().manual_seed(seed)) for seed in (2, 3)]
     floor = 2.0 * mean_distance(*exact) / n
     assert energy_distance(samples, exact[0]) < 2.0 * floor

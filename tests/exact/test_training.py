@@ -72,7 +72,7 @@ def test_the_passes_of_strides_where_few_transitions_are_kept() -> None:
 def test_passes_of_training_add_up_and_sampling_after_it_does_not_count() -> None:
     found = trained(AdjointMatching(beta=1.0), updates=2, settings=ALL)
     assert found.network_evaluations == 2 * BATCH * (STEPS + 2 * (STEPS - 1) + 3 * STEPS)
-    sample_policy(PROBLEM, found.model, 50, seed=1)
+    sample_policy(found.model, 50, seed=1)
     assert found.network_evaluations == 2 * BATCH * (STEPS + 2 * (STEPS - 1) + 3 * STEPS)
 
 
@@ -87,7 +87,7 @@ def test_training_follows_its_seed_and_leaves_the_global_random_state(method: Me
     assert first.records == again.records
     assert first.records != other.records
     assert first.network_evaluations == again.network_evaluations
-    points = [sample_policy(PROBLEM, part.model, 20, seed=9) for part in (first, again, other)]
+    points = [sample_policy(part.model, 20, seed=9) for part in (first, again, other)]
     assert torch.equal(points[0], points[1])
     assert not torch.equal(points[0], points[2])
 
@@ -107,9 +107,9 @@ def test_without_updates_the_policy_is_the_reference() -> None:
     found = trained(AdjointMatching(beta=1.0), updates=0)
     assert found.network_evaluations == 0
     assert found.records == []
-    policy = sample_policy(PROBLEM, found.model, 50, seed=2)
+    policy = sample_policy(found.model, 50, seed=2)
     with found.model.reference():
-        reference = sample_policy(PROBLEM, found.model, 50, seed=2)
+        reference = sample_policy(found.model, 50, seed=2)
     assert torch.equal(policy, reference)
 
 
@@ -176,7 +176,7 @@ def test_adjoint_matching_finds_the_value_gradient_of_a_linear_reward() -> None:
     # In units of what a step's residual costs, sigma_k, where the last steps can hardly be seen.
     error = process.sigma[k][:, None] * (value - expected)
     assert error.abs().max() < 0.06
-    points = sample_policy(PROBLEM, found.model, 4000, seed=3)
+    points = sample_policy(found.model, 4000, seed=3)
     target = torch.tensor([1.0, -2.0]) + 4.0 * torch.tensor([0.4, -0.3])
     torch.testing.assert_close(points.mean(0).float(), target, rtol=0, atol=0.2)
     torch.testing.assert_close(points.T.cov(), PRIOR.covariances[0], rtol=0, atol=0.6)
@@ -184,7 +184,7 @@ def test_adjoint_matching_finds_the_value_gradient_of_a_linear_reward() -> None:
 
 def test_sampling_follows_its_seed() -> None:
     model = trained(AdjointMatching(beta=1.0), updates=1).model
-    first, again, other = (sample_policy(PROBLEM, model, 30, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (sample_policy(model, 30, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.dtype == torch.float64

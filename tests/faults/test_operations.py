@@ -15,10 +15,10 @@ from nablaflow.config.overrides import apply_overrides
 from nablaflow.config.recipe import Config, parse_config
 from nablaflow.errors import UserError
 from nablaflow.runs import align
-from nablaflow.runs.finish import Run
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.records import read_records
 from tests.faults.conftest import SHORT
+from tests.support.tiny_run import unmeasured
 
 OPERATIONS = ("open", "replace", "mkdir", "unlink", "rmdir", "fsync")
 KILLED = 9
@@ -34,7 +34,7 @@ def make(settings: dict[str, Any], here: Path) -> Callable[..., Config]:
 def _train_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """The short form leaves out what comes after training, which takes longest."""
     if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(align, "finish", lambda parts, folder, _: Run(folder, {}, folder))
+        monkeypatch.setattr(align, "finish", unmeasured)
 
 
 def watched(on_operation: Count) -> None:

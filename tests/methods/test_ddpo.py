@@ -21,7 +21,7 @@ from nablaflow.errors import UserError
 from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods import DDPO
 from nablaflow.models import Condition
-from nablaflow.runs.setup import check_group
+from nablaflow.runs.checks import check_group
 from tests.support.chain import Quadratic, kernel_of, solve
 from tests.support.gaussian import GaussianModel, MeanShift, any_transitions, linear_reward
 from tests.support.numeric import normal_quadrature

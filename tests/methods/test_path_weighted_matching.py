@@ -55,7 +55,7 @@ def test_what_was_never_predicted_is_not_asked_about() -> None:
 
 
 def test_one_image_a_prompt_and_a_wrong_sampler_are_refused() -> None:
-    assert PathWeightedMatching.needs_group
+    assert PathWeightedMatching(beta=1.0).needs_group
     bent = bent_problem(eta=0.4)
     with pytest.raises(UserError, match=r"^sampler\.eta: "):
         PathWeightedMatching(beta=1.0).check(bent.model.process, flow=False, on_policy=True)
@@ -70,5 +70,5 @@ def test_modes_far_apart_get_the_weights_of_the_tilt() -> None:
     """Between them gradients say nothing: the adjoint alone leaves them half and half."""
     method = PathWeightedMatching(beta=1.0)
     found = train(WITHIN, method, 60, 64, 0, TRAINING, lambda update: None)
-    right = (sample_policy(WITHIN, found.model, 4000, seed=3) > 0).double().mean().item()
+    right = (sample_policy(found.model, 4000, seed=3) > 0).double().mean().item()
     assert right == pytest.approx(math.exp(2) / (1 + math.exp(2)), abs=0.04)

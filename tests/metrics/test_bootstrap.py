@@ -7,7 +7,6 @@ import torch
 
 from nablaflow.errors import UserError
 from nablaflow.metrics.bootstrap import (
-    Measured,
     Resampling,
     error_of_mean,
     measured,
@@ -15,6 +14,7 @@ from nablaflow.metrics.bootstrap import (
     prompt_means,
 )
 from nablaflow.metrics.contract import View
+from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.pair_diversity import measure_diversity
 from nablaflow.metrics.quadratic import euclidean
 from nablaflow.metrics.scores import measure_clip_score, measure_reward
@@ -144,4 +144,9 @@ def test_a_normal_interval_is_cut_at_the_bounds():
 
 
 def test_it_is_plain_data():
-    assert Measured(1.0, 0.5, 2.0, 8).as_dict() == {"value": 1.0, "low": 0.5, "high": 2.0, "n": 8}
+    assert Estimate(1.0, 0.4, (0.5, 2.0), 8).as_dict() == {
+        "value": 1.0,
+        "low": 0.5,
+        "high": 2.0,
+        "n": 8,
+    }

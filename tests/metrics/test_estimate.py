@@ -19,3 +19,10 @@ def test_jackknife_of_a_mean_is_its_textbook_standard_error():
     textbook = values.var() / 50
     assert jackknife_variance(without_each) == pytest.approx(textbook.item(), rel=1e-9)
     assert math.isfinite(jackknife_variance(without_each))
+
+
+def test_without_an_interval_of_its_own_the_ends_are_the_normal_ones() -> None:
+    plain = Estimate(1.0, 0.5)
+    assert (plain.low, plain.high) == pytest.approx((1.0 - 1.959964 * 0.5, 1.0 + 1.959964 * 0.5))
+    drawn = Estimate(1.0, 0.5, (0.9, 1.6), 8)
+    assert (drawn.low, drawn.high) == (0.9, 1.6)

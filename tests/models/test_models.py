@@ -1,5 +1,6 @@
 """Models against the stock pipelines that they come from."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
-from nablaflow.diffusion import sample_trajectories, trajectory_noise
+from nablaflow.diffusion import trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.adapters import load_trainable_state, swapped, trainable_state
@@ -42,16 +43,9 @@ def load(folder: Path, adapter: dict[str, Any] | None = None, **sampler: Any) ->
 
 @torch.no_grad()
 def sample(model: PipelineModel, seeds: list[int], *, reference: bool = False) -> Tensor:
-    condition = model.condition([PROMPT] * len(seeds))
-
-    def predict(x: Tensor, k: Tensor) -> Any:
-        if not reference:
-            return model.predict(x, k, condition)
-        with model.reference():
-            return model.predict(x, k, condition)
-
-    noise = trajectory_noise(seeds)
-    drawn = sample_trajectories(predict, model.process, model.state_shape, noise, CPU)
+    prompts, noise = [PROMPT] * len(seeds), trajectory_noise(seeds)
+    with model.reference() if reference else nullcontext():
+        drawn = model.sample(prompts, noise)
     return model.decode(drawn.x0)
 
 

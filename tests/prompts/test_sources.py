@@ -107,7 +107,7 @@ def test_a_set_that_cannot_be_had_is_one_line(tmp_path, monkeypatch):
         raise ConnectionError("no\nnetwork")
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
-    with pytest.raises(UserError, match=r"drawbench .* cannot be had here") as caught:
+    with pytest.raises(UserError, match=r"drawbench .* could not be downloaded") as caught:
         load_prompts("drawbench", tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -145,7 +145,9 @@ def test_a_data_set_that_cannot_be_had_is_one_line(tmp_path, monkeypatch):
         raise ConnectionError("Couldn't reach the hub\nat all")
 
     monkeypatch.setitem(sys.modules, "datasets", _datasets(load))
-    with pytest.raises(UserError, match="me/animals, split train, cannot be had") as caught:
+    with pytest.raises(
+        UserError, match="me/animals, split train, could not be downloaded"
+    ) as caught:
         load_prompts("hub:me/animals", tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -2,7 +2,9 @@
 
 import io
 import math
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from nablaflow.report.curves import DARK, loss_curves, png, reward_curve, running_mean, series
+from nablaflow.report.curves import (
+    DARK,
+    guard_curve,
+    loss_curves,
+    png,
+    reward_curve,
+    running_mean,
+    series,
+)
+from nablaflow.report.words import loss_name
 
 RECORDS = [
     {"update": 1, "reward_mean": 0.1, "loss": 1.0},
@@ -51,14 +62,65 @@ def test_reward_has_its_levels_where_they_are_known():
     assert levels == [[0.6, 0.6], [0.05, 0.05]]
 
 
-def test_loss_terms_share_a_log_axis():
-    figure = loss_curves(RECORDS)
+def _losses(*values: float, **terms: float) -> list[dict[str, float]]:
+    return [{"update": i, "loss": value, **terms} for i, value in enumerate(values, start=1)]
+
+
+def test_loss_terms_have_names_and_share_an_axis():
+    records = _losses(3.0, 2.0, loss_forward=1.0, loss_reverse=0.5, loss_mine_own=0.5)
+    names = ["sum of all terms", "forward residual", "reverse residual", "mine own"]
+    assert _labels(loss_curves(records)) == names
+    assert _labels(loss_curves(_losses(1.0, 0.9, loss_forward=1.0))) == ["forward residual"]
+    assert _labels(loss_curves(_losses(1.0, loss_forward=1.0, loss_reverse=0.0))) == [
+        "forward residual"
+    ]
+
+
+def test_every_term_that_a_methods_page_names_has_a_name():
+    pages = Path(__file__).parents[2] / "docs" / "methods"
+    keys = set(re.findall(r"\bloss_[a-z_]+", "".join(p.read_text() for p in pages.glob("*.md"))))
+    assert len(keys) > 8
+    unnamed = [key for key in keys if loss_name(key) == loss_name(f"{key}x").removesuffix("x")]
+    assert unnamed == []
+
+
+def test_the_losss_axis_is_logarithmic_over_decades_only():
+    def scale(*values: float) -> str:
+        figure = loss_curves(_losses(*values))
+        assert figure is not None
+        return figure.axes[0].get_yscale()
+
+    assert scale(1.0, 0.01) == "log"
+    assert scale(1.0, 0.98) == "linear"
+    assert scale(1.0, -0.01) == "linear"
+
+
+def test_a_fall_of_two_per_cent_looks_like_two_per_cent():
+    """The height of the fall on the page, as a share of the axis."""
+    records = [{"update": 5, "guard_diversity": 0.98, "guard_held_out": 0.49, "guard_kl": 0.1}]
+    for metric, start in (("diversity", 1.0), ("held_out", 0.5)):
+        figure = guard_curve(records, metric, start=start)
+        assert figure is not None
+        low, high = figure.axes[0].get_ylim()
+        assert low == 0.0
+        assert (start - records[0][f"guard_{metric}"]) / (high - low) < 0.03
+        assert _labels(figure) == ["reference", "aligned"]
+    figure = guard_curve(records, "kl", start=0.0, budget=30.0)
     assert figure is not None
-    assert figure.axes[0].get_yscale() == "log"
-    assert _labels(figure) == ["loss", "loss_reverse"]
+    assert figure.axes[0].get_ylim()[0] == 0.0
+    assert figure.axes[0].get_ylim()[1] > 30.0
+    assert figure.axes[0].get_ylabel() == "nats"
 
 
-@pytest.mark.parametrize("records", [[], [{"update": 1}], [{"update": 1, "loss": -1.0}]])
+def test_a_held_out_reward_below_zero_has_zero_above_it():
+    figure = guard_curve([{"update": 5, "guard_held_out": -4.0}], "held_out", start=-2.0)
+    assert figure is not None
+    low, high = figure.axes[0].get_ylim()
+    assert low < -4.0
+    assert high >= 0.0
+
+
+@pytest.mark.parametrize("records", [[], [{"update": 1}], [{"update": 1, "loss": 0.0}]])
 def test_nothing_to_draw_is_no_figure(records):
     assert reward_curve(records) is None
     assert loss_curves(records) is None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nablaflow.report import Saved, rows, write_report
+from nablaflow.report import About, Saved, meaning, rows, write_report
 
 VOID = {"meta", "img", "source", "br", "link", "input"}
 EVIL = '<script>alert("x")</script>'
@@ -95,7 +95,7 @@ def test_it_asks_the_network_for_nothing(write):
     for _, attributes in page.tags:
         for name in ("src", "srcset"):
             assert (attributes.get(name) or "data:").startswith("data:")
-        assert "href" not in attributes
+        assert (attributes.get("href") or "#").startswith("#")
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object"})
 
 
@@ -113,10 +113,10 @@ def test_what_the_user_gave_is_text_and_never_markup(write):
 def test_pictures_stand_in_the_order_of_prompt_and_seed(write):
     pictures = [a for a in Page(write()).all("img") if "seed" in (a["alt"] or "")]
     assert [a["alt"] for a in pictures][:4] == [
-        "reference, seed 0: a circle",
-        "reference, seed 1: a circle",
-        "aligned, seed 0: a circle",
-        "aligned, seed 1: a circle",
+        "reference model, seed 0: a circle",
+        "reference model, seed 1: a circle",
+        "aligned model, seed 0: a circle",
+        "aligned model, seed 1: a circle",
     ]
     before, after = (
         Image.open(io.BytesIO(base64.b64decode((pictures[place]["src"] or "").split(",")[1])))
@@ -185,3 +185,62 @@ def test_the_mark_stays_on_the_track_short_of_it_and_past_it(write, summary):
 def test_another_number_of_prompts_is_refused(write):
     with pytest.raises(ValueError, match="3 prompts"):
         write(prompts=["one", "two", "three"])
+
+
+# --- it explains itself ---------------------------------------------------------------------------
+
+ABOUT = About("residual-nabla-db", f"warmth + {EVIL}", beta=4.0, held_out="contrast")
+
+
+def test_it_says_what_the_goal_is_and_what_every_figure_means(write, summary):
+    page = Page(write(about=ABOUT))
+    assert "p*(x | prompt) ∝ pref(x | prompt) · exp(beta · r(x, prompt))" in page.text
+    assert "beta = 4" in page.text
+    assert EVIL in page.text
+    ids = {attributes.get("id") for _, attributes in page.tags} - {None}
+    targets = {(a["href"] or "").removeprefix("#") for a in page.all("a")}
+    assert {row.key for row in rows(summary)} <= targets <= ids
+    assert "contrast, a reward that is measured and never trained" in page.text
+    assert "held-out reward" not in Page(write(about=replace(ABOUT, held_out=None))).text
+
+
+def test_a_curve_without_its_picture_says_what_is_seen(write):
+    (reward, loss) = [
+        a["alt"] or "" for a in Page(write()).all("img") if "Curve" in (a["alt"] or "")
+    ]
+    assert "from 0 at update 0 to 0.4 at update 4, between 0 and 0.4" in reward
+    assert "the reference's is 0.25; the exact tilt's is 0.75" in reward
+    assert "sum of all terms from 1 at update 0 to 0.2 at update 4" in loss
+
+
+def test_the_guard_is_shown_with_its_budgets(write, summary):
+    guard = {
+        "reference": {"diversity": 3.0, "reward": 0.1, "held_out": 0.5},
+        "budgets": {"kl": 30.0, "diversity": 0.6, "held_out": None},
+        "best_update": 4,
+        "best_checkpoint": "checkpoints/best-000004",
+        "action": "warn",
+        "tripped": None,
+        "last": {"kl": 3.0, "diversity": 0.9, "held_out": 0.5},
+    }
+    looks = [{"guard_kl": 3.0, "guard_diversity": 0.9, "guard_held_out": 0.5, "guard_reward": 0.2}]
+    page = Page(write(summary=summary | {"guard": guard}, records=[{"update": 4} | looks[0]]))
+    seen = " ".join(a["alt"] or "" for a in page.all("img"))
+    assert "nats" in page.text
+    assert "from 3 at update 4" in seen
+    assert "the budget is 30" in seen
+
+
+def test_the_documentation_is_linked_where_the_package_names_its_address(write, monkeypatch):
+    assert "docs/read_the_report.md" in Page(write()).text
+    monkeypatch.setattr(meaning, "documentation", lambda: "https://example.org/nablaflow")
+    links = {a["href"] for a in Page(write()).all("a")}
+    assert "https://example.org/nablaflow/read_the_report.html" in links
+
+
+def test_the_table_is_whole_on_a_phone(write):
+    """Below 40rem a row is a grid of three columns under its name, and no column is hidden."""
+    phone = re.search(r"@media \(max-width: 40rem\) \{(.*?)\n\}", write(), re.DOTALL)
+    assert phone is not None
+    assert "grid-template-columns: repeat(3, minmax(0, 1fr))" in phone.group(1)
+    assert "small { display: none" not in phone.group(1)

@@ -5,8 +5,7 @@ import torch
 
 from nablaflow.errors import UserError
 from nablaflow.rewards import load, memory, observe, probe, recall
-from nablaflow.rewards.brightness import brightness
-from nablaflow.rewards.warmth import warmth
+from nablaflow.rewards.pixels import brightness, warmth
 
 IMAGES = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a"] * 6

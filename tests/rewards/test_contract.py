@@ -5,9 +5,8 @@ import torch
 
 from nablaflow.errors import UserError
 from nablaflow.rewards import NamedReward, check_finite, score_and_gradient
-from nablaflow.rewards.brightness import brightness
 from nablaflow.rewards.contract import named, summary
-from nablaflow.rewards.warmth import warmth
+from nablaflow.rewards.pixels import brightness, warmth
 
 PROMPTS = ["a", "b"]
 

@@ -5,7 +5,7 @@ import torch
 
 from nablaflow.errors import UserError
 from nablaflow.rewards import REWARDS, NamedReward, load
-from nablaflow.rewards.brightness import brightness
+from nablaflow.rewards.pixels import brightness
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a", "b"]

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from nablaflow.rewards import REWARDS
-from nablaflow.rewards.pixels import SMOOTHING, smooth_sqrt
-from nablaflow.rewards.warmth import GREY
+from nablaflow.rewards.pixels import GREY, SMOOTHING, smooth_sqrt
 
 DIFFERENTIABLE = ["brightness", "colorfulness", "contrast", "symmetry", "warmth"]
 # Rounding off moves a reward by at most this much.

@@ -11,6 +11,7 @@ import yaml
 from accelerate.state import AcceleratorState
 
 import nablaflow as nf
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.runs.evaluate import evaluate_run
 
@@ -34,6 +35,16 @@ def arguments(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
+def _not_run(seen: list[Config]) -> Any:
+    """In place of `nablaflow.runs.align.run`: keeps the configuration."""
+
+    def run(config: Config, **given: Any) -> nf.Run:
+        seen.append(config)
+        return nf.Run(config.output_dir, config, {}, config.output_dir)
+
+    return run
+
+
 SMALL = {
     "prompts_per_update": 1,
     "images_per_prompt": 2,
@@ -46,15 +57,70 @@ SMALL = {
 def test_the_number_of_updates_is_said_once(arguments: dict[str, Any]):
     run = nf.align(**arguments, training={**SMALL, "updates": 2})
     assert run.summary["updates"] == 2
-    with pytest.raises(UserError, match="steps: training has updates as well"):
-        nf.align(**arguments, steps=3, training={**SMALL, "updates": 2})
+    for training in ({**SMALL, "updates": 2}, nf.TrainingSettings(updates=2)):
+        with pytest.raises(UserError, match=r"^updates: training has them as well"):
+            nf.align(**arguments, updates=3, training=training)
+
+
+def test_the_older_name_of_updates_is_read_and_told(
+    arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    run = nf.align(**arguments, steps=1, training=nf.TrainingSettings(**SMALL))
+    assert run.summary["updates"] == 1
+    assert "steps: is called updates now" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"^steps: the older name of updates, which is given as"):
+        nf.align(**arguments, steps=1, updates=1)
+
+
+def test_a_group_as_an_object_is_taken_as_it_is_and_a_mapping_changes_the_defaults(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[Config] = []
+    monkeypatch.setattr("nablaflow.api.run", _not_run(seen))
+    whole = nf.OptimizerSettings(learning_rate=0.5)
+    nf.align(**arguments, optimizer=whole, updates=7, training=nf.TrainingSettings(device="cpu"))
+    nf.align(**arguments, optimizer={"learning_rate": 0.5})
+    assert seen[0].optimizer == whole
+    assert seen[0].training == nf.TrainingSettings(device="cpu", updates=7)
+    assert (seen[1].optimizer.learning_rate, seen[1].optimizer.schedule) == (0.5, "cosine")
+    assert seen[1].training == nf.TrainingSettings()
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("update", r"did you mean updates\?"),
+        ("samplers", r"did you mean sampler\?"),
+        ("learning_rate", r"did you mean optimizer\.learning_rate\?"),
+    ],
+)
+def test_an_unknown_argument_is_one_line(arguments: dict[str, Any], word: str, hint: str):
+    with pytest.raises(
+        UserError, match=rf"^{word}: nablaflow\.align has no such argument; {hint}$"
+    ):
+        nf.align(**arguments, **{word: 1})
+
+
+def test_a_group_of_another_kind_is_one_line(arguments: dict[str, Any]):
+    with pytest.raises(UserError, match=r"^optimizer\.steps: unknown key"):
+        nf.align(**arguments, optimizer={"steps": 3})
+
+
+def test_a_path_is_a_model_from_anywhere(
+    arguments: dict[str, Any], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[Config] = []
+    monkeypatch.setattr("nablaflow.api.run", _not_run(seen))
+    monkeypatch.chdir(tiny_model.parent)
+    nf.align(**{**arguments, "model": Path(tiny_model.name)})
+    assert seen[0].model == str(tiny_model)
 
 
 def test_runs_of_other_precision_follow_each_other(arguments: dict[str, Any]):
     """Each has its own, although accelerate keeps the first one's for the process."""
     for precision in ("bf16", "float32"):
         run = nf.align(
-            **arguments, steps=1, overwrite=True, training={**SMALL, "precision": precision}
+            **arguments, updates=1, overwrite=True, training={**SMALL, "precision": precision}
         )
         saved = yaml.safe_load((run.folder / "config.yaml").read_text())
         assert saved["training"]["precision"] == precision
@@ -65,7 +131,7 @@ def test_a_function_of_ones_own_is_not_taken_for_a_built_in_one(
     arguments: dict[str, Any], tmp_path: Path
 ):
     redness.__name__ = "brightness"
-    nf.align(**{**arguments, "reward": redness}, steps=1, training=SMALL)
+    nf.align(**{**arguments, "reward": redness}, updates=1, training=SMALL)
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert saved["reward"] == "python:brightness"
     with pytest.raises(UserError, match="put it in a file"):
@@ -77,6 +143,6 @@ def test_prompts_from_a_file_are_found_from_anywhere(
 ):
     (tmp_path / "prompts.txt").write_text("a circle\na star\n")
     monkeypatch.chdir(tmp_path)
-    nf.align(**{**arguments, "prompts": "prompts.txt"}, steps=1, training=SMALL)
+    nf.align(**{**arguments, "prompts": "prompts.txt"}, updates=1, training=SMALL)
     monkeypatch.chdir("/")
     assert evaluate_run(tmp_path / "run", 6)["policy"]["n"] == 6

@@ -82,16 +82,16 @@ ENTERED = {
     "refl": "refl",
     "reward_weighted": "reward-weighted-regression",
     "terminal": "terminal",
-    "path_weighted_matching": "path-weighted-matching",
+    "path_weighted_matching": "path-weighted-matching-adjoint",
 }
 
 
 @pytest.mark.parametrize("stem", ENTERED)
 def test_a_method_s_recipe_has_what_the_comparison_measured(stem):
     recipe = load_config(RECIPES / f"nano_{stem}.yaml", [], {})
-    study = ComparisonStudy.named([ENTERED[stem]], [], Path())
+    study = ComparisonStudy.named([ENTERED[stem]], [], Path(), beta=4.0)
     (cell, *_) = study.cells
-    entered = study.config(cell, 4.0)
+    entered = study.config(cell)
     assert (recipe.method, recipe.flow) == (entered.method, entered.flow)
     unused = {"flow_learning_rate"} if recipe.flow is None else set()
     optimizers = [c.optimizer.model_dump(exclude=unused) for c in (recipe, entered)]

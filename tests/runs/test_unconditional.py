@@ -56,7 +56,7 @@ def test_the_recipe_from_end_to_end(ddpm: Path, tmp_path: Path) -> None:
         result.summary["policy"]["reward_mean"], abs=1e-5
     )
     assert measured["protocol"]["prompts"] == 1
-    images = sample_to_folder(str(folder), [], 2, tmp_path / "images", 0, overwrite=False)
+    images = sample_to_folder(str(folder), [], 2, tmp_path / "images", 0, overwrite=False).images
     assert [path.name for path in images] == ["0000-image.png", "0001-image.png"]
 
 

@@ -24,6 +24,7 @@ from nablaflow.storage.run_folder import (
 WRITTEN = [
     "config.yaml",
     "metrics.jsonl",
+    "log.txt",
     "summary.json",
     "report.html",
     "evaluation.png",

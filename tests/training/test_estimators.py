@@ -14,17 +14,17 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from nablaflow.config.recipe import Config, named_kinds
-from nablaflow.diffusion import ReverseProcess, draw_transitions
+from nablaflow.config.recipe import Config
+from nablaflow.diffusion import ReverseProcess, draw_transitions, trajectory_noise
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.estimators import TrainingBatch
 from nablaflow.methods import ValueMatching
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs.setup import Parts, prepare
-from nablaflow.training import batches
-from nablaflow.training.estimates import estimate_in_parts
+from nablaflow.settings import named_kinds
+from nablaflow.training.batches import RolloutPlan, Share
 from nablaflow.training.loop import Trainer
-from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout
+from nablaflow.training.update import Rollout, Update
 from tests.support.pipelines import perturb, unconditional
 from tests.training.updates import assert_close, figures, train
 
@@ -53,10 +53,8 @@ def watch(trainer: Trainer) -> list[TrainingBatch]:
 
 
 def estimate(trainer: Trainer, rollout: Rollout, size: int = TRAJECTORIES) -> Any:
-    assert trainer.batches.estimator is not None
     trainer.begin_gamma()
-    path, beta = rollout.path(trainer.model), trainer.method.beta
-    return estimate_in_parts(path, trainer.batches.estimator, trainer.networks, beta, size)
+    return trainer.batches.core.estimates(rollout, size)
 
 
 def rolled_out(parts: Parts, share: Share) -> Rollout:
@@ -71,7 +69,8 @@ def rolled_out(parts: Parts, share: Share) -> Rollout:
         ),
         share=share,
     )
-    return make_rollout(parts.model, parts.reward, plan, batch=2, keep_states=True)
+    noise = trajectory_noise(plan.seeds)
+    return parts.trainer.batches.core.rollout(plan.prompts, noise, plan.keep, size=2)
 
 
 # --- every method trains --------------------------------------------------------------------------
@@ -131,11 +130,13 @@ def test_only_what_needs_the_states_keeps_them(
     trainer = make_parts(*METHODS[name]).trainer
     rollouts: list[Rollout] = []
 
+    make = Update.rollout
+
     def spy(*arguments: Any, **options: Any) -> Rollout:
-        rollouts.append(make_rollout(*arguments, **options))
+        rollouts.append(make(*arguments, **options))
         return rollouts[-1]
 
-    monkeypatch.setattr(batches, "make_rollout", spy)
+    monkeypatch.setattr(Update, "rollout", spy)
     trainer.step()
     (rollout,) = rollouts
     if not kept:
@@ -279,12 +280,14 @@ def test_out_of_memory_halves_the_estimates_and_not_the_figures(
     method = METHODS["adjoint-matching"]
     direct = train(make_parts(*method, "training.estimate_batch=1").trainer, 2)
 
-    def limited(path: Any, estimator: Any, networks: Any, beta: float, size: int) -> Any:
+    whole = Update.estimates
+
+    def limited(self: Update, path: Any, size: int) -> Any:
         if size > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return estimate_in_parts(path, estimator, networks, beta, size)
+        return whole(self, path, size)
 
-    monkeypatch.setattr(batches, "estimate_in_parts", limited)
+    monkeypatch.setattr(Update, "estimates", limited)
     trainer = make_parts(*method).trainer
     assert train(trainer, 2) == direct
     assert trainer.checkpoint().state["estimate_batch"] == 1
@@ -304,7 +307,7 @@ def test_the_settings_bound_how_many_trajectories_have_a_graph(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, given: list[str], sizes: list[int]
 ):
     trainer = make_parts("method=terminal", *given).trainer
-    kind, seen = type(trainer.batches.estimator), []
+    kind, seen = type(trainer.batches.core.estimator), []
     find = kind.estimate
 
     def watched(self: Any, path: Any, *rest: Any) -> Any:

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.runs import align, evaluate, sample, setup
-from nablaflow.runs.finish import Run
+from nablaflow.runs import align, evaluate, policy, setup
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import list_checkpoints
 from nablaflow.training import kernels
+from tests.support.tiny_run import unmeasured
 
 ANALYTIC = "sampler.variance=analytic"
 MakeParts = Callable[..., Parts]
@@ -39,7 +39,7 @@ def stored(run: Path) -> torch.Tensor:
 @pytest.fixture
 def finished(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A run of one update, without what comes after training."""
-    monkeypatch.setattr(align, "finish", lambda parts, folder, progress: Run(folder, {}, folder))
+    monkeypatch.setattr(align, "finish", unmeasured)
     config = make_config(ANALYTIC, "training.updates=1")
     align.run(config)
     return config
@@ -63,14 +63,14 @@ def test_they_are_of_the_reference(make_parts: MakeParts) -> None:
         for parameter in parts.model.network.parameters():
             if parameter.requires_grad:
                 parameter += 0.5
-    kernels.find_kernels(parts.model, parts.prompts, 6, shown=False)
+    kernels.find_kernels(parts.model, parts.prompts, 6)
     assert torch.equal(sigma(parts), found)
 
 
 def test_no_checkpoint_has_any_where_the_kernels_are_the_samplers_own(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(align, "finish", lambda parts, folder, progress: Run(folder, {}, folder))
+    monkeypatch.setattr(align, "finish", unmeasured)
     config = make_config("training.updates=1")
     align.run(config)
     assert not (list_checkpoints(config.output_dir)[-1] / "kernels.safetensors").exists()
@@ -96,7 +96,7 @@ def test_all_that_reads_a_run_takes_its_kernels(
     monkeypatch.setattr(evaluate, "prepare", spy)
     align.run(make_config(ANALYTIC, "training.updates=2"), resume=True)
     evaluate.evaluate_run(finished.output_dir, 6, metrics=["reward"], only_last=True)
-    model, _ = sample.load_policy(finished.output_dir)
+    model, _ = policy.load_policy(finished.output_dir)
     for found in (seen[0].model, seen[1].model, model):
         assert torch.equal(found.left_open, kept)
     assert torch.equal(stored(finished.output_dir), kept)
@@ -108,11 +108,11 @@ def test_a_checkpoint_without_them_is_named(finished: Config) -> None:
     with pytest.raises(
         UserError, match=r"kernels\.safetensors cannot be read .*get the checkpoint"
     ):
-        sample.load_policy(finished.output_dir)
+        policy.load_policy(finished.output_dir)
 
 
 def test_those_of_another_number_of_steps_are_refused(finished: Config) -> None:
     path = list_checkpoints(finished.output_dir)[-1] / "kernels.safetensors"
     save_file({"left_open": torch.zeros(9)}, path)
     with pytest.raises(UserError, match=r"is of 8 steps, sampler\.steps of 4; use the run's own"):
-        sample.load_policy(finished.output_dir)
+        policy.load_policy(finished.output_dir)

@@ -14,10 +14,9 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import TrainingStopped
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs.setup import Parts, prepare
-from nablaflow.training import batches as making
 from nablaflow.training.loop import Trainer
-from nablaflow.training.objective import Objective
-from nablaflow.training.rollout import Rollout
+from nablaflow.training.optimization import Objective
+from nablaflow.training.update import Rollout, Update
 from tests.training.updates import assert_close, figures, train
 
 MakeParts = Callable[..., Parts]
@@ -75,14 +74,14 @@ def test_out_of_memory_halves_the_rollout_batch_and_not_the_figures(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ):
     direct = train(make_parts("training.rollout_batch=2").trainer)
-    whole = making.make_rollout
+    whole = Update.rollout
 
-    def limited(model: Any, reward: Any, plan: Any, batch: int, **options: Any) -> Rollout:
-        if batch > 2:
+    def limited(self: Update, prompts: Any, noise: Any, keep: Any, size: int) -> Rollout:
+        if size > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(model, reward, plan, batch, **options)
+        return whole(self, prompts, noise, keep, size)
 
-    monkeypatch.setattr(making, "make_rollout", limited)
+    monkeypatch.setattr(Update, "rollout", limited)
     assert train(make_parts().trainer) == direct
 
 
@@ -171,13 +170,13 @@ def test_the_norm_of_the_applied_gradient_is_at_most_the_limit(make_parts: MakeP
 def watch(trainer: Trainer, patch: pytest.MonkeyPatch) -> tuple[list[Rollout], list[Any]]:
     """The rollouts made and the batches trained, in order."""
     rollouts, batches = [], []
-    make = making.make_rollout
+    make = Update.rollout
 
     def spy(*arguments: Any, **options: Any) -> Rollout:
         rollouts.append(make(*arguments, **options))
         return rollouts[-1]
 
-    patch.setattr(making, "make_rollout", spy)
+    patch.setattr(Update, "rollout", spy)
     trainer.stepper.objective.register_forward_pre_hook(lambda _, given: batches.append(given[0]))
     return rollouts, batches
 

@@ -18,7 +18,7 @@ from nablaflow.config.overrides import dump_config
 from nablaflow.config.recipe import Config
 from nablaflow.diffusion import draw_transitions
 from nablaflow.runs.align import run
-from nablaflow.training.rollout import RolloutPlan, Share
+from nablaflow.training.batches import RolloutPlan, Share
 
 MakeConfig = Callable[..., Config]
 SOURCE = Path(__file__).parents[2] / "src"

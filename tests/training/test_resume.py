@@ -17,7 +17,6 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs import align, evaluate
-from nablaflow.runs.finish import Run
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import (
     Checkpoint,
@@ -27,6 +26,7 @@ from nablaflow.storage.checkpoint import (
 )
 from nablaflow.storage.records import read_records
 from nablaflow.training import loop
+from tests.support.tiny_run import unmeasured
 
 MakeConfig = Callable[..., Config]
 
@@ -34,7 +34,7 @@ MakeConfig = Callable[..., Config]
 @pytest.fixture(autouse=True)
 def _train_only(monkeypatch: pytest.MonkeyPatch):
     """What comes after training has tests of its own."""
-    monkeypatch.setattr(align, "finish", lambda parts, folder, progress: Run(folder, {}, folder))
+    monkeypatch.setattr(align, "finish", unmeasured)
 
 
 def assert_equal(found: Any, wanted: Any, place: str = "") -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded
+from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, listed
 from nablaflow.errors import UserError
 
 Several = list[str] | None
@@ -22,10 +22,20 @@ def compare(
             metavar="[RUN …]", help="run folders, instead of methods; reward=… in place of theirs"
         ),
     ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="names with commas between, or all; default: a few")
+    method: Annotated[
+        Several,
+        typer.Option(
+            "--method",
+            "--methods",
+            help="names with commas, or again for more; or all; default: a few",
+        ),
     ] = None,
-    reward: Annotated[Several, typer.Option(help="again for more; default: warmth")] = None,
+    reward: Annotated[
+        Several,
+        typer.Option(
+            "--reward", "--rewards", help="names with commas, or again for more; default: warmth"
+        ),
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="runs of each; default: 3")] = None,
     minutes: Annotated[float | None, typer.Option(help="of training, each; default: 2")] = None,
     beta: Annotated[
@@ -34,6 +44,9 @@ def compare(
     n: Annotated[int | None, typer.Option("--n", help="images that are measured")] = None,
     held_out: Annotated[
         str | None, typer.Option(help="a reward to measure only; default: is the shape shown")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option(help="further figures, as eval has them")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for runs, figures, pictures")] = Path(
         "runs/comparison"
@@ -53,17 +66,18 @@ def compare(
     def work() -> None:
         given = {"seeds": seeds, "minutes": minutes, "beta": beta}
         settings = {name: value for name, value in given.items() if value is not None}
+        further = None if metrics is None else listed(metrics)
         if not runs:
-            names = [name.strip() for name in (methods or "").split(",") if name.strip()]
-            own = settings if n is None else {**settings, "n": n}
-            outcomes = _race(names, reward or [], out, held_out, own, overwrite=overwrite)
-        elif methods or reward or settings or overwrite:
+            names, rewards = listed(method), listed(reward)
+            own = {**settings, "metrics": tuple(further or ())} | ({} if n is None else {"n": n})
+            outcomes = _race(names, rewards, out, held_out, own, overwrite=overwrite)
+        elif method or reward or settings or overwrite:
             raise UserError(
                 "compare: runs have their methods, rewards, seeds, minutes and beta already; give "
-                "runs or --methods, not both"
+                "runs or --method, not both"
             )
         else:
-            outcomes = _finished(runs, out, held_out, n, trusted=trust_run)
+            outcomes = _finished(runs, out, held_out, n, further, trusted=trust_run)
         _show(outcomes, out, as_json)
 
     guarded(work, debug)
@@ -78,30 +92,33 @@ def _race(
     *,
     overwrite: bool,
 ) -> list[Any]:
-    from rich.console import Console
-
     from nablaflow.comparison import ComparisonStudy, race
-    from nablaflow.runs.progress import progress_display
+    from nablaflow.progress import show
 
     study = ComparisonStudy.named(names, rewards, out, held_out=held_out, **settings)
-    with progress_display(Console(stderr=True)) as progress:
+    with show() as progress:
         return race(study, progress, overwrite=overwrite)
 
 
 def _finished(
-    given: list[str], out: Path, held_out: str | None, n: int | None, *, trusted: bool
+    given: list[str],
+    out: Path,
+    held_out: str | None,
+    n: int | None,
+    metrics: list[str] | None,
+    *,
+    trusted: bool,
 ) -> list[Any]:
-    from rich.console import Console
-
     from nablaflow.comparison import compare_runs
-    from nablaflow.runs.progress import progress_display
+    from nablaflow.progress import show
 
     settings = [text for text in given if re.match(r"reward(\.\w+)*=", text)]
     runs = [Path(text) for text in given if text not in settings]
     if not runs:
-        raise UserError("compare: reward=… goes with runs; with --methods it is --reward")
-    own: dict[str, Any] = {"n": n, "held_out": held_out, "settings": settings, "trusted": trusted}
-    with progress_display(Console(stderr=True)) as progress:
+        raise UserError("compare: reward=… goes with runs; with --method it is --reward")
+    own: dict[str, Any] = {"n": n, "held_out": held_out, "metrics": metrics}
+    own |= {"settings": settings, "trusted": trusted}
+    with show() as progress:
         return [compare_runs(runs, out, progress, **own)]
 
 
@@ -109,9 +126,10 @@ def _show(outcomes: list[Any], out: Path, as_json: bool) -> None:
     """Write each to the folder; print the tables, or all rows."""
     from rich.console import Console
 
+    from nablaflow.comparison.writing import write_outcome
     from nablaflow.report.comparison_table import comparison_table
 
-    pictures = [_write(out, outcome) for outcome in outcomes]
+    pictures = [write_outcome(out, outcome) for outcome in outcomes]
     if as_json:
         print(json.dumps({"rows": [row for outcome in outcomes for row in outcome.rows()]}))
         return
@@ -119,19 +137,3 @@ def _show(outcomes: list[Any], out: Path, as_json: bool) -> None:
         title = f"{outcome.reward}, beta {outcome.beta:g}"
         Console().print(comparison_table(title, outcome.rows()))
         print(picture)
-
-
-def _write(out: Path, outcome: Any) -> Path:
-    """Write ``<reward>.json``, ``.md`` and ``.png``; returns the picture's path."""
-    from nablaflow.comparison.study import slug
-    from nablaflow.report.comparison_plot import comparison_figure
-    from nablaflow.report.comparison_table import comparison_markdown
-    from nablaflow.storage.files import write_whole
-
-    out.mkdir(parents=True, exist_ok=True)
-    stem, data = slug(outcome.reward), outcome.as_data()
-    write_whole(out / f"{stem}.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
-    write_whole(out / f"{stem}.md", comparison_markdown(outcome.rows()))
-    picture = out / f"{stem}.png"
-    comparison_figure(data).savefig(picture)
-    return picture

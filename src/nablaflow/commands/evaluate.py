@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded
+from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, listed
 
 
 class Checkpoints(str, Enum):
@@ -27,9 +27,13 @@ def evaluate(
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=2, help="images of each model")] = None,
     features: Annotated[str, typer.Option(help="what images are compared by")] = "pixels",
-    metrics: Annotated[
-        str | None,
-        typer.Option(help="names with commas; default: what needs no more than features"),
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            "--metrics",
+            help="names with commas, or again for more; default: what needs no more than features",
+        ),
     ] = None,
     checkpoints: Annotated[Checkpoints, typer.Option(help="which to measure")] = Checkpoints.all,
     prompts: Annotated[
@@ -59,7 +63,7 @@ def evaluate(
             folder,
             n,
             features=features,
-            metrics=None if metrics is None else [m.strip() for m in metrics.split(",")],
+            metrics=listed(metric) or None,
             only_last=checkpoints is Checkpoints.last,
             prompts=None if prompts is None else given_prompts(prompts),
             settings=settings or [],

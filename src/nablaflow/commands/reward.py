@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.progress import bars
+from nablaflow.commands.named_help import naming
 from nablaflow.commands.shared import AsJson, Debug, guarded
 from nablaflow.errors import UserError
 
@@ -17,12 +17,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
 app = typer.Typer(help="Fit a reward to judged images; score images.", no_args_is_help=True)
 
 
-@app.command()
+@app.command(cls=naming({"--features": "features"}))
 def fit(
     folder: Annotated[Path, typer.Argument(help="images with ratings.csv or pairs.csv")],
-    features: Annotated[
-        str, typer.Option(help="frozen features: clip, dinov2, dreamsim, nano or pixels")
-    ] = "clip",
+    features: Annotated[str, typer.Option(help="frozen features that its heads read")] = "clip",
     out: Annotated[Path, typer.Option(help="file of the reward")] = Path("reward.safetensors"),
     members: Annotated[int, typer.Option(min=2, max=2**10, help="heads of the ensemble")] = 8,
     hidden: Annotated[
@@ -45,11 +43,12 @@ def fit(
 
         from nablaflow.devices import find_device
         from nablaflow.fitting import HeadSettings, check_out, fit_folder, save
+        from nablaflow.progress import show
         from nablaflow.report.fit_plot import fit_table, write_fit_plot
 
         check_out(out, overwrite=overwrite)
         place = find_device(device, "--device")
-        with bars() as start:
+        with show() as progress:
             found = fit_folder(
                 folder,
                 features,
@@ -58,7 +57,7 @@ def fit(
                 seed=seed,
                 weights=weights,
                 device=place,
-                start=start,
+                start=progress.start,
             )
         picture, card = write_fit_plot(out.with_suffix(".png"), found.held_out), save(found, out)
         if as_json:
@@ -70,7 +69,7 @@ def fit(
     guarded(work, debug)
 
 
-@app.command()
+@app.command(cls=naming({"--reward": "rewards"}))
 def score(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="folder of images")],
     reward: Annotated[str, typer.Option(help="as in a recipe: a name, a path, a sum")],
@@ -89,11 +88,12 @@ def score(
 
         from nablaflow.devices import find_device
         from nablaflow.fitting import score_folder
+        from nablaflow.progress import show
         from nablaflow.report.fit_plot import score_table
 
         place, found = find_device(device, "--device"), _reward(reward, weights)
-        with bars() as start:
-            rows = score_folder(images, found, prompt, start, device=place)
+        with show() as progress:
+            rows = score_folder(images, found, prompt, progress.start, device=place)
         if as_json:
             listed = [
                 {"image": str(row.image), "score": row.score, "uncertainty": row.uncertainty}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -21,6 +21,17 @@ TrustRun = Annotated[
 ]
 
 
+KeyValues = Annotated[
+    list[str] | None, typer.Argument(metavar="[key.sub=value …]", help="settings to change")
+]
+
+
+def listed(given: Sequence[str] | None) -> list[str]:
+    """The names of an option that may come again and may hold several with commas."""
+    parts = (part.strip() for text in given or () for part in text.split(","))
+    return [part for part in parts if part]
+
+
 def guarded(work: Callable[[], None], debug: bool) -> None:
     """A mistake becomes one line and status 2; what only the program can be blamed for, a trace."""
     from nablaflow.runs.stopping import Interrupted
@@ -30,6 +41,8 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
     except (UserError, TrainingStopped, ExportError, Interrupted) as error:
         status = 2 if isinstance(error, UserError) else 130 if isinstance(error, Interrupted) else 1
         _end(error, str(error), status, debug)
+    except KeyboardInterrupt as error:
+        _end(error, "stopped", 130, debug)
     except OSError as error:
         if error.errno not in _DISK:
             raise
@@ -49,7 +62,7 @@ _DISK = {
 """What a disk or a path can do to a command, whatever it was doing."""
 
 
-def _end(error: Exception, text: str, status: int, debug: bool) -> NoReturn:
+def _end(error: BaseException, text: str, status: int, debug: bool) -> NoReturn:
     if debug:
         raise error
     shown = "".join(c if c.isprintable() else " " for c in text)

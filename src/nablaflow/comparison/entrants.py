@@ -7,44 +7,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nablaflow.errors import UserError, nearest
-from nablaflow.methods import (
-    DDPO,
-    AdjointMatching,
-    AlignProp,
-    BestOfN,
-    DagDB,
-    DagKL,
-    Draft,
-    GuidedSampling,
-    Method,
-    NablaDB,
-    NablaTD,
-    PathWeightedMatching,
-    ReFL,
-    ResidualNablaDB,
-    RewardWeightedRegression,
-    TerminalMatching,
-    Untrained,
-)
+from nablaflow.methods import BestOfN, Method, Untrained
+from nablaflow.methods.variants import UNTRAINED_VARIANTS, VARIANTS
 
 Changes = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A method for any tilt, and how it is trained.
+    """How a method of `nablaflow.methods.variants` is trained here.
 
     Attributes:
-        method: from beta.
+        variant: its name there.
         learning_rate: of the policy; docs/comparison.md has the grid that it was chosen from.
         training: laid over `TRAINING`.
         flow: settings of the flow network; None: there is none.
     """
 
-    method: Callable[[float], Method]
+    variant: str
     learning_rate: float
     training: Changes = field(default_factory=dict)
     flow: Changes | None = None
+
+    def method(self, beta: float) -> Method:
+        return VARIANTS[self.variant](beta)
 
 
 TRAINING: Changes = {
@@ -57,41 +43,37 @@ TRAINING: Changes = {
 FLOW: Changes = {"channels": [64, 128], "ema_decay": 0.9}
 GROUPS: Changes = {"images_per_prompt": 16}
 ALL_STEPS: Changes = {"transition_fraction": 0.5, "steps_per_rollout": 2}
-CLIP = 1e-2  # per value of 256; the published 1e-4 is for 16,384
 WHOLE: Changes = {"transition_fraction": 0.1}  # of no effect: the method draws its steps itself
 
 ENTRANTS: dict[str, Entrant] = {
-    "residual-nabla-db": Entrant(lambda beta: ResidualNablaDB(beta=beta), 3e-3),
-    "residual-nabla-db-published": Entrant(
-        lambda beta: ResidualNablaDB.published(beta, 0.0), 3e-3, flow=FLOW
-    ),
-    "nabla-db": Entrant(lambda beta: NablaDB(beta=beta), 1e-3, flow=FLOW),
-    "nabla-td": Entrant(lambda beta: NablaTD(beta=beta, td_lambda=0.5), 1e-2, flow=FLOW),
-    "adjoint-matching": Entrant(lambda beta: AdjointMatching(beta=beta), 1e-2),
-    "terminal": Entrant(lambda beta: TerminalMatching(beta=beta), 3e-3),
-    "path-weighted-matching": Entrant(
-        lambda beta: PathWeightedMatching(beta=beta, adjoint_above=0.0), 3e-3, ALL_STEPS
-    ),
-    "ddpo": Entrant(lambda beta: DDPO.tilted(beta, CLIP), 1e-2, ALL_STEPS),
-    "ddpo-published": Entrant(lambda beta: DDPO(beta=beta, clip_range=CLIP), 1e-2, ALL_STEPS),
-    "dag-db": Entrant(lambda beta: DagDB(beta=beta), 1e-2, flow=FLOW),
-    "dag-kl": Entrant(lambda beta: DagKL(beta=beta, clip_range=CLIP), 1e-2, flow=FLOW),
-    "refl": Entrant(lambda beta: ReFL(beta=beta), 3e-3, WHOLE),
-    "draft-1": Entrant(lambda beta: Draft(beta=beta, k=1), 1e-3, WHOLE),
-    "draft-lv": Entrant(lambda beta: Draft(beta=beta, low_variance_samples=2), 1e-3, WHOLE),
-    "draft": Entrant(lambda beta: Draft(beta=beta, k="all"), 3e-3, WHOLE),
-    "draft-tilted": Entrant(lambda beta: Draft(beta=beta, k="all", kl_weight=1.0), 3e-3, WHOLE),
-    "alignprop": Entrant(lambda beta: AlignProp(beta=beta), 3e-3, WHOLE),
-    "reward-weighted-regression": Entrant(
-        lambda beta: RewardWeightedRegression(beta=beta), 1e-2, GROUPS
-    ),
+    entrant.variant: entrant
+    for entrant in (
+        Entrant("residual-nabla-db", 3e-3),
+        Entrant("residual-nabla-db-published", 3e-3, flow=FLOW),
+        Entrant("nabla-db", 1e-3, flow=FLOW),
+        Entrant("nabla-td", 1e-2, flow=FLOW),
+        Entrant("adjoint-matching", 1e-2),
+        Entrant("terminal", 3e-3),
+        Entrant("path-weighted-matching-adjoint", 3e-3, ALL_STEPS),
+        Entrant("ddpo", 1e-2, ALL_STEPS),
+        Entrant("ddpo-published", 1e-2, ALL_STEPS),
+        Entrant("dag-db", 1e-2, flow=FLOW),
+        Entrant("dag-kl", 1e-2, flow=FLOW),
+        Entrant("refl", 3e-3, WHOLE),
+        Entrant("draft-1", 1e-3, WHOLE),
+        Entrant("draft-lv", 1e-3, WHOLE),
+        Entrant("draft", 3e-3, WHOLE),
+        Entrant("draft-tilted", 3e-3, WHOLE),
+        Entrant("alignprop", 3e-3, WHOLE),
+        Entrant("reward-weighted-regression", 1e-2, GROUPS),
+    )
 }
-"""Adding an entrant is one line here."""
+"""By name; adding an entrant is one line here."""
 
 BYSTANDERS: dict[str, Callable[[float], list[Untrained]]] = {
     "best-of-n": lambda beta: [BestOfN(n=n) for n in (2, 4, 8, 16)],
     "guided-sampling": lambda beta: [
-        GuidedSampling(beta=share * beta) for share in (0.25, 0.5, 1.0, 2.0)
+        UNTRAINED_VARIANTS["guided-sampling"](share * beta) for share in (0.25, 0.5, 1.0, 2.0)
     ],
 }
 """References that train nothing: each a row of settings, from less reward to more."""

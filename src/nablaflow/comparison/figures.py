@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from nablaflow.metrics.catalog import METRICS
+
 WINDOW = 4  # rollouts that a reward over time is averaged over
 
 Column = Mapping[str, Any]
@@ -42,8 +44,9 @@ def _row(
 ) -> dict[str, Any]:
     last = [_last(cell, tilt) for cell in cells]
     row: dict[str, Any] = {"n": last[0]["n"]}
-    for name in MEASURED:
-        _put(row, name, over_seeds([(point[name], point[f"{name}_se"]) for point in last]))
+    further = [name for name in METRICS if any(f"{name}_se" in point for point in last)]
+    for name in dict.fromkeys([*MEASURED, *further]):
+        _put(row, name, over_seeds([(point.get(name), point.get(f"{name}_se")) for point in last]))
     _put(row, "closing", _closing(row, reference, tilt))
     areas = [front_area(cell["points"], reference, tilt) for cell in cells]
     shares = [None if area is None or not front else (area / front, 0.0) for area in areas]

@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
 from nablaflow.comparison.race import curve_of_run, held_out_reward
 from nablaflow.config.recipe import Config, method_settings
 from nablaflow.errors import UserError
 from nablaflow.evaluation.policy_state import load_policy_state
+from nablaflow.progress import Progress
 from nablaflow.prompts.sets import load_prompts
+from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.progress import starter
-from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
-from nablaflow.runs.trust import check_trusted, parts_of_run
+from nablaflow.runs.setup import Parts, prepare
+from nablaflow.runs.trust import check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.storage.whole import steady, whole_checkpoints
@@ -33,6 +32,7 @@ def compare_runs(
     *,
     n: int | None,
     held_out: str | None,
+    metrics: Sequence[str] | None = None,
     settings: Sequence[str] = (),
     trusted: bool = False,
 ) -> Outcome:
@@ -42,6 +42,7 @@ def compare_runs(
         n: images that are measured each time; None: as many as the first run's evaluation.
         held_out: spec of a reward that nothing was trained on; None: for the embedded model
             whether the shape is shown, for another model none.
+        metrics: further figures, by name; None: those of the first run's evaluation.
         settings: ``reward=…``, in place of the runs' own.
         trusted: whether the user's word is given for what the runs ask for.
 
@@ -49,7 +50,7 @@ def compare_runs(
         UserError: a folder is no run, or has no checkpoint; or the runs are of different models,
             prompts, samplers, rewards or beta.
     """
-    configs = [_config(folder, n, settings) for folder in folders]
+    configs = [_config(folder, n, metrics, settings, trusted=trusted) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
         check_trusted(config, folder, parts_of_run(settings), trusted=trusted)
     _check_alike(folders, configs)
@@ -60,16 +61,25 @@ def compare_runs(
             gauge = gauge or _gauge(parts, configs[0], held_out, out, progress)
             cells.append(_measure(parts, folder, label, gauge, progress))
     assert gauge is not None
-    return outcome_of(gauge, tilt_curve(gauge, out, starter(progress)), cells)
+    return outcome_of(gauge, tilt_curve(gauge, out, progress.start), cells)
 
 
-def _config(folder: Path, n: int | None, settings: Sequence[str]) -> Config:
+def _config(
+    folder: Path,
+    n: int | None,
+    metrics: Sequence[str] | None,
+    settings: Sequence[str],
+    *,
+    trusted: bool,
+) -> Config:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no run: there is no {CONFIG} in it")
     if not list_checkpoints(folder):
         raise UserError(f"{folder} has no checkpoint yet; train it first")
     overrides = [] if n is None else [f"evaluation.n={n}"]
-    return load_run_config(folder, ["guard=null", *overrides, *settings])
+    overrides += [] if metrics is None else [f"evaluation.metrics=[{','.join(metrics)}]"]
+    find = methods_of(folder, trusted=trusted)
+    return load_run_config(folder, ["guard=null", *overrides, *settings], find)
 
 
 def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:
@@ -80,7 +90,7 @@ def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:
 
     for name, value in (
         ("model", lambda config: config.model),
-        ("prompts", lambda config: load_prompts(config.prompts, Path())),
+        ("prompts", lambda config: load_prompts(config.prompts, Path(), config.seed)),
         ("reward", lambda config: config.reward),
         ("sampler", lambda config: config.sampler),
         ("method.beta", beta),
@@ -114,10 +124,11 @@ def _gauge(
     second = held_out_reward(held_out, embedded=config.model == "nano")
     rewards = (parts.reward, second)
     bank = scored_bank(
-        parts.model, rewards, config, parts.evaluated, parts.fingerprint, out, starter(progress)
+        parts.model, rewards, config, parts.evaluated, parts.fingerprint, out, progress.start
     )
     beta = parts.trainer.method.beta
-    return Gauge.of(parts.reward, second, beta, parts.evaluated, bank)
+    gauge = Gauge.of(parts.reward, second, beta, parts.evaluated, bank)
+    return gauge.with_metrics(parts.model, config.evaluation)
 
 
 def _measure(
@@ -139,12 +150,11 @@ def _points(
     parts: Parts, folder: Path, label: str, gauge: Gauge, progress: Progress
 ) -> list[dict[str, Any]]:
     found = whole_checkpoints(folder)
-    task = progress.add_task(f"measure {label}"[:40], total=len(found))
+    told = progress.start(f"measure {label}"[:40], len(found) * parts.config.evaluation.n)
     points = []
     for path in found:
         checkpoint = load_checkpoint(path)
         load_policy_state(parts.model.network, path, parts.config.model)
-        figures = gauge.measure_policy(parts.model, parts.config, lambda done: None)
+        figures = gauge.measure_policy(parts.model, parts.config, told)
         points.append({"update": checkpoint.update, "seconds": checkpoint.seconds, **figures})
-        progress.advance(task)
     return points

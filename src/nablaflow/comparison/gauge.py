@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from nablaflow.config.recipe import Config
+from nablaflow.config.settings import EvaluationSettings
 from nablaflow.evaluation.bank import reference_bank, sample_states, spread
-from nablaflow.evaluation.measure import StartProgress, measure_states
+from nablaflow.evaluation.measure import SECOND, measure_states
+from nablaflow.evaluation.plan import EvaluationPlan
+from nablaflow.evaluation.sampled import ImageLook, Sampled
 from nablaflow.methods.tilt_rule import AUTO
 from nablaflow.metrics import Estimate, ImportanceWeights, SampleSet, Yardstick, reward_mean
-from nablaflow.metrics.summary import Column
+from nablaflow.metrics.summary import Column, add_figures
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
 from nablaflow.storage.cached import key_of, read_cached, write_cached
 from nablaflow.typing import Batch, Latents
@@ -62,6 +66,8 @@ class Gauge:
     Attributes:
         yardstick: at ``beta``.
         bank: the reference's own images.
+        plan: further metrics; None: there are none.
+        second: the reference's by other noise, which those measure distances from.
     """
 
     reward: NamedReward
@@ -70,6 +76,8 @@ class Gauge:
     prompts: list[str]
     bank: ScoredSamples
     yardstick: Yardstick
+    plan: EvaluationPlan | None = None
+    second: Sampled | None = None
 
     @staticmethod
     def of(
@@ -85,30 +93,74 @@ class Gauge:
         yardstick = Yardstick.of(bank.samples, beta)
         return Gauge(reward, held_out, beta, prompts, bank, yardstick)
 
+    def with_metrics(self, model: PipelineModel, settings: EvaluationSettings) -> Gauge:
+        """With those of ``evaluation.metrics`` besides.
+
+        Raises:
+            UserError: one that is none, or too few images for it.
+        """
+        plan = EvaluationPlan.of_summary(settings, len(self.prompts), model.device)
+        if not plan.metrics:
+            return self
+        with model.reference():
+            states = self._states(model, settings, SECOND, lambda done: None)
+            second = self._sampled(model, states, settings.batch, plan.looks(), lambda done: None)
+        return replace(self, plan=plan, second=second)
+
     def measure(
         self, model: PipelineModel, states: Latents, batch: int, on_progress: Callable[[int], None]
     ) -> Column:
         """The figures of states, prompts in turns."""
-        rewards = (self.reward, self.held_out)
-        scored = score_states(
-            model, rewards, states, self.prompts, batch=batch, on_progress=on_progress
+        looks: dict[str, ImageLook] = {} if self.plan is None else dict(self.plan.looks())
+        if self.held_out is not None:
+            looks["held_out"] = self.held_out
+        found = self._sampled(model, states, batch, looks, on_progress)
+        column = self.column(ScoredSamples(found.samples, found.rows.get("held_out")))
+        if self.plan is None or self.second is None:
+            return column
+        return add_figures(column, self.plan.measure(found, self.second, 0, lambda done: None))
+
+    def _sampled(
+        self,
+        model: PipelineModel,
+        states: Latents,
+        batch: int,
+        looks: Mapping[str, ImageLook],
+        on_progress: Callable[[int], None],
+    ) -> Sampled:
+        return measure_states(
+            model,
+            self.reward,
+            states,
+            self.prompts,
+            batch=batch,
+            on_progress=on_progress,
+            looks=looks,
         )
-        return self.column(scored)
+
+    def _states(
+        self,
+        model: PipelineModel,
+        settings: EvaluationSettings,
+        purpose: str,
+        on_progress: Callable[[int], None],
+    ) -> Latents:
+        return sample_states(
+            model,
+            self.prompts,
+            settings.n,
+            seed=settings.seed,
+            batch=settings.batch,
+            purpose=purpose,
+            on_progress=on_progress,
+        )
 
     def measure_policy(
         self, model: PipelineModel, config: Config, on_progress: Callable[[int], None]
     ) -> Column:
         """The figures of whichever network is active, on the evaluation's prompts and noise."""
         settings = config.evaluation
-        states = sample_states(
-            model,
-            self.prompts,
-            settings.n,
-            seed=settings.seed,
-            batch=settings.batch,
-            purpose="evaluation",
-            on_progress=on_progress,
-        )
+        states = self._states(model, settings, "evaluation", on_progress)
         return self.measure(model, states, settings.batch, lambda done: None)
 
     def column(self, scored: ScoredSamples) -> Column:

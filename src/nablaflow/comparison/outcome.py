@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from nablaflow.comparison.figures import comparison_rows, front_area
 from nablaflow.comparison.gauge import CURVE, Gauge
 from nablaflow.metrics.summary import Column
+from nablaflow.progress import StartProgress
 from nablaflow.storage.files import write_whole
 
 TILT = "tilt.json"
@@ -73,9 +74,7 @@ def _head(name: str, column: Column, outcome: Outcome, front: float) -> dict[str
     return row
 
 
-def tilt_curve(
-    gauge: Gauge, folder: Path, start: Callable[[str, int], Callable[[int], None]]
-) -> list[Column]:
+def tilt_curve(gauge: Gauge, folder: Path, start: StartProgress) -> list[Column]:
     """The exact tilt over beta, from the folder if it is there."""
     path, settings = folder / TILT, {"beta": gauge.beta, "multiples": list(CURVE)}
     if path.is_file():

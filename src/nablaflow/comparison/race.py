@@ -6,26 +6,25 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 
 from nablaflow.comparison.entrants import BYSTANDERS, ENTRANTS
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
-from nablaflow.comparison.study import ComparisonCell, ComparisonStudy, read_cell
+from nablaflow.comparison.study import ComparisonCell, ComparisonStudy
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.evaluation.bank import spread
 from nablaflow.memory import in_parts
 from nablaflow.methods import Networks, Untrained
 from nablaflow.metrics.summary import Column
+from nablaflow.progress import Progress, Work
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
+from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.folder import goes_on, open_run
-from nablaflow.runs.progress import starter
-from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
+from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.stopping import Interrupted, stopping
 from nablaflow.seeds import stream
 from nablaflow.storage.files import write_whole
@@ -60,15 +59,15 @@ def _race(
     overwrite: bool,
 ) -> Outcome:
     gauge = _gauge(study, reward, held_out, progress)
-    own = replace(study, rewards=(reward.name,))
-    todo = [c for c in own.cells if not own.is_done(c, gauge.beta, overwrite=overwrite)]
-    task = progress.add_task(reward.name, total=len(own.cells))
-    progress.advance(task, len(own.cells) - len(todo))
+    own = study.of_reward(reward.name, gauge.beta)
+    todo = own.missing(overwrite=overwrite)
+    done = len(own.cells) - len(todo)
+    work = progress.start(f"runs for {reward.name}", len(own.cells), done=done)
     for cell in todo:
         _carry_out(own, cell, gauge, progress)
-        progress.advance(task)
-    curve = tilt_curve(gauge, own.room(reward.name), starter(progress))
-    return outcome_of(gauge, curve, [read_cell(own.folder(cell) / CELL) for cell in own.cells])
+        work(1)
+    curve = tilt_curve(gauge, own.room(reward.name), progress.start)
+    return outcome_of(gauge, curve, [own.read(cell) for cell in own.cells])
 
 
 def held_out_reward(spec: str | None, *, embedded: bool) -> NamedReward | None:
@@ -92,9 +91,8 @@ def _check_gradients(study: ComparisonStudy, reward: NamedReward) -> None:
 def _gauge(
     study: ComparisonStudy, reward: NamedReward, held_out: NamedReward | None, progress: Progress
 ) -> Gauge:
-    config = study.config(
-        ComparisonCell(reward.name, "best-of-n", study.first_seed), study.beta or 1.0
-    )
+    provisional = study.of_reward(reward.name, study.beta or 1.0)
+    config = provisional.config(ComparisonCell(reward.name, "best-of-n", study.first_seed))
     with fresh_accelerator():
         parts = prepare(config, config.output_dir, reward)
         bank = scored_bank(
@@ -104,35 +102,39 @@ def _gauge(
             parts.evaluated,
             parts.fingerprint,
             study.room(reward.name),
-            starter(progress),
+            progress.start,
         )
-    return Gauge.of(reward, held_out, study.beta, parts.evaluated, bank)
+        gauge = Gauge.of(reward, held_out, study.beta, parts.evaluated, bank)
+        return gauge.with_metrics(parts.model, config.evaluation)
 
 
 def _carry_out(
     study: ComparisonStudy, cell: ComparisonCell, gauge: Gauge, progress: Progress
 ) -> None:
-    config = study.config(cell, gauge.beta)
-    task = progress.add_task(str(cell)[:40], total=None)
+    config = study.config(cell)
     with fresh_accelerator():
         parts = prepare(config, config.output_dir, gauge.reward)
         if cell.trained:
-            found = _train(study, parts, gauge, progress, task)
+            found = _train(study, cell, parts, gauge, progress)
         else:
-            found = {"points": _sample_all(cell, parts, gauge)}
-    study.store(cell, gauge.beta, found)
-    progress.remove_task(task)
+            found = {"points": _sample_all(cell, parts, gauge, progress)}
+    study.store(cell, found)
 
 
 # --- one that trains ------------------------------------------------------------------------------
 
 
 def _train(
-    study: ComparisonStudy, parts: Parts, gauge: Gauge, progress: Progress, task: Any
+    study: ComparisonStudy, cell: ComparisonCell, parts: Parts, gauge: Gauge, progress: Progress
 ) -> dict[str, Any]:
     parts.trainer.clock = fair_clock()
     with _opened(parts) as (folder, points):
-        diverged = _train_in(study, parts, gauge, progress, task, folder, points)
+        trainer = parts.trainer
+        work = progress.start(
+            str(cell)[:40], trainer.total, done=trainer.done, unit="s", inner=True
+        )
+        diverged = _train_in(study, parts, gauge, work, folder, points)
+        work.end()
     return {
         "points": points,
         "curve": curve_of_run(folder),
@@ -146,20 +148,18 @@ def _train_in(
     study: ComparisonStudy,
     parts: Parts,
     gauge: Gauge,
-    progress: Progress,
-    task: Any,
+    work: Work,
     folder: Path,
     points: list[dict[str, Any]],
 ) -> str | None:
     """Add to ``points`` what is measured on the way; why it ended early, if it did."""
     config, trainer = parts.config, parts.trainer
     times = [60.0 * study.minutes * (i + 1) / study.measurements for i in range(study.measurements)]
-    progress.update(task, total=trainer.total)
     pressed: list[bool] = []
 
     def on_update(record: Record) -> bool:
         append_record(folder, record)
-        progress.update(task, completed=trainer.done)
+        work.reach(trainer.done, f"reward {record['reward_mean']:.3f}")
         if len(points) < len(times) and trainer.seconds >= times[len(points)]:
             figures = gauge.measure_policy(parts.model, config, lambda done: None)
             points.append({"update": trainer.update, "seconds": trainer.seconds, **figures})
@@ -229,17 +229,20 @@ def curve_of_run(folder: Path) -> dict[str, list[float]]:
 # --- those that train nothing ---------------------------------------------------------------------
 
 
-def _sample_all(cell: ComparisonCell, parts: Parts, gauge: Gauge) -> list[dict[str, Any]]:
+def _sample_all(
+    cell: ComparisonCell, parts: Parts, gauge: Gauge, progress: Progress
+) -> list[dict[str, Any]]:
     """A point for each of an untrained reference's settings."""
-    points = []
-    for way in BYSTANDERS[cell.method](gauge.beta):
+    points, ways = [], BYSTANDERS[cell.method](gauge.beta)
+    work = progress.start(str(cell)[:40], len(ways) * parts.config.evaluation.n, inner=True)
+    for way in ways:
         way.check(parts.model.process)
-        figures = _sample(way, parts, gauge)
+        figures = _sample(way, parts, gauge, work)
         points.append({"settings": way.model_dump_named(), **figures})
     return points
 
 
-def _sample(way: Untrained, parts: Parts, gauge: Gauge) -> Column:
+def _sample(way: Untrained, parts: Parts, gauge: Gauge, shown: Work) -> Column:
     settings, prompts = parts.config.evaluation, gauge.prompts
     networks = Networks(parts.model, gauge.reward, None, None)
     index = spread(settings.n, len(prompts)).tolist()
@@ -251,7 +254,9 @@ def _sample(way: Untrained, parts: Parts, gauge: Gauge) -> Column:
             for row in numbers
         ]
         texts = [prompts[index[row]] for row in numbers]
-        return way.sample(networks, texts, generators).cpu()
+        found = way.sample(networks, texts, generators).cpu()
+        shown(len(found))
+        return found
 
     states = torch.cat(list(in_parts(work, settings.n, settings.batch, "evaluation.batch")))
     return gauge.measure(parts.model, states, settings.batch, lambda done: None)

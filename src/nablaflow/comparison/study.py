@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nablaflow.comparison.entrants import (
     BYSTANDERS,
@@ -20,11 +19,9 @@ from nablaflow.config.defaults import BANK, PROMPTS
 from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.exact.study import difference
-from nablaflow.storage.files import write_whole
 from nablaflow.storage.run_folder import CELL
+from nablaflow.storage.study import Study, at_least, chosen
 
-ALL = "all"
 ENDLESS = 10**6  # updates: time ends a run
 
 
@@ -45,7 +42,7 @@ class ComparisonCell:
 
 
 @dataclass(frozen=True)
-class ComparisonStudy:
+class ComparisonStudy(Study[ComparisonCell]):
     """Every method with every reward and every seed.
 
     Attributes:
@@ -58,11 +55,14 @@ class ComparisonStudy:
         measurements: how often in a run, the times evenly apart and the last at its end.
         bank: images of the reference that are reweighted to the exact tilt.
         held_out: spec of a reward that nothing is trained on; None: whether the shape is shown.
+        metrics: further figures, by name.
         out: folder; cells are ``<reward>/<method>/seed-<s>``.
 
     Raises:
         UserError: a method that is none, or too small a number.
     """
+
+    holds: ClassVar[str] = "points"
 
     methods: tuple[str, ...]
     rewards: tuple[str, ...]
@@ -76,14 +76,14 @@ class ComparisonStudy:
     held_out: str | None = None
     first_seed: int = 0
     bank: int = BANK
+    metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for method in self.methods:
             check_entrant(method)
         least = 2 * len(PROMPTS)
         for name, lowest in (("seeds", 1), ("n", least), ("measurements", 1)):
-            if getattr(self, name) < lowest:
-                raise UserError(f"--{name}: {getattr(self, name)} is too few; use {lowest} or more")
+            at_least(name, getattr(self, name), lowest)
         for name in ("minutes", "beta", "learning_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -94,11 +94,11 @@ class ComparisonStudy:
         methods: Iterable[str], rewards: Iterable[str], out: Path, **settings: Any
     ) -> ComparisonStudy:
         """By names as the command line has them: ``all`` for every method, none for a few."""
-        chosen = tuple(dict.fromkeys(methods)) or DEFAULT
-        if ALL in chosen:
-            chosen = (*ENTRANTS, *BYSTANDERS)
         return ComparisonStudy(
-            chosen, tuple(dict.fromkeys(rewards)) or ("warmth",), out, **settings
+            chosen(tuple(methods), (*ENTRANTS, *BYSTANDERS), DEFAULT),
+            tuple(dict.fromkeys(rewards)) or ("warmth",),
+            out,
+            **settings,
         )
 
     @property
@@ -120,10 +120,18 @@ class ComparisonStudy:
     def folder(self, cell: ComparisonCell) -> Path:
         return self.room(cell.reward) / cell.method / f"seed-{cell.seed}"
 
-    def config(self, cell: ComparisonCell, beta: float) -> Config:
+    def path(self, cell: ComparisonCell) -> Path:
+        return self.folder(cell) / CELL
+
+    def of_reward(self, reward: str, beta: float) -> ComparisonStudy:
+        """What is run with one reward, whose beta is known by then."""
+        return replace(self, rewards=(reward,), beta=beta)
+
+    def config(self, cell: ComparisonCell) -> Config:
         """A cell's configuration; of one that trains nothing what sampling needs."""
+        assert self.beta is not None
         own = entrant_settings(
-            cell.method if cell.trained else DEFAULT[0], beta, self.learning_rate
+            cell.method if cell.trained else DEFAULT[0], self.beta, self.learning_rate
         )
         endless = {"updates": ENDLESS, "checkpoint_every": ENDLESS, "sample_every": ENDLESS}
         own["training"] |= endless | {
@@ -140,44 +148,26 @@ class ComparisonStudy:
             "seed": cell.seed,
             "sampler": {"name": "ddim", "steps": 10},
             "adapter": {"rank": 16},
-            "evaluation": {"n": self.n, "batch": 64, "bank": self.bank},
+            "evaluation": {
+                "n": self.n,
+                "batch": 64,
+                "bank": self.bank,
+                "metrics": list(self.metrics),
+            },
         }
         return load_config(None, [], values | own)
 
-    def settings(self, cell: ComparisonCell, beta: float) -> dict[str, Any]:
-        """What decides a cell's figures, as plain data."""
-        config = self.config(cell, beta).model_dump(mode="json")
+    def settings(self, cell: ComparisonCell) -> dict[str, Any]:
+        config = self.config(cell).model_dump(mode="json")
         del config["output_dir"]
         if not cell.trained:
-            config["method"] = [m.model_dump_named() for m in BYSTANDERS[cell.method](beta)]
+            assert self.beta is not None
+            config["method"] = [m.model_dump_named() for m in BYSTANDERS[cell.method](self.beta)]
         return config | {"measurements": self.measurements, "held_out": self.held_out}
 
-    def is_done(self, cell: ComparisonCell, beta: float, *, overwrite: bool = False) -> bool:
-        """Whether the cell is there, made with these settings.
-
-        Args:
-            overwrite: one with other settings counts as missing.
-
-        Raises:
-            UserError: it has other settings, and is not to be overwritten.
-        """
-        path = self.folder(cell) / CELL
-        if not path.is_file():
-            return False
-        change = difference(read_cell(path)["settings"], self.settings(cell, beta))
-        if change and not overwrite:
-            raise UserError(
-                f"--out: {path.parent} has figures of other settings ({change}); "
-                "use --overwrite or another --out"
-            )
-        return not change
-
-    def store(self, cell: ComparisonCell, beta: float, found: dict[str, Any]) -> None:
-        """Write a finished cell; where the file is, the cell is whole."""
-        head = {"reward": cell.reward, "method": cell.method, "seed": cell.seed, "beta": beta}
-        whole = head | found | {"settings": self.settings(cell, beta)}
-        self.folder(cell).mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder(cell) / CELL, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+    def store(self, cell: ComparisonCell, found: dict[str, Any]) -> None:
+        head = {"reward": cell.reward, "method": cell.method, "seed": cell.seed, "beta": self.beta}
+        super().store(cell, head | found)
 
 
 def slug(reward: str) -> str:
@@ -187,19 +177,3 @@ def slug(reward: str) -> str:
     'symmetry-0.5-colorfulness'
     """
     return re.sub(r"[^\w.]+", "-", reward).strip("-.")
-
-
-def read_cell(path: Path) -> dict[str, Any]:
-    """A finished cell.
-
-    Raises:
-        UserError: the file is not one.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        whole = {"settings", "points"} <= found.keys()
-    except (ValueError, AttributeError):
-        whole, found = False, {}
-    if not whole:
-        raise UserError(f"--out: {path} is not a finished cell; remove it")
-    return found

@@ -9,16 +9,8 @@ from nablaflow.nano.scenes import SHAPES
 
 OPTIMIZER: dict[str, Any] = {"learning_rate": 3e-3, "schedule": "cosine", "warmup": 5}
 
-DEFAULTS: dict[str, Any] = {
-    "optimizer": OPTIMIZER,
-    "training": {
-        "updates": 200,
-        "prompts_per_update": 8,
-        "images_per_prompt": 4,
-        "transition_fraction": 0.2,
-    },
-}
-"""Of `nf.align`."""
+DEFAULTS: dict[str, Any] = {"optimizer": OPTIMIZER, "training": {}}
+"""Of `nf.align`; what is not here has its group's own."""
 
 PROMPTS = [f"a {shape}" for shape in SHAPES]
 """They name the shape and leave hue, position, size and background free."""

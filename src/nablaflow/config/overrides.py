@@ -12,16 +12,19 @@ from pydantic import BaseModel
 
 from nablaflow.config.recipe import (
     Config,
-    Kinds,
+    FindMethod,
+    find_none,
+    is_own,
     method_settings,
-    named_kinds,
     parse_config,
     registered_methods,
-    uses_flow,
 )
 from nablaflow.errors import UserError
+from nablaflow.methods import Method
 from nablaflow.prompts.source import absolute
+from nablaflow.rewards.custom import is_custom
 from nablaflow.rewards.secrets import masked
+from nablaflow.settings import Kinds, named_kinds
 
 Values = dict[str, Any]
 MOST_VALUES = 100_000  # that aliases may stand for
@@ -29,7 +32,10 @@ DEEPEST = 100  # lists in lists
 
 
 def load_config(
-    recipe: Path | None, overrides: Sequence[str], defaults: Mapping[str, Any]
+    recipe: Path | None,
+    overrides: Sequence[str],
+    defaults: Mapping[str, Any],
+    find: FindMethod = find_none,
 ) -> Config:
     """The configuration of a command: ``defaults``, the recipe over them, the overrides on top.
 
@@ -38,6 +44,7 @@ def load_config(
 
     Args:
         overrides: ``key.sub=value``, the value in YAML.
+        find: finds the class of a method of the user's own; by default there is none.
 
     Raises:
         UserError: one line that names the key or the file, and the remedy.
@@ -45,7 +52,7 @@ def load_config(
     values = dict(defaults)
     if recipe is not None:
         values = merge(values, _absolute_prompts(read_recipe(recipe), recipe.parent))
-    config = parse_config(apply_overrides(values, overrides))
+    config = parse_config(apply_overrides(values, overrides), find)
     _refuse_idle_flow(config, overrides)
     return config
 
@@ -54,7 +61,7 @@ def _refuse_idle_flow(config: Config, overrides: Sequence[str]) -> None:
     """A recipe may have flow settings for its other methods; who overrides one wants a network."""
     for text in overrides:
         path, value = parse_override(text)
-        if path[0] == "flow" and value is not None and not uses_flow(config.method):
+        if path[0] == "flow" and value is not None and not config.method.uses_flow:
             name = method_settings(config.method)["name"]
             raise UserError(f"{'.'.join(path)}: {name} has no use for a flow network; leave it out")
 
@@ -199,6 +206,10 @@ def read_recipe(path: Path) -> Values:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; give the path of a YAML file") from None
+    except IsADirectoryError:
+        own = path / "config.yaml"
+        remedy = f"give {own}" if own.is_file() else "give the path of a YAML file"
+        raise UserError(f"{path}: a folder, and no recipe; {remedy}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; a recipe is a YAML file") from None
     except (OSError, ValueError) as error:
@@ -255,7 +266,9 @@ def _merge_named(old: Any, new: Any, kinds: Kinds) -> Any:
     name = new.get("name", old.get("name"))
     kind = kinds.get(str(name))
     if name != old.get("name"):
-        old = {k: v for k, v in old.items() if kind and k in kind.model_fields}
+        # Of a user's own, whose file is not run here, it is known that it has a beta.
+        shared = kind.model_fields if kind else ("beta",) if is_custom(str(name)) else ()
+        old = {k: v for k, v in old.items() if k in shared}
     merged = {**old, **new}
     for field in old.keys() & new.keys():
         inner = named_kinds(kind, field) if kind else None
@@ -268,10 +281,9 @@ def _named_mapping(value: Any) -> Any:
     """A name, a method or an estimator as a mapping with ``name``."""
     if isinstance(value, str):
         return {"name": value}
-    if not isinstance(value, BaseModel):
+    if not isinstance(value, BaseModel) or is_own(value):
         return value
-    own = value.model_dump(mode="json")
-    return own if "name" in own else method_settings(value)
+    return method_settings(value) if isinstance(value, Method) else value.model_dump(mode="json")
 
 
 # --- overrides ------------------------------------------------------------------------------------

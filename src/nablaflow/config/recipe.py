@@ -7,11 +7,10 @@ builds that mapping from a recipe and the command line.
 from __future__ import annotations
 
 import math
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from nablaflow import methods
+from nablaflow.config.aliases import ALIASES
 from nablaflow.config.settings import (
     EvaluationSettings,
     GuardSettings,
@@ -29,10 +30,13 @@ from nablaflow.config.settings import (
     Seed,
     TrainingSettings,
 )
-from nablaflow.config.values import RewardSpec, check_path, check_scalar, one_line, show
-from nablaflow.errors import UserError, nearest
-from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings, Settings
+from nablaflow.config.values import RewardSpec, check_path, check_scalar
+from nablaflow.errors import UserError, nearest, one_line, show
+from nablaflow.methods import Method
+from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings
 from nablaflow.prompts.source import PromptSource
+from nablaflow.rewards.custom import is_custom
+from nablaflow.settings import Kinds, Settings, dotted, explain, group_of, named_kinds, nearest_key
 
 # Settings whose text is a path; a list of prompts is none.
 PATHS = {("model",), ("output_dir",), ("prompts",), ("evaluation", "prompts"), ("guard", "prompts")}
@@ -48,19 +52,25 @@ class Config(Settings):
         min_length=1,
         description='"nano", a folder in diffusers format, or a hub id',
     )
+    model_hash: str | None = Field(
+        default=None,
+        description="of the weights of a pipeline that was handed over in Python, which are "
+        "checked when the run is resumed or measured; null: they are not",
+    )
     reward: RewardSpec = Field(
-        description="name of a reward, path/to/file.py:function, a mapping with name and settings, "
-        "or a mapping of those to weights"
+        description="name of a reward, path/to/file.py:function (after trl: with TRL's signature), "
+        "a mapping with name and settings, or a mapping of those to weights"
     )
     prompts: PromptSource | None = Field(
         description="list of prompts, a text file with one a line, .jsonl or .csv, a set by name, "
-        "hub:owner/name; or a mapping of source, column and split; null: an unconditional model"
+        "hub:owner/name, trl:path/to/file.py:function; or a mapping of source, column, split and "
+        "count; null: an unconditional model"
     )
     output_dir: AnyPath = Field(description="the run folder")
     seed: Seed = Field(
-        default=0, description="of training: noise, prompt order, chosen transitions"
+        default=0, description="of training: noise, order of the prompts, chosen transitions"
     )
-    method: InstanceOf[BaseModel] = Field(
+    method: InstanceOf[Method] = Field(
         description="the objective: its name and its settings, such as method.beta"
     )
     sampler: SamplerSettings = Field(
@@ -111,7 +121,7 @@ class Config(Settings):
         return round(self.training.transition_fraction * self.sampler.steps)
 
     @field_serializer("method")
-    def _with_its_name(self, method: BaseModel) -> dict[str, Any]:
+    def _with_its_name(self, method: Method) -> dict[str, Any]:
         return method_settings(method)
 
 
@@ -124,29 +134,40 @@ def _least_fraction(steps: int) -> float:
 # --- the method: a name and the settings of the class registered under it ------------------------
 
 Group = TypeVar("Group", bound=BaseModel)
-Kinds = Mapping[str, type[BaseModel]]
-"""Classes by the name that chooses between them."""
 
 
-def registered_methods() -> Kinds:
-    """Name to class. Imported on use, since methods bring torch and the models with them."""
-    from nablaflow.methods import METHODS
-
-    return METHODS
+def registered_methods() -> Mapping[str, type[Method]]:
+    """Name to class."""
+    return methods.METHODS
 
 
-def method_settings(method: BaseModel) -> dict[str, Any]:
+FindMethod = Callable[[str], type[Method]]
+"""From ``path/to/file.py:Class`` to the class; running the file is only for whoever may."""
+
+
+def find_none(spec: str) -> type[Method]:
+    """For settings that are data: no file is run for them."""
+    raise UserError(f"method.name: {spec!r} is code, which is not run here; name a method")
+
+
+def method_settings(method: Method) -> dict[str, Any]:
     """A method as plain data: its name, then its settings.
 
     Raises:
-        UserError: the method's class is not registered.
+        UserError: it is no method, or its class has no name.
     """
-    for name, kind in registered_methods().items():
-        if type(method) is kind:
-            return {"name": name, **method.model_dump(mode="json", exclude={"name"})}
-    raise UserError(
-        f"method: {type(method).__name__} has no name; add it to nablaflow.methods.METHODS"
-    )
+    from nablaflow.methods import Method
+    from nablaflow.methods.own import own_name
+
+    if not isinstance(method, Method):
+        raise UserError(f"method: {type(method).__name__} is none; derive it from nablaflow.Method")
+    name = own_name(type(method)) if is_own(method) else method.name
+    return {"name": name, **method.model_dump(mode="json", exclude={"name"})}
+
+
+def is_own(value: BaseModel) -> bool:
+    """Whether it is a method of the user's own, of a class that is not in the list."""
+    return isinstance(value, Method) and type(value) not in registered_methods().values()
 
 
 RENAMED = {"tilted-matching": "path-weighted-matching"}
@@ -162,16 +183,20 @@ def _by_present_name(value: Any) -> Any:
     return {**value, "name": RENAMED[name]} if isinstance(value, Mapping) else RENAMED[name]
 
 
-def parse_method(value: Any) -> BaseModel:
+def parse_method(value: Any, find: FindMethod = find_none) -> Method:
     """A method from its name, from a mapping with ``name`` and settings, or itself.
+
+    Args:
+        find: finds the class of a user's own.
 
     Raises:
         UserError: unknown name, unknown setting, a setting of another method, a wrong value.
     """
-    if isinstance(value, BaseModel):
+    if isinstance(value, Method):
         method_settings(value)
         return value
-    kind, settings = _chosen(registered_methods(), _by_present_name(value), "method")
+    value = _by_present_name(value)
+    kind, settings = _chosen(_kinds_for(value, find), value, "method")
     for name, field in kind.model_fields.items():
         kinds, inner = named_kinds(kind, name), settings.get(name)
         asked = name in settings or field.is_required()
@@ -181,18 +206,20 @@ def parse_method(value: Any) -> BaseModel:
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        raise _refusal(_explain(error, kind, ("method",))) from None
+        raise _refusal(explain(error, kind, ("method",), suggest)) from None
 
 
-def named_kinds(model: type[BaseModel], name: str) -> Kinds | None:
-    """What a field may hold that is one of several groups, as an estimator is; else None."""
-    field = model.model_fields.get(name)
-    if field is None or field.discriminator != "name":
-        return None
-    return {kind.model_fields["name"].default: kind for kind in get_args(field.annotation)}
+def _kinds_for(value: Any, find: FindMethod) -> Mapping[str, type[Method]]:
+    """The methods of the list, and the user's own if one is asked for."""
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if isinstance(name, str) and is_custom(name):
+        return {**registered_methods(), name: find(name)}
+    return registered_methods()
 
 
-def _chosen(kinds: Kinds, value: Any, place: str) -> tuple[type[BaseModel], dict[str, Any]]:
+def _chosen(
+    kinds: Mapping[str, type[Group]], value: Any, place: str
+) -> tuple[type[Group], dict[str, Any]]:
     """The class and the settings that a name, or a mapping with ``name``, asks for at ``place``.
 
     Raises:
@@ -221,11 +248,6 @@ def _not_a_setting(kinds: Kinds, name: str, key: str, place: str) -> str:
     return f"{place}.{key}: a setting of {', '.join(owners)}, not of {name}; {remedy}"
 
 
-def uses_flow(method: BaseModel) -> bool:
-    """Whether a method has a use for the flow network."""
-    return getattr(method, "uses_flow", True)
-
-
 def parse_group(kind: type[Group], values: Mapping[str, Any], place: str) -> Group:
     """One group of settings by itself.
 
@@ -235,31 +257,34 @@ def parse_group(kind: type[Group], values: Mapping[str, Any], place: str) -> Gro
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        raise _refusal(_explain(error, kind, (place,))) from None
+        raise _refusal(explain(error, kind, (place,), suggest)) from None
 
 
 # --- from a mapping to a configuration, or to one line --------------------------------------------
 
 
-def parse_config(values: Mapping[str, Any]) -> Config:
+def parse_config(values: Mapping[str, Any], find: FindMethod = find_none) -> Config:
     """The configuration that a nested mapping describes.
+
+    Args:
+        find: finds the class of a method of the user's own; by default there is none.
 
     Raises:
         UserError: one line: the dotted key, what is wrong, the remedy.
     """
     unknown = [str(key) for key in values if key not in Config.model_fields]
     if unknown:
-        raise _refusal(f"{unknown[0]}: unknown key; {_suggest(unknown[0], Config)}")
+        raise _refusal(f"{unknown[0]}: unknown key; {suggest(unknown[0], Config)}")
     _check_values(values)
     settings = dict(values)
     if settings.get("method") is not None:
-        settings["method"] = parse_method(settings["method"])
+        settings["method"] = parse_method(settings["method"], find)
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:
-        raise _refusal(_explain(error, Config, ())) from None
+        raise _refusal(explain(error, Config, (), suggest)) from None
     # What is saved says what there is; flow settings that a recipe shares among methods may stay.
-    return config if uses_flow(config.method) else config.model_copy(update={"flow": None})
+    return config if config.method.uses_flow else config.model_copy(update={"flow": None})
 
 
 def _check_values(value: Any, place: tuple[int | str, ...] = ()) -> None:
@@ -269,7 +294,7 @@ def _check_values(value: Any, place: tuple[int | str, ...] = ()) -> None:
         if place in PATHS:
             check_path(value)
     except ValueError as error:
-        raise _refusal(f"{_dotted(place)}: {error}") from None
+        raise _refusal(f"{dotted(place)}: {error}") from None
     inner: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
         inner = value.items()
@@ -284,90 +309,22 @@ def _refusal(text: str) -> UserError:
     return UserError(one_line(text))
 
 
-def _explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> str:
-    """One line for the most telling of pydantic's errors: a misspelt key before what it left out.
-
-    Args:
-        model: the class that was validated; ``prefix`` is where it stands in the configuration.
-    """
-    errors = error.errors(include_url=False)
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    place, owner = _place(first["loc"], model)
-    key = _dotted((*prefix, *place))
-    last = str(place[-1]) if place else ""
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_suggest(last, owner)}"
-    field = owner.model_fields.get(last)
-    problem = _problem(first, key, field.description if field else None)
-    return f"{key}: {problem}" if key else problem
-
-
-def _problem(error: Any, key: str, description: str | None) -> str:
-    """What is wrong and the remedy, in this project's words, for one of pydantic's errors."""
-    kind, message, value = error["type"], error["msg"], error["input"]
-    if kind == "missing":
-        what = f" ({description})" if description else ""
-        return f"missing; set {key}=…{what}"
-    if kind in ("value_error", "assertion_error"):
-        return re.sub(r"^(Value|Assertion) error, ", "", message)
-    if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        return f"{show(value)} is not a choice; {nearest(str(value), choices)}"
-    if kind in ("model_type", "model_attributes_type"):
-        return f"must hold settings of its own, such as {key}.…=…, not {show(value)}"
-    must = re.sub(r"^Input (should|is not) (be )?", "must be ", message)
-    return f"{must}, not {show(value)}"
-
-
-def _suggest(word: str, group: type[BaseModel]) -> str:
-    """The nearest key beside the unknown one, or else the same key in another group."""
-    hint = nearest(word, group.model_fields)
+def suggest(word: str, group: type[BaseModel]) -> str:
+    """The nearest key beside the unknown one, the same one in another group, or what is meant."""
+    hint = nearest_key(word, group)
     elsewhere = [key for key in _leaves(Config) if key.rsplit(".", 1)[-1] == word]
     if elsewhere and not hint.startswith("did you mean"):
         return f"did you mean {elsewhere[0]}?"
-    return hint
+    return f"did you mean {ALIASES[word]}?" if word in ALIASES else hint
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The dotted keys of all settings that hold a value, those of every method included."""
     for name in model.model_fields:
-        group = _group(model, name)
+        group = group_of(model, name)
         kinds = registered_methods() if name == "method" else named_kinds(model, name)
         groups = [group] if group else list((kinds or {}).values())
         for inner in groups:
             yield from _leaves(inner, f"{prefix}{name}.")
         if not groups:
             yield prefix + name
-
-
-def _group(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The class of a field that is a group of settings (or null), else None."""
-    field = model.model_fields.get(name)
-    if field is None or field.discriminator is not None:
-        return None
-    kinds = (field.annotation, *get_args(field.annotation))
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Settings)), None)
-
-
-def _place(
-    loc: tuple[int | str, ...], model: type[BaseModel]
-) -> tuple[tuple[int | str, ...], type[BaseModel]]:
-    """``loc`` without the names of union members that pydantic puts into it, and its group."""
-    kept: list[int | str] = []
-    owner, group, kinds = model, model, None
-    for part in loc:
-        if kinds is not None:
-            group, kinds = kinds[str(part)], None
-        elif group is not None:
-            kept.append(part)
-            owner = group
-            group, kinds = _group(owner, str(part)), named_kinds(owner, str(part))
-        elif isinstance(part, int):
-            kept.append(part)
-    return tuple(kept), owner
-
-
-def _dotted(place: tuple[int | str, ...]) -> str:
-    """``("training", "trackers", 0)`` as ``training.trackers[0]``."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
-    return "".join(parts).removeprefix(".")

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from nablaflow.config.values import RewardSpec
-from nablaflow.models import Settings
 from nablaflow.prompts.source import PromptSource
+from nablaflow.settings import Settings
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -24,11 +24,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 class OptimizerSettings(Settings):
     """AdamW for policy and flow network."""
 
-    learning_rate: Positive = Field(default=1e-3, description="of the policy")
-    flow_learning_rate: Positive = Field(default=1e-3, description="of the flow network")
-    betas: Betas = Field(default=(0.9, 0.95), description="AdamW's decay of the two moments")
-    weight_decay: NotNegative = Field(default=1e-4, description="of the policy")
-    flow_weight_decay: NotNegative = Field(default=1e-2, description="of the flow network")
+    learning_rate: Positive = Field(default=1e-3, description="the policy's learning rate")
+    flow_learning_rate: Positive = Field(
+        default=1e-3, description="the flow network's learning rate"
+    )
+    betas: Betas = Field(default=(0.9, 0.95), description="AdamW's decay rates of the two moments")
+    weight_decay: NotNegative = Field(default=1e-4, description="the policy's weight decay")
+    flow_weight_decay: NotNegative = Field(
+        default=1e-2, description="the flow network's weight decay"
+    )
     max_grad_norm: Positive = Field(
         default=1.0, description="gradient norm above which a network's gradient is scaled down"
     )
@@ -41,16 +45,20 @@ class OptimizerSettings(Settings):
 class TrainingSettings(Settings):
     """The loop. Batch sizes are global: over all processes and accumulation steps."""
 
-    updates: Count = Field(description="rollouts in all, each with its optimizer steps")
+    updates: Count = Field(
+        default=200, description="rollouts in all, each with its optimizer steps"
+    )
     minutes: Positive | None = Field(
         default=None,
-        description="of training after which a run ends before its updates are done; a cosine "
-        "schedule then ends there as well, so such a run is not the same twice",
+        description="minutes of training after which a run ends, whatever training.updates says; "
+        "a cosine schedule then ends there too, so that such a run is not the same twice",
     )
-    prompts_per_update: Count = Field(description="prompts of one rollout")
-    images_per_prompt: Count = Field(description="trajectories for each of them")
+    prompts_per_update: Count = Field(default=8, description="prompts in one rollout")
+    images_per_prompt: Count = Field(
+        default=4, description="images, that is trajectories, for each prompt of a rollout"
+    )
     transition_fraction: float = Field(
-        gt=0, le=1, description="share of a trajectory's transitions that are trained"
+        default=0.2, gt=0, le=1, description="share of a trajectory's transitions that are trained"
     )
     steps_per_rollout: Count = Field(
         default=1, description="optimizer steps of one update, each on its own trajectories"
@@ -68,15 +76,20 @@ class TrainingSettings(Settings):
     )
     gamma_trajectories: Annotated[int, Field(ge=2)] = Field(
         default=128,
-        description="of the reference, on which a measured gamma is found before the first update",
+        description="trajectories of the reference on which a measured gamma is found before the "
+        "first update",
     )
     data: Literal["on-policy", "previous-rollout"] = Field(
         default="on-policy", description="train on this update's rollout, or on the one before"
     )
     precision: Literal["float32", "bf16", "fp16"] = Field(
-        default="float32", description="of the networks; rewards and their gradients stay float32"
+        default="float32",
+        description="precision of the networks; rewards and their gradients stay float32",
     )
-    gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="compute activations again in the backward pass: less memory, more time",
+    )
     checkpoint_every: Count = Field(default=50, description="updates between two checkpoints")
     keep_checkpoints: Count = Field(default=2, description="how many of the newest are kept")
     reward_timeout: Positive | None = Field(
@@ -106,10 +119,15 @@ class EvaluationSettings(Settings):
         description="reference samples for the exact tilt; 0 leaves the exact tilt out",
     )
     seed: Seed = Field(
-        default=1, description="of the evaluation's noise, apart from the training's"
+        default=1, description="seed of the evaluation's noise, apart from the training's"
+    )
+    metrics: list[str] = Field(
+        default=[],
+        description="further figures of reference and policy, by the names that eval has",
     )
     prompts: PromptSource | None = Field(
-        default=None, description="to measure on in place of those trained on; as prompts"
+        default=None,
+        description="prompts to measure on in place of those trained on; same forms as prompts",
     )
     hold_out: float = Field(
         default=0.0,
@@ -128,8 +146,10 @@ class EvaluationSettings(Settings):
 class HeldOutSettings(Settings):
     """A reward that is measured and never trained."""
 
-    reward: RewardSpec = Field(description="as the run's reward; its gradient is not needed")
-    min: float | None = Field(default=None, description="least mean; null: no budget, only shown")
+    reward: RewardSpec = Field(description="same forms as reward; its gradient is not needed")
+    min: float | None = Field(
+        default=None, description="budget: least mean; null: no budget, only shown"
+    )
 
 
 class GuardSettings(Settings):
@@ -143,9 +163,11 @@ class GuardSettings(Settings):
         description="images in all, two or more for each prompt; auto: 32, of up to 16 prompts",
     )
     prompts: PromptSource | None = Field(
-        default=None, description="list or file, as the run's; null: the run's"
+        default=None, description="prompts of the looks, same forms as prompts; null: the run's"
     )
-    seed: Seed = Field(default=2, description="of the guard's noise, apart from all other noise")
+    seed: Seed = Field(
+        default=2, description="seed of the guard's noise, apart from all other noise"
+    )
     held_out: HeldOutSettings | None = Field(
         default=None, description="a reward that is not trained"
     )
@@ -154,6 +176,11 @@ class GuardSettings(Settings):
     )
     min_diversity: Positive | None = Field(
         default=None, description="budget: least diversity, as a share of the reference's"
+    )
+    budgets: dict[str, float] = Field(
+        default={},
+        description="of further metrics, by the names that eval has: the most of a "
+        "distance, the least of anything else, each in the metric's own unit",
     )
     action: Literal["warn", "stop", "roll-back"] = Field(
         default="stop",
@@ -167,16 +194,19 @@ class GuardSettings(Settings):
         return cls(every="auto", n="auto", max_kl=30.0, min_diversity=0.6, action="warn")
 
     @property
-    def budgets(self) -> dict[str, float | None]:
-        """Limit of each metric; null is none."""
+    def limits(self) -> dict[str, float | None]:
+        """Limit of each figure; null is none."""
         held_out = None if self.held_out is None else self.held_out.min
-        return {"kl": self.max_kl, "diversity": self.min_diversity, "held_out": held_out}
+        own = {"kl": self.max_kl, "diversity": self.min_diversity, "held_out": held_out}
+        return {**self.budgets, **own}
 
     @model_validator(mode="after")
     def _something_can_trip(self) -> GuardSettings:
-        if self.action == "roll-back" and set(self.budgets.values()) == {None}:
+        if "diversity" in self.budgets:
+            raise ValueError("budgets.diversity is min_diversity, a share; set guard.min_diversity")
+        if self.action == "roll-back" and set(self.limits.values()) == {None}:
             raise ValueError(
                 "nothing can cause the roll-back that action asks for; set guard.max_kl, "
-                "guard.min_diversity or guard.held_out.min"
+                "guard.min_diversity, guard.held_out.min or guard.budgets"
             )
         return self

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from nablaflow.errors import show
+
 
 def check_reward(value: Any) -> str | dict[str, Any]:
     """A name, ``file.py:function``, one with settings, or a mapping of those to finite weights.
@@ -85,13 +87,3 @@ def is_number(value: Any) -> bool:
     """Whether a float can hold it: no truth value, no NaN, no infinity, no integer beyond."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and abs(value) <= sys.float_info.max
-
-
-def show(value: Any) -> str:
-    """A value as the user wrote it, short enough for one line."""
-    text = "null" if value is None else one_line(repr(value))
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())

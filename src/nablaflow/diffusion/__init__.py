@@ -15,6 +15,7 @@ from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.renoising import noised_afresh
 from nablaflow.diffusion.samplers import SAMPLERS, build_process
 from nablaflow.diffusion.trajectory import (
+    Noise,
     Trajectories,
     Transitions,
     sample_trajectories,
@@ -26,6 +27,7 @@ from nablaflow.diffusion.variance import Variance, check_variance, left_open, sq
 
 __all__ = [
     "SAMPLERS",
+    "Noise",
     "Prediction",
     "ReverseProcess",
     "Step",

@@ -10,14 +10,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
-from nablaflow.diffusion.trajectory import Trajectories
+from nablaflow.diffusion.trajectory import Noise, Trajectories
 
 
 def noised_afresh(
     process: ReverseProcess,
     trajectories: Trajectories,
     levels: Bool[Tensor, "levels"],
-    generators: list[torch.Generator] | torch.Generator,
+    generators: Noise,
 ) -> Trajectories:
     """The same, but the kept transitions at ``levels`` are q(x_{k-1} | x_0) q(x_k | x_{k-1}).
 

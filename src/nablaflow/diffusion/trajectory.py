@@ -18,6 +18,9 @@ from nablaflow.typing import Batch, Latents, Steps
 Predict = Callable[[Tensor, Tensor], Prediction]
 """``(x, k) -> Prediction`` for a whole batch, guidance included."""
 
+Noise = list[torch.Generator] | torch.Generator
+"""One generator for each trajectory, or one that draws the noise of all of them at once."""
+
 
 @dataclass(frozen=True)
 class Transitions:
@@ -92,7 +95,7 @@ def sample_trajectories(
     predict: Predict,
     process: ReverseProcess,
     shape: tuple[int, ...],
-    generators: list[torch.Generator] | torch.Generator,
+    generators: Noise,
     device: torch.device,
     keep: Int[Tensor, "trajectory transition"] | None = None,
     on_step: Callable[[int], None] | None = None,

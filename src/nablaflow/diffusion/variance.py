@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nablaflow.diffusion.kernels import mean_per_x0
 from nablaflow.diffusion.process import ReverseProcess
-from nablaflow.diffusion.trajectory import Predict
+from nablaflow.diffusion.trajectory import Noise, Predict
 from nablaflow.errors import UserError, nearest
 from nablaflow.typing import Latents
 
@@ -56,7 +56,7 @@ def squared_errors(
     process: ReverseProcess,
     x0: Latents,
     predict: Predict,
-    generators: list[torch.Generator] | torch.Generator,
+    generators: Noise,
 ) -> Float[Tensor, "levels"]:
     """Mean square of a coordinate of x_0 - E[x_0 | x_k] by k, for samples that are noised afresh.
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from nablaflow.diffusion import Transitions
 from nablaflow.diffusion.process import ReverseProcess
-from nablaflow.models import Condition, DiffusionModel, FlowScore, Settings
+from nablaflow.models import Condition, DiffusionModel, FlowScore
 from nablaflow.rewards import NamedReward
+from nablaflow.settings import Settings
 from nablaflow.typing import Batch, Latents, Steps
 
 
@@ -167,6 +168,22 @@ class Path:
         whole = self.batch()
         for start in range(0, len(whole), max(1, len(self))):
             yield whole[start : start + len(self)]
+
+    def pieces(self, size: int | None) -> Iterator[Path]:
+        """The same trajectories with their transitions, ``size`` at a time; None: all at once."""
+        size, owner = size or len(self), self.transitions.trajectory
+        for start in range(0, len(self), size):
+            rows = slice(start, min(start + size, len(self)))
+            t = self.transitions[((owner >= rows.start) & (owner < rows.stop)).nonzero()[:, 0]]
+            yield Path(
+                x0=self.x0[rows],
+                states=None if self.states is None else self.states[:, rows],
+                condition=self.condition[rows],
+                prompts=self.prompts[rows],
+                transitions=replace(t, trajectory=t.trajectory - rows.start),
+                log_prob=None if self.log_prob is None else self.log_prob[rows],
+                levels=self.levels,
+            )
 
     def training_batch(
         self,

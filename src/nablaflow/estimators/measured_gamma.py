@@ -22,7 +22,7 @@ from jaxtyping import Float
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-from nablaflow.diffusion import Prediction, sample_trajectories, trajectory_noise
+from nablaflow.diffusion import Prediction, trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.models import DiffusionModel
 from nablaflow.rewards import NamedReward
@@ -112,13 +112,7 @@ def _rewards(
         return prediction
 
     with model.reference():
-        found = sample_trajectories(
-            predict_and_look,
-            model.process,
-            model.state_shape,
-            trajectory_noise(seeds),
-            model.device,
-        )
+        found = model.sample(prompts, trajectory_noise(seeds), predict=predict_and_look)
         end = reward(model.decode(found.x0), prompts)
     columns = torch.stack([ahead[level] for level in levels], 1)
     return end.cpu().double(), columns.cpu().double()

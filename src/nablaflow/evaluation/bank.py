@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,17 +16,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nablaflow import nano
-from nablaflow.diffusion import sample_trajectories, trajectory_noise
+from nablaflow.diffusion import trajectory_noise
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.memory import in_parts
 from nablaflow.models import SamplerSettings
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import Done
 from nablaflow.seeds import stream
 from nablaflow.storage.cached import key_of, read_cached, write_cached
 from nablaflow.typing import Latents
-
-Progress = Callable[[int], None]
-"""Told how many samples are done."""
 
 
 def spread(n: int, prompts: int) -> Int[Tensor, "sample"]:
@@ -44,7 +41,7 @@ def sample_states(
     seed: int,
     batch: int,
     purpose: str,
-    on_progress: Progress,
+    on_progress: Done,
 ) -> Latents:
     """``n`` clean states of whichever network is active, prompts in turns, on the processor.
 
@@ -55,17 +52,10 @@ def sample_states(
 
     def work(part: slice) -> Latents:
         rows = range(part.start, part.stop)
-        condition = model.condition([prompts[index[row]] for row in rows])
-        generators = trajectory_noise([stream(seed, purpose, row) for row in rows])
-        trajectories = sample_trajectories(
-            lambda x, k: model.predict(x, k, condition),
-            model.process,
-            model.state_shape,
-            generators,
-            model.device,
-        )
+        noise = trajectory_noise([stream(seed, purpose, row) for row in rows])
+        found = model.sample([prompts[index[row]] for row in rows], noise)
         on_progress(len(rows))
-        return trajectories.x0.cpu()
+        return found.x0.cpu()
 
     return torch.cat(list(in_parts(work, n, batch, "evaluation.batch")))
 
@@ -113,7 +103,7 @@ def reference_bank(
     n: int,
     *,
     batch: int,
-    on_progress: Progress,
+    on_progress: Done,
 ) -> Latents:
     """States of the reference, float16: the shipped ones, the cached ones, or made now.
 

@@ -10,13 +10,14 @@ from typing import Any
 from nablaflow.devices import best_device
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank import sample_states, spread
-from nablaflow.evaluation.measure import StartProgress, measure_states
+from nablaflow.evaluation.measure import measure_states
 from nablaflow.methods.tilt_rule import AUTO, TiltRule
 from nablaflow.metrics.strength import Strength
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.pipelines import PipelineModel
-from nablaflow.prompts.sets import Source, load_prompts
-from nablaflow.rewards import NamedReward, load
+from nablaflow.progress import StartProgress, unseen
+from nablaflow.prompts.sets import Source, load_prompts, prompt_metadata
+from nablaflow.rewards import NamedReward, load, tell_metadata
 
 SAMPLES = 64  # of the reference for each prompt
 PROMPTS = 4  # at most, evenly from the run's
@@ -105,9 +106,10 @@ def choose_beta(
         raise UserError("nats: effective_share is given as well; use one of the two")
     given = {"effective_share": effective_share, "nats": nats}
     rule = parse_group(TiltRule, given, "beta") if any(given.values()) else AUTO
-    texts = load_prompts(prompts, Path())
+    texts, found = load_prompts(prompts, Path()), load(reward)
+    tell_metadata(found, lambda: prompt_metadata(prompts, seed=0))
     settings = parse_group(SamplerSettings, sampler or {}, "sampler")
     loaded = load_model(
         load_pipeline(model_source(model)), settings, AdapterSettings(), best_device()
     )
-    return find_beta(rule, loaded, load(reward), texts, lambda what, total: lambda done: None)
+    return find_beta(rule, loaded, found, texts, unseen)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nablaflow.diffusion import draw_transitions, sample_trajectories, trajectory_noise
+from nablaflow.diffusion import draw_transitions, trajectory_noise
 from nablaflow.estimators import Networks, Path
 from nablaflow.memory import in_parts
 from nablaflow.methods import Method
@@ -99,14 +99,8 @@ def _trajectories(model: DiffusionModel, prompts: list[str], seed: int, n: int) 
     keep = draw_transitions(n, steps, min(STRATA, steps), generator)
     texts = [prompts[row % len(prompts)] for row in range(n)]
     condition = model.condition(texts)
-    found = sample_trajectories(
-        lambda x, k: model.predict(x, k, condition),
-        model.process,
-        model.state_shape,
-        trajectory_noise([stream(seed, "fit", row) for row in range(n)]),
-        model.device,
-        keep,
-    )
+    noise = trajectory_noise([stream(seed, "fit", row) for row in range(n)])
+    found = model.sample(texts, noise, condition=condition, keep=keep)
     return Path(found.x0, None, condition, texts, found.transitions)
 
 

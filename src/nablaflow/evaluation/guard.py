@@ -5,7 +5,7 @@ Always the same prompts and the same noise, so that two looks differ by the poli
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,47 +13,22 @@ import torch
 from torch import Tensor
 
 from nablaflow.config.settings import GuardSettings
-from nablaflow.diffusion import sample_trajectories, trajectory_noise
+from nablaflow.diffusion import trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank import spread
-from nablaflow.evaluation.measure import measure_states
+from nablaflow.evaluation.budgets import Look, Trip, exceeds, is_ceiling
+from nablaflow.evaluation.measure import SECOND, measure_states
 from nablaflow.evaluation.path_kl import PathKL
+from nablaflow.evaluation.plan import PIXELS, EvaluationPlan
+from nablaflow.evaluation.sampled import ImageLook, Sampled
 from nablaflow.memory import in_parts
 from nablaflow.metrics.diversity import diversity
 from nablaflow.metrics.reward import reward_mean
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import Done
 from nablaflow.rewards import NamedReward
 from nablaflow.seeds import stream
-
-Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the guard saw after ``update``.
-
-    Attributes:
-        kl: of the policy's paths from the reference's, nats.
-        diversity: within prompts, as a share of the reference's own on the same noise.
-        reward: mean of the reward that is trained.
-        held_out: mean of the one that is not; None without one.
-    """
-
-    update: int
-    kl: float
-    diversity: float
-    reward: float
-    held_out: float | None
-
-
-@dataclass(frozen=True)
-class Trip:
-    """A budget that was exceeded."""
-
-    metric: str
-    value: float
-    limit: float
-    update: int
+from nablaflow.typing import Latents
 
 
 @dataclass(frozen=True)
@@ -62,6 +37,7 @@ class _Measured:
     diversity: float
     reward: float
     held_out: float | None
+    metrics: dict[str, float]
 
 
 class Guard:
@@ -90,6 +66,16 @@ class Guard:
         assert settings.n != "auto"
         assert settings.every != "auto"
         self.n, self.every = settings.n, settings.every
+        self.plan = EvaluationPlan.of(
+            list(settings.budgets),
+            PIXELS,
+            self.n,
+            len(prompts),
+            model.device,
+            setting="guard.budgets",
+            number="guard.n=",
+        )
+        self._second: Sampled | None = None
         self.reference: dict[str, Any] | None = None
         self.best: Look | None = None
         self.last: Look | None = None
@@ -102,7 +88,7 @@ class Guard:
 
     # --- looking ----------------------------------------------------------------------------------
 
-    def begin(self, on_progress: Progress) -> None:
+    def begin(self, on_progress: Done) -> None:
         """Measure the reference, which every later look is compared with.
 
         Raises:
@@ -115,17 +101,20 @@ class Guard:
                 "guard.prompts: the reference's images of a prompt are all alike, so there is no "
                 "diversity to keep; use other prompts, or guard=null"
             )
-        self.reference = {key: value for key, value in asdict(found).items() if key != "kl"}
-        self.best = self.last = Look(0, 0.0, 1.0, found.reward, found.held_out)
+        self.best = self.last = Look(0, 0.0, 1.0, found.reward, found.held_out, found.metrics)
+        self.reference = {**self.best.figures(), "diversity": found.diversity}
+        del self.reference["kl"]
         trip = self._exceeded(self.best)
         if trip is not None:
-            key = {"held_out": "held_out.min", "diversity": "min_diversity"}[trip.metric]
+            own = {"held_out": "held_out.min", "diversity": "min_diversity"}
+            key = own.get(trip.metric, f"budgets.{trip.metric}")
+            beyond, other = ("more", "higher") if is_ceiling(trip.metric) else ("less", "lower")
             raise UserError(
-                f"guard.{key}: the reference itself has {trip.value:.4g}, less than "
-                f"{trip.limit:g}; use a lower one"
+                f"guard.{key}: the reference itself has {trip.value:.4g}, {beyond} than "
+                f"{trip.limit:g}; use a {other} one"
             )
 
-    def look(self, update: int, on_progress: Progress) -> Look:
+    def look(self, update: int, on_progress: Done) -> Look:
         """Measure the policy.
 
         Raises:
@@ -135,7 +124,7 @@ class Guard:
         found = self._measure(self._sample_with_kl, on_progress)
         own = self.reference["diversity"]
         share = found.diversity / own if own else 1.0  # nothing to lose
-        return Look(update, found.kl, share, found.reward, found.held_out)
+        return Look(update, found.kl, share, found.reward, found.held_out, found.metrics)
 
     def judge(self, look: Look) -> bool:
         """Take a look into account; whether it is the best so far."""
@@ -147,66 +136,86 @@ class Guard:
         return False
 
     def _exceeded(self, look: Look) -> Trip | None:
-        for metric, limit in self.settings.budgets.items():
-            value = getattr(look, metric)
-            if limit is None:
+        figures = look.figures()
+        for metric, limit in self.settings.limits.items():
+            value = figures[metric]
+            if limit is None or value is None:
                 continue
-            within = value <= limit if metric == "kl" else value >= limit
-            if not within:  # so for NaN too
+            if exceeds(metric, value, limit):
                 return Trip(metric, value, limit, look.update)
         return None
 
     def _measure(
-        self, sample: Callable[[list[str], list[int]], tuple[Tensor, Tensor]], on_progress: Progress
+        self, sample: Callable[[list[str], list[int]], tuple[Tensor, Tensor]], on_progress: Done
     ) -> _Measured:
-        n, settings = self.n, self.settings
-        index = spread(n, len(self.prompts))
-        texts = [self.prompts[i] for i in index.tolist()]
-        seeds = [stream(settings.seed, "guard", row) for row in range(n)]
-
-        def work(rows: slice) -> tuple[Tensor, Tensor]:
-            x0, kl = sample(texts[rows], seeds[rows])
-            on_progress(len(x0))
-            return x0.cpu(), kl.cpu()
-
-        parts = in_parts(work, n, self._batch, "evaluation.batch")
-        states, kl = (torch.cat(part) for part in zip(*parts, strict=True))
-        if not states.isfinite().all():
-            raise FloatingPointError("a state that the policy sampled for the guard")
-        found = measure_states(
-            self.model,
-            self.reward,
-            states,
-            self.prompts,
-            batch=self._batch,
-            on_progress=lambda done: None,
-            looks={} if self.held_out is None else {"held_out": self.held_out},
-        )
+        index = spread(self.n, len(self.prompts))
+        states, kl = self._states(sample, "guard", on_progress)
+        looks: dict[str, ImageLook] = dict(self.plan.looks())
+        if self.held_out is not None:
+            looks["held_out"] = self.held_out
+        found = self._scored(states, looks)
         held_out = found.rows.get("held_out")
         return _Measured(
             reward_mean(kl, index).value,
             diversity(found.samples.features, index).value,
             reward_mean(found.samples.rewards, index).value,
             None if held_out is None else reward_mean(held_out, index).value,
+            self._metrics(found),
+        )
+
+    def _metrics(self, found: Sampled) -> dict[str, float]:
+        """Those with a budget; distances are from the reference's images by other noise."""
+        if not self.plan.metrics:
+            return {}
+        if self._second is None:
+            with self.model.reference():
+                states, _ = self._states(self._sample_plain, SECOND, lambda done: None)
+            self._second = self._scored(states, self.plan.looks())
+        seed = self.settings.seed
+        figures = self.plan.measure(found, self._second, seed, lambda done: None)
+        return {name: figure.value for name, figure in figures.items()}
+
+    def _states(
+        self,
+        sample: Callable[[list[str], list[int]], tuple[Tensor, Tensor]],
+        purpose: str,
+        on_progress: Done,
+    ) -> tuple[Latents, Tensor]:
+        """Clean states, prompts in turns, and the divergence of each one's path."""
+        index = spread(self.n, len(self.prompts))
+        texts = [self.prompts[i] for i in index.tolist()]
+        seeds = [stream(self.settings.seed, purpose, row) for row in range(self.n)]
+
+        def work(rows: slice) -> tuple[Tensor, Tensor]:
+            x0, kl = sample(texts[rows], seeds[rows])
+            on_progress(len(x0))
+            return x0.cpu(), kl.cpu()
+
+        parts = in_parts(work, self.n, self._batch, "evaluation.batch")
+        states, kl = (torch.cat(part) for part in zip(*parts, strict=True))
+        if not states.isfinite().all():
+            raise FloatingPointError("a state that the policy sampled for the guard")
+        return states, kl
+
+    def _scored(self, states: Latents, looks: Mapping[str, ImageLook]) -> Sampled:
+        return measure_states(
+            self.model,
+            self.reward,
+            states,
+            self.prompts,
+            batch=self._batch,
+            on_progress=lambda done: None,
+            looks=looks,
         )
 
     def _sample_with_kl(self, texts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
         model = self.model
         predict = PathKL(model, model.condition(texts), len(texts))
-        noise = trajectory_noise(seeds)
-        found = sample_trajectories(predict, model.process, model.state_shape, noise, model.device)
+        found = model.sample(texts, trajectory_noise(seeds), predict=predict)
         return found.x0, predict.total
 
     def _sample_plain(self, texts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        model, condition, noise = self.model, self.model.condition(texts), trajectory_noise(seeds)
-        found = sample_trajectories(
-            lambda x, k: model.predict(x, k, condition),
-            model.process,
-            model.state_shape,
-            noise,
-            model.device,
-        )
-        return found.x0, torch.zeros(len(texts))
+        return self.model.sample(texts, trajectory_noise(seeds)).x0, torch.zeros(len(texts))
 
     # --- remembering ------------------------------------------------------------------------------
 
@@ -226,14 +235,13 @@ class Guard:
     def summary(self, best_checkpoint: str) -> dict[str, Any]:
         """What summary.json says: the figures at top level are those of the best checkpoint."""
         assert self.best is not None and self.last is not None
-        best = asdict(self.best)
         return {
-            "best_update": best.pop("update"),
+            "best_update": self.best.update,
             "best_checkpoint": best_checkpoint,
-            **best,
-            "last": asdict(self.last),
+            **self.best.figures(),
+            "last": {"update": self.last.update, **self.last.figures()},
             "reference": self.reference,
-            "budgets": self.settings.budgets,
+            "budgets": self.settings.limits,
             "action": self.settings.action,
             "tripped": None if self.trip is None else asdict(self.trip),
         }
@@ -241,7 +249,4 @@ class Guard:
 
 def as_record(look: Look) -> dict[str, float]:
     """A look as figures of its update in metrics.jsonl."""
-    figures = {"kl": look.kl, "diversity": look.diversity, "reward": look.reward}
-    if look.held_out is not None:
-        figures["held_out"] = look.held_out
-    return {f"guard_{name}": value for name, value in figures.items()}
+    return {f"guard_{name}": value for name, value in look.figures().items() if value is not None}

@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.evaluation.bank import reference_bank, sample_states, spread
+from nablaflow.evaluation.plan import EvaluationPlan
+from nablaflow.evaluation.sampled import ImageLook, Sampled
 from nablaflow.features import pooled_pixels
 from nablaflow.memory import in_parts
-from nablaflow.metrics.summary import SampleSet, Summary, summarize
+from nablaflow.metrics.summary import SampleSet, Summary, add_figures, summarize
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
 from nablaflow.typing import Images, Latents
 
-StartProgress = Callable[[str, int], Callable[[int], None]]
-"""``(what, total) -> told how many are done``: how long work shows itself."""
-
-ImageLook = Callable[[Tensor, list[str]], Tensor]
-"""``(images in [0, 1], prompts) -> rows``: what a metric looks at, a row for each image."""
-
 SHOWN = 8  # images of each prompt that the report shows
 MOST_SHOWN = 64
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A set of samples as the figures see them, with some images to look at.
-
-    Attributes:
-        rows: of all images, by the name of each further look at them.
-    """
-
-    samples: SampleSet
-    images: Images
-    prompts: list[str]
-    rows: Mapping[str, Tensor] = field(default_factory=dict)
+SECOND = "yardstick"
+"""Names the noise of the samples that distances are measured from."""
 
 
 @torch.no_grad()
@@ -125,11 +110,17 @@ def sample_and_measure(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures and the samples behind them."""
+    """The figures and the samples behind them.
+
+    Attributes:
+        second: the reference's, by other noise, which metrics measure distances from; None where
+            ``evaluation.metrics`` names none.
+    """
 
     summary: Summary
     reference: Sampled
     policy: Sampled
+    second: Sampled | None = None
 
     @property
     def before(self) -> Images:
@@ -170,10 +161,13 @@ def evaluate(
     """Measure reference, policy and, with ``evaluation.bank``, the exact tilt.
 
     Without a bank the reference's own samples stand in for it: distances to the reference are
-    then measured against them, and the exact tilt is left out.
+    then measured against them, and the exact tilt is left out. The metrics that
+    ``evaluation.metrics`` names stand beside the figures of reference and policy.
     """
     model, reward = subject.model, subject.reward
     prompts, config = subject.prompts, subject.config
+    plan = EvaluationPlan.of_summary(config.evaluation, len(prompts), model.device)
+    looks = {**plan.looks(), **(looks or {})}
     with model.reference():
         reference = sample_and_measure(
             model, reward, prompts, config, progress, "reference", looks=looks
@@ -186,7 +180,17 @@ def evaluate(
     summary = summarize(reference.samples, policy.samples, found, subject.beta)
     if bank is None:
         summary = _without_tilt(summary)
-    return Evaluation(summary, reference, policy)
+    if not plan.metrics:
+        return Evaluation(summary, reference, policy)
+    with model.reference():
+        second = sample_and_measure(
+            model, None, prompts, config, progress, "reference again", looks=looks, purpose=SECOND
+        )
+    told = progress("measure the metrics", 2 * len(plan.metrics))
+    both = [plan.measure(own, second, config.evaluation.seed, told) for own in (reference, policy)]
+    summary["reference"] = add_figures(summary["reference"], both[0])
+    summary["policy"] = add_figures(summary["policy"], both[1])
+    return Evaluation(summary, reference, policy, second)
 
 
 def _bank(subject: Subject, progress: StartProgress) -> SampleSet | None:

@@ -8,118 +8,27 @@ that any distance has at this number of images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nablaflow.errors import UserError
 from nablaflow.evaluation.measure import (
+    SECOND,
     Evaluation,
-    ImageLook,
-    Sampled,
-    StartProgress,
     Subject,
     evaluate,
     sample_and_measure,
 )
+from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.policy_state import load_policy_state
-from nablaflow.evaluation.spaces import Space, check_features, load_spaces
-from nablaflow.metrics.bootstrap import Measured, Resampling
-from nablaflow.metrics.catalog import DEFAULT, chosen_metrics
-from nablaflow.metrics.contract import CHOSEN, Metric, View
-from nablaflow.metrics.quadratic import euclidean
+from nablaflow.evaluation.sampled import Sampled
+from nablaflow.metrics.estimate import Estimate
+from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward, recall
 from nablaflow.storage.checkpoint import load_checkpoint, read_manifest
 
-REWARDS = "rewards"
 REFERENCE, GUARD_BEST = "reference", "guard-best"
-SECOND = "yardstick"
-"""Names the noise of the samples that distances are measured from."""
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """What is measured, its networks loaded.
-
-    Attributes:
-        features: the space that most metrics look at.
-        metrics: by name.
-        spaces: looks by name, those of ``metrics``.
-        refused: metrics left out, and why.
-    """
-
-    features: str
-    metrics: Mapping[str, Metric]
-    spaces: Mapping[str, Space]
-    refused: Mapping[str, str]
-
-    @classmethod
-    def of(
-        cls, names: Sequence[str] | None, features: str, n: int, prompts: int, device: torch.device
-    ) -> EvaluationPlan:
-        """Choose metrics and load what they look through, before anything is sampled.
-
-        Args:
-            names: of metrics, each of which must be measured; None takes the default ones, less
-                those that ``n`` images are too few for.
-            features: a name of `spaces.FEATURES`.
-            n: images of a model.
-            prompts: among which they are spread.
-
-        Raises:
-            UserError: unknown metric or features, too few images, a missing package or weights.
-        """
-        check_features(features)
-        metrics = chosen_metrics(DEFAULT if names is None else names)
-        spaces = _spaces(metrics, features, device)
-        refused = dict(_too_few(metrics, spaces, n, prompts))
-        if names is not None and refused:
-            raise UserError(next(iter(refused.values())))
-        kept = {name: metric for name, metric in metrics.items() if name not in refused}
-        for metric in kept.values():
-            metric.ready()
-        return cls(features, kept, spaces, refused)
-
-    def looks(self) -> dict[str, ImageLook]:
-        return {name: space.look for name, space in self.spaces.items()}
-
-    def measure(
-        self, own: Sampled, reference: Sampled, seed: int, told: Callable[[int], None]
-    ) -> dict[str, Measured]:
-        """Every figure of a model's images; the draws of each depend on the seed alone."""
-        figures = {}
-        for name, metric in self.metrics.items():
-            resampling = Resampling(torch.Generator().manual_seed(seed))
-            view, known = (self._view(metric.space, sampled) for sampled in (own, reference))
-            figures[name] = metric.measure(view, known, resampling)
-            told(1)
-        return figures
-
-    def _view(self, space: str, sampled: Sampled) -> View:
-        index = sampled.samples.prompt_index
-        if space == REWARDS:
-            return View(sampled.samples.rewards, index, euclidean)
-        return View(sampled.rows[space], index, self.spaces[space].distance)
-
-
-def _spaces(metrics: Mapping[str, Metric], features: str, device: torch.device) -> dict[str, Space]:
-    names = {metric.space for metric in metrics.values()} - {REWARDS}
-    named = {name: features if name == CHOSEN else name for name in sorted(names)}
-    loaded = load_spaces(set(named.values()), device)
-    return {name: loaded[actual] for name, actual in named.items()}
-
-
-def _too_few(
-    metrics: Mapping[str, Metric], spaces: Mapping[str, Space], n: int, prompts: int
-) -> Iterator[tuple[str, str]]:
-    for name, metric in metrics.items():
-        dim = 1 if metric.space == REWARDS else spaces[metric.space].dim
-        least = metric.least(prompts, dim)
-        if n < least:
-            yield name, f"{name}: {n} images are too few, {least} are needed; use --n {least}"
 
 
 @dataclass(frozen=True)
@@ -133,7 +42,7 @@ class ProtocolRow:
 
     name: str
     update: int
-    figures: Mapping[str, Measured]
+    figures: Mapping[str, Estimate]
 
     def as_dict(self) -> dict[str, Any]:
         figures = {name: figure.as_dict() for name, figure in self.figures.items()}
@@ -190,8 +99,7 @@ def carry_out(
     # One reward for all rows: one that remembers is the last's, whose scores the summary has.
     recall(subject.reward, load_checkpoint(checkpoints[-1]).state.get("reward", {}))
     evaluation = evaluate(subject, progress, plan.looks())
-    with subject.model.reference():
-        second = _sampled(subject, plan, progress, "reference again", reward=None, purpose=SECOND)
+    second = evaluation.second or _second(subject, plan, progress)
     policy = _Model("policy", _update(checkpoints[-1]), checkpoints[-1])
     models = [*_between(checkpoints[:-1], best), policy]
     rows = list(_rows(subject, plan, evaluation, second, models, progress))
@@ -244,6 +152,11 @@ def _of_checkpoint(
 ) -> Sampled:
     _load(subject, model.folder)
     return _sampled(subject, plan, progress, model.name, reward=subject.reward)
+
+
+def _second(subject: Subject, plan: EvaluationPlan, progress: StartProgress) -> Sampled:
+    with subject.model.reference():
+        return _sampled(subject, plan, progress, "reference again", reward=None, purpose=SECOND)
 
 
 def _load(subject: Subject, folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError, nearest
-from nablaflow.evaluation.measure import ImageLook
+from nablaflow.evaluation.sampled import ImageLook
 from nablaflow.features import FEATURES, FeatureExtractor, load
 from nablaflow.metrics.inception import DIM, Inception
 from nablaflow.metrics.quadratic import Kernel, cosine, euclidean

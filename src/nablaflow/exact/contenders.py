@@ -7,24 +7,8 @@ from dataclasses import dataclass, field
 
 from nablaflow.errors import UserError, nearest
 from nablaflow.exact.training import LabSettings
-from nablaflow.methods import (
-    DDPO,
-    AdjointMatching,
-    AlignProp,
-    BestOfN,
-    DagDB,
-    DagKL,
-    Draft,
-    GuidedSampling,
-    Method,
-    NablaTD,
-    PathWeightedMatching,
-    ReFL,
-    ResidualNablaDB,
-    RewardWeightedRegression,
-    TerminalMatching,
-    Untrained,
-)
+from nablaflow.methods import Method, Untrained
+from nablaflow.methods.variants import UNTRAINED_VARIANTS, VARIANTS
 
 
 @dataclass(frozen=True)
@@ -51,35 +35,35 @@ TUNED = LabSettings(
 )
 """The best of the grid in docs/estimators.md, or as good as any, for all that were tuned."""
 
+_TUNED = (
+    "adjoint-matching-constant",
+    PUBLISHED,
+    "residual-nabla-db",
+    "terminal",
+    "nabla-td",
+    DEFAULT,
+)
+_UNTUNED = (
+    "refl",
+    "draft-tilted",
+    "draft-lv-tilted",
+    "alignprop-tilted",
+    *UNTRAINED_VARIANTS,
+    "ddpo",
+    "ddpo-published",
+    "dag-db",
+    "dag-kl",
+    "reward-weighted-regression-tilted",
+    "reward-weighted-regression",
+)
+
 CONTENDERS: dict[str, Contender] = {
-    "adjoint-matching": Contender(
-        lambda beta: AdjointMatching(beta=beta, weighting="constant"), TUNED
-    ),
-    PUBLISHED: Contender(lambda beta: ResidualNablaDB.published(beta, 0.0), TUNED),
-    "residual-nabla-db": Contender(lambda beta: ResidualNablaDB(beta=beta), TUNED),
-    "terminal": Contender(lambda beta: TerminalMatching(beta=beta), TUNED),
-    "nabla-td": Contender(lambda beta: NablaTD(beta=beta, td_lambda=0.5), TUNED),
-    "path-weighted-matching": Contender(lambda beta: PathWeightedMatching(beta=beta), TUNED),
-    "refl": Contender(lambda beta: ReFL(beta=beta)),
-    "draft": Contender(lambda beta: Draft(beta=beta, k="all", kl_weight=1.0, checkpointing=False)),
-    "draft-lv": Contender(
-        lambda beta: Draft(beta=beta, low_variance_samples=2, kl_weight=1.0, checkpointing=False)
-    ),
-    "alignprop": Contender(lambda beta: AlignProp(beta=beta, kl_weight=1.0, checkpointing=False)),
-    "best-of-n": Contender(lambda beta: BestOfN()),
-    "guided-sampling": Contender(lambda beta: GuidedSampling(beta=beta)),
-    "ddpo": Contender(lambda beta: DDPO.tilted(beta)),
-    "ddpo-published": Contender(lambda beta: DDPO(beta=beta)),
-    "dag-db": Contender(lambda beta: DagDB(beta=beta)),
-    "dag-kl": Contender(lambda beta: DagKL(beta=beta)),
-    "reward-weighted-regression": Contender(
-        lambda beta: RewardWeightedRegression(beta=beta, weights="tilt")
-    ),
-    "reward-weighted-regression-published": Contender(
-        lambda beta: RewardWeightedRegression(beta=beta)
-    ),
+    name: Contender(
+        {**VARIANTS, **UNTRAINED_VARIANTS}[name], TUNED if name in _TUNED else LabSettings()
+    )
+    for name in (*_TUNED, *_UNTUNED)
 }
-"""Adding a contender is one line here."""
+"""Those of `nablaflow.methods.variants` that run here; adding one is its name above."""
 
 
 def contender(name: str) -> Contender:

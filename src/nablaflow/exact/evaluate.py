@@ -119,7 +119,7 @@ def evaluate(
     else:
         made = _trained(problem, method, updates, batch, n, seed, settings, on_update)
     with made.model.reference():
-        untrained = sample_policy(problem, made.model, n, seed + 1)
+        untrained = sample_policy(made.model, n, seed + 1)
     return Result(
         problem=problem.name,
         method=label,
@@ -162,9 +162,9 @@ def _trained(
     on_update: Callable[[int], None],
 ) -> _Made:
     started = time.perf_counter()
-    trained = train(problem, method, updates, batch, seed, settings, on_update)
+    trained = train(problem, _kept_in_memory(method), updates, batch, seed, settings, on_update)
     seconds = time.perf_counter() - started
-    samples = sample_policy(problem, trained.model, n, seed + 1)
+    samples = sample_policy(trained.model, n, seed + 1)
     return _Made(trained.model, samples, trained.network_evaluations, seconds)
 
 
@@ -194,6 +194,13 @@ def _distances(problem: Problem, samples: Points, untrained: Points, seed: int) 
         "sliced_wasserstein": fmean(sliced_wasserstein(samples, y, directions) for y in targets),
         "sliced_wasserstein_floor": fmean(sliced_wasserstein(x, y, directions) for x, y in pairs),
     }
+
+
+def _kept_in_memory(method: Method) -> Method:
+    """Without gradient checkpointing: memory is no concern here, and a pass is counted once."""
+    if "checkpointing" not in type(method).model_fields:
+        return method
+    return method.model_copy(update={"checkpointing": False})
 
 
 def _tuned(method: Method | Untrained) -> LabSettings:

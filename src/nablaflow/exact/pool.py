@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from nablaflow.errors import TrainingStopped
-from nablaflow.exact.study import LabCell, LabStudy, Row, at_least, unwritable_is_the_users
-from nablaflow.training.allocator import keep_freed_memory
+from nablaflow.exact.study import LabCell, LabStudy, Row
+from nablaflow.memory import keep_freed_memory
+from nablaflow.storage.study import at_least, unwritable_is_the_users
 
 REFRESH = 0.2  # seconds between two looks at how far the workers are
 

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nablaflow.diffusion import check_variance
-from nablaflow.errors import UserError
 from nablaflow.exact.catalog import PROBLEMS, named_problem
 from nablaflow.exact.contenders import CONTENDERS, DEFAULT, PUBLISHED, contender
 from nablaflow.exact.evaluate import Result, check_batch, evaluate
 from nablaflow.exact.problem import STEPS, Problem
 from nablaflow.exact.random_problems import random_name
-from nablaflow.storage.files import write_whole
-
-ALL = "all"
+from nablaflow.storage.study import Study, at_least, chosen, unwritable_is_the_users
 
 Row = dict[str, Any]
 """All figures of a `Result`; None is one that is not finite."""
@@ -55,7 +50,7 @@ class LabCell:
 
 
 @dataclass(frozen=True)
-class LabStudy:
+class LabStudy(Study[LabCell]):
     """Every method on every problem with every seed.
 
     Attributes:
@@ -68,6 +63,8 @@ class LabStudy:
     Raises:
         UserError: a name that is none, or too small a number.
     """
+
+    holds: ClassVar[str] = "row"
 
     problems: tuple[str, ...]
     methods: tuple[str, ...]
@@ -114,8 +111,8 @@ class LabStudy:
             at_least("random", random, 1)
             problems = [*problems, *map(random_name, range(random))]
         return LabStudy(
-            _chosen(problems, PROBLEMS, tuple(PROBLEMS)),
-            _chosen(methods, CONTENDERS, (DEFAULT, PUBLISHED)),
+            chosen(problems, tuple(PROBLEMS), tuple(PROBLEMS)),
+            chosen(methods, tuple(CONTENDERS), (DEFAULT, PUBLISHED)),
             out,
             **settings,
         )
@@ -131,7 +128,6 @@ class LabStudy:
         ]
 
     def settings(self, cell: LabCell) -> dict[str, Any]:
-        """What decides a cell's figures, as plain data."""
         problem, found = self._problem(cell.problem), contender(cell.method)
         return {
             "updates": self.updates,
@@ -143,24 +139,9 @@ class LabStudy:
             "training": found.settings.model_dump(mode="json"),
         }
 
-    def missing(self, *, overwrite: bool = False) -> list[LabCell]:
-        """The cells that have to be run; writes nothing.
-
-        Args:
-            overwrite: run those again that were made with other settings, or cannot be read.
-
-        Raises:
-            UserError: there are such cells, and they are not to be overwritten.
-        """
-        return [cell for cell in self.cells if not self._is_done(cell, overwrite)]
-
-    def done(self) -> int:
-        """How many cells are there, made with these settings."""
-        return len(self.cells) - len(self.missing(overwrite=True))
-
     def rows(self) -> list[Row]:
         """The figures of every cell, in the order of `cells`; all must be done."""
-        return [_read(self._path(cell))["row"] for cell in self.cells]
+        return [self.read(cell)["row"] for cell in self.cells]
 
     def samples(self, cell: LabCell) -> Float[Tensor, "n dim"]:
         """Samples of a cell's policy, float32."""
@@ -178,46 +159,31 @@ class LabStudy:
             on_update=lambda update: on_update(),
         )
         with unwritable_is_the_users(self.out):
-            self._store(cell, result)
+            self._store_result(cell, result)
 
     def _problem(self, name: str) -> Problem:
         return _problem(name, self.steps, self.variance)
 
-    def _path(self, cell: LabCell) -> Path:
+    def path(self, cell: LabCell) -> Path:
         return self.out / cell.problem / cell.method / f"seed-{cell.seed}.json"
 
     def _samples_path(self, cell: LabCell) -> Path:
-        return self._path(cell).with_suffix(".safetensors")
+        return self.path(cell).with_suffix(".safetensors")
 
-    def _is_done(self, cell: LabCell, overwrite: bool) -> bool:
-        path = self._path(cell)
-        if not (path.is_file() and self._samples_path(cell).is_file()):
-            return False
-        try:
-            found = _read(path)["settings"]
-        except UserError:
-            if overwrite:
-                return False
-            raise
-        change = difference(found, self.settings(cell))
-        if change and not overwrite:
-            raise UserError(
-                f"--out: {path.parent} holds figures of other settings ({change}); "
-                "use --overwrite or another --out"
-            )
-        return not change
+    def is_done(self, cell: LabCell, *, overwrite: bool = False) -> bool:
+        """As for any study; without its samples a cell is not there."""
+        return self._samples_path(cell).is_file() and super().is_done(cell, overwrite=overwrite)
 
-    def _store(self, cell: LabCell, result: Result) -> None:
+    def _store_result(self, cell: LabCell, result: Result) -> None:
         """The JSON comes last, and an old one goes first: where it is, the cell is whole."""
-        path, samples = self._path(cell), self._samples_path(cell)
+        path, samples = self.path(cell), self._samples_path(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         partial = samples.with_name(f".partial-{samples.name}")
         save_file({"samples": result.samples.float().contiguous()}, partial)
         os.replace(partial, samples)
         row = {name: _finite_or_none(value) for name, value in result.row().items()}
-        whole = {"row": row, "settings": self.settings(cell)}
-        write_whole(path, json.dumps(whole, indent=2, allow_nan=False) + "\n")
+        self.store(cell, {"row": row})
 
 
 @cache
@@ -226,54 +192,5 @@ def _problem(name: str, steps: int, variance: str) -> Problem:
     return replace(named_problem(name), steps=steps, variance=variance)
 
 
-def _chosen(
-    names: Sequence[str], known: Mapping[str, Any], default: tuple[str, ...]
-) -> tuple[str, ...]:
-    every = known if ALL in names else ()
-    return tuple(dict.fromkeys([*every, *(name for name in names if name != ALL)])) or default
-
-
-def at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"--{name}: {value} is too few; use {least} or more")
-
-
 def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A finished cell's file.
-
-    Raises:
-        UserError: it is not one.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {"row": dict(found["row"]), "settings": dict(found["settings"])}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"--out: {path} is not a finished cell; remove it, or use --overwrite"
-        ) from None
-
-
-def difference(old: Any, new: Any, name: str = "") -> str | None:
-    """The first setting that differs, with both values; None: all are the same."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return None if old == new else f"{name}: {old} there, {new} here"
-    for key in {**old, **new}:
-        inner = f"{name}.{key}" if name else key
-        if change := difference(old.get(key), new.get(key), inner):
-            return change
-    return None
-
-
-@contextmanager
-def unwritable_is_the_users(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"--out: cannot write {error.filename or out} ({error.strerror or error}); "
-            "use another folder, or make room"
-        ) from error

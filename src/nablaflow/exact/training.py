@@ -1,4 +1,4 @@
-"""Align a mixture: the loop of `nablaflow.training` without its files, on one thread's worth."""
+"""Align a mixture: a loop around the trainer's own update, without files and processes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ import torch
 from pydantic import Field
 
 from nablaflow.config.settings import OptimizerSettings
-from nablaflow.diffusion import noised_afresh, sample_trajectories, strata_count
+from nablaflow.diffusion import strata_count
 from nablaflow.errors import TrainingStopped
-from nablaflow.estimators import Path, TrainingBatch, measure_gamma, path_log_ratio
+from nablaflow.estimators import TrainingBatch, measure_gamma
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.mixture import Points
 from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.networks import ValueNetwork, VectorFlowScore
 from nablaflow.exact.problem import Problem
 from nablaflow.methods import Method, Networks
-from nablaflow.models import Settings
-from nablaflow.models.adapters import trainable_state
-from nablaflow.training.average import Average
-from nablaflow.training.objective import Objective
-from nablaflow.training.optimizer import learning_rate_factor, make_optimizer
+from nablaflow.settings import Settings
+from nablaflow.training.optimization import (
+    Average,
+    Schedule,
+    add_gradients,
+    clip_gradients,
+    make_optimizer,
+)
+from nablaflow.training.update import Update
 
 GAMMA_TRAJECTORIES = 1024
 GAMMA_SEED = 2**32  # apart from the seeds of trainings
@@ -92,88 +96,43 @@ class LabTrainer:
             flow = VectorFlowScore(dim, *sizes, self.counter) if method.uses_flow else None
             target = VectorFlowScore(dim, *sizes, self.counter) if method.uses_flow else None
         self.model = MixtureModel(problem.prior, problem.process, policy, self.counter)
+        self.average = Average(policy, settings.policy_ema)
+        self._averages = [self.average]
         if flow is not None and target is not None:
             target.requires_grad_(False).load_state_dict(flow.state_dict())
+            self._averages.append(Average(flow, settings.flow_ema, into=target))
         reward = problem.named_reward()
         gamma = None
         if method.needs_measured_gamma:
             seeds = [GAMMA_SEED + row for row in range(GAMMA_TRAJECTORIES)]
             gamma = measure_gamma(self.model, reward, [""] * len(seeds), seeds, batch=len(seeds))
         self.networks = Networks(self.model, reward, flow, target, gamma)
-        self.objective = Objective(method, self.networks)
-        self.optimizer = make_optimizer(settings.optimizer(), self.objective)
-        self.average = Average(trainable_state(policy), settings.policy_ema)
-        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.core = Update(method, self.networks)
+        self.optimizer = make_optimizer(settings.optimizer(), self.core.objective)
+        self._schedule = Schedule(settings.optimizer(), self.optimizer)
 
     def step(self, update: int, updates: int, batch: int) -> dict[str, float]:
         """Sample, estimate, train once; the figures are means over the batch."""
-        factor = learning_rate_factor(self.settings.optimizer(), update, updates)
+        self._schedule.set_rates(update, updates)
         parts = self._rows(batch).split(self.settings.steps_per_rollout)
-        records = [self._optimizer_step(part, factor) for part in parts]
+        records = [self._optimizer_step(part) for part in parts]
         return {name: fmean(record[name] for record in records) for name in records[0]}
-
-    def _optimizer_step(self, rows: TrainingBatch, factor: float) -> dict[str, float]:
-        loss, figures = self.objective(rows)
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss / len(rows)).backward()
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
-            if self.settings.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm)
-        self.optimizer.step()
-        self._move_averages()
-        return {name: value.item() / len(rows) for name, value in figures.items()}
 
     def _rows(self, batch: int) -> TrainingBatch:
         strata = strata_count(self.problem.steps, self.settings.transition_fraction)
         keep = self.method.draw(batch, self.problem.process, strata, self.generator)
-        estimator = self.method.value_estimator()
-        by_estimator = estimator is not None and estimator.needs_states
-        by_method = self.method.needs_states or self.method.needs_path_ratio
-        condition = self.model.condition([""] * batch)
-        rollout = sample_trajectories(
-            lambda x, k: self.model.predict(x, k, condition),
-            self.problem.process,
-            self.model.state_shape,
-            self.generator,
-            self.model.device,
-            keep,
-            n=batch,
-            keep_states=by_method or by_estimator,
-        )
-        if not rollout.x0.isfinite().all():
-            raise FloatingPointError("a state that the policy sampled")
-        fresh_levels = self.method.fresh_levels(self.problem.process)
-        if fresh_levels is not None:
-            rollout = noised_afresh(self.problem.process, rollout, fresh_levels, self.generator)
-        prompts = [""] * batch
-        path = Path(
-            rollout.x0,
-            rollout.states,
-            condition,
-            prompts,
-            rollout.transitions,
-            rollout.log_prob,
-            self.method.value_step(self.problem.process).level,
-        )
-        with torch.no_grad():
-            scores = self.networks.reward(self.model.decode(rollout.x0), prompts)
-        ratio = path_log_ratio(path, self.model) if self.method.needs_path_ratio else None
-        return path.training_batch(
-            estimator,
-            self.networks,
-            self.method.beta,
-            self.method.credits(scores, prompts, ratio),
-            with_states=self.method.needs_states,
-        )
+        rollout = self.core.rollout([""] * batch, self.generator, keep)
+        return self.core.batch(rollout, self.core.credits(rollout))
 
-    @torch.no_grad()
-    def _move_averages(self) -> None:
-        flow, target = self.networks.flow, self.networks.flow_target
-        if flow is not None and target is not None:
-            for slow, fast in zip(target.parameters(), flow.parameters(), strict=True):
-                slow.lerp_(fast, 1.0 - self.settings.flow_ema)
-        self.average.update(dict(self.model.network.named_parameters()))
+    def _optimizer_step(self, rows: TrainingBatch) -> dict[str, float]:
+        self.optimizer.zero_grad(set_to_none=True)
+        figures = add_gradients(self.core.objective, rows)
+        if self.settings.max_grad_norm is not None:
+            clip_gradients(self.optimizer, self.settings.max_grad_norm)
+        self.optimizer.step()
+        for average in self._averages:
+            average.update()
+        return {name: value.item() / len(rows) for name, value in figures.items()}
 
 
 def train(
@@ -209,15 +168,6 @@ def train(
 
 
 @torch.no_grad()
-def sample_policy(problem: Problem, model: MixtureModel, n: int, seed: int) -> Points:
+def sample_policy(model: MixtureModel, n: int, seed: int) -> Points:
     """``n`` points of the policy, or inside ``model.reference()`` of the untrained sampler."""
-    return model.points(
-        sample_trajectories(
-            lambda x, k: model.predict(x, k, model.condition([])),
-            problem.process,
-            model.state_shape,
-            torch.Generator().manual_seed(seed),
-            model.device,
-            n=n,
-        ).x0
-    )
+    return model.points(model.sample([""] * n, torch.Generator().manual_seed(seed)).x0)

@@ -59,7 +59,7 @@ def load(
         weights: a folder in place of the extractor's own weights.
 
     Raises:
-        UserError: there is no such extractor, or its weights cannot be had.
+        UserError: there is no such extractor, or its weights cannot be downloaded.
     """
     check_name(name)
     return FEATURES[name](weights, torch.device(device))

@@ -23,7 +23,7 @@ def load_dinov2(weights: str | None, device: torch.device) -> FeatureExtractor:
         weights: folder of another ``Dinov2Model``.
 
     Raises:
-        UserError: the weights cannot be had or read.
+        UserError: the weights cannot be downloaded or read.
     """
     from transformers import Dinov2Model
 

@@ -28,7 +28,7 @@ def load_dreamsim(weights: str | None, device: torch.device) -> FeatureExtractor
             None is ``dreamsim`` beside the hub's cache, in ``HF_HOME``.
 
     Raises:
-        UserError: the package is not installed, or its weights cannot be had.
+        UserError: the package is not installed, or its weights cannot be downloaded.
     """
     folder = Path(constants.HF_HOME) / "dreamsim" if weights is None else Path(weights)
     network: Any = frozen(_model(folder.expanduser(), device), device)

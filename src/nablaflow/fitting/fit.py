@@ -16,11 +16,9 @@ from nablaflow.fitting.images import check_images, image_features
 from nablaflow.fitting.table import Judgements, read_judgements
 from nablaflow.fitting.training import HeadSettings, Told, bootstrap, train_heads
 from nablaflow.fitting.validation import HeldOut, figures, predictions
+from nablaflow.progress import StartProgress, unseen
 from nablaflow.rewards.heads import Heads
 from nablaflow.typing import Features
-
-StartProgress = Callable[[str, int], Callable[[int], None]]
-"""``(what, total) -> told how many more are done``."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def fit_folder(
     seed: int = 0,
     weights: str | None = None,
     device: str | torch.device = "cpu",
-    start: StartProgress = lambda what, total: lambda done: None,
+    start: StartProgress = unseen,
 ) -> Fit:
     """Fit a reward to the ``ratings.csv`` or ``pairs.csv`` of a folder; writes nothing.
 
@@ -79,7 +77,7 @@ def fit(
     *,
     pessimism: float = 0.0,
     seed: int = 0,
-    start: StartProgress = lambda what, total: lambda done: None,
+    start: StartProgress = unseen,
 ) -> Fit:
     """Cross-validate, then train on all judgements.
 

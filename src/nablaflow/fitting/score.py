@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from nablaflow.fitting.images import batches, check_images, list_images
+from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
 from nablaflow.rewards.fitted import FittedReward
 
@@ -31,7 +31,7 @@ def score_folder(
     folder: Path,
     reward: NamedReward,
     prompt: str,
-    start: Callable[[str, int], Callable[[int], None]],
+    start: StartProgress,
     *,
     device: str | torch.device = "cpu",
 ) -> list[ScoredImage]:

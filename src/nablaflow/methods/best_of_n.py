@@ -8,7 +8,7 @@ from typing import ClassVar, final
 import torch
 from pydantic import Field
 
-from nablaflow.diffusion import sample_trajectories
+from nablaflow.diffusion import Noise
 from nablaflow.estimators import Networks
 from nablaflow.methods.untrained import Untrained
 from nablaflow.typing import Latents
@@ -38,7 +38,7 @@ class BestOfN(Untrained):
         self,
         networks: Networks,
         prompts: list[str],
-        generators: list[torch.Generator] | torch.Generator,
+        generators: Noise,
     ) -> Latents:
         best, most = self._draw(networks, prompts, generators)
         for _ in range(self.n - 1):
@@ -52,18 +52,10 @@ class BestOfN(Untrained):
         self,
         networks: Networks,
         prompts: list[str],
-        generators: list[torch.Generator] | torch.Generator,
+        generators: Noise,
     ) -> tuple[Latents, torch.Tensor]:
         """One image for each prompt, and its reward."""
         model = networks.model
-        condition = model.condition(prompts)
         with model.reference():
-            x0 = sample_trajectories(
-                lambda x, k: model.predict(x, k, condition),
-                model.process,
-                model.state_shape,
-                generators,
-                model.device,
-                n=len(prompts),
-            ).x0
+            x0 = model.sample(prompts, generators).x0
         return x0, networks.reward(model.decode(x0), prompts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,9 +21,13 @@ from nablaflow.diffusion import (
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.estimators import Estimator, Networks, TrainingBatch
+from nablaflow.methods.groups import Scores, by_group
 from nablaflow.methods.tilt_rule import TiltStrength
-from nablaflow.models import Condition, FlowScore, Settings
+from nablaflow.models import Condition, FlowScore
+from nablaflow.settings import Settings
 from nablaflow.typing import Latents
+
+CreditGroup = Literal["prompt", "batch"]
 
 
 @dataclass(frozen=True)
@@ -48,15 +52,16 @@ class Method(Settings, abc.ABC):
 
     Attributes:
         needs_reward_gradient: whether the reward must be differentiable.
-        needs_group: whether each prompt needs several images in an update.
         needs_states: whether the losses read `TrainingBatch.states`.
+        credit_group: whose trajectories are compared for `credits`: each prompt's by themselves, or
+            all of the batch; None: there are no credits.
         needs_path_ratio: whether `credits` reads the trajectories' log ratio.
     """
 
     name: ClassVar[str]
     needs_reward_gradient: ClassVar[bool]
-    needs_group: ClassVar[bool] = False
     needs_states: ClassVar[bool] = False
+    credit_group: ClassVar[CreditGroup | None] = None
     needs_path_ratio: ClassVar[bool] = False
 
     beta: TiltStrength = Field(
@@ -117,7 +122,19 @@ class Method(Settings, abc.ABC):
         Args:
             log_ratio: see `nablaflow.estimators.path_log_ratio`; for methods that need it.
         """
-        return None
+        if self.credit_group is None:
+            return None
+        groups = prompts if self.credit_group == "prompt" else [""] * len(scores)
+        return by_group(self.group_credits, groups, scores, log_ratio)
+
+    @property
+    def needs_group(self) -> bool:
+        """Whether each prompt needs several images in an update."""
+        return self.credit_group == "prompt"
+
+    def group_credits(self, scores: Scores, log_ratio: Scores | None) -> Scores:
+        """Credits of the trajectories of one group; for methods that have a `credit_group`."""
+        raise NotImplementedError
 
     @property
     def needs_second_derivatives(self) -> bool:

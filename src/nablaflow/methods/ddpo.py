@@ -21,16 +21,21 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, final
 
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from nablaflow.diffusion import kernel_mean
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
 from nablaflow.estimators import Networks, TrainingBatch
-from nablaflow.methods.contract import Losses, StepwiseMethod, mean_square, norm, sigma_at
-from nablaflow.methods.groups import by_prompt, less_the_others, standardized
+from nablaflow.methods.contract import (
+    CreditGroup,
+    Losses,
+    StepwiseMethod,
+    mean_square,
+    norm,
+    sigma_at,
+)
+from nablaflow.methods.groups import Scores, less_the_others, standardized
 from nablaflow.methods.likelihood import (
     clip_metrics,
     clipped_surrogate,
@@ -83,10 +88,6 @@ class DDPO(StepwiseMethod):
         )
 
     @property
-    def needs_group(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.advantage != "batch"
-
-    @property
     def needs_states(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.kl_to_go
 
@@ -106,18 +107,15 @@ class DDPO(StepwiseMethod):
                 "method.kl_weight=1 or method.kl_to_go=false"
             )
 
-    def credits(
-        self,
-        scores: Float[Tensor, "trajectory"],
-        prompts: list[str],
-        log_ratio: Float[Tensor, "trajectory"] | None = None,
-    ) -> Float[Tensor, "trajectory"]:
-        if self.advantage == "batch":
-            found = standardized(scores)
-        elif self.advantage == "prompt":
-            found = by_prompt(standardized, scores, prompts)
+    @property
+    def credit_group(self) -> CreditGroup:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "batch" if self.advantage == "batch" else "prompt"
+
+    def group_credits(self, scores: Scores, log_ratio: Scores | None) -> Scores:
+        if self.advantage == "centred":
+            found = self.beta * less_the_others(scores)
         else:
-            found = self.beta * by_prompt(less_the_others, scores, prompts)
+            found = standardized(scores)
         most = self.max_advantage
         return found if most is None else found.clamp(-most, most)
 

@@ -11,12 +11,18 @@ from torch import Tensor
 Scores = Float[Tensor, "trajectory"]
 
 
-def by_prompt(function: Callable[[Scores], Scores], scores: Scores, prompts: list[str]) -> Scores:
-    """``function`` of each prompt's scores by themselves, at their places."""
+def by_group(
+    function: Callable[[Scores, Scores | None], Scores],
+    groups: list[str],
+    scores: Scores,
+    log_ratio: Scores | None,
+) -> Scores:
+    """``function`` of each group's scores and log ratios by themselves, at their places."""
     found = torch.empty_like(scores)
-    for prompt in dict.fromkeys(prompts):
-        rows = torch.tensor([own == prompt for own in prompts], device=scores.device)
-        found[rows] = function(scores[rows])
+    for group in dict.fromkeys(groups):
+        rows = torch.tensor([own == group for own in groups], device=scores.device)
+        own_ratio = None if log_ratio is None else log_ratio[rows]
+        found[rows] = function(scores[rows], own_ratio).to(found)
     return found
 
 
@@ -28,3 +34,8 @@ def standardized(scores: Scores) -> Scores:
 def less_the_others(scores: Scores) -> Scores:
     """Each score less the mean of the others: a baseline that does not depend on the score."""
     return (scores - scores.mean()) * len(scores) / max(1, len(scores) - 1)
+
+
+def with_mean_one(log_weight: Scores) -> Scores:
+    """Weights in proportion to exp(log_weight), whose mean is 1."""
+    return len(log_weight) * torch.softmax(log_weight, 0)

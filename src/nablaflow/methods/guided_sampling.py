@@ -18,7 +18,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from nablaflow.diffusion import Step, check_step, value_step
+from nablaflow.diffusion import Noise, Step, check_step, value_step
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.estimators import Gamma, Networks, check_gamma, forward_looking, gamma_table
@@ -56,7 +56,7 @@ class GuidedSampling(Untrained):
         self,
         networks: Networks,
         prompts: list[str],
-        generators: list[torch.Generator] | torch.Generator,
+        generators: Noise,
     ) -> Latents:
         model = networks.model
         strength = self.beta * gamma_table(self.gamma, model.process)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import ClassVar, final
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
@@ -22,7 +22,8 @@ from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
 from nablaflow.estimators import DenoisingAdjoint, tempered_weights
 from nablaflow.estimators.denoising_adjoint import ADJOINT_ABOVE
-from nablaflow.methods.groups import by_prompt
+from nablaflow.methods.contract import CreditGroup
+from nablaflow.methods.groups import Scores
 from nablaflow.methods.matching import Matching
 
 
@@ -31,7 +32,7 @@ class PathWeightedMatching(Matching):
     """Rewards decide between modes, their gradients within them."""
 
     name: ClassVar[str] = "path-weighted-matching"
-    needs_group: ClassVar[bool] = True
+    credit_group: ClassVar[CreditGroup | None] = "prompt"
     needs_path_ratio: ClassVar[bool] = True
 
     adjoint_above: float = ADJOINT_ABOVE
@@ -57,15 +58,7 @@ class PathWeightedMatching(Matching):
     def fresh_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"]:
         return self.value_estimator().rewardless_levels(process)
 
-    def credits(
-        self,
-        scores: Float[Tensor, "trajectory"],
-        prompts: list[str],
-        log_ratio: Float[Tensor, "trajectory"] | None = None,
-    ) -> Float[Tensor, "trajectory"]:
+    def group_credits(self, scores: Scores, log_ratio: Scores | None) -> Scores:
         assert log_ratio is not None
         log_weight = self.beta * scores.to(log_ratio) - log_ratio
-        weights = by_prompt(
-            lambda own: tempered_weights(own, self.effective_share).to(own), log_weight, prompts
-        )
-        return weights.float()
+        return tempered_weights(log_weight, self.effective_share)

@@ -21,16 +21,14 @@ from __future__ import annotations
 from typing import ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from nablaflow.diffusion import has_posterior_means, jump_mean
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.estimators import Networks, TrainingBatch
-from nablaflow.methods.contract import Losses, StepwiseMethod, mean_square
-from nablaflow.methods.groups import Scores, by_prompt
+from nablaflow.methods.contract import CreditGroup, Losses, StepwiseMethod, mean_square
+from nablaflow.methods.groups import Scores, with_mean_one
 from nablaflow.typing import Latents
 
 
@@ -52,10 +50,6 @@ class RewardWeightedRegression(StepwiseMethod):
     )
 
     @property
-    def needs_group(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.normalization == "prompt"
-
-    @property
     def needs_path_ratio(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.weights == "tilt"
 
@@ -70,22 +64,16 @@ class RewardWeightedRegression(StepwiseMethod):
                 "noise of the noising process; set sampler.eta=1"
             )
 
-    def credits(
-        self,
-        scores: Float[Tensor, "trajectory"],
-        prompts: list[str],
-        log_ratio: Float[Tensor, "trajectory"] | None = None,
-    ) -> Float[Tensor, "trajectory"]:
-        def weights(log_weight: Scores) -> Scores:
-            return len(log_weight) * torch.softmax(log_weight, 0)
+    @property
+    def credit_group(self) -> CreditGroup:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.normalization
 
+    def group_credits(self, scores: Scores, log_ratio: Scores | None) -> Scores:
         log_weight = self.beta * scores
         if self.weights == "tilt":
             assert log_ratio is not None
-            log_weight = (log_weight - log_ratio.to(log_weight)).to(scores)
-        if self.normalization == "batch":
-            return weights(log_weight)
-        return by_prompt(weights, log_weight, prompts)
+            log_weight = log_weight - log_ratio.to(log_weight)
+        return with_mean_one(log_weight)
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
         assert batch.states is not None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nablaflow.errors import nearest
 from nablaflow.metrics.strength import beta_of_effective_share, beta_of_nats
-from nablaflow.models import Settings
+from nablaflow.settings import Settings
 from nablaflow.typing import Batch
 
 
@@ -82,7 +82,7 @@ def _rule(value: Mapping[str, Any]) -> TiltRule:
         if key not in TiltRule.model_fields:
             raise ValueError(f"unknown key {key}; {nearest(str(key), TiltRule.model_fields)}")
     try:
-        return TiltRule(**value)
+        return TiltRule.model_validate(dict(value))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = "".join(f"{part}: " for part in first["loc"])

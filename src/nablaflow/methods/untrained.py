@@ -5,11 +5,10 @@ from __future__ import annotations
 import abc
 from typing import Any, ClassVar
 
-import torch
-
+from nablaflow.diffusion import Noise
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.estimators import Networks
-from nablaflow.models import Settings
+from nablaflow.settings import Settings
 from nablaflow.typing import Latents
 
 
@@ -28,7 +27,7 @@ class Untrained(Settings, abc.ABC):
         self,
         networks: Networks,
         prompts: list[str],
-        generators: list[torch.Generator] | torch.Generator,
+        generators: Noise,
     ) -> Latents:
         """A clean state for each prompt.
 

@@ -12,40 +12,20 @@ Fréchet distance, `error_of_mean` of what each image does to it gives the inter
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import sqrt
-from statistics import NormalDist
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nablaflow.errors import UserError
+from nablaflow.metrics.estimate import LEVEL, Estimate, normal_half_width
 
 Counts = Float[Tensor, "replicate sample"]
 """How often each image counts, float64; in the first row each counts once."""
 ReferenceCounts = Float[Tensor, "replicate reference"]
 """The same of the sample that it is compared with."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A figure with its interval, in the figure's own units.
-
-    Attributes:
-        value: of the images as they are.
-        low: lower end of the interval.
-        high: upper end.
-        n: images of the model that the figure is of.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def as_dict(self) -> dict[str, float | int]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -60,7 +40,7 @@ class Resampling:
 
     generator: torch.Generator
     replicates: int = 200
-    level: float = 0.95
+    level: float = LEVEL
 
     def counts(self, prompt_index: Tensor, distinct: int = 1) -> Counts:
         """Draw the counts of every replicate: shape (1 + replicates, n), the first row all ones.
@@ -102,8 +82,8 @@ def measured(
     *counts: Tensor,
     n: int,
     bounds: tuple[float, float] = (-float("inf"), float("inf")),
-) -> Measured:
-    """A figure and its bootstrap interval.
+) -> Estimate:
+    """A figure with its bootstrap interval; the standard error is the replicates' spread.
 
     The interval is the percentile interval of the replicates, moved by the mean of the replicates
     less the figure. A drawn sample holds fewer different images than the sample itself, so what
@@ -121,7 +101,7 @@ def measured(
     tail = (1.0 - resampling.level) / 2.0
     ends = torch.quantile(drawn, torch.tensor([tail, 1.0 - tail], dtype=torch.float64))
     low, high = (ends - drawn.mean() + value).clamp(*bounds).tolist()
-    return Measured(value, min(low, value), max(high, value), n)
+    return Estimate(value, drawn.std().item(), (min(low, value), max(high, value)), n)
 
 
 def error_of_mean(contributions: Float[Tensor, "sample"], prompt_index: Tensor) -> float:
@@ -146,8 +126,8 @@ def measured_with_error(
     *,
     n: int,
     bounds: tuple[float, float] = (-float("inf"), float("inf")),
-) -> Measured:
-    """A figure and its normal interval: value ± z error, z the normal quantile of (1 + level) / 2.
+) -> Estimate:
+    """A figure with its normal interval within its bounds.
 
     Args:
         value: the figure.
@@ -156,9 +136,9 @@ def measured_with_error(
         n: images of the model that the figure is of.
         bounds: least and greatest value that the figure can have.
     """
-    half = error * NormalDist().inv_cdf((1.0 + level) / 2.0)
+    half = normal_half_width(error, level)
     low, high = (min(max(end, bounds[0]), bounds[1]) for end in (value - half, value + half))
-    return Measured(value, min(low, value), max(high, value), n)
+    return Estimate(value, error, (min(low, value), max(high, value)), n)
 
 
 def require_images(what: str, prompt_index: Tensor, least: int) -> None:

@@ -31,14 +31,16 @@ METRICS: dict[str, Metric] = {
     "reward": Metric("mean reward", "rewards", measure_reward, _a_prompt(scores.LEAST)),
     "diversity": Metric("diversity", CHOSEN, measure_diversity, _a_prompt(pair_diversity.LEAST)),
     "vendi": Metric("Vendi score", CHOSEN, measure_vendi, _a_prompt(vendi.LEAST)),
-    "frechet": Metric("Fréchet distance", CHOSEN, measure_frechet, _full_rank),
-    "mmd": Metric("kernel distance", CHOSEN, measure_kernel_distance, kid.least_images),
+    "frechet": Metric("Fréchet distance", CHOSEN, measure_frechet, _full_rank, distance=True),
+    "mmd": Metric(
+        "kernel distance", CHOSEN, measure_kernel_distance, kid.least_images, distance=True
+    ),
     "precision": Metric("precision", CHOSEN, prdc.measure_precision, _neighbours),
     "recall": Metric("recall", CHOSEN, prdc.measure_recall, _neighbours),
     "density": Metric("density", CHOSEN, prdc.measure_density, _neighbours),
     "coverage": Metric("coverage", CHOSEN, prdc.measure_coverage, _neighbours),
-    "fid": Metric("FID", "inception", measure_frechet, _full_rank),
-    "kid": Metric("KID", "inception", measure_kernel_distance, kid.least_images),
+    "fid": Metric("FID", "inception", measure_frechet, _full_rank, distance=True),
+    "kid": Metric("KID", "inception", measure_kernel_distance, kid.least_images, distance=True),
     "lpips": Metric(
         "LPIPS diversity", "pictures", measure_lpips, _a_prompt(pair_diversity.LEAST), lpips_network
     ),
@@ -50,13 +52,16 @@ DEFAULT = ("reward", "diversity", "vendi", "frechet", "mmd")
 """What needs no more than the chosen features; one with too few images is left out."""
 
 
-def chosen_metrics(names: Sequence[str]) -> dict[str, Metric]:
+def chosen_metrics(names: Sequence[str], setting: str = "--metrics") -> dict[str, Metric]:
     """The metrics of some names, in their order.
+
+    Args:
+        setting: where the names come from, for the message.
 
     Raises:
         UserError: there is no such metric.
     """
     for name in names:
         if name not in METRICS:
-            raise UserError(f"--metrics: no metric {name!r}; {nearest(name, METRICS)}")
+            raise UserError(f"{setting}: no metric {name!r}; {nearest(name, METRICS)}")
     return {name: METRICS[name] for name in dict.fromkeys(names)}

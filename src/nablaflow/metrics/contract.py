@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nablaflow.errors import UserError
-from nablaflow.metrics.bootstrap import Measured, Resampling
+from nablaflow.metrics.bootstrap import Resampling
+from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.quadratic import Kernel
 from nablaflow.typing import Batch
 
@@ -43,16 +44,18 @@ class Metric:
         label: heading of its column.
         space: what it looks at: ``rewards``, ``pictures``, a space of its own, or `CHOSEN`.
         measure: images of the model and of the reference to the figure; raises ``UserError`` where
-            they are too few.
+            they are too few. Every use of a metric is by this one function.
         least: numbers of prompts and of dimensions to the images that it needs in all.
         ready: raises ``UserError`` where a package or weights are missing; called before any work.
+        distance: whether less is nearer to the reference, so that a budget is the most allowed.
     """
 
     label: str
     space: str
-    measure: Callable[[View, View, Resampling], Measured]
+    measure: Callable[[View, View, Resampling], Estimate]
     least: Callable[[int, int], int]
     ready: Callable[[], object] = bool
+    distance: bool = False
 
 
 def double(rows: Tensor) -> Tensor:

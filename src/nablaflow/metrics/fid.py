@@ -13,13 +13,13 @@ from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.metrics.bootstrap import (
-    Measured,
     Resampling,
     error_of_mean,
     measured_with_error,
     require_images,
 )
 from nablaflow.metrics.contract import View, double, require_finite
+from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.frechet import Moments, frechet_between_gaussians
 from nablaflow.metrics.frechet_influence import frechet_influence
 
@@ -32,7 +32,7 @@ def sample_moments(points: Float[Tensor, "sample feature"]) -> Moments:
     return Moments(points.mean(0), points.T.cov())
 
 
-def measure_frechet(own: View, reference: View, resampling: Resampling) -> Measured:
+def measure_frechet(own: View, reference: View, resampling: Resampling) -> Estimate:
     """Of all prompts together, with its interval to first order.
 
     The standard error is that of the mean over images of `frechet_influence`, of both samples, each

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from nablaflow.metrics.bootstrap import (
     Counts,
-    Measured,
     ReferenceCounts,
     Resampling,
     measured,
     require_images,
 )
 from nablaflow.metrics.contract import View, double, require_finite
+from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.quadratic import between_mean, cubic, within_mean
 
 LEAST = 2
@@ -47,7 +47,7 @@ def least_images(prompts: int, dim: int) -> int:
     return LEAST_ALONE if prompts == 1 else LEAST * prompts
 
 
-def measure_kernel_distance(own: View, reference: View, resampling: Resampling) -> Measured:
+def measure_kernel_distance(own: View, reference: View, resampling: Resampling) -> Estimate:
     """`kernel_distance` of all prompts together, in units of the kernel.
 
     A drawn sample of a single image makes no pair and has no figure. Among several prompts none can

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.hub import read_weights
-from nablaflow.metrics.bootstrap import Counts, Measured, Resampling
+from nablaflow.metrics.bootstrap import Counts, Resampling
 from nablaflow.metrics.contract import View
+from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.pair_diversity import measure_pairs
 from nablaflow.metrics.quadratic import matrix_mean
 from nablaflow.metrics.weights import extra, fetched
@@ -69,7 +70,7 @@ def lpips_network(device: torch.device | str = "cpu") -> Lpips:
     return _network(torch.device(device))
 
 
-def measure_lpips(own: View, reference: View, resampling: Resampling) -> Measured:
+def measure_lpips(own: View, reference: View, resampling: Resampling) -> Estimate:
     """Mean LPIPS between two images of a prompt, averaged over prompts.
 
     Every pair goes through the network, so the work grows with the square of the images a prompt.

@@ -10,15 +10,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nablaflow.metrics.bootstrap import Counts, Measured, Resampling, measured, require_images
+from nablaflow.metrics.bootstrap import Counts, Resampling, measured, require_images
 from nablaflow.metrics.contract import View, double
+from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.quadratic import within_mean
 
 LEAST = 4
 """Images of a prompt: of three, two drawn ones say nothing about the spread of the pairs."""
 
 
-def measure_diversity(own: View, reference: View, resampling: Resampling) -> Measured:
+def measure_diversity(own: View, reference: View, resampling: Resampling) -> Estimate:
     """Mean distance between two images of a prompt, averaged over prompts.
 
     With DreamSim's features and the cosine distance this is Nabla-GFlowNet's own figure
@@ -39,7 +40,7 @@ def measure_pairs(
     own: View,
     resampling: Resampling,
     prompt_mean: Callable[[Tensor, Counts], Tensor],
-) -> Measured:
+) -> Estimate:
     """A mean over the pairs of a prompt, averaged over prompts.
 
     Args:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError
-from nablaflow.metrics.bootstrap import Counts, Measured, ReferenceCounts, Resampling, measured
+from nablaflow.metrics.bootstrap import Counts, ReferenceCounts, Resampling, measured
 from nablaflow.metrics.contract import View, double, require_finite
+from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.quadratic import Kernel, euclidean, kernel_blocks
 
 NEIGHBOURS = 5
@@ -101,7 +102,7 @@ Figure = Callable[[Neighbourhoods, Tensor, Tensor], Tensor]
 
 def _measure(
     figure: Figure, most: float, own: View, reference: View, resampling: Resampling
-) -> Measured:
+) -> Estimate:
     found = min(len(own), len(reference))
     if found < LEAST:
         raise UserError(

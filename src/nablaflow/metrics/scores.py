@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from nablaflow.metrics.bootstrap import Measured, Resampling, measured, prompt_means, require_images
+from nablaflow.metrics.bootstrap import Resampling, measured, prompt_means, require_images
 from nablaflow.metrics.contract import View, scores
+from nablaflow.metrics.estimate import Estimate
 from nablaflow.typing import Batch
 
 LEAST = 2
 """Images of a prompt."""
 
 
-def measure_reward(own: View, reference: View, resampling: Resampling) -> Measured:
+def measure_reward(own: View, reference: View, resampling: Resampling) -> Estimate:
     """The mean reward within each prompt, averaged over prompts.
 
     Raises:
@@ -19,7 +20,7 @@ def measure_reward(own: View, reference: View, resampling: Resampling) -> Measur
     return _measure("reward", scores(own), own, resampling)
 
 
-def measure_clip_score(own: View, reference: View, resampling: Resampling) -> Measured:
+def measure_clip_score(own: View, reference: View, resampling: Resampling) -> Estimate:
     """CLIPScore: 100 max(cos(image, prompt), 0), averaged as the reward is.
 
     Hessel et al. (arXiv 2104.08718), equation 1, scale by 2.5; 100 is what torchmetrics and most
@@ -34,7 +35,7 @@ def measure_clip_score(own: View, reference: View, resampling: Resampling) -> Me
     return _measure("clip-score", scores(own).clamp_min(0.0), own, resampling)
 
 
-def _measure(what: str, values: Batch, own: View, resampling: Resampling) -> Measured:
+def _measure(what: str, values: Batch, own: View, resampling: Resampling) -> Estimate:
     require_images(what, own.prompt_index, LEAST)
     return measured(
         lambda counts: prompt_means(values, own.prompt_index, counts),

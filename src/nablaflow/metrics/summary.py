@@ -176,6 +176,13 @@ def summarize(
     )
 
 
+def add_figures(column: Column, figures: Mapping[str, Estimate]) -> Column:
+    """A column with further figures by name; what it has already stays."""
+    further = _column(0, **figures)
+    del further["n"]
+    return {**further, **column}
+
+
 def closing(reference: Column, policy: Column, tilt: Column | None) -> Estimate | None:
     """How much of the way from the reference's mean reward to the tilt's the policy has gone.
 

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from nablaflow.metrics.bootstrap import Counts, Measured, Resampling, measured, require_images
+from nablaflow.metrics.bootstrap import Counts, Resampling, measured, require_images
 from nablaflow.metrics.contract import View, double
+from nablaflow.metrics.estimate import Estimate
 
 LEAST = 4
 """Images of a prompt: with fewer a drawn sample is hardly ever different from the next."""
@@ -33,7 +34,7 @@ def vendi_score(
     return torch.stack([_score(unit, row) for row in counts / counts.sum(1, keepdim=True)])
 
 
-def measure_vendi(own: View, reference: View, resampling: Resampling) -> Measured:
+def measure_vendi(own: View, reference: View, resampling: Resampling) -> Estimate:
     """The Vendi score within each prompt, averaged over prompts.
 
     Raises:

@@ -33,7 +33,7 @@ def fetched(url: str, what: str) -> dict[str, Tensor]:
     """Weights from torch's cache, or from the address, whose file name carries their hash.
 
     Raises:
-        UserError: they are not in the cache and cannot be had.
+        UserError: they are not in the cache and could not be downloaded.
     """
     try:
         return torch.hub.load_state_dict_from_url(
@@ -42,6 +42,6 @@ def fetched(url: str, what: str) -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:
         place = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
         raise UserError(
-            f"{what}: no weights here and none to be had ({type(error).__name__}); put {url} "
-            f"at {place}"
+            f"{what}: weights not found and could not be downloaded ({type(error).__name__}); put "
+            f"{url} at {place}"
         ) from error

@@ -4,9 +4,10 @@ from nablaflow.models.condition import Condition
 from nablaflow.models.contract import DiffusionModel
 from nablaflow.models.flow_score import FlowScore, UNetFlowScore
 from nablaflow.models.flow_size import make_flow_score
-from nablaflow.models.load import FAMILIES, family_of, load_model, load_pipeline
-from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings, Settings
-from nablaflow.models.source import fingerprint, model_source
+from nablaflow.models.live import LivePipeline
+from nablaflow.models.load import FAMILIES, family_of, hand_over, load_model, load_pipeline
+from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
+from nablaflow.models.source import ModelSource, fingerprint, model_source
 
 __all__ = [
     "FAMILIES",
@@ -15,11 +16,13 @@ __all__ = [
     "DiffusionModel",
     "FlowScore",
     "FlowSettings",
+    "LivePipeline",
+    "ModelSource",
     "SamplerSettings",
-    "Settings",
     "UNetFlowScore",
     "family_of",
     "fingerprint",
+    "hand_over",
     "load_model",
     "load_pipeline",
     "make_flow_score",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from nablaflow.errors import UserError
+from nablaflow.models.live import with_the_same_weights
 from nablaflow.models.lora_targets import (
     Coverage,
     full_coverage,
@@ -41,6 +41,10 @@ class Adapter(Protocol):
     @contextmanager
     def reference(self) -> Iterator[None]: ...
 
+    def scale(self, strength: float) -> None:
+        """Make of the policy what lies between the reference, 0, and itself, 1, or beyond it."""
+        ...
+
 
 class LoraAdapter:
     """Low-rank updates of some linear or convolution layers (arXiv 2106.09685), float32 weights.
@@ -62,7 +66,7 @@ class LoraAdapter:
             inject_adapter_in_model(self.config, network, ADAPTER)
         except ValueError as error:
             if "not supported" not in str(error):
-                raise UserError(f"adapter.targets: no layer is called so ({targets})") from error
+                raise UserError(f"adapter.targets: no layer's name ends in {targets}") from error
             raise UserError(
                 f"adapter.targets: not all of {targets} are linear or convolution layers; name the "
                 "layers inside, such as to_out.0 for to_out"
@@ -88,16 +92,26 @@ class LoraAdapter:
         finally:
             self._enable(True)
 
+    def scale(self, strength: float) -> None:
+        layer: Any  # peft's LoRA layers have it, their common base does not
+        for layer in self._layers:
+            layer.set_scale(ADAPTER, strength)
+
     def _enable(self, enabled: bool) -> None:
         for layer in self._layers:
             layer.enable_adapters(enabled)
 
 
 class FullAdapter:
-    """Every weight of the network trains; a frozen copy stays as the reference."""
+    """Every weight of the network trains, in memory of its own; the given ones are the reference's.
+
+    So they stay as they are for whoever holds them besides, as with a `LivePipeline`.
+    """
 
     def __init__(self, network: nn.Module) -> None:
-        self._frozen = copy.deepcopy(network).requires_grad_(False).eval()
+        self._frozen = with_the_same_weights(network).requires_grad_(False).eval()
+        for parameter in network.parameters():
+            parameter.data = parameter.detach().float().clone()
         self.network = network.float().requires_grad_(True)
         self.coverage = full_coverage(network)
         self._policy_active = True
@@ -112,6 +126,12 @@ class FullAdapter:
             yield
         finally:
             self._policy_active = True
+
+    @torch.no_grad()
+    def scale(self, strength: float) -> None:
+        """Between the weights of the two, not their predictions (WiSE-FT, arXiv 2109.01903)."""
+        for own, frozen in zip(self.network.parameters(), self._frozen.parameters(), strict=True):
+            own.copy_(torch.lerp(frozen.float(), own, strength))
 
 
 def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:

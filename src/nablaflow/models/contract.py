@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from nablaflow.diffusion.kernels import clip_x0
 from nablaflow.diffusion.prediction import Prediction, network_input, predict_from
 from nablaflow.diffusion.process import ReverseProcess, at
+from nablaflow.diffusion.trajectory import Noise, Predict, Trajectories, sample_trajectories
 from nablaflow.models.condition import Condition
 from nablaflow.typing import Images, Latents, Steps
 
@@ -82,6 +85,45 @@ class DiffusionModel(abc.ABC):
         output = _at_least_float32(output)
         prediction = predict_from(output, x, alpha_bar, self.parameterization)
         return clip_x0(self.process, prediction)
+
+    def sample(
+        self,
+        prompts: list[str],
+        noise: Noise,
+        *,
+        condition: Condition | None = None,
+        keep: Int[Tensor, "trajectory transition"] | None = None,
+        keep_states: bool = False,
+        predict: Predict | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Trajectories:
+        """Trajectories of the policy, or within `reference` of the pretrained model.
+
+        `decode` makes images of their ``x0``.
+
+        Args:
+            prompts: one for each trajectory; texts of any kind for an unconditional model.
+            noise: a generator for each trajectory, or one that draws for all of them at once.
+            condition: of the prompts, where it is there already.
+            keep: step indices of the transitions to keep, for each trajectory.
+            keep_states: keep every state besides.
+            predict: in place of `predict` for these prompts.
+            on_step: told k after each step.
+        """
+        if predict is None:
+            given = self.condition(prompts) if condition is None else condition
+            predict = partial(self.predict, condition=given)
+        return sample_trajectories(
+            predict,
+            self.process,
+            self.state_shape,
+            noise,
+            self.device,
+            keep,
+            on_step,
+            n=len(prompts),
+            keep_states=keep_states,
+        )
 
     def _guided_output(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
         if self.guidance_scale == 1.0 or condition.negative is None:

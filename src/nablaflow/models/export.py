@@ -17,6 +17,7 @@ from nablaflow.errors import ExportError, UserError
 from nablaflow.models.adapters import ADAPTER, LoraAdapter
 from nablaflow.models.load import load_pipeline
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.source import ModelSource
 from nablaflow.storage.files import put_in_place, remove_tree
 from nablaflow.storage.header import put_in_order
 
@@ -50,11 +51,11 @@ def _with_config(model: PipelineModel) -> Any:
     return network
 
 
-def save_policy(model: PipelineModel, source: str, folder: Path) -> Path:
+def save_policy(model: PipelineModel, source: ModelSource, folder: Path) -> Path:
     """Write the policy: ``folder/lora`` where a stock pipeline takes one, else ``folder/model``.
 
     Args:
-        source: folder or hub id that the model came from, loaded again for the check.
+        source: that the model came from, loaded again for the check.
 
     Returns:
         What was written.
@@ -122,7 +123,9 @@ def _unwrap_lora(network: Any) -> Any:
 
 
 @torch.no_grad()
-def check_same_image(model: PipelineModel, source: str, folder: Path, *, as_lora: bool) -> None:
+def check_same_image(
+    model: PipelineModel, source: ModelSource, folder: Path, *, as_lora: bool
+) -> None:
     """Load what was written in a stock pipeline and compare its image with the policy's.
 
     Raises:

@@ -68,7 +68,7 @@ def denoiser_flops(model: DiffusionModel) -> int:
     x = torch.zeros(1, *model.state_shape, device=model.device)
     timestep = model.process.timestep[-1:].to(model.device)
     condition = model.condition([""])
-    with model.reference(), _counted() as counter:
+    with model.reference(), counted() as counter:
         model.forward(x, timestep, condition)
     return counter.get_total_flops()
 
@@ -81,7 +81,7 @@ def flow_flops(model: DiffusionModel, settings: FlowSettings) -> int:
         network = _network(model, settings)
         x, timestep = torch.zeros(1, *model.state_shape), torch.zeros(1)
         tokens = torch.zeros(1, 1, 1) if hidden is None else torch.zeros(hidden.shape)
-        with _counted() as counter:
+        with counted() as counter:
             network.unet(x, timestep, tokens)
     return counter.get_total_flops()
 
@@ -98,7 +98,7 @@ def _side(model: DiffusionModel) -> int:
 
 
 @contextmanager
-def _counted() -> Iterator[FlopCounterMode]:
+def counted() -> Iterator[FlopCounterMode]:
     """Counts FLOPs, attention's as the two products that it is: fused kernels may hide theirs."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         yield counter

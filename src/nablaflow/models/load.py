@@ -10,12 +10,14 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 from transformers.utils import logging as transformers_logging
 
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, show
 from nablaflow.models.ddpm import UnconditionalDDPM
 from nablaflow.models.folder import all_safetensors, check_no_lora_inside, find_variant, read_index
+from nablaflow.models.live import LIVE, LivePipeline
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.single_file import load_single_file
+from nablaflow.models.source import ModelSource
 from nablaflow.models.stable_diffusion import StableDiffusion
 
 FAMILIES: list[type[PipelineModel]] = [
@@ -42,14 +44,36 @@ def _serving(name: Any) -> tuple[type[PipelineModel], type[Any]]:
     return served[name]
 
 
-def load_pipeline(model: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+def hand_over(pipeline: Any) -> LivePipeline:
+    """A pipeline that the user holds, as a source of models to align; it stays as it is.
+
+    Raises:
+        UserError: it is none, not of a supported family, or cannot be copied.
+    """
+    if not isinstance(pipeline, DiffusionPipeline):
+        raise UserError(
+            f"model: must be a folder, a hub id or a diffusers pipeline, not {show(pipeline)}"
+        )
+    options = family_of(pipeline).load_options.items()
+    return LivePipeline(pipeline, tuple(name for name, part in options if part is None))
+
+
+def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any:
     """A diffusers pipeline from a folder, a file or a hub id; no pickle, no remote code.
 
     Weights in ``.bin`` files are read with ``weights_only``, and only where there are no others.
+    One that the user holds gives another around the same weights: see `LivePipeline.borrow`.
 
     Raises:
         UserError: it is missing, truncated, or not of a supported family.
     """
+    if isinstance(model, LivePipeline):
+        return model.borrow(dtype)
+    if model.startswith(LIVE):
+        raise UserError(
+            f"model: {model} was a pipeline handed to nablaflow.align; give it again (model=…), or "
+            "save it with save_pretrained and give its folder"
+        )
     path = Path(model).expanduser()
     looks_local = path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
     disable_progress_bar()

@@ -15,16 +15,17 @@ from nablaflow.errors import UserError
 from nablaflow.models.adapters import LoraAdapter, swapped, trainable_state
 from nablaflow.models.export import CHECK_PROMPT, save_policy
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.source import ModelSource
 from nablaflow.typing import Latents
 
 MOVED = 0.01  # standard deviation of what is added to a LoRA's factors
 
 
-def rehearse(model: PipelineModel, source: str, place: Path) -> str | None:
+def rehearse(model: PipelineModel, source: ModelSource, place: Path) -> str | None:
     """Sample a little by the reference, and save and compare an adapter as at the end.
 
     Args:
-        source: folder or hub id that the model came from.
+        source: that the model came from.
         place: a folder on the disk that the run is written to; nothing is left in it.
 
     Returns:

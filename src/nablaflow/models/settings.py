@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from nablaflow.diffusion.variance import Variance
-
-
-class Settings(BaseModel):
-    """Base of every group: unknown keys are errors, no silent conversion, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+from nablaflow.settings import Settings
 
 
 class SamplerSettings(Settings):
@@ -26,20 +21,22 @@ class SamplerSettings(Settings):
     guidance_scale: float = Field(
         default=1.0,
         ge=1,
-        description="classifier-free guidance in kernel, x0_hat and reference; 1: none",
+        description="weight of classifier-free guidance in kernel, x0_hat and reference; 1: none",
     )
-    negative_prompt: str = Field(default="", description="the other end of the guidance")
+    negative_prompt: str = Field(default="", description="prompt that guidance leads away from")
     sigma_floor: float = Field(
         default=0.01, gt=0, description="least standard deviation of the last reverse kernel"
     )
     variance: Variance = Field(
         default="posterior",
-        description="of the kernels; analytic adds what x_k leaves open of x_0",
+        description="variance of the kernels; analytic adds what x_k leaves open of x_0",
     )
     height: int | None = Field(
-        default=None, ge=1, description="of an image, pixels; null: as its UNet's sample_size says"
+        default=None, ge=1, description="of an image, pixels; null: the network's own"
     )
-    width: int | None = Field(default=None, ge=1, description="of an image, as height")
+    width: int | None = Field(
+        default=None, ge=1, description="of an image, pixels; null: the network's own"
+    )
     prompt_chunks: int | None = Field(
         default=None,
         ge=1,
@@ -52,15 +49,15 @@ class AdapterSettings(Settings):
     """What trains: a LoRA, or the whole network."""
 
     kind: Literal["lora", "full"] = Field(
-        default="lora", description="low-rank updates or every weight"
+        default="lora", description="what trains: low-rank updates (LoRA), or every weight"
     )
-    rank: int = Field(default=8, ge=1, le=2**14, description="rank of the updates")
+    rank: int = Field(default=8, ge=1, le=2**14, description="rank of the LoRA")
     alpha: float | None = Field(
-        default=None, gt=0, description="scale of the updates; default: the rank"
+        default=None, gt=0, description="the LoRA's alpha; null: as rank, a scale of 1"
     )
     targets: Literal["auto"] | list[str] = Field(
         default="auto",
-        description="layers that get an update, by the end of their names; auto: the projections "
+        description="layers that get a LoRA, by the end of their names; auto: the projections "
         "of attention, and the residual blocks' convolutions where those hold under a quarter",
     )
     ema_decay: float | None = Field(

@@ -19,7 +19,7 @@ def load_single_file(path: Path, dtype: torch.dtype) -> Any:
     hub's cache on this machine, or from the hub.
 
     Raises:
-        UserError: it is another thing, or its configuration cannot be had.
+        UserError: it is another thing, or its configuration could not be downloaded.
     """
     if path.suffix != ".safetensors":
         raise UserError(
@@ -49,7 +49,7 @@ def load_single_file(path: Path, dtype: torch.dtype) -> Any:
     except Exception as error:  # the libraries raise many kinds for one cause: no configuration
         reason = " ".join(str(error).split())[:100]
         raise UserError(
-            f"model: {path} is one file, and the configuration it needs cannot be had here "
+            f"model: {path} is one file, and the configuration it needs could not be downloaded "
             f"({reason}); " + _convert(path, "where the hub can be reached")
         ) from error
 

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 
 from nablaflow import nano
+from nablaflow.models.live import LivePipeline
+
+ModelSource = str | LivePipeline
+"""A folder or a hub id; or a pipeline that the user holds."""
 
 
 def model_source(model: str) -> str:

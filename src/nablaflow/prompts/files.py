@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nablaflow.errors import UserError, nearest
 
 COLUMN = "prompt"
 """Where no column is named."""
+Row = tuple[int, str, Any]
+"""A line's number, its prompt, and what stands beside it: a reward's metadata."""
 
 
 @dataclass(frozen=True)
@@ -24,29 +27,37 @@ class FoundPrompts:
         texts: without the empty ones.
         lines: of each, from 1.
         empty: lines without a prompt.
+        beside: the metadata of each text; empty where there is none.
+        drawn: how many were drawn from a function, by which seed; None: they were read.
     """
 
     source: str
     texts: Sequence[str]
     lines: Sequence[int]
     empty: Sequence[int] = ()
+    beside: Sequence[Any] = ()
+    drawn: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, source: str, rows: Iterator[tuple[int, str]]) -> FoundPrompts:
+    def of(cls, source: str, rows: Iterable[Row]) -> FoundPrompts:
         """From lines and their texts; what is blank counts as empty.
 
         Raises:
             UserError: there is no prompt.
         """
-        stripped = [(line, text.strip()) for line, text in rows]
-        kept = [(line, text) for line, text in stripped if text]
+        stripped = [(line, text.strip(), beside) for line, text, beside in rows]
+        kept = [row for row in stripped if row[1]]
         if not kept:
             raise UserError(f"prompts: {source} holds no prompt; write one per line")
-        lines, texts = zip(*kept, strict=True)
-        return cls(source, texts, lines, [line for line, text in stripped if not text])
+        lines, texts, beside = zip(*kept, strict=True)
+        return cls(source, texts, lines, [line for line, text, _ in stripped if not text], beside)
 
     def note(self) -> str | None:
-        """One line on prompts that come again and on empty lines; None if there are neither."""
+        """One line on draws, on prompts that come again and on empty lines; None without any."""
+        if self.drawn is not None:
+            count, seed = self.drawn
+            different = len(set(self.texts))
+            return f"prompts: {self.source} drew {count} by seed {seed}, {different} different ones"
         first: dict[str, int] = {}
         again = []
         for line, text in zip(self.lines, self.texts, strict=True):
@@ -62,6 +73,23 @@ class FoundPrompts:
         if self.empty:
             parts.append(f"{len(self.empty)} empty lines, left out (line {self.empty[0]})")
         return f"prompts: {self.source} has {' and '.join(parts)}" if parts else None
+
+
+def metadata_of(sources: Iterable[FoundPrompts]) -> dict[str, Any]:
+    """What stands beside each prompt of some sources, by its text.
+
+    Raises:
+        UserError: one text has two different metadata, and a reward could not tell which.
+    """
+    table: dict[str, Any] = {}
+    for found in sources:
+        for text, beside in zip(found.texts, found.beside, strict=False):
+            if repr(table.setdefault(text, beside)) != repr(beside):
+                raise UserError(
+                    f"prompts: {found.source} has {text[:40]!r} with two different metadata, and "
+                    "the reward reads metadata by the prompt's text; make the texts different"
+                )
+    return table
 
 
 def read_file(path: Path, column: str | None) -> FoundPrompts:
@@ -83,17 +111,17 @@ def read_file(path: Path, column: str | None) -> FoundPrompts:
     return FoundPrompts.of(str(path), _plain(text))
 
 
-def _plain(text: str) -> Iterator[tuple[int, str]]:
+def _plain(text: str) -> Iterator[Row]:
     lines = text.removesuffix("\n").split("\n") if text else []
     for number, line in enumerate(lines, start=1):
         if not line.strip().startswith("#"):
-            yield number, line
+            yield number, line, {}
 
 
-def _json_lines(path: Path, text: str, column: str) -> Iterator[tuple[int, str]]:
+def _json_lines(path: Path, text: str, column: str) -> Iterator[Row]:
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         if not line.strip():
-            yield number, ""
+            yield number, "", {}
             continue
         try:
             row = json.loads(line)
@@ -101,16 +129,21 @@ def _json_lines(path: Path, text: str, column: str) -> Iterator[tuple[int, str]]
             raise UserError(f"prompts: {path}, line {number} is not JSON") from None
         if not isinstance(row, dict):
             raise UserError(f"prompts: {path}, line {number} is no object with a {column!r}")
-        yield number, _cell(row, column, f"{path}, line {number}")
+        prompt = _cell(row, column, f"{path}, line {number}")
+        yield number, prompt, _without(row, column)
 
 
-def _table(path: Path, text: str, column: str) -> Iterator[tuple[int, str]]:
+def _table(path: Path, text: str, column: str) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
-            yield reader.line_num, _cell(row, column, str(path))
+            yield reader.line_num, _cell(row, column, str(path)), _without(row, column)
     except csv.Error as error:
         raise UserError(f"prompts: {path}, line {reader.line_num}: {error}") from None
+
+
+def _without(row: Mapping[str, object], column: str) -> dict[str, object]:
+    return {key: value for key, value in row.items() if key != column}
 
 
 def _cell(row: Mapping[str, object], column: str, place: str) -> str:

@@ -38,11 +38,11 @@ def named_set(name: str) -> FoundPrompts:
         file = hf_hub_download(repo, FILES[name], repo_type="dataset", revision=revision)
     except Exception as error:  # requests, httpx and the hub have many kinds for one cause
         raise UserError(
-            f"prompts: {name} is {FILES[name]} of {repo}, which cannot be had here "
+            f"prompts: {name} is {FILES[name]} of {repo}, which could not be downloaded "
             f"({type(error).__name__}); give a file of your own"
         ) from error
     texts: list[str] = json.loads(Path(file).read_text(encoding="utf-8"))
-    return FoundPrompts.of(name, ((row, str(text)) for row, text in enumerate(texts, start=1)))
+    return FoundPrompts.of(name, ((row, str(text), {}) for row, text in enumerate(texts, start=1)))
 
 
 def data_set(repo: str, column: str | None, split: str | None) -> FoundPrompts:
@@ -68,13 +68,13 @@ def data_set(repo: str, column: str | None, split: str | None) -> FoundPrompts:
     except Exception as error:  # as above
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise UserError(
-            f"prompts: {repo}, split {split}, cannot be had here ({reason}); check both, or give "
-            "a file"
+            f"prompts: {repo}, split {split}, could not be downloaded ({reason}); check both, or "
+            "give a file"
         ) from error
     if column not in rows.column_names:
         hint = nearest(column, rows.column_names)
         raise UserError(f"prompts.column: {repo} has no column {column!r}; {hint}")
     texts = rows[column]
     return FoundPrompts.of(
-        repo, ((row, str(text or "")) for row, text in enumerate(texts, start=1))
+        repo, ((row, str(text or ""), {}) for row, text in enumerate(texts, start=1))
     )

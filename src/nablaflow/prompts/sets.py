@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from nablaflow.errors import UserError
-from nablaflow.prompts.files import FoundPrompts, read_file
+from nablaflow.prompts.files import FoundPrompts, metadata_of, read_file
+from nablaflow.prompts.functions import draw_prompts
 from nablaflow.prompts.hub import data_set, named_set
-from nablaflow.prompts.source import HUB, SETS
+from nablaflow.prompts.source import DRAWS, FUNCTION, HUB, SETS
 
-Source = Sequence[str] | str | Mapping[str, str] | None
+Source = Sequence[str] | str | Mapping[str, Any] | None
 """None: an unconditional model's, whose images all have the empty text."""
 
 
@@ -41,17 +43,17 @@ def prompt_sets(
         source: of the prompts to train on.
         evaluation: of those to measure on; None takes them from ``source``.
         hold_out: share of the texts of ``source`` that is measured on and not trained on.
-        seed: of the choice of those.
+        seed: of the run: of the choice of those, and of prompts that a function draws.
 
     Raises:
         UserError: as `find_prompts` and `split_off` say.
     """
-    found = find_prompts(source, Path())
+    found = find_prompts(source, Path(), seed)
     notes = [found.note()]
     training = list(found.texts)
     measured = list(dict.fromkeys(training))
     if evaluation is not None:
-        apart = find_prompts(evaluation, Path())
+        apart = find_prompts(evaluation, Path(), seed)
         notes.append(apart.note())
         measured = list(dict.fromkeys(apart.texts))
     elif hold_out:
@@ -83,33 +85,44 @@ def split_off(prompts: Sequence[str], fraction: float, seed: int) -> tuple[list[
     return training, [text for text in texts if text in apart]
 
 
-def load_prompts(value: Source, base: Path) -> list[str]:
+def load_prompts(value: Source, base: Path, seed: int = 0) -> list[str]:
     """The prompts themselves, see `find_prompts`."""
-    return list(find_prompts(value, base).texts)
+    return list(find_prompts(value, base, seed).texts)
 
 
-def find_prompts(value: Source, base: Path) -> FoundPrompts:
+def prompt_metadata(*sources: Source, seed: int) -> dict[str, Any]:
+    """What stands beside each prompt of some sources, by its text; see `find_prompts`."""
+    return metadata_of(find_prompts(source, Path(), seed) for source in sources)
+
+
+def find_prompts(value: Source, base: Path, seed: int = 0) -> FoundPrompts:
     """The prompts of a source, with what a note says about them.
 
     None is one empty text. A list is taken as it is. In a text file, blank lines and lines that
     begin with ``#`` are skipped; of ``.jsonl``, ``.csv`` and data sets of the hub a column is
-    taken.
+    taken. A function ``() -> (prompt, metadata)`` is called ``count`` times.
 
     Args:
         base: folder that a relative path starts from.
+        seed: of the run, which such a function draws by.
 
     Raises:
-        UserError: no prompts, a file that cannot be read, a data set that cannot be had.
+        UserError: no prompts, a file that cannot be read, a data set that cannot be downloaded.
     """
-    source, column, split = value, None, None
+    source, column, split, count = value, None, None, None
     if isinstance(value, Mapping):
-        source, column, split = value["source"], value.get("column"), value.get("split")
+        source = value["source"]
+        column, split, count = (value.get(key) for key in ("column", "split", "count"))
     if source is None:
         return FoundPrompts("no prompts", [""], [1])
     if not isinstance(source, str):
         if not source:
             raise UserError("prompts: the list is empty; give at least one prompt")
         return FoundPrompts("the list", list(source), range(1, len(source) + 1))
+    if source.startswith(FUNCTION):
+        _refuse(source, {"column": column, "split": split}, "a function")
+        return draw_prompts(_from(base, source), count or DRAWS, seed)
+    _refuse(source, {"count": count}, "no function")
     if source.startswith(HUB):
         return data_set(source.removeprefix(HUB), column, split)
     if split is not None:
@@ -119,6 +132,17 @@ def find_prompts(value: Source, base: Path) -> FoundPrompts:
             raise UserError(f"prompts.column: {source} is a set of texts and has none")
         return named_set(source)
     return read_file(base / Path(source).expanduser(), column)
+
+
+def _refuse(source: str, given: Mapping[str, Any], what: str) -> None:
+    for key, value in given.items():
+        if value is not None:
+            raise UserError(f"prompts.{key}: {source} is {what} and has none; leave it out")
+
+
+def _from(base: Path, source: str) -> str:
+    """A function's source whose relative path starts at ``base``."""
+    return FUNCTION + str(base / Path(source.removeprefix(FUNCTION)).expanduser())
 
 
 @lru_cache(maxsize=4)

@@ -13,10 +13,14 @@ from nablaflow.errors import nearest
 HUB = "hub:"
 SETS = ("simple-animals", "drawbench", "hpdv2-photo", "hpdv2-paintings")
 """The sets that the papers train on, by name; a file of such a name is written ./drawbench."""
-KEYS = ("source", "column", "split")
+FUNCTION = "trl:"
+"""Begins the path of a file and the name in it of a function () -> (prompt, metadata), as TRL's."""
+DRAWS, MOST_DRAWS = 256, 100_000
+"""Of such a function: where no number is named, and at most."""
+KEYS = ("source", "column", "split", "count")
 
 
-def _check(value: Any) -> list[str] | str | dict[str, str]:
+def _check(value: Any) -> list[str] | str | dict[str, Any]:
     if isinstance(value, Path) or (isinstance(value, str) and value.strip()):
         return str(value)
     if isinstance(value, Mapping):
@@ -33,18 +37,21 @@ def _check(value: Any) -> list[str] | str | dict[str, str]:
     return list(value)
 
 
-def _check_mapping(value: Mapping[Any, Any]) -> dict[str, str]:
+def _check_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
     for key, inner in value.items():
         if key not in KEYS:
             raise ValueError(f"unknown key {key}; {nearest(str(key), KEYS)}")
-        if not isinstance(inner, str) or not inner.strip():
+        if key == "count":
+            if type(inner) is not int or not 1 <= inner <= MOST_DRAWS:
+                raise ValueError(f"count must be a whole number from 1 to {MOST_DRAWS}")
+        elif not isinstance(inner, str) or not inner.strip():
             raise ValueError(f"{key} must be a text, such as {key}: prompt")
     if "source" not in value:
         raise ValueError("source is missing; give a file or hub:owner/name beside the column")
     return {str(key): inner for key, inner in value.items()}
 
 
-PromptSource = Annotated[list[str] | str | dict[str, str], BeforeValidator(_check)]
+PromptSource = Annotated[list[str] | str | dict[str, Any], BeforeValidator(_check)]
 """Checked for its form alone; what it names is read by ``prompts.load_prompts``."""
 
 
@@ -56,4 +63,6 @@ def absolute(value: Any, folder: Path) -> Any:
         return value
     if value.startswith(HUB) or value in SETS:
         return value
+    if value.startswith(FUNCTION):
+        return FUNCTION + str((folder / Path(value.removeprefix(FUNCTION)).expanduser()).absolute())
     return str((folder / Path(value).expanduser()).absolute())

@@ -3,11 +3,13 @@
 from nablaflow.report.curves import loss_curves, png, reward_curve
 from nablaflow.report.html import write_report
 from nablaflow.report.loading import Saved
+from nablaflow.report.meaning import About
 from nablaflow.report.pictures import before_after, grid
 from nablaflow.report.protocol import protocol_curves, protocol_table
 from nablaflow.report.table import html_table, rich_table, rows
 
 __all__ = [
+    "About",
     "Saved",
     "before_after",
     "grid",

@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from nablaflow.metrics.catalog import METRICS
 from nablaflow.report.exact_table import in_lines
 from nablaflow.report.table import MISSING
 
@@ -50,6 +51,14 @@ HEADINGS = (
 )
 
 
+def headings(rows: Sequence[Row]) -> list[Heading]:
+    """Of every comparison, then of the metrics that were asked for."""
+    known = {heading.key for heading in HEADINGS}
+    further = [name for name in METRICS.keys() - known if any(f"{name}_se" in row for row in rows)]
+    words = {name: METRICS[name].label.replace(" ", "\n") for name in further}
+    return [*HEADINGS, *(Heading(words[name], name, _with_error(3)) for name in sorted(further))]
+
+
 def comparison_table(title: str, rows: Sequence[Row]) -> Table:
     """For a terminal of 80 columns or more, errors below the figures.
 
@@ -57,18 +66,20 @@ def comparison_table(title: str, rows: Sequence[Row]) -> Table:
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for heading in HEADINGS:
+    columns = headings(rows)
+    for heading in columns:
         table.add_column(heading.words, justify="right", vertical="top", no_wrap=True)
     for row in rows:
-        table.add_row(_short(row), *(cell.replace(" ± ", "\n±") for cell in _cells(row)))
+        table.add_row(_short(row), *(cell.replace(" ± ", "\n±") for cell in _cells(row, columns)))
     return table
 
 
 def comparison_markdown(rows: Sequence[Row]) -> str:
     """The same for a page."""
-    heads = [heading.words.replace("-\n", "").replace("\n", " ") for heading in HEADINGS]
+    columns = headings(rows)
+    heads = [heading.words.replace("-\n", "").replace("\n", " ") for heading in columns]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
-    lines += [f"| {_label(row)} | " + " | ".join(_cells(row)) + " |" for row in rows]
+    lines += [f"| {_label(row)} | " + " | ".join(_cells(row, columns)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -83,10 +94,10 @@ def _label(row: Row) -> str:
     return f"{row['method']} ({diverged} diverged)" if diverged else str(row["method"])
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, columns: Sequence[Heading]) -> list[str]:
     return [
         MISSING
         if row.get(heading.key) is None
         else heading.show(row[heading.key], row.get(f"{heading.key}_se"))
-        for heading in HEADINGS
+        for heading in columns
     ]

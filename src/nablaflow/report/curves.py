@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from nablaflow.report.words import GUARDED, loss_name
 
 Records = Sequence[Mapping[str, Any]]
 """One mapping for each update: ``update``, ``reward_mean``, ``loss`` and what else is logged."""
@@ -43,6 +45,8 @@ LIGHT = Theme(
     reference="#8a8f98",
     tilt="#b7791f",
 )
+DECADES = 30.0
+"""A loss whose values differ by more has a logarithmic axis."""
 DARK = Theme(
     ink="#aab1bb",
     line="#3a4049",
@@ -71,30 +75,41 @@ def reward_curve(
     if not len(values):
         return None
     figure, axes = _axes("mean reward", theme)
-    for level, name, colour in (
-        (exact_tilt, "exact tilt", theme.tilt),
-        (reference, "reference", theme.reference),
-    ):
-        if level is not None:
-            axes.axhline(level, color=colour, linestyle=(0, (5, 3)), linewidth=1.3, label=name)
+    _levels(axes, theme, {"exact tilt": exact_tilt, "reference": reference})
     _draw(axes, updates, values, "aligned", theme.series[0])
     _legend(axes, theme)
     return figure
 
 
 def loss_curves(records: Records, *, theme: Theme = LIGHT) -> Figure | None:
-    """Each term whose name begins with ``loss``, on a log axis; None where none is positive."""
-    names = dict.fromkeys(key for record in records for key in record if key.startswith("loss"))
-    terms = {name: series(records, name) for name in names}
-    terms = {name: term for name, term in terms.items() if (term[1] > 0).any()}
+    """The loss and its terms by their names; None where nothing was recorded.
+
+    The axis is logarithmic where the values are positive and differ by a factor of `DECADES` or
+    more; else it is linear and has 0 on it. A loss of one term is drawn once.
+    """
+    terms = loss_terms(records)
     if not terms:
         return None
     figure, axes = _axes("loss", theme)
-    axes.set_yscale("log", nonpositive="mask")
-    for place, (name, (updates, values)) in enumerate(terms.items()):
-        _draw(axes, updates, values, name, theme.series[place % len(theme.series)])
+    values = np.concatenate([values for _, values in terms.values()])
+    if values.min() >= 0 and values.max() > DECADES * values[values > 0].min(initial=np.inf):
+        axes.set_yscale("log", nonpositive="mask")
+    else:
+        _with_zero(axes, values)
+    for place, (name, (updates, own)) in enumerate(terms.items()):
+        _draw(axes, updates, own, name, theme.series[place % len(theme.series)])
     _legend(axes, theme)
     return figure
+
+
+def loss_terms(records: Records) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Updates and values of the loss and of its terms, by the names that are shown."""
+    keys = dict.fromkeys(key for record in records for key in record if key.startswith("loss"))
+    found = {key: series(records, key) for key in keys}
+    terms = {key: term for key, term in found.items() if (term[1] != 0).any()}
+    if len(terms) == 2 and "loss" in terms:  # the one term and the sum are the same
+        del terms["loss"]
+    return {loss_name(key): term for key, term in terms.items()}
 
 
 def guard_curve(
@@ -107,21 +122,27 @@ def guard_curve(
 ) -> Figure | None:
     """One of the guard's figures over updates; None where it was not recorded.
 
+    The axis has 0 on it but for the trained reward's, so that a small change looks small.
+
     Args:
         records: of the run.
         metric: kl, diversity, held_out or reward.
-        start: its value at the reference, which is update 0.
-        budget: its limit, a horizontal line.
+        start: its value at the reference, which is update 0, a horizontal line.
+        budget: its limit, another.
         theme: colours.
     """
     first = [] if start is None else [{"update": 0, f"guard_{metric}": start}]
     updates, values = series([*first, *records], f"guard_{metric}")
     if len(values) <= len(first):
         return None
-    figure, axes = _axes(metric.replace("_", "-"), theme)
-    if budget is not None:
-        axes.axhline(budget, color=theme.tilt, linestyle=(0, (5, 3)), linewidth=1.3, label="budget")
+    _, label = GUARDED.get(metric, ("", metric.replace("_", "-")))
+    figure, axes = _axes(label, theme)
+    _levels(axes, theme, {"budget": budget, "reference": None if metric == "kl" else start})
     _draw(axes, updates, values, "aligned", theme.series[0])
+    if metric != "reward":
+        _with_zero(axes, np.append(values, [level for level in (start, budget) if level]))
+    if metric == "diversity":
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _legend(axes, theme)
     return figure
 
@@ -155,7 +176,7 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 def _axes(label: str, theme: Theme) -> tuple[Figure, Axes]:
     # A Figure of its own: pyplot would keep it in global state for ever.
-    figure = Figure(figsize=(6.4, 3.0), dpi=180, layout="constrained")
+    figure = Figure(figsize=(5.2, 2.9), dpi=200, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel("update", color=theme.ink)
     axes.set_ylabel(label, color=theme.ink)
@@ -165,6 +186,22 @@ def _axes(label: str, theme: Theme) -> tuple[Figure, Axes]:
     axes.spines["bottom"].set_color(theme.line)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, axes
+
+
+def _levels(axes: Axes, theme: Theme, levels: Mapping[str, float | None]) -> None:
+    """A dashed horizontal line for each level that is known."""
+    colours = {"reference": theme.reference}
+    for name, level in levels.items():
+        if level is not None:
+            colour = colours.get(name, theme.tilt)
+            axes.axhline(level, color=colour, linestyle=(0, (5, 3)), linewidth=1.3, label=name)
+
+
+def _with_zero(axes: Axes, values: np.ndarray) -> None:
+    """An axis that has 0 and all values on it, and some room beyond."""
+    low, high = min(0.0, values.min()), max(0.0, values.max())
+    room = 0.08 * ((high - low) or 1.0)
+    axes.set_ylim(low - (room if low < 0 else 0.0), high + room)
 
 
 def _draw(axes: Axes, updates: np.ndarray, values: np.ndarray, name: str, colour: str) -> None:

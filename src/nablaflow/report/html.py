@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from nablaflow.metrics.catalog import METRICS
 from nablaflow.report.curves import (
     DARK,
     LIGHT,
@@ -20,14 +21,17 @@ from nablaflow.report.curves import (
     Theme,
     guard_curve,
     loss_curves,
+    loss_terms,
     png,
     reward_curve,
+    series,
 )
 from nablaflow.report.loading import Saved, loading_section
+from nablaflow.report.meaning import About, glossary, lead
 from nablaflow.report.pictures import by_prompt, check_same_number, shown, to_picture
 from nablaflow.report.style import CSS
 from nablaflow.report.table import html_table
-from nablaflow.report.words import PAST
+from nablaflow.report.words import GUARDED, PAST
 from nablaflow.storage.files import write_whole
 from nablaflow.typing import Images
 
@@ -46,6 +50,7 @@ def write_report(
     prompts: Sequence[str],
     records: Records,
     saved: Saved | None,
+    about: About | None = None,
 ) -> Path:
     """Write the report.
 
@@ -59,6 +64,7 @@ def write_report(
         prompts: one for each image.
         records: of ``metrics.jsonl``.
         saved: the policy, for the lines that load it; None leaves the section out.
+        about: what the run did; None leaves out what the page would say of it.
 
     Returns:
         The path.
@@ -70,12 +76,14 @@ def write_report(
     body = "".join(
         [
             f"<header><h1>{escape(title)}</h1>{_facts(summary)}</header>",
+            lead(about),
             _way(summary),
             html_table(summary),
             _pictures(before, after, prompts),
             _curves(records, summary),
             _guard(records, summary),
             loading_section(saved),
+            glossary(about),
             _config(config_text),
         ]
     )
@@ -162,8 +170,9 @@ def _pictures(before: Tensor, after: Tensor, prompts: Sequence[str]) -> str:
 
 def _sheet(side: str, prompt: str, images: Tensor) -> str:
     kind = ' class="tiny"' if max(images.shape[-2:]) <= _TINY else ""
+    whose = f"{side} model, seed"
     pictures = "".join(
-        f'<img{kind} alt="{escape(f"{side}, seed {seed}: {prompt}")}" src="{_inline(image)}">'
+        f'<img{kind} alt="{escape(f"{whose} {seed}: {shown(prompt)}")}" src="{_inline(image)}">'
         for seed, image in enumerate(images)
     )
     return f'<figure><figcaption>{side}</figcaption><div class="sheet">{pictures}</div></figure>'
@@ -192,16 +201,11 @@ def _curves(records: Records, summary: Mapping[str, Any]) -> str:
     def loss(theme: Theme) -> Figure | None:
         return loss_curves(records, theme=theme)
 
-    figures = _figure("Mean reward over updates", reward) + _figure("Loss over updates", loss)
+    seen = _seen(records, "reward_mean", {"the reference's": reference, "the exact tilt's": tilt})
+    figures = _figure("Mean reward of the images that each update trained on", seen, reward)
+    terms = "; ".join(f"{name} {_run_of(*term)}" for name, term in loss_terms(records).items())
+    figures += _figure("Loss, by its terms", terms, loss)
     return f'<h2>Training</h2><div class="curves">{figures}</div>' if figures else ""
-
-
-_GUARDED = {
-    "kl": "Divergence of the paths from the reference's, nats",
-    "diversity": "Diversity within prompts, as a share of the reference's",
-    "held_out": "Mean of the held-out reward",
-    "reward": "Mean of the trained reward, on the guard's images",
-}
 
 
 def _guard(records: Records, summary: Mapping[str, Any]) -> str:
@@ -213,22 +217,47 @@ def _guard(records: Records, summary: Mapping[str, Any]) -> str:
     budgets = guard["budgets"]
     figures = "".join(
         _figure(
-            caption,
+            said[0].upper() + said[1:],
+            _seen(records, f"guard_{metric}", {"the budget": budgets.get(metric)}),
             lambda theme, metric=metric: guard_curve(
                 records,
                 metric,
-                start=start[metric],
+                start=start.get(metric),
                 budget=budgets.get(metric),
                 theme=theme,
             ),
         )
-        for metric, caption in _GUARDED.items()
+        for metric, (said, _) in {**GUARDED, **_further(budgets)}.items()
     )
-    note = "The same prompts and the same noise each time; update 0 is the reference."
+    note = (
+        "The guard watches for reward hacking: at intervals it samples the same prompts from the "
+        "same noise and compares with the reference, which is update 0. A budget is the limit at "
+        "which it warns, stops the run or goes back to the best update."
+    )
     return f'<h2>Guard</h2><p class="note">{note}</p><div class="curves">{figures}</div>'
 
 
-def _figure(caption: str, draw: Callable[[Theme], Figure | None]) -> str:
+def _further(budgets: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Captions, and labels of axes, of the metrics that have a budget by name."""
+    named = {name: METRICS[name].label for name in budgets if name in METRICS}
+    return {name: (label, name) for name, label in named.items() if name not in GUARDED}
+
+
+def _seen(records: Records, key: str, levels: Mapping[str, float | None]) -> str:
+    """What a curve and its horizontal lines show, in words."""
+    known = [f"{name} is {level:.3g}" for name, level in levels.items() if level is not None]
+    updates, values = series(records, key)
+    return "; ".join([_run_of(updates, values), *known]) if len(values) else ""
+
+
+def _run_of(updates: Any, values: Any) -> str:
+    return (
+        f"from {values[0]:.3g} at update {updates[0]:.0f} to {values[-1]:.3g} at update "
+        f"{updates[-1]:.0f}, between {values.min():.3g} and {values.max():.3g}"
+    )
+
+
+def _figure(caption: str, seen: str, draw: Callable[[Theme], Figure | None]) -> str:
     """Drawn twice, and the browser shows the one that goes with its background."""
     light, dark = draw(LIGHT), draw(DARK)
     if light is None or dark is None:
@@ -236,7 +265,8 @@ def _figure(caption: str, draw: Callable[[Theme], Figure | None]) -> str:
     return (
         f"<figure><figcaption>{caption}</figcaption><picture>"
         f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(png(dark))}">'
-        f'<img alt="{caption}" src="{_data_uri(png(light))}"></picture></figure>'
+        f'<img alt="{escape(f"Curve: {caption}: {seen}")}" src="{_data_uri(png(light))}">'
+        "</picture></figure>"
     )
 
 

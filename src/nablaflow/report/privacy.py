@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from nablaflow.rewards.trl import TRL
+
 _SIGN = re.compile(r"((?:^|\s[+-]\s+)(?:[\d.e]+\s*\*\s*)?)")  # between the rewards of a sum
 
 
@@ -14,14 +16,18 @@ def without_folders(text: str) -> str:
 
     >>> without_folders("warmth + 0.5*/home/me/my rewards/mine.py:score")
     'warmth + 0.5*…/mine.py:score'
+    >>> without_folders("trl:/home/me/mine.py:score")
+    'trl:…/mine.py:score'
     """
     pieces = re.split(_SIGN, text)
     return "".join(_last_part(piece) for piece in pieces)
 
 
 def _last_part(text: str) -> str:
-    absolute = text.startswith(("/", "~"))
-    return f"…/{text.rstrip('/').rpartition('/')[2]}" if absolute else text
+    kind = TRL if text.startswith(TRL) else ""
+    place = text.removeprefix(kind)
+    absolute = place.startswith(("/", "~"))
+    return f"{kind}…/{place.rstrip('/').rpartition('/')[2]}" if absolute else text
 
 
 def without_folders_in(value: Any) -> Any:

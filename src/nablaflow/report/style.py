@@ -27,6 +27,13 @@ p { margin: .5rem 0; max-width: 44rem; }
 .facts, .note, small, figcaption { color: var(--muted); }
 .note { font-size: .92rem; }
 .scroll { overflow-x: auto; }
+a { color: inherit; text-decoration-color: var(--line); text-underline-offset: .2em; }
+.lead { margin-bottom: 2.5rem; }
+.formula { font-family: ui-serif, Georgia, "Times New Roman", serif; font-size: 1.1rem; }
+.formula { margin: .9rem 0; padding-left: 1.1rem; border-left: .2rem solid var(--tilt); }
+dl { margin: 0; max-width: 44rem; }
+dt { font-weight: 600; margin-top: 1.1rem; scroll-margin-top: 1rem; }
+dd { margin: .15rem 0 0; color: var(--muted); font-size: .92rem; }
 
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .8rem 1rem; text-align: right; white-space: nowrap; }
@@ -64,8 +71,9 @@ figcaption { font-size: .82rem; margin-bottom: .4rem; }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); gap: .35rem; }
 .sheet img { width: 100%; display: block; border-radius: .3rem; }
 .sheet img.tiny { image-rendering: pixelated; }
-.curves { display: grid; gap: 2rem; }
-.curves img { width: 100%; max-width: 48rem; height: auto; display: block; }
+.curves { display: grid; gap: 2rem; margin-top: 1.25rem; }
+.curves { grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); }
+.curves img { width: 100%; max-width: 36rem; height: auto; display: block; }
 
 pre {
   margin: 1rem 0; padding: 1.1rem 1.25rem; overflow-x: auto; background: var(--card);
@@ -79,8 +87,13 @@ summary { cursor: pointer; font-size: 1.3rem; font-weight: 600; letter-spacing: 
 @media (max-width: 40rem) {
   main { padding: 2.5rem 1rem 4rem; }
   h1 { font-size: 1.8rem; }
-  th, td { padding: .7rem .5rem; font-size: .82rem; }
-  tbody th small { display: none; }
+  /* A figure's name above its three values, so that the table is whole on a phone. */
+  table, thead, tbody { display: block; }
+  thead tr, tbody tr { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  thead td { display: none; }
+  tbody th { grid-column: 1 / -1; padding: .8rem 0 .1rem; }
+  thead th, td { padding: .4rem .25rem .7rem; font-size: .8rem; text-align: center; }
+  td.policy, thead th.policy, tbody tr:last-child td.policy { border-radius: .4rem; }
   .pair { gap: .75rem; }
   .sheet { grid-template-columns: repeat(auto-fill, minmax(4rem, 1fr)); }
 }

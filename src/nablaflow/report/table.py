@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -13,6 +13,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from nablaflow.evaluation.budgets import is_ceiling
+from nablaflow.metrics.catalog import METRICS
 from nablaflow.metrics.tilt import MIN_EFFECTIVE_SAMPLE_SIZE
 from nablaflow.report.words import the_way, warnings
 
@@ -20,13 +22,13 @@ MISSING = "\N{EN DASH}"
 COLUMNS = {"reference": "reference", "policy": "aligned", "exact_tilt": "exact tilt"}
 """Key in ``summary.json`` to the column's heading."""
 _FIGURES = {
-    "reward_mean": ("mean reward", "what was asked for"),
+    "reward_mean": ("mean reward", "in the reward's own unit"),
     "diversity": ("within-prompt diversity", "mean distance between two images of a prompt"),
     "distance_to_reference": (
         "distance to reference",
         "Fréchet distance; how far the prior has moved",
     ),
-    "distance_to_tilt": ("distance to exact tilt", "energy distance; 0 is there"),
+    "distance_to_tilt": ("distance to exact tilt", "energy distance; 0 is the goal"),
 }
 
 
@@ -35,11 +37,13 @@ class SummaryRow:
     """One figure of all three columns, as text.
 
     Attributes:
-        label: name of the figure.
+        key: of the figure in ``summary.json``.
+        label: its name.
         hint: what it says, in a few words.
         cells: one for each of ``COLUMNS``.
     """
 
+    key: str
     label: str
     hint: str
     cells: tuple[str, ...]
@@ -64,10 +68,20 @@ def rows(summary: Mapping[str, Any]) -> list[SummaryRow]:
     columns = [summary.get(key) or {} for key in COLUMNS]
     return [
         SummaryRow(
-            label, hint, tuple(plus_minus(c.get(name), c.get(f"{name}_se")) for c in columns)
+            name, label, hint, tuple(plus_minus(c.get(name), c.get(f"{name}_se")) for c in columns)
         )
-        for name, (label, hint) in _FIGURES.items()
+        for name, (label, hint) in _labels(columns).items()
     ]
+
+
+def _labels(columns: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Label and hint of each figure: those of every run, then the metrics that were asked for."""
+    further = {
+        name: (metric.label, "see docs/metrics.md")
+        for name, metric in METRICS.items()
+        if any(name in column for column in columns)
+    }
+    return {**_FIGURES, **{name: label for name, label in further.items() if name not in _FIGURES}}
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
@@ -113,7 +127,8 @@ def _html_row(row: SummaryRow) -> str:
     cells = "".join(
         f'<td class="{key}">{cell}</td>' for key, cell in zip(COLUMNS, row.cells, strict=True)
     )
-    return f'<tr><th scope="row">{row.label}<small>{row.hint}</small></th>{cells}</tr>'
+    label = f'<a href="#{row.key}">{row.label}</a>'
+    return f'<tr><th scope="row">{label}<small>{row.hint}</small></th>{cells}</tr>'
 
 
 def _closing(summary: Mapping[str, Any]) -> str | None:
@@ -151,7 +166,7 @@ def _guard(summary: Mapping[str, Any]) -> str | None:
         return f"The guard stayed within its budgets; {best}."
     rolled = guard["action"] == "roll-back"
     what = "rolled the run back" if rolled else "stopped the run"
-    side = "above" if trip["metric"] == "kl" else "below"
+    side = "above" if is_ceiling(trip["metric"]) else "below"
     name = trip["metric"].replace("_", "-")
     return (
         f"The guard {what} after update {trip['update']}: {name} {trip['value']:.3g} is {side} its "

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nablaflow.evaluation.budgets import exceeds, is_ceiling
+from nablaflow.metrics.catalog import METRICS
+
 COLLAPSED = 0.5
 """Share of the reference's diversity below which a run is called collapsed."""
 
@@ -12,17 +15,49 @@ PAST = 1.2
 """Of the way to the exact tilt, beyond which a share of the way is no longer what counts."""
 
 
+GUARDED = {
+    "kl": ("divergence of the paths from the reference's", "nats"),
+    "diversity": ("diversity within prompts", "share of the reference's"),
+    "held_out": ("held-out reward, which is not trained", "held-out reward"),
+    "reward": ("trained reward", "reward"),
+}
+"""The guard's figures: what is shown, and the unit of its axis."""
+
+_LOSSES = {
+    "loss": "sum of all terms",
+    "loss_balance": "detailed balance residual",
+    "loss_flow": "fit of the flow score",
+    "loss_forward": "forward residual",
+    "loss_kl": "KL to the reference",
+    "loss_output_regularization": "change since the rollout",
+    "loss_policy": "policy gradient",
+    "loss_pretraining": "distance to the reference",
+    "loss_regression": "weighted regression",
+    "loss_reverse": "reverse residual",
+    "loss_reward": "reward, negative",
+    "loss_terminal": "terminal condition",
+}
+
+
+def loss_name(key: str) -> str:
+    """What a term of the loss is called, by its key in ``metrics.jsonl``."""
+    return _LOSSES.get(key) or key.removeprefix("loss_").replace("_", " ")
+
+
 def warnings(look: Mapping[str, Any], budgets: Mapping[str, float | None]) -> dict[str, str]:
     """A line for each budget of the guard that a look exceeds, by its metric."""
     found = {}
-    for metric, say in _SAID.items():
+    for metric in dict.fromkeys([*_SAID, *budgets]):
         value, limit = look.get(metric), budgets.get(metric)
-        if value is None or limit is None:
-            continue
-        within = value <= limit if metric == "kl" else value >= limit
-        if not within:
-            found[metric] = say(value, limit)
+        if value is not None and limit is not None and exceeds(metric, value, limit):
+            say = _SAID.get(metric)
+            found[metric] = say(value, limit) if say else _of_metric(metric, value, limit)
     return found
+
+
+def _of_metric(metric: str, value: float, limit: float) -> str:
+    side = "above" if is_ceiling(metric) else "below"
+    return f"{METRICS[metric].label} is {value:.3g}, {side} its budget of {limit:g}"
 
 
 def _divergence(value: float, limit: float) -> str:

@@ -14,10 +14,8 @@ from nablaflow.errors import UserError, nearest
 from nablaflow.nano.shown import shape_shown
 from nablaflow.nano.taste import preference_rule
 from nablaflow.rewards.aesthetic import Aesthetic
-from nablaflow.rewards.brightness import brightness
 from nablaflow.rewards.cap import Cap
 from nablaflow.rewards.clip_score import ClipScore
-from nablaflow.rewards.colorfulness import colorfulness
 from nablaflow.rewards.combine import WeightedSum, parse, weighted_sum
 from nablaflow.rewards.contract import (
     Components,
@@ -27,7 +25,6 @@ from nablaflow.rewards.contract import (
     score_and_gradient,
     walk,
 )
-from nablaflow.rewards.contrast import contrast
 from nablaflow.rewards.custom import is_custom, is_fitted, load_function
 from nablaflow.rewards.fitted import Fitted
 from nablaflow.rewards.hpsv2 import HPSv2
@@ -36,12 +33,12 @@ from nablaflow.rewards.jpeg_size import jpeg_compressibility, jpeg_incompressibi
 from nablaflow.rewards.minimum import Minimum
 from nablaflow.rewards.normalized import Normalized, memory, observe, recall
 from nablaflow.rewards.pickscore import PickScore
+from nablaflow.rewards.pixels import brightness, colorfulness, contrast, symmetry, warmth
 from nablaflow.rewards.preference import Preference
 from nablaflow.rewards.probe import RewardProbe, probe, require_gradient
 from nablaflow.rewards.remote import Remote
 from nablaflow.rewards.settings import RewardSettings, parse_settings
-from nablaflow.rewards.symmetry import symmetry
-from nablaflow.rewards.warmth import warmth
+from nablaflow.rewards.trl import TrlReward, is_trl, load_trl, tell_metadata
 from nablaflow.typing import Reward
 
 __all__ = [
@@ -51,6 +48,7 @@ __all__ = [
     "Components",
     "NamedReward",
     "RewardProbe",
+    "TrlReward",
     "WeightedSum",
     "check_finite",
     "load",
@@ -60,6 +58,7 @@ __all__ = [
     "recall",
     "require_gradient",
     "score_and_gradient",
+    "tell_metadata",
 ]
 
 CALLABLE = "python:"
@@ -97,10 +96,10 @@ def load(spec: str | Mapping[str, Any] | Reward) -> NamedReward:
     """The reward that a spec means; weights of learned ones are not read yet.
 
     Args:
-        spec: a name of ``REWARDS`` or ``CONFIGURABLE``, ``path/to/file.py:function``, the file
-            of a fitted reward, a sum of those such as ``warmth + 0.5*symmetry``, a mapping with
-            ``name`` and settings, a sum as a mapping of spec to weight or of a name to settings
-            and ``weight``, or a callable.
+        spec: a name of ``REWARDS`` or ``CONFIGURABLE``, ``path/to/file.py:function``, the same
+            after ``trl:`` for a function with TRL's signature, the file of a fitted reward, a sum
+            of those such as ``warmth + 0.5*symmetry``, a mapping with ``name`` and settings, a sum
+            as a mapping of spec to weight or of a name to settings and ``weight``, or a callable.
 
     Raises:
         UserError: there is no such reward, or a sum, a setting or a file cannot be read.
@@ -164,6 +163,8 @@ def _find(spec: str) -> NamedReward:
             f"reward {spec!r} was a function handed to nablaflow.align: put it in a file and give "
             "reward=path/to/file.py:function"
         )
+    if is_trl(spec):
+        return load_trl(spec)
     if is_custom(spec):
         return NamedReward(spec, load_function(spec))
     if spec in CONFIGURABLE or is_fitted(spec):

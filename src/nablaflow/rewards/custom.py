@@ -6,13 +6,17 @@ import functools
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from nablaflow.errors import UserError, nearest
 from nablaflow.rewards.calling import left_as_it_was
 from nablaflow.rewards.contract import summary
-from nablaflow.typing import Reward
+
+MODULE = "nablaflow_file_"
+"""Begins the name of the module that a user's file is."""
 
 
 def is_custom(spec: str) -> bool:
@@ -25,45 +29,70 @@ def is_fitted(spec: str) -> bool:
     return spec.endswith(".safetensors")
 
 
-def load_function(spec: str) -> Reward:
-    """Import a Python file, which runs it, and take one function out of it.
-
-    A file is run once however many of its functions are taken, and anew after it was changed.
+def load_function(
+    spec: str, what: str = "reward", arguments: str = "(images, prompts)"
+) -> Callable[..., Any]:
+    """A function of a Python file, which is run for it; see `load_object`.
 
     Args:
-        spec: ``path/to/file.py:function``; the path is relative to the working directory.
+        spec: ``path/to/file.py:function``.
+        what: the function is, for messages.
+        arguments: that it should take, for messages.
 
     Raises:
         UserError: no such file or function, not callable, or the file fails to run.
     """
+    found = load_object(spec, what)
+    _check_callable(f"{what} {spec!r}", found, arguments)
+    return found
+
+
+def load_object(spec: str, what: str, kind: str = "function") -> Any:
+    """Import a Python file, which runs it, and take one name out of it.
+
+    A file is run once however many of its names are taken, and anew after it was changed.
+
+    Args:
+        spec: ``path/to/file.py:name``; the path is relative to the working directory.
+        what: it is, and ``kind`` what it should be, for messages.
+
+    Raises:
+        UserError: no such file or name, or the file fails to run.
+    """
     # The last colon, since a Windows path has one of its own.
     location, _, attribute = spec.rpartition(":")
     if not location or not attribute.isidentifier():
-        raise UserError(f"reward {spec!r} names no function: write path/to/file.py:function")
+        raise UserError(f"{what} {spec!r} names no {kind}: write path/to/file.py:{kind}")
     try:
         path = Path(location).expanduser().resolve()
         there = path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no such home
-        raise UserError(f"reward {spec[:60]!r}: no file can have this name ({error})") from None
+        raise UserError(f"{what} {spec[:60]!r}: no file can have this name ({error})") from None
     if not there:
-        raise UserError(f"reward {spec!r}: there is no file {path}; check the path")
+        raise UserError(f"{what} {spec!r}: there is no file {path}; check the path")
     if path.suffix != ".py":
-        raise UserError(f"reward {spec!r}: {path.name} is not a Python file; its name must end .py")
+        raise UserError(f"{what} {spec!r}: {path.name} is not a Python file; its name must end .py")
     module = _run(path, path.stat().st_mtime_ns)
     if not hasattr(module, attribute):
         raise UserError(
-            f"reward {spec!r}: {path.name} has no {attribute}; {_hint(attribute, module)}"
+            f"{what} {spec!r}: {path.name} has no {attribute}; {_hint(attribute, module)}"
         )
-    found = getattr(module, attribute)
-    _check_callable(spec, found)
-    return found
+    return getattr(module, attribute)
+
+
+def place_of(kind: type) -> str | None:
+    """``path/to/file.py:Class`` of a class that `load_object` found; None for any other."""
+    module = sys.modules.get(kind.__module__)
+    if module is None or not kind.__module__.startswith(MODULE):
+        return None
+    return f"{module.__file__}:{kind.__name__}"
 
 
 @functools.cache
 def _run(path: Path, modified: int) -> ModuleType:
     """Run a file as a module; ``modified`` only tells one version of the file from the next."""
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    name = f"nablaflow_reward_{path.stem}_{digest}"
+    name = f"{MODULE}{path.stem}_{digest}"
     found = importlib.util.spec_from_file_location(name, path)
     assert found is not None  # the name ends .py
     assert found.loader is not None
@@ -71,12 +100,12 @@ def _run(path: Path, modified: int) -> ModuleType:
     # Dataclasses and pickle look a module up by its name.
     sys.modules[name] = module
     try:
-        with left_as_it_was(f"reward file {path}"):
+        with left_as_it_was(f"file {path}"):
             found.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(
-            f"reward file {path} fails when imported ({summary(error)}); mend it until "
+            f"file {path} fails when imported ({summary(error)}); mend it until "
             "`python` runs it without an error"
         ) from error
     return module
@@ -94,11 +123,11 @@ def _hint(attribute: str, module: ModuleType) -> str:
     return nearest(attribute, own) if own else "define it there"
 
 
-def _check_callable(spec: str, found: object) -> None:
+def _check_callable(name: str, found: object, arguments: str) -> None:
     if isinstance(found, type):
-        raise UserError(f"reward {spec!r} is a class: make an instance in the file and name that")
+        raise UserError(f"{name} is a class: make an instance in the file and name that")
     if not callable(found):
         raise UserError(
-            f"reward {spec!r} is of type {type(found).__name__}, which cannot be called: "
-            "name a function of (images, prompts)"
+            f"{name} is of type {type(found).__name__}, which cannot be called: "
+            f"name a function of {arguments}"
         )

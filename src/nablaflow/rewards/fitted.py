@@ -100,8 +100,8 @@ class FittedReward:
         """Mean over the members and their standard deviation, each (batch,), float32.
 
         Raises:
-            UserError: at the first call, if the features' weights cannot be had, or are others
-                than those of the fit.
+            UserError: at the first call, if the features' weights cannot be downloaded, or are
+                others than those of the fit.
         """
         extractor, heads = self._on(images.device)
         return mean_and_spread(heads(extractor(images)))

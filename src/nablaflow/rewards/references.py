@@ -13,6 +13,7 @@ from nablaflow.rewards import CALLABLE
 from nablaflow.rewards.combine import parse
 from nablaflow.rewards.custom import is_custom, is_fitted
 from nablaflow.rewards.secrets import masked_url
+from nablaflow.rewards.trl import TRL
 from nablaflow.storage import checksums
 
 CODE, HOST, VARIABLE, FILE = "code", "host", "environment variable", "file"
@@ -82,7 +83,7 @@ def _of_text(text: str, *, is_setting: bool = False) -> Iterator[Reference]:
         return
     for term in sorted({text, *_terms(text)}):
         if is_custom(term):
-            yield Reference(CODE, term)
+            yield Reference(CODE, term.removeprefix(TRL))
         elif is_fitted(term) or is_path(term, or_name=is_setting):
             yield Reference(FILE, term)
 

@@ -6,20 +6,19 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from nablaflow.errors import UserError, nearest
 from nablaflow.rewards.contract import NamedReward
 from nablaflow.rewards.secrets import masked
+from nablaflow.settings import Settings
 
 Load = Callable[[Any], NamedReward]
 """From a spec to its reward; given to those that are made of others."""
 
 
-class RewardSettings(BaseModel):
+class RewardSettings(Settings):
     """Base of every reward with settings; a class of it is a reward's line in the list."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @abstractmethod
     def build(self, name: str, load: Load) -> NamedReward:

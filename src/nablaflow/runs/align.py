@@ -5,24 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    Progress,
-)
 
 from nablaflow.config.recipe import Config
-from nablaflow.models import model_source
+from nablaflow.models import LivePipeline
 from nablaflow.models.rehearsal import rehearse
+from nablaflow.progress import Progress, Work, show
 from nablaflow.report.words import warnings
 from nablaflow.rewards import NamedReward
-from nablaflow.runs.choices import as_chosen, undecided
-from nablaflow.runs.finish import Run, finish
+from nablaflow.runs.accelerator import fresh_accelerator
+from nablaflow.runs.callback import Callback, OnUpdate
+from nablaflow.runs.choices import as_chosen
+from nablaflow.runs.finish import finish
 from nablaflow.runs.folder import check_run, open_run
-from nablaflow.runs.progress import progress_display, starter
-from nablaflow.runs.setup import Parts, fresh_accelerator, prepare
+from nablaflow.runs.pretrained import of_live
+from nablaflow.runs.run import Run
+from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.sheets import write_missing_sheet, write_sheet
 from nablaflow.runs.stopping import (
     Interrupted,
@@ -32,7 +33,9 @@ from nablaflow.runs.stopping import (
 )
 from nablaflow.runs.trust import remember
 from nablaflow.storage.checkpoint import list_checkpoints
+from nablaflow.storage.files import append_line
 from nablaflow.storage.records import append_record, drop_records_after
+from nablaflow.storage.run_folder import LOG
 from nablaflow.storage.whole import checkpoint_to_resume, retire_after
 from nablaflow.training.stepper import Record
 
@@ -44,11 +47,15 @@ def run(
     overwrite: bool = False,
     console: Console | None = None,
     reward: NamedReward | None = None,
+    pipeline: LivePipeline | None = None,
+    on_update: OnUpdate | None = None,
 ) -> Run:
     """Carry out a configuration.
 
     Args:
         reward: in place of the configuration's, which then only names it.
+        pipeline: the user's own, in place of the configuration's model.
+        on_update: told the record of each update; see `nablaflow.runs.callback`.
 
     Raises:
         UserError: a mistake in it; nothing was written unless the folder was fit to be used.
@@ -56,36 +63,49 @@ def run(
         Interrupted: after Ctrl-C, with a checkpoint.
     """
     console = console or Console(stderr=True)
-    folder = config.output_dir
+    folder, callback = config.output_dir, Callback(on_update)
+    if pipeline is not None:
+        config = of_live(config, pipeline)
     if resume:
         config = as_chosen(config)
     check_run(config, resume=resume, overwrite=overwrite)
     with fresh_accelerator():
         found = list_checkpoints(folder) if resume else []
-        parts = _prepare(config, folder, reward, found[-1] if found else None, console)
+        checkpoint = found[-1] if found else None
+        parts = _prepare(config, folder, reward, pipeline, checkpoint, console)
         if not resume:
             # Before the folder, since they may refuse.
-            _rehearse(parts)
-            _begin(parts, console)
+            with _progress(parts, console) as progress:
+                _rehearse(parts, progress)
+                _begin(parts, progress)
         with _opened(parts, resume=resume, overwrite=overwrite):
             if resume:
                 _restore(parts, folder)
             parts.tell((*parts.notes, *parts.choices))
-            with disk_full_is_the_users(folder), progress_display(console) as progress:
-                _train(parts, folder, progress)
+            with disk_full_is_the_users(folder), _progress(parts, console, folder) as progress:
+                _train(parts, folder, progress, callback)
                 with stopped_at_once():
                     result = finish(parts, folder, progress)
         parts.accelerator.end_training()  # of the trackers, and of the group of processes
-    return result
+    return replace(result, live=pipeline, reward=reward)
 
 
-def _rehearse(parts: Parts) -> None:
+def _progress(parts: Parts, console: Console, folder: Path | None = None) -> Progress:
+    """What the main process shows, and writes to the folder's log where there is one already."""
+    if not parts.accelerator.is_main_process:
+        return Progress()
+    return show(console, folder and (lambda line: append_line(folder / LOG, line)))
+
+
+def _rehearse(parts: Parts, progress: Progress) -> None:
     """Find out on the main process what would otherwise fail at the end."""
     if not parts.accelerator.is_main_process:
         return
     run = parts.config.output_dir.absolute()
     place = next(folder for folder in run.parents if folder.is_dir())
-    note = rehearse(parts.model, model_source(parts.config.model), place)
+    told = progress.start("rehearse sampling and saving", 1)
+    note = rehearse(parts.model, parts.source, place)
+    told(1)
     if note is not None:
         print(note, file=sys.stderr)
 
@@ -105,22 +125,20 @@ def _prepare(
     config: Config,
     folder: Path,
     reward: NamedReward | None,
+    pipeline: LivePipeline | None,
     checkpoint: Path | None,
     console: Console,
 ) -> Parts:
-    """The parts, under a bar where there is a beta to be found."""
-    if undecided(config) is None:
-        return prepare(config, folder, reward, checkpoint)
-    with progress_display(console) as progress:
-        return prepare(config, folder, reward, checkpoint, starter(progress))
+    """The parts; what has to be found for them first is shown."""
+    with show(console) as progress:
+        return prepare(config, folder, reward, checkpoint, progress.start, pipeline)
 
 
-def _begin(parts: Parts, console: Console) -> None:
+def _begin(parts: Parts, progress: Progress) -> None:
     """What is measured on the reference before the first update."""
-    with progress_display(console) as progress:
-        _begin_gamma(parts, progress)
-        if parts.trainer.guard is not None:
-            parts.trainer.begin_guard(_looking(parts, progress))
+    _begin_gamma(parts, progress)
+    if parts.trainer.guard is not None:
+        parts.trainer.begin_guard(_looking(parts, progress))
 
 
 def _begin_gamma(parts: Parts, progress: Progress) -> None:
@@ -128,26 +146,25 @@ def _begin_gamma(parts: Parts, progress: Progress) -> None:
     trainer = parts.trainer
     if trainer.gamma is None or trainer.gamma.isfinite().all():
         return
-    shown = parts.accelerator.is_main_process
-    task = progress.add_task("measure gamma", total=len(trainer.gamma_prompts()), visible=shown)
-    trainer.begin_gamma(lambda done: progress.advance(task, done))
-    if shown:
-        told = " ".join(f"{value:.2f}" for value in trainer.gamma[1:].tolist())
-        progress.console.print(f"gamma, trust in the predicted reward, k = 1 ... K: {told}")
-    progress.remove_task(task)
+    work = progress.start("measure gamma", len(trainer.gamma_prompts()), inner=True)
+    trainer.begin_gamma(work)
+    work.end()
+    told = " ".join(f"{value:.2f}" for value in trainer.gamma[1:].tolist())
+    progress.say(f"gamma, trust in the predicted reward, k = 1 ... K: {told}")
 
 
 def _looking(parts: Parts, progress: Progress) -> Callable[[int], None]:
-    """The guard's bar: it fills anew at each look, and is seen only until it is full."""
-    if parts.trainer.guard is None or not parts.accelerator.is_main_process:
-        return lambda done: None
-    total = parts.trainer.guard.n
-    task = progress.add_task("guard", total=total, visible=False)
-    count = [0]
+    """Told how many more images the guard has looked at; each look is a piece of work."""
+    guard = parts.trainer.guard
+    if guard is None:
+        return lambda more: None
+    work: Work | None = None
 
-    def told(done: int) -> None:
-        count[0] = (count[0] + done) % total
-        progress.update(task, completed=count[0], visible=count[0] > 0)
+    def told(more: int) -> None:
+        nonlocal work
+        if work is None or work.ended:
+            work = progress.start("guard", guard.n, inner=True)
+        work(more)
 
     return told
 
@@ -164,11 +181,12 @@ def _restore(parts: Parts, folder: Path) -> None:
             write_missing_sheet(parts, folder)
 
 
-def _train(parts: Parts, folder: Path, progress: Progress) -> None:
+def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -> None:
     trainer, accelerator, config = parts.trainer, parts.accelerator, parts.config
     shown = accelerator.is_main_process
     accelerator.init_trackers("nablaflow", {"method": parts.trainer.method.name})
-    task = progress.add_task("train", total=trainer.total, completed=trainer.done, visible=shown)
+    unit = "" if config.training.minutes is None else "s"
+    work = progress.start("train", trainer.total, done=trainer.done, unit=unit)
     pressed: list[bool] = []
     warned: set[str] = set()
     on_look = _looking(parts, progress)
@@ -176,15 +194,16 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
     trainer.begin_guard(on_look)
 
     def on_update(record: Record) -> bool:
+        asked = False
         if shown:
             append_record(folder, record)
             accelerator.log({k: v for k, v in record.items() if k != "update"}, step=trainer.update)
-            told = f"train: reward {record['reward_mean']:.3f}, loss {record['loss']:.2g}"
-            told += _guard_told(parts)
             for line in _new_warnings(parts, warned):
-                progress.console.print(line)
-            progress.update(task, completed=trainer.done, description=told)
-        return bool(pressed)
+                progress.say(line)
+            told = f"reward {record['reward_mean']:.3f}, loss {record['loss']:.2g}"
+            work.reach(trainer.done, told + _guard_told(parts))
+            asked = callback(record)
+        return asked or bool(pressed)
 
     def on_saved() -> None:
         if shown and trainer.update % config.training.sample_every == 0:
@@ -192,13 +211,15 @@ def _train(parts: Parts, folder: Path, progress: Progress) -> None:
 
     with stopping(pressed):
         trainer.train(folder, on_update, on_saved, on_look)
+    callback.settle(trainer.update, folder)
     if pressed and not trainer.finished:
         accelerator.end_training()
         raise Interrupted(f"stopped after update {trainer.update}; go on with --resume")
+    work.end()
 
 
 def _guard_told(parts: Parts) -> str:
-    """The latest of the guard's figures, for the progress bar."""
+    """The latest of the guard's figures."""
     guard = parts.trainer.guard
     if guard is None or guard.last is None:
         return ""
@@ -210,7 +231,7 @@ def _new_warnings(parts: Parts, warned: set[str]) -> list[str]:
     guard = parts.trainer.guard
     if guard is None or guard.last is None or guard.settings.action != "warn":
         return []
-    found = warnings(asdict(guard.last), guard.settings.budgets)
+    found = warnings(guard.last.figures(), guard.settings.limits)
     new = [f"after update {guard.last.update}: {found[metric]}" for metric in found.keys() - warned]
     warned.update(found)
     return sorted(new)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 
 import psutil
+import torch
 
 from nablaflow.config.recipe import Config
+from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import UserError
+from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.methods import METHODS, Method
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, probe, require_gradient
@@ -15,8 +18,38 @@ from nablaflow.rewards import NamedReward, probe, require_gradient
 _FLOAT = 4  # bytes
 
 
-def check_shares(config: Config, processes: int) -> None:
-    training = config.training
+def check_settings(config: Config, evaluated: list[str]) -> None:
+    """What can be told without the model.
+
+    Args:
+        evaluated: the prompts to measure on.
+
+    Raises:
+        UserError: settings that do not fit each other.
+    """
+    check_evaluation(config, evaluated)
+    check_group(config.method, config)
+    check_precision(config.method, config)
+
+
+def check_model(
+    config: Config, model: PipelineModel, reward: NamedReward, prompts: list[str]
+) -> None:
+    """What can be told of the model and the reward before any of them works for a run.
+
+    Raises:
+        UserError: the settings do not fit them.
+    """
+    method, training = config.method, config.training
+    check_fits(config, model)
+    check_prompts(config, model)
+    on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
+    method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
+    check_reward(method, reward, model, prompts)
+
+
+def check_shares(training: TrainingSettings, processes: int) -> None:
+    """Refuse trajectories that do not divide among the processes and their optimizer steps."""
     total = training.prompts_per_update * training.images_per_prompt
     if total % processes:
         raise UserError(
@@ -44,7 +77,7 @@ def check_group(method: Method, config: Config) -> None:
     """Refuse one image a prompt for a method that compares a prompt's images."""
     if not method.needs_group or config.training.images_per_prompt > 1:
         return
-    others = ", ".join(name for name, kind in METHODS.items() if not kind.needs_group)
+    others = ", ".join(name for name, kind in METHODS.items() if kind.credit_group is None)
     raise UserError(
         f"training.images_per_prompt: {method.name} compares the images of a prompt and needs 2 or "
         f"more; these do not: {others}"
@@ -69,6 +102,11 @@ def check_evaluation(config: Config, prompts: list[str]) -> None:
                 f"evaluation.{name}: {n} images are fewer than 2 for each of the {len(prompts)} "
                 f"prompts; use {least} or more"
             )
+
+
+def check_metrics(config: Config, prompts: list[str], device: torch.device) -> None:
+    """Find out whether the further metrics are any, and have their packages and weights."""
+    EvaluationPlan.of_summary(config.evaluation, len(prompts), device)
 
 
 def check_reward(
@@ -121,3 +159,17 @@ def check_count(name: str, count: int, each: int) -> None:
             f"{name}: {count:,} of {each:,} bytes each are more than this machine's memory; at "
             f"most {memory // each:,} would fit"
         )
+
+
+LARGE = 10**8  # parameters of a denoiser with which an update on a processor takes an hour or more
+
+
+def note_on_speed(model: PipelineModel) -> list[str]:
+    """A line where a large model would be trained without a GPU, else none."""
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    if model.device.type != "cpu" or parameters < LARGE:
+        return []
+    return [
+        f"training.device: there is no GPU in use, and the model has {parameters / 1e6:.0f} M "
+        "parameters: an update may take hours; nablaflow doctor says how long Stable Diffusion's do"
+    ]

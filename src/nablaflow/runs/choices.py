@@ -5,14 +5,61 @@ What was chosen stands in the run's config.yaml, so that a resumed run and a mea
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from accelerate.state import PartialState
+from accelerate.utils import broadcast_object_list
+
 from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
+from nablaflow.evaluation.beta import ChosenBeta, find_beta
 from nablaflow.methods.tilt_rule import TiltRule, Undecided
 from nablaflow.models.adapters import LoraAdapter
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import StartProgress
+from nablaflow.rewards import NamedReward
+from nablaflow.runs.checks import note_on_speed
 from nablaflow.runs.folder import saved_config
+
+
+def settle(
+    config: Config,
+    model: PipelineModel,
+    reward: NamedReward,
+    prompts: list[str],
+    start: StartProgress,
+) -> tuple[Config, list[str]]:
+    """With the adapter's targets and the beta that it leaves to the run, and lines about both."""
+    config = with_targets(config, model)
+    choices = [str(model.adapter.coverage), *note_on_speed(model)]
+    rule = undecided(config)
+    if rule is not None:
+        found = _found_beta(rule, config, model, reward, prompts, start)
+        config = with_beta(config, found.beta)
+        choices.append(str(found))
+    return config, choices
+
+
+def _found_beta(
+    rule: TiltRule,
+    config: Config,
+    model: PipelineModel,
+    reward: NamedReward,
+    prompts: list[str],
+    start: StartProgress,
+) -> ChosenBeta:
+    """The main process's, on all of them."""
+    found: list[ChosenBeta | UserError | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            found = [find_beta(rule, model, reward, prompts, start, config.evaluation.batch)]
+        except UserError as error:
+            found = [error]
+    (chosen,) = broadcast_object_list(found)
+    if isinstance(chosen, UserError):
+        raise chosen
+    assert chosen is not None
+    return chosen
 
 
 def with_targets(config: Config, model: PipelineModel) -> Config:
@@ -30,21 +77,23 @@ def with_beta(config: Config, beta: float) -> Config:
 
 def undecided(config: Config) -> TiltRule | None:
     """The rule that the run finds its beta by, if its configuration has no number."""
-    beta = getattr(config.method, "beta", None)
+    beta = config.method.beta
     return beta.rule if isinstance(beta, Undecided) else None
 
 
 def as_chosen(config: Config) -> Config:
     """A configuration to resume, with what its run has chosen where it still leaves the choice."""
-    saved = saved_config(config.output_dir)
+    saved = saved_config(config)
     if saved is None:
         return config  # the caller says so
+    if config.model_hash is None:  # by name now: still the pipeline that the run was begun with
+        config = config.model_copy(update={"model_hash": saved.model_hash})
     if config.adapter.targets == "auto":
         config = _replaced(config, "adapter", targets=saved.adapter.targets)
     if config.flow and saved.flow and config.flow.channels == "auto":
         config = _replaced(config, "flow", channels=saved.flow.channels)
     if undecided(config):
-        config = with_beta(config, getattr(saved.method, "beta", math.nan))
+        config = with_beta(config, saved.method.beta)
     return config
 
 

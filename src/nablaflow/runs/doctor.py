@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -11,6 +13,8 @@ import psutil
 import torch
 from rich.table import Table
 
+from nablaflow.config.defaults import DEFAULTS
+from nablaflow.devices import best_device
 from nablaflow.models import (
     AdapterSettings,
     SamplerSettings,
@@ -18,17 +22,60 @@ from nablaflow.models import (
     load_pipeline,
     model_source,
 )
+from nablaflow.models.costs import (
+    STABLE_DIFFUSION_1,
+    STABLE_DIFFUSION_2,
+    Architecture,
+    speed,
+    update_flops,
+)
+from nablaflow.progress.lines import duration
 
 PACKAGES = ("nablaflow", "torch", "diffusers", "transformers", "peft", "accelerate")
 
-# Least memory in GiB to train a LoRA with one transition at a time: weights, the activations of
-# the denoiser, and those of the float32 decoder under the reward gradient. Rough, on purpose.
+
+@dataclass(frozen=True)
+class Need:
+    """What a model asks for.
+
+    Attributes:
+        memory: least GiB to train a LoRA with one transition at a time: weights, the activations
+            of the denoiser, and those of the float32 decoder under the reward gradient. Rough.
+        architecture: None where an update takes seconds anywhere.
+    """
+
+    memory: float
+    architecture: Architecture | None = None
+    checkpointing: bool = False
+
+    def update_seconds(self, speed: float) -> float | None:
+        """Of an update of the default settings of `nablaflow.align`, at so many FLOPs a second."""
+        if self.architecture is None:
+            return None
+        training, steps = DEFAULTS["training"], SamplerSettings().steps
+        flops = update_flops(
+            self.architecture.denoiser_flops(),
+            self.architecture.decoder_flops(),
+            trajectories=training["prompts_per_update"] * training["images_per_prompt"],
+            steps=steps,
+            trained=round(training["transition_fraction"] * steps),
+            checkpointing=self.checkpointing,
+        )
+        return flops / speed
+
+
 NEEDS = {
-    "nano (embedded)": 1.0,
-    "Stable Diffusion 1.5, bf16, gradient checkpointing": 12.0,
-    "Stable Diffusion 1.5, bf16": 20.0,
-    "Stable Diffusion 2.1 (768), bf16, gradient checkpointing": 22.0,
+    "nano (embedded)": Need(1.0),
+    "Stable Diffusion 1.5, bf16, gradient checkpointing": Need(12.0, STABLE_DIFFUSION_1, True),
+    "Stable Diffusion 1.5, bf16": Need(20.0, STABLE_DIFFUSION_1),
+    "Stable Diffusion 2.1 (768), bf16, gradient checkpointing": Need(
+        22.0, STABLE_DIFFUSION_2, True
+    ),
 }
+HOW = (
+    "FLOPs of an update of the default settings (32 trajectories of 20 steps, 4 of them trained), "
+    "counted on shapes, over what a convolution reaches on this device; the reward's are not in it"
+)
 
 
 def _version(package: str) -> str:
@@ -67,6 +114,9 @@ def examine(model: str = "nano") -> dict[str, Any]:
         UserError: there is no such model.
     """
     name, memory = _accelerator()
+    device = best_device()
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    reached = speed(device, dtype, time.perf_counter)
     return {
         "python": platform.python_version(),
         "packages": {package: _version(package) for package in PACKAGES},
@@ -74,9 +124,22 @@ def examine(model: str = "nano") -> dict[str, Any]:
         "memory_gib": round(memory, 1),
         "bf16": not torch.cuda.is_available() or torch.cuda.is_bf16_supported(),
         "threads": torch.get_num_threads(),
-        "fits": {which: memory >= need for which, need in NEEDS.items()},
+        "fits": {which: memory >= need.memory for which, need in NEEDS.items()},
+        "needs_gib": {which: need.memory for which, need in NEEDS.items()},
+        "update_seconds": {which: need.update_seconds(reached) for which, need in NEEDS.items()},
+        "update_seconds_by": HOW,
         "adapter": _adapter(model),
     }
+
+
+def _verdict(found: dict[str, Any], model: str, fits: bool) -> str:
+    need = f"{found['needs_gib'][model]:g} GiB"
+    seconds = found["update_seconds"][model]
+    if not fits:
+        return f"no, needs {need}"
+    if seconds is None:
+        return f"yes, in {need}"
+    return f"yes, in {need}; an update takes about {duration(seconds)}"
 
 
 def table(found: dict[str, Any]) -> Table:
@@ -87,7 +150,8 @@ def table(found: dict[str, Any]) -> Table:
     for package, number in found["packages"].items():
         shown.add_row(package, number)
     for model, fits in found["fits"].items():
-        shown.add_row(f"fits: {model}", "yes" if fits else f"no, needs {NEEDS[model]:g} GiB")
+        shown.add_row(f"fits: {model}", _verdict(found, model, fits))
+    shown.add_row("an update's time", HOW)
     adapter = found["adapter"]
     shown.add_row(f"adapter: {adapter['model']}", adapter["text"].removeprefix("adapter: "))
     return shown

@@ -12,18 +12,24 @@ from typing import Any
 from rich.console import Console
 
 from nablaflow.config.overrides import parse_override
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.evaluation.fit import policy_fit
 from nablaflow.evaluation.measure import Subject
+from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.policy_state import load_policy_state
-from nablaflow.evaluation.protocol import EvaluationPlan, carry_out
+from nablaflow.evaluation.protocol import carry_out
 from nablaflow.methods import Method
+from nablaflow.models import LivePipeline
+from nablaflow.progress import show
 from nablaflow.prompts.sets import Source
 from nablaflow.report import protocol_curves
+from nablaflow.rewards import CALLABLE, NamedReward
+from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.progress import progress_display, starter
-from nablaflow.runs.setup import fresh_accelerator, prepare
-from nablaflow.runs.trust import check_trusted, parts_of_run
+from nablaflow.runs.pretrained import check_may_be_given
+from nablaflow.runs.setup import prepare
+from nablaflow.runs.trust import check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import guards_best
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.run_folder import CURVES
@@ -41,6 +47,9 @@ def evaluate_run(
     settings: Sequence[str] = (),
     trusted: bool = False,
     console: Console | None = None,
+    reward: NamedReward | None = None,
+    pipeline: LivePipeline | None = None,
+    method: type[Method] | None = None,
 ) -> dict[str, Any]:
     """Measure a run's checkpoints again; writes nothing.
 
@@ -52,9 +61,12 @@ def evaluate_run(
         only_last: leave the checkpoints before the last out, the guard's best among them.
         prompts: in place of the run's own, which are then not read; all that a recipe may have as
             ``prompts``. The exact tilt, which is of the run's own, is left out.
-        settings: ``reward=…``, in place of the run's own.
+        settings: ``reward=…``, in place of the run's own; ``model=…``, where the same model is now.
         trusted: whether the user's word is given for what the run asks for, see
             `nablaflow.runs.trust`.
+        reward: a function, in place of the run's own reward.
+        pipeline: the one that the run was begun with, where it has no name.
+        method: the class of the one that it was begun with, where it has no file.
 
     Returns:
         What ``summary.json`` has of figures, what `nablaflow.evaluation.fit` says under ``fit``
@@ -67,21 +79,33 @@ def evaluate_run(
     overrides = ["guard=null"]  # it watches training, with rewards and prompts of its own
     overrides += [] if n is None else [f"evaluation.n={n}"]
     overrides += [] if prompts is None else _measured_on(prompts)
-    own = parts_of_run(settings) - (set() if prompts is None else {"prompts", "evaluation"})
-    config = load_run_config(folder, [*overrides, *settings])
+    own = parts_of_run(settings, ("reward", "model"))
+    own -= set() if prompts is None else {"prompts", "evaluation"}
+    own -= {"reward"} if reward else set()
+    find = methods_of(folder, trusted=trusted, known=method)
+    config = load_run_config(folder, [*overrides, *settings], find)
+    if "model" not in own or pipeline is not None:
+        check_may_be_given(config)
+        own -= {"model"}
     check_trusted(config, folder, own, trusted=trusted)
     with steady(folder) as place, fresh_accelerator():
         found = whole_checkpoints(place)
-        parts = prepare(config, folder, checkpoint=found[-1])
+        parts = prepare(config, folder, reward, found[-1], pipeline=pipeline)
         n = config.evaluation.n
         parts.tell(parts.notes)
         plan = EvaluationPlan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
-        with progress_display(console or Console(stderr=True)) as progress:
+        with show(console) as progress:
             kept = found[-1:] if only_last else found
             best = None if only_last else guards_best(place, found[-1])
-            evaluation, protocol = carry_out(parts.subject, plan, kept, starter(progress), best)
-            fit = None if settings else fit_of_run(parts.subject, found[-1])
+            evaluation, protocol = carry_out(parts.subject, plan, kept, progress.start, best)
+            own_reward = "reward" in own or (reward is not None and reward_is(config, reward))
+            fit = fit_of_run(parts.subject, found[-1]) if own_reward else None
     return {**evaluation.summary, "fit": fit, "protocol": protocol.as_dict()}
+
+
+def reward_is(config: Config, reward: NamedReward) -> bool:
+    """Whether a function is the one that the run was trained by, which no file has."""
+    return config.reward == f"{CALLABLE}{reward.name}"
 
 
 def fit_of_run(subject: Subject, last: Path) -> dict[str, Any] | None:

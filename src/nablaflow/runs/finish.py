@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.progress import Progress
 
 from nablaflow.config.overrides import dump_values, plain_config
 from nablaflow.evaluation.measure import Evaluation, evaluate
 from nablaflow.models import model_source
 from nablaflow.models.adapters import swapped
 from nablaflow.models.export import save_policy
-from nablaflow.report import Saved, before_after, write_report
+from nablaflow.progress import Progress
+from nablaflow.report import About, Saved, before_after, write_report
 from nablaflow.report.pictures import save_picture
 from nablaflow.report.privacy import without_folders, without_folders_in
-from nablaflow.runs.progress import starter
+from nablaflow.runs.run import LORA, Run
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import best_folder
 from nablaflow.storage.files import write_whole
@@ -26,31 +24,15 @@ from nablaflow.storage.records import read_records
 from nablaflow.storage.run_folder import REPORT, SAMPLES, SUMMARY, peak_rss_mb
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        folder: with everything in it.
-        summary: what summary.json holds.
-        lora: folder of the adapter, or of the whole model where no adapter can be loaded.
-    """
-
-    folder: Path
-    summary: dict[str, Any]
-    lora: Path
-
-
 def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
     """Save the policy, measure it, write summary and report; the main process does."""
     if not parts.accelerator.is_main_process:
         parts.accelerator.wait_for_everyone()
-        return Run(folder, {}, folder)
+        return Run(folder, parts.config, {}, folder)
     started = time.perf_counter()
-    source = model_source(parts.config.model)
-    saved = save_policy(parts.model, source, folder)
-    _save_average(parts, source, folder)
-    evaluation = evaluate(parts.subject, starter(progress))
+    saved = save_policy(parts.model, parts.source, folder)
+    _save_average(parts, folder)
+    evaluation = evaluate(parts.subject, progress.start)
     seconds = parts.trainer.seconds + time.perf_counter() - started
     summary = {
         **evaluation.summary,
@@ -66,14 +48,14 @@ def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
     write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     _write_pictures(parts, folder, evaluation, summary, saved)
     parts.accelerator.wait_for_everyone()
-    return Run(folder, summary, saved)
+    return Run(folder, parts.config, summary, saved)
 
 
-def _save_average(parts: Parts, source: str, folder: Path) -> None:
+def _save_average(parts: Parts, folder: Path) -> None:
     if parts.trainer.average is None:
         return
     with swapped(parts.model.network, parts.trainer.average.values):
-        save_policy(parts.model, source, folder / "ema")
+        save_policy(parts.model, parts.source, folder / "ema")
 
 
 def _write_pictures(
@@ -94,9 +76,21 @@ def _write_pictures(
         records=read_records(folder),
         saved=Saved(
             saved.name,
-            as_lora=saved.name == "lora",
+            as_lora=saved.name == LORA,
             pipeline=type(parts.model.pipeline).__name__,
             model=without_folders(model_source(config.model)),
             call=parts.model.stock_call(evaluation.prompts[0]),
         ),
+        about=_about(parts),
+    )
+
+
+def _about(parts: Parts) -> About:
+    method, guard = parts.trainer.method, parts.trainer.guard
+    held_out = None if guard is None or guard.held_out is None else guard.held_out.name
+    return About(
+        method.name,
+        without_folders(parts.reward.name),
+        method.beta,
+        None if held_out is None else without_folders(held_out),
     )

@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from nablaflow.config.overrides import dump_config, load_config, read_recipe, read_yaml
-from nablaflow.config.recipe import Config, parse_config
+from nablaflow.config.recipe import (
+    Config,
+    FindMethod,
+    find_none,
+    method_settings,
+    parse_config,
+)
 from nablaflow.errors import UserError
-from nablaflow.runs.trust import paths_read
+from nablaflow.runs.trust import NeedsWord, paths_read
 from nablaflow.storage.checkpoint import DamagedCheckpoint, list_checkpoints, read_manifest
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.lock import check_free, held
@@ -71,7 +77,7 @@ def _check_content(config: Config, *, resume: bool, overwrite: bool) -> None:
     run = config.output_dir
     check_no_links(run)
     if resume:
-        _check_same(run, dump_config(config))
+        _check_same(config)
     elif is_begun(run):
         if not overwrite:
             raise UserError(
@@ -149,28 +155,36 @@ def _begin(config: Config, *, resume: bool, overwrite: bool) -> None:
 # --- the configuration that a run has -------------------------------------------------------------
 
 
-def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
+def load_run_config(
+    run: Path, overrides: Sequence[str] = (), find: FindMethod = find_none
+) -> Config:
     """The configuration of a run: its config.yaml, or what its last checkpoint has of it.
 
     The first is for people to change; where it is damaged, the second is used and that is said. So
     is a change of what the checkpoint was trained with.
 
+    Args:
+        find: finds the class of a method of the user's own, see `nablaflow.runs.trust.methods_of`.
+
     Raises:
         UserError: the folder holds no run, or neither can be read.
     """
     copy = _copy_in_checkpoint(run)
+    if copy is None and not (run / CONFIG).is_file():
+        raise UserError(_no_run(run))
     try:
-        load_config(run / CONFIG, [], {})  # so that no override is taken for damage
+        load_config(run / CONFIG, [], {}, find)  # so that no override is taken for damage
+    except NeedsWord:
+        raise
     except UserError as error:
         if copy is None:
             raise
         print(f"{error}; the copy in the last checkpoint is used", file=sys.stderr)
-        return load_config(
-            None, overrides, {**read_yaml(copy, "checkpoint"), "output_dir": str(run)}
-        )
-    config = load_config(run / CONFIG, overrides, {"output_dir": str(run)})
+        values = {**read_yaml(copy, "checkpoint"), "output_dir": str(run)}
+        return load_config(None, overrides, values, find)
+    config = load_config(run / CONFIG, overrides, {"output_dir": str(run)}, find)
     if copy is not None:
-        saved = dump_config(parse_config(read_recipe(run / CONFIG)))
+        saved = dump_config(parse_config(read_recipe(run / CONFIG), find))
         for part in _differences(read_yaml(copy, "checkpoint"), read_yaml(saved, CONFIG)):
             if part == "output_dir":  # a folder may be moved
                 continue
@@ -179,6 +193,14 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
                 file=sys.stderr,
             )
     return config
+
+
+def _no_run(run: Path) -> str:
+    """What is there in place of a run folder."""
+    if run.is_dir():
+        return f"{run}: no run folder, since there is no {CONFIG} in it; give output_dir of a run"
+    what = "a file, and a run is a folder" if run.is_file() else "there is no such folder"
+    return f"{run}: {what}; give output_dir of a run, such as runs/demo"
 
 
 def _copy_in_checkpoint(run: Path) -> str | None:
@@ -190,9 +212,9 @@ def _copy_in_checkpoint(run: Path) -> str | None:
     return None
 
 
-def _check_same(run: Path, text: str) -> None:
+def _check_same(config: Config) -> None:
     """A run goes on with its own settings, but for those that leave its figures alone."""
-    for part in _changes(_saved_settings(run), read_yaml(text, "settings")):
+    for part in _changes(_saved_settings(config), read_yaml(dump_config(config), "settings")):
         raise UserError(f"{part}: the run to resume has another value; use --overwrite")
 
 
@@ -202,30 +224,41 @@ def goes_on(config: Config) -> bool:
     if not list_checkpoints(run):
         return False
     new = read_yaml(dump_config(config), "settings")
-    return {**_saved_settings(run), "output_dir": None} == {**new, "output_dir": None}
+    return {**_saved_settings(config), "output_dir": None} == {**new, "output_dir": None}
 
 
-def saved_config(run: Path) -> Config | None:
-    """What a run was begun with, as its last checkpoint or its config.yaml says; None: neither."""
+def saved_config(config: Config) -> Config | None:
+    """What the run was begun with, as its last checkpoint or its config.yaml says; None: neither.
+
+    Args:
+        config: the one that it is to go on with.
+    """
     try:
-        return parse_config(_saved_settings(run))
+        return parse_config(_saved_settings(config), _method_of(config))
     except UserError:
         return None
 
 
-def _saved_settings(run: Path) -> Any:
+def _method_of(config: Config) -> FindMethod:
+    """Of a user's own methods, the one whose class is here already."""
+    here = method_settings(config.method)["name"]
+    return lambda spec: type(config.method) if spec == here else find_none(spec)
+
+
+def _saved_settings(config: Config) -> Any:
+    run = config.output_dir
     copy = _copy_in_checkpoint(run)
     if copy is not None:
         return read_yaml(copy, "checkpoint")
     for folder in (run, run / MOVING, run / REPLACED):
         if (folder / CONFIG).is_file():
-            return _settings_in(folder / CONFIG)
+            return _settings_in(folder / CONFIG, _method_of(config))
     raise UserError(f"--resume: {run} holds no run; leave --resume out to start one")
 
 
-def _settings_in(file: Path) -> Any:
+def _settings_in(file: Path, find: FindMethod) -> Any:
     try:
-        return read_yaml(dump_config(parse_config(read_recipe(file))), CONFIG)
+        return read_yaml(dump_config(parse_config(read_recipe(file), find)), CONFIG)
     except UserError as error:
         raise UserError(
             f"--resume: {file} is damaged and no checkpoint has a copy of it ({error}); put it "
@@ -234,10 +267,12 @@ def _settings_in(file: Path) -> Any:
 
 
 def _changes(old: Any, new: Any) -> Iterable[str]:
-    """The settings that differ and may not."""
+    """The settings that differ and may not; the same weights may have another name."""
+    known = old.get("model_hash")
+    free = FREE | {"model"} if known is not None and known == new.get("model_hash") else FREE
     for part in _differences(old, new):
         measured = part.startswith("evaluation.") and part != "evaluation.hold_out"
-        if part not in FREE and not measured:
+        if part not in free and not measured:
             yield part
 
 

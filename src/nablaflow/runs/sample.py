@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
-from nablaflow.config.recipe import Config
 from nablaflow.devices import best_device
 from nablaflow.diffusion import SAMPLERS
 from nablaflow.diffusion.schedule import other_spacings
 from nablaflow.errors import UserError, nearest
 from nablaflow.evaluation.bank import sample_states, spread
-from nablaflow.evaluation.policy_state import put_policy
 from nablaflow.models import (
     AdapterSettings,
+    ModelSource,
     SamplerSettings,
     family_of,
     load_model,
@@ -27,71 +24,73 @@ from nablaflow.models import (
     model_source,
 )
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import show
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.report.pictures import grid, save_picture, to_picture
 from nablaflow.runs.checks import check_count, image_bytes
-from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.trust import check_trusted
-from nablaflow.storage.checkpoint import load_policy as read_policy
+from nablaflow.runs.policy import load_policy
+from nablaflow.runs.run import Run
 from nablaflow.storage.lock import is_run
 from nablaflow.storage.run_folder import CONFIG
-from nablaflow.storage.whole import last_whole
-from nablaflow.training.kernels import load_kernels
 from nablaflow.typing import Images
 
 BATCH = 16
+SHEET = Path("sheet", "sheet.png")  # in a folder of its own: a metric reads every image of `out`
 
 
-def load_policy(
-    run: Path, parts: Collection[str] = ("model", "prompts"), *, trusted: bool = False
-) -> tuple[PipelineModel, Config]:
-    """The policy of a run's last checkpoint, and the run's configuration.
+@dataclass(frozen=True)
+class Written:
+    """What was written.
 
-    Args:
-        parts: groups of the configuration that will be used.
-        trusted: whether the user's word is given for what they ask for.
-
-    Raises:
-        UserError: the folder holds no checkpoint, or one of another model.
+    Attributes:
+        images: the single ones.
+        sheet: all of them on one picture.
     """
-    config = load_run_config(run)
-    check_trusted(config, run, parts, trusted=trusted)
-    folder, state = last_whole(run, lambda found: (found, read_policy(found)))
-    pipeline = load_pipeline(model_source(config.model))
-    model = load_model(pipeline, config.sampler, config.adapter, best_device())
-    put_policy(model.network, state, folder, config.model)
-    if config.sampler.variance == "analytic":
-        load_kernels(model, folder)
-    return model, config
+
+    images: list[Path]
+    sheet: Path
 
 
 def _model(
-    source: str, prompts: list[str], asked: dict[str, Any], *, trusted: bool
+    source: ModelSource | Run,
+    prompts: list[str],
+    of_model: dict[str, Any],
+    of_run: dict[str, Any],
+    *,
+    trusted: bool,
 ) -> tuple[PipelineModel, list[str]]:
     """A run's policy, or a model as it is; and what to show with it."""
-    if is_run(Path(source)) or (Path(source) / CONFIG).is_file():
-        if asked:
-            option = {"name": "sampler"}.get(name := next(iter(asked)), name)
+    here: dict[str, Any] = {}
+    if isinstance(source, Run):
+        here = {"pipeline": source.live, "method": source.method}
+        source = str(source.folder)
+    if isinstance(source, str) and (is_run(Path(source)) or (Path(source) / CONFIG).is_file()):
+        if of_model:
+            option = next(iter(of_model))
             raise UserError(f"--{option}: a run is sampled as it was trained; leave it out")
         parts = ("model",) if prompts else ("model", "prompts")
-        model, config = load_policy(Path(source), parts, trusted=trusted)
-        return model, prompts or load_prompts(config.prompts, Path())
-    pipeline = load_pipeline(model_source(source))
-    sampler = _sampler(pipeline, source, asked)
+        model, config = load_policy(Path(source), parts, trusted=trusted, **here, **of_run)
+        return model, prompts or load_prompts(config.prompts, Path(), config.seed)
+    if of_run:
+        option = next(iter(of_run))
+        raise UserError(f"--{option}: {source} is no run folder, and only a run has that")
+    pipeline = load_pipeline(model_source(source) if isinstance(source, str) else source)
+    sampler = _sampler(pipeline, source, of_model)
     model = load_model(pipeline, sampler, AdapterSettings(), best_device())
     return model, prompts or ["a circle" if source == "nano" else ""]
 
 
-def _sampler(pipeline: Any, source: str, asked: dict[str, Any]) -> SamplerSettings:
+def _sampler(pipeline: Any, source: ModelSource, asked: dict[str, Any]) -> SamplerSettings:
     """What the pipeline's own call would do, but for the kind of sampler, which is said.
 
     Raises:
         UserError: there is no sampler of the name that is asked for.
     """
-    name = asked.get("name")
+    name = asked.get("sampler")
     if name is not None and name not in SAMPLERS:
         raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
-    settings: dict[str, Any] = {"name": name or _fitting(pipeline)} | asked
+    size = {side: asked[side] for side in ("height", "width") if side in asked}
+    settings: dict[str, Any] = {"name": name or _fitting(pipeline), **size}
     if source == "nano":
         settings = {"guidance_scale": 2.0} | settings
     return SamplerSettings(**family_of(pipeline).call_defaults | settings)
@@ -117,9 +116,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-@torch.no_grad()
 def sample_to_folder(
-    source: str,
+    source: ModelSource | Run,
     prompts: list[str],
     n: int,
     out: Path,
@@ -127,30 +125,46 @@ def sample_to_folder(
     *,
     overwrite: bool,
     trusted: bool = False,
-    asked: dict[str, Any] | None = None,
-) -> list[Path]:
-    """Write ``n`` images, prompts in turns, and a sheet of all of them.
+    of_model: dict[str, Any] | None = None,
+    of_run: dict[str, Any] | None = None,
+) -> Written:
+    """Write ``n`` images, prompts in turns, and a sheet of all of them to a folder of its own.
 
     Args:
         source: a run folder, a model folder or hub id, or ``nano``.
         prompts: default: the run's own.
         trusted: whether the user's word is given for what a run asks for.
-        asked: settings of the sampler for a model as it is: ``name``, ``height``, ``width``.
-
-    Returns:
-        Paths of the single images.
+        of_model: ``sampler``, ``height`` and ``width`` for a model as it is.
+        of_run: ``checkpoint`` and ``strength`` of a run, as `nablaflow.runs.policy.load_policy` has
+            them.
 
     Raises:
         UserError: no such source, no prompts, or images in the way.
     """
-    _check_out(out, overwrite=overwrite)
-    model, texts = _model(source, prompts, asked or {}, trusted=trusted)
+    check_out(out, overwrite=overwrite)
+    given = {"of_model": of_model, "of_run": of_run}
+    images, texts = sample_images(source, prompts, n, seed, trusted=trusted, **given)
+    return write_images(images, texts, out)
+
+
+@torch.no_grad()
+def sample_images(
+    source: ModelSource | Run,
+    prompts: list[str],
+    n: int,
+    seed: int,
+    *,
+    trusted: bool = False,
+    of_model: dict[str, Any] | None = None,
+    of_run: dict[str, Any] | None = None,
+) -> tuple[Images, list[str]]:
+    """``n`` images, prompts in turns, and the prompt of each; as `sample_to_folder`."""
+    model, texts = _model(source, prompts, of_model or {}, of_run or {}, trusted=trusted)
     check_count("--n", n, 2 * image_bytes(model))
     note = model.note_on(texts)
     if note is not None:
         _say(note)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("sample", total=n)
+    with show() as progress:
         states = sample_states(
             model,
             texts,
@@ -158,18 +172,26 @@ def sample_to_folder(
             seed=seed,
             batch=BATCH,
             purpose="sample",
-            on_progress=lambda done: progress.advance(task, done),
+            on_progress=progress.start("sample", n),
         )
     parts = states.to(model.device).split(BATCH)
     images = torch.cat([model.decode(part).cpu() for part in parts])
-    prompts = [texts[which] for which in spread(n, len(texts)).tolist()]
+    return images, [texts[which] for which in spread(n, len(texts)).tolist()]
+
+
+def write_images(images: Images, prompts: list[str], out: Path) -> Written:
+    """Write each to a file, and a sheet of all.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     try:
         return _write(images, prompts, out)
     except OSError as error:
         raise UserError(f"--out: cannot write to {out} ({error.strerror})") from error
 
 
-def _check_out(out: Path, *, overwrite: bool) -> None:
+def check_out(out: Path, *, overwrite: bool) -> None:
     """Find out before the work whether images can be written there."""
     try:
         there = out.exists()
@@ -178,16 +200,17 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"--out: no folder can have this name ({reason})") from None
     if there and not out.is_dir():
         raise UserError(f"--out: {out} is a file; give a folder")
-    if there and any(out.glob("*.png")) and not overwrite:
+    if there and not overwrite and (any(out.glob("*.png")) or (out / SHEET).exists()):
         raise UserError(f"--out: {out} holds images already; use --overwrite or another folder")
 
 
-def _write(images: Images, prompts: list[str], out: Path) -> list[Path]:
-    out.mkdir(parents=True, exist_ok=True)
+def _write(images: Images, prompts: list[str], out: Path) -> Written:
+    sheet = out / SHEET
+    sheet.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         words = "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60]
         paths.append(out / f"{index:04d}-{words or 'image'}.png")
         save_picture(to_picture(image), paths[-1])
-    save_picture(grid(images, columns=min(8, len(images))), out / "sheet.png")
-    return paths
+    save_picture(grid(images, columns=min(8, len(images))), sheet)
+    return Written(paths, sheet)

@@ -2,57 +2,39 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.evaluation.beta import ChosenBeta, find_beta
 from nablaflow.evaluation.guard import Guard
-from nablaflow.evaluation.measure import StartProgress, Subject
-from nablaflow.methods import Method
-from nablaflow.methods.tilt_rule import TiltRule
+from nablaflow.evaluation.measure import Subject
 from nablaflow.models import (
+    FlowScore,
+    LivePipeline,
+    ModelSource,
     fingerprint,
     load_model,
-    load_pipeline,
     make_flow_score,
-    model_source,
 )
 from nablaflow.models.pipelines import PipelineModel
-from nablaflow.prompts.sets import load_prompts, prompt_sets
-from nablaflow.rewards import NamedReward, load, probe
-from nablaflow.runs.checks import (
-    check_evaluation,
-    check_fits,
-    check_group,
-    check_precision,
-    check_prompts,
-    check_reward,
-    check_shares,
-)
-from nablaflow.runs.choices import undecided, with_beta, with_targets
-from nablaflow.training.allocator import keep_freed_memory
+from nablaflow.progress import StartProgress, unseen
+from nablaflow.prompts.sets import load_prompts, prompt_metadata, prompt_sets
+from nablaflow.rewards import NamedReward, load, probe, tell_metadata
+from nablaflow.runs.accelerator import make_accelerator
+from nablaflow.runs.checks import check_metrics, check_model, check_settings, check_shares
+from nablaflow.runs.choices import settle
+from nablaflow.runs.pretrained import load_pretrained, source_of
 from nablaflow.training.kernels import find_kernels, load_kernels
 from nablaflow.training.loop import Trainer
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# The others wait while the main process measures the run at its end.
-PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=12))
 LOOKS, LOOKED_AT = 5, 32  # of a guard that is left to itself: looks, and images of each
-MIXED_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +44,7 @@ class Parts:
     Attributes:
         config: with what it left to the run.
         prompts: to train on.
+        source: of the pretrained pipeline.
         fingerprint: of the pretrained weights; names their reference bank.
         evaluated: prompts to measure on.
         notes: lines for the user about the prompts.
@@ -72,6 +55,7 @@ class Parts:
     prompts: list[str]
     model: PipelineModel
     reward: NamedReward
+    source: ModelSource
     fingerprint: str
     trainer: Trainer
     accelerator: Accelerator
@@ -98,44 +82,6 @@ class Parts:
                 print(line, file=sys.stderr)
 
 
-@contextmanager
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps its device and precision for the process; the next run chooses anew."""
-    try:
-        yield
-    finally:
-        if PartialState._shared_state and PartialState().num_processes > 1:
-            # A thread of gloo may want Python's lock for its last tensors, while the destructor of
-            # the group, whose last owner is the run's DDP, waits for that thread and has the lock.
-            time.sleep(0.2)
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def make_accelerator(config: Config, run: Path) -> Accelerator:
-    """The accelerator of the run, on the device and in the precision asked for, or an error."""
-    device = config.training.device
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(device, True):
-        raise UserError(f"training.device: there is no {device} here; use auto or cpu")
-    trackers: Any = list(config.training.trackers)
-    for name in trackers:
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"training.trackers: {name} is not installed; pip install {name}")
-    try:
-        accelerator = Accelerator(
-            mixed_precision=MIXED_PRECISION[config.training.precision],
-            cpu=device == "cpu",
-            log_with=trackers or None,  # for an empty list accelerate would warn
-            project_config=ProjectConfiguration(str(run), logging_dir=str(run / "logs")),
-            kwargs_handlers=[PATIENCE],
-        )
-    except ValueError as error:
-        raise UserError(f"training.precision: {str(error).splitlines()[0]}") from error
-    if device not in ("auto", accelerator.device.type):
-        raise UserError(f"training.device: accelerate chose {accelerator.device.type}; use auto")
-    return accelerator
-
-
 def make_guard(
     config: Config, prompts: list[str], model: PipelineModel, reward: NamedReward
 ) -> Guard | None:
@@ -148,7 +94,7 @@ def make_guard(
     if settings is None:
         return None
     if settings.prompts is not None:
-        prompts = load_prompts(settings.prompts, Path())
+        prompts = load_prompts(settings.prompts, Path(), config.seed)
     if settings.every == "auto":
         every = -(-config.training.updates // LOOKS)
         settings = settings.model_copy(update={"every": every})
@@ -163,15 +109,20 @@ def make_guard(
         )
     held_out = None
     if settings.held_out is not None:
-        held_out = _held_out(settings.held_out.reward, reward.name, model, prompts)
+        held_out = _held_out(config, settings.held_out.reward, reward.name, model, prompts)
     return Guard(settings, prompts, model, reward, held_out, config.evaluation.batch)
 
 
 def _held_out(
-    spec: str | dict[str, float], trained: str, model: PipelineModel, prompts: list[str]
+    config: Config,
+    spec: str | dict[str, float],
+    trained: str,
+    model: PipelineModel,
+    prompts: list[str],
 ) -> NamedReward:
     try:
         found = load(spec)
+        tell_metadata(found, lambda: _metadata(config))
         height, width = model.image_size
         probe(found, height=height, width=width, device=model.device, prompts=prompts)
     except UserError as error:
@@ -188,7 +139,8 @@ def prepare(
     run: Path,
     reward: NamedReward | None = None,
     checkpoint: Path | None = None,
-    start: StartProgress = lambda what, total: lambda done: None,
+    start: StartProgress = unseen,
+    pipeline: LivePipeline | None = None,
 ) -> Parts:
     """Load and check everything that the configuration names; writes nothing.
 
@@ -196,13 +148,12 @@ def prepare(
         reward: in place of the configuration's.
         checkpoint: of the run that is gone on with or measured, whose kernels are taken; None:
             there is none, and analytic ones are estimated.
-        start: shows the work of finding beta, where that is left to the run.
+        start: shows the work of finding kernels and beta, where those are left to the run.
+        pipeline: in place of the model that the configuration names.
 
     Raises:
         UserError: whatever of it does not fit, with the remedy.
     """
-    method = config.method
-    assert isinstance(method, Method)
     sets = prompt_sets(
         config.prompts,
         evaluation=config.evaluation.prompts,
@@ -210,44 +161,21 @@ def prepare(
         seed=config.seed,
     )
     prompts = sets.training
-    check_evaluation(config, sets.evaluation)
-    check_group(method, config)
-    check_precision(method, config)
+    check_settings(config, sets.evaluation)
     reward = replace(reward or load(config.reward), timeout=config.training.reward_timeout)
-    accelerator = make_accelerator(config, run)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    check_shares(config, accelerator.num_processes)
-    pipeline = load_pipeline(model_source(config.model), _dtype(config))
-    mark = fingerprint(pipeline) if config.evaluation.bank else ""
-    torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
-    model = load_model(pipeline, config.sampler, config.adapter, accelerator.device)
-    check_fits(config, model)
-    check_prompts(config, model)
-    config = with_targets(config, model)
-    choices = [str(model.adapter.coverage)]
+    tell_metadata(reward, lambda: _metadata(config))
+    accelerator = make_accelerator(config.training, run)
+    check_shares(config.training, accelerator.num_processes)
+    check_metrics(config, sets.evaluation, accelerator.device)
+    model, mark = _load(config, pipeline, accelerator.device)
+    check_model(config, model, reward, prompts)
     _note_cuts(model, [*prompts, *sets.evaluation], accelerator)
-    training = config.training
-    on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
-    method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
-    check_reward(method, reward, model, prompts)
     if config.sampler.variance == "analytic":
-        _settle_kernels(config, model, prompts, checkpoint, shown=accelerator.is_main_process)
-    rule = undecided(config)
-    if rule is not None:
-        found = _found_beta(rule, config, model, reward, prompts, start)
-        config = with_beta(config, found.beta)
-        choices.append(str(found))
-    if method.needs_second_derivatives:
-        model.allow_second_derivatives()
-    if config.training.gradient_checkpointing:
-        _checkpoint_gradients(model)
-    flow = None
-    if method.uses_flow and config.flow is not None:
-        torch.manual_seed(config.seed)
-        flow, size = make_flow_score(model, config.flow)
-        config = config.model_copy(update={"flow": flow.settings})
-        choices.append(size)
+        seen = start if accelerator.is_main_process else unseen
+        _settle_kernels(config, model, prompts, checkpoint, seen)
+    config, choices = settle(config, model, reward, prompts, start)
+    _suit(model, config)
+    config, flow, sizes = _flow(config, model)
     guard = make_guard(config, prompts, model, reward)
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard)
     return Parts(
@@ -255,13 +183,49 @@ def prepare(
         prompts,
         model,
         reward,
+        source_of(config, pipeline),
         mark,
         trainer,
         accelerator,
         evaluated=sets.evaluation,
         notes=sets.notes,
-        choices=tuple(choices),
+        choices=(*choices, *sizes),
     )
+
+
+def _metadata(config: Config) -> dict[str, Any]:
+    """What stands beside each prompt that a reward of this run may see."""
+    guards = None if config.guard is None else config.guard.prompts
+    sources = (config.prompts, config.evaluation.prompts, guards)
+    return prompt_metadata(*sources, seed=config.seed)
+
+
+def _load(
+    config: Config, pipeline: LivePipeline | None, device: torch.device
+) -> tuple[PipelineModel, str]:
+    """The model to align, and what names its pretrained weights, where a bank is made of them."""
+    pretrained = load_pretrained(config, pipeline)
+    mark = fingerprint(pretrained) if config.evaluation.bank else ""
+    torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
+    return load_model(pretrained, config.sampler, config.adapter, device), mark
+
+
+def _suit(model: PipelineModel, config: Config) -> None:
+    """Have the network do what the method and the settings ask of it."""
+    if config.method.needs_second_derivatives:
+        model.allow_second_derivatives()
+    if config.training.gradient_checkpointing:
+        network: Any = model.network
+        network.enable_gradient_checkpointing()
+
+
+def _flow(config: Config, model: PipelineModel) -> tuple[Config, FlowScore | None, list[str]]:
+    """With the channels of the flow network, the network, and a line about it; if there is one."""
+    if not config.method.uses_flow or config.flow is None:
+        return config, None, []
+    torch.manual_seed(config.seed)
+    flow, size = make_flow_score(model, config.flow)
+    return config.model_copy(update={"flow": flow.settings}), flow, [size]
 
 
 def _settle_kernels(
@@ -269,49 +233,15 @@ def _settle_kernels(
     model: PipelineModel,
     prompts: list[str],
     checkpoint: Path | None,
-    *,
-    shown: bool,
+    start: StartProgress,
 ) -> None:
     if checkpoint is None:
-        find_kernels(model, prompts, config.evaluation.batch, shown=shown)
+        find_kernels(model, prompts, config.evaluation.batch, start)
     else:
         load_kernels(model, checkpoint)
-
-
-def _found_beta(
-    rule: TiltRule,
-    config: Config,
-    model: PipelineModel,
-    reward: NamedReward,
-    prompts: list[str],
-    start: StartProgress,
-) -> ChosenBeta:
-    """The main process's, on all of them."""
-    found: list[ChosenBeta | UserError | None] = [None]
-    if PartialState().is_main_process:
-        try:
-            found = [find_beta(rule, model, reward, prompts, start, config.evaluation.batch)]
-        except UserError as error:
-            found = [error]
-    (chosen,) = broadcast_object_list(found)
-    if isinstance(chosen, UserError):
-        raise chosen
-    assert chosen is not None
-    return chosen
 
 
 def _note_cuts(model: PipelineModel, prompts: list[str], accelerator: Accelerator) -> None:
     note = model.note_on(prompts)
     if note is not None and accelerator.is_main_process:
         print(note, file=sys.stderr)
-
-
-def _dtype(config: Config) -> torch.dtype:
-    """A LoRA trains on top of weights in half precision; weights that train stay in float32."""
-    full = config.adapter.kind == "full"
-    return torch.float32 if full else DTYPES[config.training.precision]
-
-
-def _checkpoint_gradients(model: PipelineModel) -> None:
-    network: Any = model.network
-    network.enable_gradient_checkpointing()

@@ -18,15 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from nablaflow.config.overrides import parse_override
-from nablaflow.config.recipe import Config
+from nablaflow.config.recipe import Config, FindMethod
 from nablaflow.errors import UserError
-from nablaflow.prompts.source import HUB, SETS
-from nablaflow.rewards.references import FILE, Reference, is_path, references
+from nablaflow.methods import Method
+from nablaflow.methods.own import load_method, own_name
+from nablaflow.prompts.source import FUNCTION, HUB, SETS
+from nablaflow.rewards import CALLABLE
+from nablaflow.rewards.custom import place_of
+from nablaflow.rewards.references import CODE, FILE, Reference, is_path, references
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.lock import MARKER
 from nablaflow.storage.run_folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
 
-ALL = ("model", "reward", "prompts", "evaluation", "guard")
+ALL = ("method", "model", "reward", "prompts", "evaluation", "guard")
 
 
 def asked_for(config: Config, parts: Collection[str] = ALL) -> list[Reference]:
@@ -36,6 +40,9 @@ def asked_for(config: Config, parts: Collection[str] = ALL) -> list[Reference]:
         parts: its groups that will be used.
     """
     found: list[Reference] = []
+    place = place_of(type(config.method)) if "method" in parts else None
+    if place is not None:
+        found.append(Reference(CODE, place))
     if "reward" in parts:
         found += references(config.reward)
     if "model" in parts and config.model != "nano" and is_path(config.model, or_name=True):
@@ -54,7 +61,11 @@ def asked_for(config: Config, parts: Collection[str] = ALL) -> list[Reference]:
 def _of_prompts(source: Any) -> Iterator[Reference]:
     if isinstance(source, Mapping):
         source = source["source"]
-    if isinstance(source, str) and not source.startswith(HUB) and source not in SETS:
+    if not isinstance(source, str) or source.startswith(HUB) or source in SETS:
+        return
+    if source.startswith(FUNCTION):
+        yield Reference(CODE, source.removeprefix(FUNCTION))
+    else:
         yield Reference(FILE, source)
 
 
@@ -77,13 +88,45 @@ def check_trusted(
         UserError: it lists what the run asks for.
     """
     asked = [part for part in asked_for(config, parts) if not _is_inside(part, run)]
+    _require_word(asked, run, trusted=trusted)
+
+
+class NeedsWord(UserError):
+    """What a run asks for needs the user's word."""
+
+
+def methods_of(run: Path, *, trusted: bool, known: type[Method] | None = None) -> FindMethod:
+    """How a run's own method is found: its file is run with the user's word only.
+
+    Args:
+        known: the class of the method that was handed over, for which no file is run.
+    """
+
+    def find(spec: str) -> type[Method]:
+        if known is not None and spec == own_name(known):
+            return known
+        if not spec.startswith(CALLABLE):  # nothing can be made of such a name
+            _require_word([Reference(CODE, spec)], run, trusted=trusted)
+        return load_method(spec)
+
+    return find
+
+
+def methods_of_recipe(recipe: Path | None, *, trusted: bool) -> FindMethod:
+    """The same for a recipe, which is the user's own word unless it is a run's config.yaml."""
+    if recipe is None or not _is_of_run(recipe):
+        return load_method
+    return methods_of(recipe.parent, trusted=trusted)
+
+
+def _require_word(asked: list[Reference], run: Path, *, trusted: bool) -> None:
     if not asked or _is_remembered(asked):
         return
     listed = ", ".join(map(str, asked))
     if trusted:
         print(f"{run} is trusted with: {listed}", file=sys.stderr)
         return
-    raise UserError(
+    raise NeedsWord(
         f"{run} asks for {listed}; that needs your word: look at its config.yaml, then give "
         "--trust-run, or what to use instead (reward=…, --prompts)"
     )
@@ -113,21 +156,25 @@ def _is_of_run(recipe: Path) -> bool:
     return recipe.name == CONFIG and any((recipe.parent / name).exists() for name in beside)
 
 
-def parts_of_run(settings: Sequence[str]) -> set[str]:
+def parts_of_run(settings: Sequence[str], others: Sequence[str] = ("reward",)) -> set[str]:
     """The parts that `nablaflow eval` and `compare` use and that no setting of the user replaces.
 
+    Args:
+        others: what may be given in place of the run's own.
+
     Raises:
-        UserError: a setting is of something other than the reward.
+        UserError: a setting is of something else.
     """
     replaced = set()
     for text in settings:
         path, _ = parse_override(text)
-        if path[0] != "reward":
+        if path[0] not in others:
+            may = " or ".join(f"{name}=…" for name in others)
             raise UserError(
-                f"{'.'.join(path)}: only reward=… can be given beside a run; the rest is its own"
+                f"{'.'.join(path)}: only {may} can be given beside a run; the rest is its own"
             )
         if len(path) == 1:
-            replaced.add("reward")
+            replaced.add(path[0])
     return {"model", "reward", "prompts", "evaluation"} - replaced
 
 

@@ -21,9 +21,10 @@ from nablaflow.storage.lock import MARKER, is_run
 CONFIG, METRICS, SUMMARY, REPORT = "config.yaml", "metrics.jsonl", "summary.json", "report.html"
 CURVES, POINTS, CELL = "evaluation.png", "points.json", "cell.json"
 CHECKPOINTS, SAMPLES, LOGS = "checkpoints", "samples", "logs"
+LOG = "log.txt"  # what a terminal or a pipe is told of the work, line by line
 REPLACED, MOVING = ".replaced", ".replacing"
 
-_FILES = (CONFIG, METRICS, SUMMARY, REPORT, CURVES, POINTS, CELL)
+_FILES = (CONFIG, METRICS, LOG, SUMMARY, REPORT, CURVES, POINTS, CELL)
 _MODEL = ("model_index.json", *(f"*/*.{kind}" for kind in ("json", "txt", "model", "safetensors")))
 _CONTENT = {
     "": (*_FILES, *(f"{PARTIAL}{name}" for name in _FILES)),
@@ -84,8 +85,8 @@ def check_no_links(run: Path) -> None:
 def _refuse_links(path: Path) -> None:
     if path.is_symlink():
         raise UserError(
-            f"output_dir: {path} is a symbolic link, and a run writes through none; put what it "
-            "points to in its place"
+            f"output_dir: {path} is a symbolic link, which a run does not write through; put what "
+            "it points to in its place"
         )
     if path.is_dir():
         for entry in os.scandir(path):

@@ -1,67 +1,106 @@
-"""What an update trains on: a rollout, its credits, and value gradients along it."""
+"""What an update trains on, on several processes: each makes its share, in parts that fit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from nablaflow.config.recipe import Config
+from nablaflow.diffusion import trajectory_noise
 from nablaflow.errors import UserError
-from nablaflow.estimators import Networks
-from nablaflow.estimators import Path as TrajectoryPath
 from nablaflow.estimators.pull import FEWEST, Pull
 from nablaflow.memory import halving
-from nablaflow.methods import Method, TrainingBatch
+from nablaflow.methods import TrainingBatch
 from nablaflow.prompts.sets import prompt_batch
 from nablaflow.seeds import stream
-from nablaflow.training.estimates import estimate_in_parts, log_ratio_in_parts, pull_in_parts
-from nablaflow.training.rollout import Rollout, RolloutPlan, Share, make_rollout
+from nablaflow.training.update import Rollout, Update
 
 T = TypeVar("T")
 
 
-class Batches:
-    """Makes the batch of each update; what it depends on besides the weights is in `state`.
+@dataclass(frozen=True)
+class Share:
+    """The part of a global batch that one process makes: rows ``start`` to ``stop``."""
 
-    Attributes:
-        estimator: of the method's value gradients, or None.
+    total: int
+    start: int
+    stop: int
+
+    @staticmethod
+    def of(total: int, process: int, processes: int) -> Share:
+        size = total // processes
+        return Share(total, process * size, (process + 1) * size)
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """What is drawn before a rollout, for this process's share of it.
+
+    The draws depend on the seed, the update and a trajectory's place in the global batch, never
+    on how many processes share it.
     """
 
-    def __init__(
-        self,
-        config: Config,
+    prompts: list[str]
+    seeds: list[int]
+    keep: Tensor
+
+    @staticmethod
+    def draw(
         prompts: list[str],
-        method: Method,
-        networks: Networks,
-        accelerator: Accelerator,
+        *,
+        seed: int,
+        update: int,
+        draw: Callable[[int, torch.Generator], Tensor],
+        share: Share,
+    ) -> RolloutPlan:
+        """Plan one update; ``prompts`` are those of the whole global batch.
+
+        Args:
+            draw: says which transitions of so many trajectories are trained, see `Method.draw`.
+        """
+        generator = torch.Generator().manual_seed(stream(seed, update, "transitions"))
+        keep = draw(share.total, generator)
+        rows = range(share.start, share.stop)
+        return RolloutPlan(
+            prompts=prompts[share.slice],
+            seeds=[stream(seed, update, row) for row in rows],
+            keep=keep[share.slice],
+        )
+
+
+class Batches:
+    """Makes the batch of each update; what it depends on besides the weights is in `state`."""
+
+    def __init__(
+        self, config: Config, prompts: list[str], core: Update, accelerator: Accelerator
     ) -> None:
-        self.config, self.prompts, self.method = config, prompts, method
-        self.networks, self.model, self.reward = networks, networks.model, networks.reward
-        self.accelerator = accelerator
-        self.estimator = method.value_estimator()
-        by_estimator = self.estimator is not None and self.estimator.needs_states
-        by_method = method.needs_states or method.needs_path_ratio
-        self._keeps_states = by_method or by_estimator
+        self.config, self.prompts, self.core = config, prompts, core
+        self.accelerator, self.model = accelerator, core.model
         self._pending: Rollout | None = None
         training = config.training
         self._rollout_batch = training.rollout_batch
         self._estimate_batch = training.estimate_batch or training.micro_batch
 
-    def rollouts(self, update: int) -> tuple[Rollout, Rollout]:
+    def rollouts(self, number: int) -> tuple[Rollout, Rollout]:
         """What an update trains on, and the newest rollout: the same one if on-policy.
 
         Args:
-            update: index of the update, from 0.
+            number: index of the update, from 0.
         """
         if self.config.training.data == "on-policy":
-            rollout = self._rollout(update)
+            rollout = self._rollout(number)
             return rollout, rollout
-        return self._pending or self._rollout(update), self._rollout(update + 1)
+        return self._pending or self._rollout(number), self._rollout(number + 1)
 
     def keep(self, fresh: Rollout) -> None:
         """After an update: unless on-policy, its newest rollout is what the next one trains on."""
@@ -69,68 +108,72 @@ class Batches:
             self._pending = fresh
 
     def _rollout(self, number: int) -> Rollout:
-        training = self.config.training
-        texts = prompt_batch(self.prompts, number, training.prompts_per_update, self.config.seed)
-        prompts = [text for text in texts for _ in range(training.images_per_prompt)]
-        accelerator = self.accelerator
-        plan = RolloutPlan.draw(
-            prompts,
-            seed=self.config.seed,
-            update=number,
-            draw=lambda n, generator: self.method.draw(
-                n, self.model.process, self.config.strata, generator
-            ),
-            share=Share.of(len(prompts), accelerator.process_index, accelerator.num_processes),
-        )
+        plan = self._plan(number)
+        n = len(plan.prompts)
 
-        def work(batch: int) -> Rollout:
-            with accelerator.autocast():
-                return make_rollout(
-                    self.model,
-                    self.reward,
-                    plan,
-                    batch,
-                    keep_states=self._keeps_states,
-                    fresh_levels=self.method.fresh_levels(self.model.process),
-                )
+        def work(size: int) -> Rollout:
+            with self.accelerator.autocast():
+                noise = trajectory_noise(plan.seeds)
+                return self.core.rollout(plan.prompts, noise, plan.keep, size)
 
-        whole = self._rollout_batch or len(plan)
-        rollout, batch = halving(work, whole, "training.rollout_batch")
-        self._rollout_batch = batch if batch < len(plan) else self._rollout_batch
+        rollout, size = halving(work, self._rollout_batch or n, "training.rollout_batch")
+        self._rollout_batch = size if size < n else self._rollout_batch
         return rollout
 
-    def check_reference(self, rollout: Rollout) -> None:
+    def _plan(self, number: int) -> RolloutPlan:
+        training, seed = self.config.training, self.config.seed
+        texts = prompt_batch(self.prompts, number, training.prompts_per_update, seed)
+        prompts = [text for text in texts for _ in range(training.images_per_prompt)]
+        method, process, strata = self.core.method, self.model.process, self.config.strata
+        return RolloutPlan.draw(
+            prompts,
+            seed=seed,
+            update=number,
+            draw=lambda n, generator: method.draw(n, process, strata, generator),
+            share=self._share(len(prompts)),
+        )
+
+    def _share(self, total: int) -> Share:
+        return Share.of(total, self.accelerator.process_index, self.accelerator.num_processes)
+
+    def _check_reference(self, rollout: Rollout) -> None:
         """Raise `UserError` where the estimates would move the policy without any reward.
 
         Args:
             rollout: of the untrained policy; all processes find the same.
         """
-        if self.estimator is None:
+        estimator = self.core.estimator
+        if estimator is None:
             return
-        levels = self.estimator.rewardless_levels(self.model.process)
+        levels = estimator.rewardless_levels(self.model.process)
         if not levels.any():
             return
         seed = stream(self.config.seed, "pull", self.accelerator.process_index)
-        path = rollout.path(self.model)
         own = self._by_trajectories(
-            lambda size: pull_in_parts(path, self.networks, levels, seed, size), len(path)
+            lambda size: self.core.pull(rollout, levels, torch.Generator().manual_seed(seed), size),
+            len(rollout),
         )
         samples: Any = self.accelerator.gather(own.float().to(self.model.device))
         if len(samples) >= FEWEST:
-            Pull.of(samples.cpu().double()).check(self.method.name)
+            Pull.of(samples.cpu().double()).check(self.core.method.name)
 
-    def training_batch(self, rollout: Rollout) -> TrainingBatch:
-        """The rollout's transitions, with value gradients where the method has an estimator."""
-        levels = self.method.value_step(self.model.process).level
-        path, estimator = replace(rollout.path(self.model), levels=levels), self.estimator
-        batch = path.batch(self._credits(rollout, path), with_states=self.method.needs_states)
-        if estimator is None:
-            return batch
-        estimate = self._by_trajectories(
-            lambda size: estimate_in_parts(path, estimator, self.networks, self.method.beta, size),
-            len(path),
+    def training_batch(self, rollout: Rollout, number: int) -> TrainingBatch:
+        """The rollout's transitions, with value gradients where the method has an estimator.
+
+        Args:
+            number: index of the update, from 0.
+
+        Raises:
+            UserError: at the first update: the estimates would move the policy without any reward.
+        """
+        if number == 0:
+            self._check_reference(rollout)
+        credits = self._credits(rollout)
+        if self.core.estimator is None:
+            return self.core.batch(rollout, credits)
+        return self._by_trajectories(
+            lambda size: self.core.batch(rollout, credits, size), len(rollout)
         )
-        return replace(batch, estimate=estimate)
 
     def _by_trajectories(self, work: Callable[[int], T], trajectories: int) -> T:
         """``work`` on as many trajectories at once as fit."""
@@ -144,18 +187,17 @@ class Batches:
         self._estimate_batch = size if size < trajectories else self._estimate_batch
         return found
 
-    def _credits(self, rollout: Rollout, path: TrajectoryPath) -> Tensor | None:
+    def _credits(self, rollout: Rollout) -> Tensor | None:
         """Of this process's trajectories, found from the scores of all processes."""
-        accelerator, log_ratio = self.accelerator, None
-        if self.method.needs_path_ratio:
+        accelerator, method, log_ratio = self.accelerator, self.core.method, None
+        if method.needs_path_ratio:
             own: Any = self._by_trajectories(
-                lambda size: log_ratio_in_parts(path, self.networks, size), len(path)
+                lambda size: self.core.log_ratio(rollout, size), len(rollout)
             )
             log_ratio: Any = accelerator.gather(own)
         scores: Any = accelerator.gather(rollout.scores.to(self.model.device))
-        credits = self.method.credits(scores, gather_object(rollout.prompts), log_ratio)
-        own = Share.of(len(scores), accelerator.process_index, accelerator.num_processes)
-        return None if credits is None else credits[own.slice]
+        credits = method.credits(scores, gather_object(rollout.prompts), log_ratio)
+        return None if credits is None else credits[self._share(len(scores)).slice]
 
     # --- between updates --------------------------------------------------------------------------
 
@@ -191,4 +233,4 @@ class Batches:
             )
         share = pending[self.accelerator.process_index]
         assert share is not None
-        return Rollout.from_state(share, self.model.device)
+        return self.core.restored(share)

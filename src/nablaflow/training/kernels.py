@@ -10,8 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -21,6 +19,7 @@ from nablaflow.errors import UserError
 from nablaflow.evaluation.bank import sample_states, spread
 from nablaflow.memory import in_parts
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import StartProgress, unseen
 from nablaflow.seeds import stream
 
 GROUP = "kernels"  # of a checkpoint's tensors
@@ -56,20 +55,22 @@ def load_kernels(model: PipelineModel, checkpoint: Path) -> None:
 
 
 @torch.no_grad()
-def find_kernels(model: PipelineModel, prompts: list[str], batch: int, *, shown: bool) -> None:
+def find_kernels(
+    model: PipelineModel, prompts: list[str], batch: int, start: StartProgress = unseen
+) -> None:
     """Estimate them from `SAMPLES` of the reference's images, noised afresh at every level.
 
     Args:
         batch: images at once, halved where memory does not suffice.
-        shown: with a progress bar.
+        start: shows the work.
 
     Raises:
         UserError: the sampler has such kernels already.
     """
     process, index = model.process, spread(SAMPLES, len(prompts)).tolist()
     model.widen_kernels(torch.zeros(process.steps + 1))  # refuses what it must before the work
-    with Progress(console=Console(stderr=True, quiet=not shown)) as progress, model.reference():
-        task = progress.add_task("kernels", total=2 * SAMPLES)
+    told = start("measure the kernels", 2 * SAMPLES)
+    with model.reference():
         states = sample_states(
             model,
             prompts,
@@ -77,7 +78,7 @@ def find_kernels(model: PipelineModel, prompts: list[str], batch: int, *, shown:
             seed=SEED,
             batch=batch,
             purpose="kernels",
-            on_progress=lambda done: progress.advance(task, done),
+            on_progress=told,
         )
 
         def errors(part: slice) -> Tensor:
@@ -89,7 +90,7 @@ def find_kernels(model: PipelineModel, prompts: list[str], batch: int, *, shown:
                 lambda x, k: model.predict(x, k, condition),
                 trajectory_noise([stream(SEED, "left-open", row) for row in rows]),
             )
-            progress.advance(task, len(rows))
+            told(len(rows))
             return found * len(rows)
 
         parts = list(in_parts(errors, SAMPLES, batch, "evaluation.batch"))

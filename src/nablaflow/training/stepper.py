@@ -1,22 +1,24 @@
-"""One optimizer step from a batch, alike on all processes, and the averages that follow it."""
+"""One optimizer step from a batch, in parts that fit, alike on all processes."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.memory import halving
 from nablaflow.methods import TrainingBatch
-from nablaflow.models import FlowScore
-from nablaflow.models.adapters import trainable_state
-from nablaflow.training.average import Average
-from nablaflow.training.objective import Objective
-from nablaflow.training.optimizer import learning_rate_factor, make_optimizer
+from nablaflow.training.optimization import (
+    Average,
+    Objective,
+    Schedule,
+    add_gradients,
+    clip_gradients,
+    make_optimizer,
+)
 
 Record = dict[str, float]
 
@@ -31,21 +33,17 @@ class Stepper:
         micro_batch: transitions whose gradients are found at once; None: all of them.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        objective: Objective,
-        flow_target: FlowScore | None,
-        accelerator: Accelerator,
-    ) -> None:
+    def __init__(self, config: Config, objective: Objective, accelerator: Accelerator) -> None:
         self.config, self.objective, self.accelerator = config, objective, accelerator
-        self._flow_target = flow_target
         self.optimizer = make_optimizer(config.optimizer, objective)
-        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._schedule = Schedule(config.optimizer, self.optimizer)
         self._wrapped, self._prepared = accelerator.prepare(objective, self.optimizer)
         decay = config.adapter.ema_decay
-        policy = trainable_state(objective.policy)
-        self.average = None if decay is None else Average(policy, decay)
+        self.average = None if decay is None else Average(objective.policy, decay)
+        self._averages = [] if self.average is None else [self.average]
+        flow, target = objective.flow, objective.networks.flow_target
+        if flow is not None and target is not None and config.flow is not None:
+            self._averages.append(Average(flow, config.flow.ema_decay, into=target))
         self.micro_batch = config.training.micro_batch
         self._skipped = 0
 
@@ -63,14 +61,9 @@ class Stepper:
 
     def _backward_in_parts(self, batch: TrainingBatch, size: int) -> dict[str, Tensor]:
         """Without talking to other processes, of which each may need parts of another size."""
-        totals: dict[str, Tensor] = {}
         self._prepared.zero_grad(set_to_none=True)
         with self.accelerator.no_sync(self._wrapped):
-            for start in range(0, len(batch), size):
-                loss, figures = self._wrapped(batch[start : start + size])
-                self.accelerator.backward(loss / len(batch))
-                for name, value in figures.items():
-                    totals[name] = totals.get(name, torch.zeros_like(value)) + value
+            totals = add_gradients(self._wrapped, batch, size, self.accelerator.backward)
         return {name: value / len(batch) for name, value in totals.items()}
 
     def _average_gradients(self) -> None:
@@ -109,35 +102,21 @@ class Stepper:
         Raises:
             FloatingPointError: a norm is not finite; nothing was applied.
         """
-        settings = self.config.optimizer
-        factor = learning_rate_factor(settings, update, self.config.training.updates, spent)
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
+        rate = self._schedule.set_rates(update, self.config.training.updates, spent)
         # Once for both groups: a gradient scaler must not unscale twice.
         self.accelerator.unscale_gradients()
-        norms = {
-            f"{name}_gradient_norm": float(
-                torch.nn.utils.clip_grad_norm_(group["params"], settings.max_grad_norm)
-            )
-            for name, group in zip(("policy", "flow"), self.optimizer.param_groups, strict=False)
-        }
+        found = clip_gradients(self.optimizer, self.config.optimizer.max_grad_norm)
+        names = ("policy_gradient_norm", "flow_gradient_norm")
+        norms: Record = dict(zip(names, found, strict=False))
         if self.accelerator.scaler is None:  # a scaler leaves such a step out by itself
             self.check(norms)
         self._prepared.step()
         self._skipped = self._skipped + 1 if self._prepared.step_was_skipped else 0
         if self._skipped == MOST_SKIPPED:
             raise FloatingPointError(f"a gradient, at {MOST_SKIPPED} ever smaller scales in a row,")
-        self._move_averages()
-        return {**norms, "learning_rate": settings.learning_rate * factor}
-
-    @torch.no_grad()
-    def _move_averages(self) -> None:
-        flow, target = self.objective.flow, self._flow_target
-        if flow is not None and target is not None and self.config.flow is not None:
-            for old, new in zip(target.parameters(), flow.parameters(), strict=True):
-                old.lerp_(new, 1.0 - self.config.flow.ema_decay)
-        if self.average is not None:
-            self.average.update(dict(self.objective.policy.named_parameters()))
+        for average in self._averages:
+            average.update()
+        return {**norms, "learning_rate": rate}
 
     # --- remembering ------------------------------------------------------------------------------
 

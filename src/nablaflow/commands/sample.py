@@ -1,0 +1,67 @@
+"""`nablaflow sample`: images of a run's policy, or of a model as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded
+
+
+def sample(
+    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="run folder, or a model")],
+    prompt: Annotated[list[str] | None, typer.Option(help="again for more prompts")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="images in all")] = 8,
+    out: Annotated[Path, typer.Option(help="folder for the images")] = Path("samples"),
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="of a run: last, best (of its guard), step-N, or reference; default: last"
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="of a run's LoRA: 0 is the reference, 1 the policy; above 1 goes on beyond it"
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="of a model: ddim, ddpm or sde-dpmsolver++; default: what fits it"),
+    ] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="of a model's image, pixels")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="of a model's image, pixels")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace images there")] = False,
+    trust_run: TrustRun = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Sample images from a run's policy, or from a model as it is."""
+
+    def work() -> None:
+        from nablaflow.runs.sample import sample_to_folder
+
+        given = {"sampler": sampler, "height": height, "width": width}
+        own = {"checkpoint": checkpoint, "strength": strength}
+        written = sample_to_folder(
+            source,
+            prompt or [],
+            n,
+            out,
+            seed,
+            overwrite=overwrite,
+            trusted=trust_run,
+            of_model={name: value for name, value in given.items() if value is not None},
+            of_run={name: value for name, value in own.items() if value is not None},
+        )
+        if as_json:
+            images = [str(path) for path in written.images]
+            print(json.dumps({"images": images, "sheet": str(written.sheet)}))
+        else:
+            print(f"{len(written.images)} images in {out}, all of them on {written.sheet}")
+
+    guarded(work, debug)

@@ -1,0 +1,23 @@
+"""A finished comparison in files: the figures, the table, the pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from nablaflow.comparison.outcome import Outcome
+from nablaflow.comparison.study import slug
+from nablaflow.report.comparison_plot import comparison_figure
+from nablaflow.report.comparison_table import comparison_markdown
+from nablaflow.storage.files import write_whole
+
+
+def write_outcome(out: Path, outcome: Outcome) -> Path:
+    """Write ``<reward>.json``, ``.md`` and ``.png``; returns the picture's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    stem, data = slug(outcome.reward), outcome.as_data()
+    write_whole(out / f"{stem}.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+    write_whole(out / f"{stem}.md", comparison_markdown(outcome.rows()))
+    picture = out / f"{stem}.png"
+    comparison_figure(data).savefig(picture)
+    return picture

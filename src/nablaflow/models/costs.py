@@ -1,0 +1,97 @@
+"""What an update of a known architecture costs, in FLOPs counted on shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from nablaflow.models.flow_size import counted
+
+PASSES, RECOMPUTED = 6, 2
+"""Of the denoiser for a transition: the policy's forward and backward, the reference's mean, and
+the value gradient through the reference. `RECOMPUTED` are the forward passes that gradient
+checkpointing does again. Held against the count of a whole update in tests/models/test_costs.py."""
+DECODES = 2  # forward and backward, of the reward at x0_hat
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A Stable Diffusion by its size.
+
+    Attributes:
+        side: of its images, pixels.
+        width: of its text embeddings.
+    """
+
+    side: int
+    width: int
+    heads: int | tuple[int, ...] = 8
+
+    @torch.no_grad()
+    def denoiser_flops(self) -> int:
+        """FLOPs of one pass at one state, without guidance."""
+        with torch.device("meta"):
+            options: Any = {"attention_head_dim": self.heads, "cross_attention_dim": self.width}
+            network = UNet2DConditionModel(sample_size=self.side // 8, **options)
+            x, tokens = torch.zeros(1, 4, self.side // 8, self.side // 8), (1, 77, self.width)
+            with counted() as counter:
+                network(x, torch.zeros(1), torch.zeros(tokens))
+        return counter.get_total_flops()
+
+    @torch.no_grad()
+    def decoder_flops(self) -> int:
+        """FLOPs of decoding one image."""
+        with torch.device("meta"):
+            options: Any = {
+                "down_block_types": ("DownEncoderBlock2D",) * 4,
+                "up_block_types": ("UpDecoderBlock2D",) * 4,
+                "block_out_channels": (128, 256, 512, 512),
+                "layers_per_block": 2,
+            }
+            decoder: Any = AutoencoderKL(**options)
+            with counted() as counter:
+                decoder.decode(torch.zeros(1, 4, self.side // 8, self.side // 8))
+        return counter.get_total_flops()
+
+
+STABLE_DIFFUSION_1 = Architecture(512, 768)
+STABLE_DIFFUSION_2 = Architecture(768, 1024, (5, 10, 20, 20))
+
+
+def update_flops(
+    denoiser: int,
+    decoder: int,
+    *,
+    trajectories: int,
+    steps: int,
+    trained: int,
+    checkpointing: bool = False,
+) -> int:
+    """FLOPs of one update of residual ∇-DB by the exact step, without the reward's own.
+
+    Args:
+        denoiser: FLOPs of one pass at one state; twice that with guidance.
+        decoder: FLOPs of decoding one image.
+        steps: of a trajectory.
+        trained: transitions of each trajectory.
+    """
+    passes = steps + trained * (PASSES + (RECOMPUTED if checkpointing else 0))
+    return trajectories * (passes * denoiser + (1 + DECODES * trained) * decoder)
+
+
+def speed(
+    device: torch.device, dtype: torch.dtype, clock: Callable[[], float], repeats: int = 3
+) -> float:
+    """FLOPs a second of a convolution as Stable Diffusion has most of, the best of some tries."""
+    x = torch.zeros(1, 320, 64, 64, device=device, dtype=dtype)
+    kernel = torch.zeros(320, 320, 3, 3, device=device, dtype=dtype)
+    flops, best = 2 * 320 * 320 * 9 * 64 * 64, float("inf")
+    for _ in range(1 + repeats):  # the first is slower than any after it
+        began = clock()
+        torch.nn.functional.conv2d(x, kernel, padding=1).sum().item()  # which waits for a GPU
+        best = min(best, clock() - began)
+    return flops / max(best, 1e-9)

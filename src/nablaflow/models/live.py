@@ -1,0 +1,109 @@
+"""A pipeline that the user holds: it is copied where it would change, and never changed itself.
+
+What is frozen costs no memory twice: a copy has modules of its own around the same weights, as long
+as precision, device and memory layout are the same. So nothing has to be put back afterwards, not
+even after an error in the middle.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from nablaflow.errors import UserError
+from nablaflow.models.folder import INDEX
+
+LIVE = "python:"
+"""Begins the name that a saved configuration has for a pipeline without a folder or a hub id."""
+
+
+@dataclass(frozen=True)
+class LivePipeline:
+    """A pipeline of the user's.
+
+    Attributes:
+        unused: parts that a model to align does without, as when it is loaded from a folder.
+
+    Raises:
+        UserError: it carries a LoRA, or is spread or quantized so that no copy of it can train.
+    """
+
+    pipeline: Any
+    unused: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, part in self._networks():
+            _check_plain(name, part)
+
+    @property
+    def name(self) -> str:
+        """Folder or hub id that it was loaded from; else one that no pipeline can be loaded by."""
+        origin = str(self.pipeline.name_or_path or "")
+        folder = Path(origin).expanduser()
+        if origin and (folder / INDEX).is_file():
+            return str(folder.absolute())
+        is_hub_id = origin.count("/") == 1 and not origin.startswith((".", "/", "~"))
+        return origin if is_hub_id else LIVE + type(self.pipeline).__name__
+
+    def borrow(self, dtype: torch.dtype) -> Any:
+        """A pipeline of its own around the same weights; for what leaves the weights alone."""
+        return self._made_of(with_the_same_weights, dtype)
+
+    def copy(self, dtype: torch.dtype | None = None) -> Any:
+        """A pipeline that shares nothing with the user's; in its precision without ``dtype``."""
+        return self._made_of(copy.deepcopy, dtype)
+
+    def _made_of(self, make: Any, dtype: torch.dtype | None) -> Any:
+        parts = {name: make(part).to(dtype) for name, part in self._networks()}
+        unused = {name: None for name in self.unused if name in self.pipeline.components}
+        made = copy.copy(self.pipeline)
+        # Its state is a number of steps; tokenizers are set anew at each call.
+        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        made.register_modules(**{**parts, **unused, "scheduler": scheduler})
+        return made
+
+    def _networks(self) -> list[tuple[str, nn.Module]]:
+        """The parts that are networks, as they were before ``torch.compile``."""
+        return [
+            (name, getattr(part, "_orig_mod", part))
+            for name, part in self.pipeline.components.items()
+            if isinstance(part, nn.Module) and name not in self.unused
+        ]
+
+
+def _check_plain(name: str, network: nn.Module) -> None:
+    if any(isinstance(part, BaseTunerLayer) for part in network.modules()):
+        raise UserError(
+            f"model: the pipeline's {name} carries a LoRA; call fuse_lora(), if it is to stay, "
+            "then unload_lora_weights()"
+        )
+    if getattr(network, "is_quantized", False):
+        raise UserError(
+            f"model: the pipeline's {name} is quantized; load it without quantization_config"
+        )
+    # Offloading, device_map and an older way to compile put their own in its place, which would
+    # go on calling the user's network from inside the copy.
+    if any("forward" in vars(part) for part in network.modules()):
+        raise UserError(
+            f"model: the forward of the pipeline's {name} was replaced (by offloading or "
+            "device_map); call remove_all_hooks(), or load it without"
+        )
+
+
+def with_the_same_weights(network: nn.Module) -> Any:
+    """A network of its own whose parameters and buffers lie in the same memory.
+
+    Moving or converting it leaves the other where and as it is; writing into its weights does not.
+    """
+    shared: dict[int, Any] = {
+        id(value): nn.Parameter(value.detach(), requires_grad=value.requires_grad)
+        for value in network.parameters()
+    }
+    shared |= {id(value): value.detach() for value in network.buffers()}
+    return copy.deepcopy(network, shared)

@@ -1,0 +1,100 @@
+"""The policy of a run that was trained: which of its checkpoints, and how much of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nablaflow.config.recipe import Config
+from nablaflow.devices import best_device
+from nablaflow.errors import UserError
+from nablaflow.evaluation.policy_state import put_policy
+from nablaflow.methods import Method
+from nablaflow.models import LivePipeline, load_model
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.runs.folder import load_run_config
+from nablaflow.runs.pretrained import reference_of
+from nablaflow.runs.trust import check_trusted, methods_of
+from nablaflow.storage.checkpoint import best_folder, list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import load_policy as read_policy
+from nablaflow.storage.whole import last_whole
+from nablaflow.training.kernels import load_kernels
+
+LAST, BEST, REFERENCE = "last", "best", "reference"
+
+
+def load_policy(
+    run: Path,
+    parts: Collection[str] = ("model", "prompts"),
+    *,
+    checkpoint: str = LAST,
+    strength: float = 1.0,
+    trusted: bool = False,
+    pipeline: LivePipeline | None = None,
+    method: type[Method] | None = None,
+) -> tuple[PipelineModel, Config]:
+    """The policy of a run, and the run's configuration.
+
+    Args:
+        parts: groups of the configuration that will be used.
+        checkpoint: ``last``, ``best`` (the guard's), ``step-12``, or ``reference``: without any.
+        strength: of what was trained: 0 is the reference, 1 the policy, above 1 goes on beyond it.
+        trusted: whether the user's word is given for what they ask for.
+        pipeline: the one that the run was begun with, where it has no name.
+        method: the class of the one that it was begun with, where it has no file.
+
+    Raises:
+        UserError: the folder holds no such checkpoint, or one of another model; or the strength is
+            no number from 0 on.
+    """
+    if not (math.isfinite(strength) and strength >= 0):
+        raise UserError(f"--strength: must be a number from 0 on, not {strength:g}")
+    if checkpoint == REFERENCE and strength != 1:
+        raise UserError("--strength: the reference has none; leave it or --checkpoint out")
+    config = load_run_config(run, find=methods_of(run, trusted=trusted, known=method))
+    check_trusted(config, run, parts, trusted=trusted)
+    folder, state = _read(run, checkpoint)
+    pretrained = reference_of(config, pipeline, torch.float32)
+    model = load_model(pretrained, config.sampler, config.adapter, best_device())
+    if checkpoint != REFERENCE:  # a fresh adapter changes nothing
+        put_policy(model.network, state, folder, config.model)
+        model.adapter.scale(strength)
+    if config.sampler.variance == "analytic":
+        load_kernels(model, folder)
+    return model, config
+
+
+def _read(run: Path, checkpoint: str) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint's folder and its policy; the reference's kernels are in every one."""
+    if checkpoint in (LAST, REFERENCE):
+        return last_whole(run, lambda found: (found, read_policy(found)))
+    folder = _best(run) if checkpoint == BEST else _step(run, checkpoint)
+    return folder, read_policy(folder)
+
+
+def _best(run: Path) -> Path:
+    """Where the guard's best policy is, as the last checkpoint remembers it."""
+    end = last_whole(run, load_checkpoint)
+    guard = end.state.get("guard")
+    if not guard or not guard["best"]:
+        raise UserError(f"--checkpoint: {run} has no best, which a guard keeps; use last or step-N")
+    folder = best_folder(run, guard["best"]["update"])
+    if not folder.is_dir():
+        raise UserError(f"--checkpoint: {folder} is gone; use last or step-N")
+    return folder
+
+
+def _step(run: Path, checkpoint: str) -> Path:
+    found = {int(path.name.removeprefix("step-")): path for path in list_checkpoints(run)}
+    digits = checkpoint.removeprefix("step-")
+    if checkpoint.startswith("step-") and digits.isdecimal() and int(digits) in found:
+        return found[int(digits)]
+    there = ", ".join(path.name for path in found.values())
+    raise UserError(
+        f"--checkpoint: {run} has no {checkpoint}; use last, best, reference"
+        + (f" or one of {there}" if there else "; there is no checkpoint yet")
+    )

@@ -1,0 +1,67 @@
+"""The pretrained pipeline of a run: by name, or one that the user holds and hands over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
+from nablaflow.models import LivePipeline, ModelSource, fingerprint, load_pipeline, model_source
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def source_of(config: Config, given: LivePipeline | None) -> ModelSource:
+    """What is given, or else what the configuration names."""
+    return given or model_source(config.model)
+
+
+def dtype_of(config: Config) -> torch.dtype:
+    """A LoRA trains on top of weights in half precision; weights that train stay in float32."""
+    full = config.adapter.kind == "full"
+    return torch.float32 if full else DTYPES[config.training.precision]
+
+
+def of_live(config: Config, pipeline: LivePipeline) -> Config:
+    """With the name of a pipeline that is handed over, and what tells it from any other."""
+    mark = fingerprint(pipeline.borrow(dtype_of(config)))
+    return config.model_copy(update={"model": pipeline.name, "model_hash": mark})
+
+
+def load_pretrained(config: Config, given: LivePipeline | None) -> Any:
+    """The pipeline, in the precision of the run.
+
+    Raises:
+        UserError: it cannot be loaded, or has other weights than the run was begun with.
+    """
+    pipeline = load_pipeline(source_of(config, given), dtype_of(config))
+    if config.model_hash is not None and fingerprint(pipeline) != config.model_hash:
+        name = "the pipeline that is given" if given else config.model
+        raise UserError(
+            f"model: {name} has other weights than the pipeline that the run was begun with; "
+            "give that one (model=…)"
+        )
+    return pipeline
+
+
+def reference_of(config: Config, given: LivePipeline | None, dtype: torch.dtype) -> Any:
+    """The same to sample with, in any precision.
+
+    Raises:
+        UserError: as `load_pretrained`.
+    """
+    if config.model_hash is None:
+        return load_pipeline(source_of(config, given), dtype)
+    return load_pretrained(config, given).to(dtype)
+
+
+def check_may_be_given(config: Config) -> None:
+    """Another place of a run's model is believed only where the weights there can be checked.
+
+    Raises:
+        UserError: the run names its model.
+    """
+    if config.model_hash is None:
+        raise UserError(f"model: the run has its own, {config.model}; leave it out")

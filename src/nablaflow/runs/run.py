@@ -1,0 +1,107 @@
+"""A finished run, as Python has it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
+from nablaflow.methods import Method
+from nablaflow.models import LivePipeline, load_pipeline
+from nablaflow.rewards import NamedReward
+from nablaflow.runs.folder import load_run_config
+from nablaflow.runs.pretrained import reference_of
+from nablaflow.runs.trust import check_trusted, methods_of
+from nablaflow.storage.records import read_records
+from nablaflow.storage.run_folder import REPORT, SUMMARY
+
+LORA, MODEL = "lora", "model"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: with everything in it.
+        config: its settings, with what they left to the run.
+        summary: what summary.json holds.
+        lora: folder of the adapter, or of the whole model where no adapter can be loaded.
+        live: the pipeline that was handed over, if one was.
+        reward: the function that was handed over, if one was.
+    """
+
+    folder: Path
+    config: Config = field(repr=False)
+    summary: dict[str, Any] = field(repr=False)
+    lora: Path
+    live: LivePipeline | None = field(default=None, repr=False)
+    reward: NamedReward | None = field(default=None, repr=False)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, trusted: bool = False) -> Run:
+        """A run that was finished before.
+
+        Args:
+            trusted: whether the user's word is given for the model's folder, where the run is
+                somebody else's; see `nablaflow.runs.trust`.
+
+        Raises:
+            UserError: the folder holds no finished run.
+        """
+        folder = Path(folder).expanduser()
+        summary = folder / SUMMARY
+        saved = next((folder / name for name in (LORA, MODEL) if (folder / name).is_dir()), None)
+        if saved is None or not summary.is_file():
+            raise UserError(f"{folder} holds no finished run; give the output_dir of one")
+        config = load_run_config(folder, find=methods_of(folder, trusted=trusted))
+        check_trusted(config, folder, ("model",), trusted=trusted)
+        try:
+            return cls(folder, config, json.loads(summary.read_text(encoding="utf-8")), saved)
+        except ValueError as error:
+            raise UserError(
+                f"{summary} is damaged ({error}); train the run with --resume to measure it again"
+            ) from None
+
+    @property
+    def method(self) -> type[Method]:
+        """The class of its method."""
+        assert isinstance(self.config.method, Method)
+        return type(self.config.method)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The record of each update, as metrics.jsonl has them."""
+        return read_records(self.folder)
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.folder / REPORT
+
+    def pipeline(self, dtype: torch.dtype | None = None) -> Any:
+        """The policy as a stock diffusers pipeline, which shares nothing with any other.
+
+        Args:
+            dtype: of its weights; default: the precision of a pipeline that was handed over, else
+                float32.
+
+        Raises:
+            UserError: the reference cannot be loaded, or is not the one that the run was begun
+                with.
+        """
+        if self.lora.name == MODEL:
+            return load_pipeline(str(self.lora), dtype or torch.float32)
+        pipeline = self._reference(dtype)
+        pipeline.load_lora_weights(self.lora)
+        return pipeline
+
+    def _reference(self, dtype: torch.dtype | None) -> Any:
+        if self.live is not None:
+            return self.live.copy(dtype)
+        return reference_of(self.config, None, dtype or torch.float32)

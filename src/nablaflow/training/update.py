@@ -1,0 +1,220 @@
+"""What one update is made of, from objects: any loop can take its steps (docs/own_loop.md).
+
+    rollout = update.rollout(prompts, noise, keep)
+    batch = update.batch(rollout, update.credits(rollout))
+    figures = add_gradients(update.objective, batch)
+
+and a step of any optimizer. Here are neither settings nor files, and all randomness comes in: the
+laboratory (`nablaflow.exact.training`) and the trainer (`nablaflow.training.loop`) are such loops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from nablaflow.diffusion import Noise, Trajectories, Transitions, noised_afresh
+from nablaflow.errors import UserError
+from nablaflow.estimators import Networks, Path, TrainingBatch, ValueGradients, path_log_ratio
+from nablaflow.estimators.pull import PullSamples, pull_samples
+from nablaflow.methods import Method
+from nablaflow.models import Condition
+from nablaflow.rewards import Components
+from nablaflow.training.optimization import Objective
+from nablaflow.typing import Batch
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Rollout(Path):
+    """Trajectories with the rewards of their images, made once and only read afterwards.
+
+    Attributes:
+        scores: rewards of the images.
+        components: by name, where the reward is made of others, the scores of each.
+    """
+
+    scores: Batch
+    components: Components = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for a checkpoint; what the model and the method say again is left out."""
+        kept = {k: v for k, v in vars(self).items() if k not in ("condition", "levels")}
+        return {**kept, "transitions": vars(self.transitions)}
+
+
+@final
+class Update:
+    """The steps of an update of ``method``, whose `losses` on a batch are ``objective``.
+
+    Attributes:
+        estimator: of the method's value gradients, or None.
+        objective: the loss as a module, whose parameters are the policy's and the flow network's.
+    """
+
+    def __init__(self, method: Method, networks: Networks) -> None:
+        self.method, self.networks, self.model = method, networks, networks.model
+        self.estimator = method.value_estimator()
+        self.objective = Objective(method, networks)
+        by_estimator = self.estimator is not None and self.estimator.needs_states
+        by_method = method.needs_states or method.needs_path_ratio
+        self._keeps_states = by_method or by_estimator
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        prompts: list[str],
+        noise: Noise,
+        keep: Int[Tensor, "trajectory transition"],
+        size: int | None = None,
+    ) -> Rollout:
+        """Sample a trajectory for each prompt with the policy, and score its image.
+
+        Args:
+            noise: see `DiffusionModel.sample`.
+            keep: the transitions that will be trained, see `Method.draw`.
+            size: trajectories at once, which takes a generator for each; None: all.
+
+        Raises:
+            UserError: the reward breaks its contract, or one generator is given for parts.
+            FloatingPointError: a state is not finite, so that no reward is blamed for it.
+        """
+        n, condition = len(prompts), self.model.condition(prompts)
+        size = size or n
+        rows = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        parts = [
+            self._sample(
+                prompts[part],
+                condition[part],
+                noise if size >= n else _of(noise, part),
+                keep[part],
+            )
+            for part in rows
+        ]
+        x0 = torch.cat([part.x0 for part in parts])
+        if not x0.isfinite().all():
+            raise FloatingPointError("a state that the policy sampled")
+        scored = [
+            self.networks.reward.detailed(self.model.decode(x0[part]), prompts[part])
+            for part in rows
+        ]
+        states = [part.states for part in parts if part.states is not None]
+        components = {
+            name: torch.cat([inner[name] for _, inner in scored]).float() for name in scored[0][1]
+        }
+        return Rollout(
+            x0=x0,
+            states=torch.cat(states, dim=1) if states else None,
+            condition=condition,
+            prompts=prompts,
+            transitions=_transitions(parts, size),
+            log_prob=torch.cat([part.log_prob for part in parts]),
+            levels=self._levels,
+            scores=torch.cat([scores for scores, _ in scored]).float(),
+            components=components,
+        )
+
+    def _sample(
+        self, prompts: list[str], condition: Condition, noise: Noise, keep: Tensor
+    ) -> Trajectories:
+        found = self.model.sample(
+            prompts, noise, condition=condition, keep=keep, keep_states=self._keeps_states
+        )
+        fresh = self.method.fresh_levels(self.model.process)
+        return found if fresh is None else noised_afresh(self.model.process, found, fresh, noise)
+
+    @property
+    def _levels(self) -> Int[Tensor, "levels"]:
+        return self.method.value_step(self.model.process).level
+
+    def restored(self, state: dict[str, Any]) -> Rollout:
+        """A rollout from its `Rollout.state`."""
+        device, condition = self.model.device, self.model.condition(state["prompts"])
+        transitions = Transitions(**_moved(state["transitions"], device))
+        components = _moved(state.get("components", {}), device)
+        kept = {"states": None, **state, "transitions": transitions, "components": components}
+        return Rollout(**_moved(kept, device), condition=condition, levels=self._levels)
+
+    def credits(
+        self, rollout: Rollout, size: int | None = None
+    ) -> Float[Tensor, "trajectory"] | None:
+        """`Method.credits` of a rollout that is the whole of the update.
+
+        Args:
+            size: trajectories at once, for methods that weigh by their density; None: all.
+        """
+        log_ratio = self.log_ratio(rollout, size) if self.method.needs_path_ratio else None
+        return self.method.credits(rollout.scores, rollout.prompts, log_ratio)
+
+    def log_ratio(self, path: Path, size: int | None = None) -> Float[Tensor, "trajectory"]:
+        """`path_log_ratio`, from ``size`` trajectories at a time."""
+        return torch.cat([path_log_ratio(part, self.model) for part in path.pieces(size)])
+
+    def batch(
+        self,
+        rollout: Rollout,
+        credits: Float[Tensor, "trajectory"] | None = None,
+        size: int | None = None,
+    ) -> TrainingBatch:
+        """The rollout's transitions, with value gradients where the method has an estimator.
+
+        Args:
+            credits: of each trajectory, see `credits`.
+            size: trajectories whose value gradients are found at once; None: all.
+
+        Raises:
+            UserError: the reward's gradient is not finite.
+            FloatingPointError: it is, and what the networks make of it is not.
+        """
+        batch = rollout.batch(credits, with_states=self.method.needs_states)
+        if self.estimator is None:
+            return batch
+        return replace(batch, estimate=self.estimates(rollout, size))
+
+    def estimates(self, path: Path, size: int | None = None) -> ValueGradients:
+        """Value gradients at ``path.transitions``, in their order, for `batch`."""
+        assert self.estimator is not None
+        networks, beta, estimator = self.networks, self.method.beta, self.estimator
+        parts = [estimator.estimate(part, networks, beta) for part in path.pieces(size)]
+        order = (path.transitions.trajectory // (size or len(path))).argsort(stable=True)
+        return ValueGradients.concatenate(parts)[order.argsort()]
+
+    def pull(
+        self,
+        path: Path,
+        levels: Bool[Tensor, "levels"],
+        generator: torch.Generator,
+        size: int | None = None,
+    ) -> PullSamples:
+        """`pull_samples`, from ``size`` trajectories at a time."""
+        parts = path.pieces(size)
+        return torch.cat([pull_samples(part, self.model, levels, generator) for part in parts])
+
+
+def _of(noise: Noise, part: slice) -> list[torch.Generator]:
+    if isinstance(noise, torch.Generator):
+        raise UserError(
+            "noise: a rollout in parts (size=…) needs a generator for each trajectory; give "
+            "nablaflow.diffusion.trajectory_noise(seeds)"
+        )
+    return noise[part]
+
+
+def _transitions(parts: list[Trajectories], size: int) -> Transitions:
+    """Of all parts; ``trajectory`` counts through them."""
+    shifted = [
+        replace(part.transitions, trajectory=part.transitions.trajectory + index * size)
+        for index, part in enumerate(parts)
+    ]
+    return Transitions.concatenate(shifted)
+
+
+def _moved(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in values.items()
+    }

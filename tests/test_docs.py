@@ -1,0 +1,97 @@
+"""The documentation: links resolve, pages can be found, tables say what the code is."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nablaflow.methods import METHODS, UNTRAINED
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [*PAGES, *ROOT.glob("*.md")]
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def _prose(path: Path) -> str:
+    """A text without its blocks of code, whose brackets are no links."""
+    return re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def _anchors(path: Path) -> set[str]:
+    """Of the headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.*)$", _prose(path), re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_relative_link_resolves(path):
+    for link in LINK.findall(_prose(path)):
+        if "://" in link:
+            continue
+        target, _, anchor = link.partition("#")
+        found = (path.parent / target).resolve() if target else path
+        assert found.exists(), f"{link}: there is no {found}"
+        if anchor and found.suffix == ".md":
+            assert anchor in _anchors(found), f"{link}: no such heading"
+
+
+def test_what_recipes_and_messages_name_exists():
+    """Paths such as docs/guide.md in recipes, in the code and in the Makefile."""
+    texts = [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "src").rglob("*.py"), ROOT / "Makefile"]
+    named = [
+        (path, name)
+        for path in texts
+        for name in re.findall(r"\b(?:docs|recipes)/[\w/]+\.\w+", path.read_text(encoding="utf-8"))
+    ]
+    assert len(named) > 10
+    assert [(str(path), name) for path, name in named if not (ROOT / name).is_file()] == []
+
+
+def test_every_page_is_in_the_navigation():
+    listed = _pages_of(_site()["nav"])
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {page.relative_to(DOCS).as_posix() for page in PAGES}
+
+
+def test_the_site_fetches_nothing():
+    site = _site()
+    assert site["theme"]["font"] is False
+    assert site["plugins"] == ["search"]
+    assert not {"extra_javascript", "extra_css"} & set(site)
+
+
+def _site() -> dict:
+    """mkdocs.yml; what names a Python function in it is left out."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+    return yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+
+
+def _pages_of(entry) -> list[str]:
+    if isinstance(entry, str):
+        return [entry]
+    parts = entry if isinstance(entry, list) else entry.values()
+    return [page for part in parts for page in _pages_of(part)]
+
+
+def test_the_table_of_methods_is_true():
+    """All methods are in it, and what it says they need is what they need."""
+    text = (DOCS / "choose_method.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[`([\w-]+)`\]\(\S+\)[^|]*\| ([^|]+) \| ([^|]+) \|", text, re.MULTILINE)
+    table = {name: (gradient, images) for name, gradient, images in rows}
+    kinds = {**METHODS, **UNTRAINED}
+    assert set(table) == set(kinds)
+    for name, kind in kinds.items():
+        if name == "value-matching":  # its estimator decides
+            continue
+        gradient, images = table[name]
+        assert gradient.startswith("needed") == kind.needs_reward_gradient, name
+        if getattr(kind, "needs_group", False) is True:
+            assert not images.startswith("1 "), name
