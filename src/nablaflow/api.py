@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusers import DiffusionPipeline
 from PIL.Image import Image
 
 from nablaflow.comparison import ComparisonStudy, Outcome, compare_runs, race
@@ -28,6 +27,7 @@ from nablaflow.methods import Method
 from nablaflow.methods.own import load_method
 from nablaflow.models import (
     AdapterSettings,
+    AnyPipeline,
     FlowSettings,
     LivePipeline,
     ModelSource,
@@ -46,7 +46,7 @@ from nablaflow.runs.sample import check_out, sample_images, write_images
 from nablaflow.settings import Settings
 from nablaflow.typing import Reward
 
-Model = str | Path | DiffusionPipeline
+Model = str | Path | AnyPipeline
 """``nano``, a diffusers folder, a hub id, or a pipeline that is in memory."""
 Prompts = Sequence[str] | str | Mapping[str, str] | None
 Group = Mapping[str, Any] | Literal["default"]

@@ -30,7 +30,7 @@ def assert_refused(result: Result, *words: str) -> None:
         (["--seeds", "0"], ["--seeds", "0", "1 or more"]),
         (["--minutes", "-1"], ["--minutes", "above 0"]),
         (["--held-out", "beauty"], ["beauty", "warmth"]),
-        (["nowhere", "--methods", "refl"], ["runs or --methods"]),
+        (["nowhere", "--methods", "refl"], ["runs or --method,"]),
         (["nowhere"], ["nowhere", "no run"]),
     ],
 )

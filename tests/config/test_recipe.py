@@ -205,8 +205,11 @@ def test_a_wrong_method_is_one_line(override, line):
 
 
 def test_a_method_that_is_not_registered_is_refused():
-    class Third(First):
-        pass
+    class Third(Method):
+        needs_reward_gradient = False
+
+        def losses(self, batch: Any, networks: Any) -> Losses:
+            return Losses({})
 
     assert "Third has no name" in refusal(method=Third(beta=1.0))
 
@@ -411,7 +414,7 @@ def test_a_bad_recipe_is_one_line_with_its_name(tmp_path, content, words):
 def test_a_recipe_that_is_not_a_file(tmp_path):
     with pytest.raises(UserError, match="no such recipe"):
         load_config(tmp_path / "missing.yaml", [], MINIMAL)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="a folder, and no recipe"):
         load_config(tmp_path, [], MINIMAL)
 
 

@@ -249,6 +249,7 @@ def test_an_eta_that_a_sampler_does_not_have_is_refused(name: str) -> None:
         ({"variance_type": "learned"}, "ddim", "learned variance"),
         ({"use_karras_sigmas": True}, "sde-dpmsolver++", "use_karras_sigmas"),
         ({"use_beta_sigmas": True}, "ddim", "use_beta_sigmas"),
+        ({"interpolation_type": "log_linear"}, "ddim", "spaced log_linear"),
         ({"use_flow_sigmas": True}, "sde-dpmsolver++", "flow matching"),
         ({"prediction_type": "flow_prediction"}, "ddim", "flow matching"),
         ({"prediction_type": "velocity"}, "ddim", "prediction_type 'velocity'"),

@@ -120,5 +120,5 @@ def test_it_is_loaded_checked_and_saved(folder: str, tmp_path: Path) -> None:
 
 
 def test_it_is_named_among_those_that_are_served(folder: str) -> None:
-    with pytest.raises(UserError, match="StableDiffusionPipeline, DDPMPipeline, HalvesPipeline"):
+    with pytest.raises(UserError, match=r"DDPMPipeline, .*HalvesPipeline"):
         load_model(object(), SamplerSettings(), AdapterSettings(), torch.device("cpu"))

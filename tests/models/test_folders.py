@@ -151,14 +151,23 @@ def test_a_class_that_is_not_served_is_named_before_its_weights_are_read(tmp_pat
         file.write_bytes(b"not weights")
     line = line_of(lambda: load_pipeline(str(tmp_path)))
     assert "KandinskyPipeline is not supported" in line
-    assert "StableDiffusionPipeline, DDPMPipeline" in line
+    for served in ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "DDPMPipeline"):
+        assert served in line
 
 
+@pytest.mark.parametrize(
+    ("encoder", "kind"),
+    [
+        ("cond_stage_model.transformer.x", "StableDiffusionPipeline"),
+        ("conditioner.embedders.1.model.x", "StableDiffusionXLPipeline"),
+    ],
+)
 def test_a_single_file_is_loaded_with_the_configuration_of_this_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, kind: str
 ) -> None:
     file = tmp_path / "model.safetensors"
-    save_file({"model.diffusion_model.out.weight": torch.zeros(1)}, file)
+    names = ("model.diffusion_model.out.weight", encoder)
+    save_file({name: torch.zeros(1) for name in names}, file)
     given: dict[str, Any] = {}
 
     def from_single_file(path: str, **options: Any) -> StableDiffusionPipeline:
@@ -166,10 +175,16 @@ def test_a_single_file_is_loaded_with_the_configuration_of_this_machine(
         return stable_diffusion()
 
     monkeypatch.setattr(
-        single_file.StableDiffusionPipeline, "from_single_file", staticmethod(from_single_file)
+        getattr(single_file, kind), "from_single_file", staticmethod(from_single_file)
     )
     assert isinstance(load_pipeline(str(file)), StableDiffusionPipeline)
     assert (given["path"], given["local_files_only"]) == (str(file), True)
+
+
+def test_a_refiner_in_a_file_is_refused(tmp_path: Path) -> None:
+    names = ("model.diffusion_model.out.weight", "conditioner.embedders.0.model.x")
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "m.safetensors")
+    assert "is a refiner" in line_of(lambda: load_pipeline(str(tmp_path / "m.safetensors")))
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,16 @@ def test_the_simple_animals_are_there():
     assert (len(found), len(set(found)), found[0], found[-1]) == (45, 45, "cat", "kangaroo")
 
 
+@pytest.mark.parametrize("name", ["sd35_medium", "flux_dev"])
+def test_recipes_of_flow_matching_load_and_say_where_values_come_from(name: str):
+    config = load_config(RECIPES / f"{name}.yaml", GIVEN[1:], {})
+    assert (config.sampler.name, config.strata) == ("memoryless", 5)
+    text = (RECIPES / f"{name}.yaml").read_text()
+    values = re.findall(r"^  \w+: .*$", text, flags=re.MULTILINE)
+    unsaid = [line for line in values if not re.search(r"# (ours|card|vggflow)", line)]
+    assert unsaid == ["  width: 512"], "of the size, as its height"
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("nano*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_embedded_model_loads_as_it_is(path):
     config = load_config(path, [], {})
@@ -117,3 +127,8 @@ def test_a_recipe_with_a_methods_older_name_is_read_and_told(capsys: pytest.Capt
     config = load_config(RECIPES / "nano_warmth.yaml", OLD_NAME, {})
     assert config.method.name == "path-weighted-matching"
     assert "tilted-matching is called path-weighted-matching now" in capsys.readouterr().err
+
+
+def test_the_recipe_for_sdxl_is_whole() -> None:
+    sampler = load_recipe("sdxl_aesthetic").sampler
+    assert (sampler.height, sampler.width, sampler.original_size) == (1024, 1024, [1024, 1024])

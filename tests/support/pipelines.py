@@ -8,19 +8,84 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    EulerDiscreteScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from nablaflow.nano.pretrain.text import build_tokenizer
-from tests.support.schedules import DDPM, STABLE_DIFFUSION
+from tests.support.schedules import DDPM, EULER, STABLE_DIFFUSION
 
 WIDTH = 16
 LATENT = 8
 PIXELS = 16
 PROMPT = "a red circle"
+
+
+def autoencoder(**options: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=PIXELS,
+        **options,
+    )
+
+
+def text_config(tokenizer: Any, **options: Any) -> CLIPTextConfig:
+    plain = {"hidden_size": WIDTH, "projection_dim": WIDTH, "num_hidden_layers": 1}
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        intermediate_size=2 * WIDTH,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        **plain | options,
+    )
+
+
+def stable_diffusion_xl(seed: int = 0) -> StableDiffusionXLPipeline:
+    """Stable Diffusion XL's parts: its two encoders differ in width, padding and depth."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=LATENT,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        cross_attention_dim=WIDTH + 24,
+        norm_num_groups=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 12,
+    )
+    first, second = build_tokenizer(), build_tokenizer()
+    second.pad_token = "!"
+    wide = text_config(second, hidden_size=24, projection_dim=12, num_hidden_layers=2)
+    pipeline = StableDiffusionXLPipeline(
+        vae=autoencoder(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=CLIPTextModel(text_config(first, num_hidden_layers=2)),
+        text_encoder_2=CLIPTextModelWithProjection(wide),
+        tokenizer=first,
+        tokenizer_2=second,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(**EULER),
+        add_watermarker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def stable_diffusion(prediction: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
@@ -39,30 +104,9 @@ def stable_diffusion(prediction: str = "epsilon", seed: int = 0) -> StableDiffus
         norm_num_groups=4,
         **(second if prediction == "v_prediction" else {"attention_head_dim": 4}),
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=PIXELS,
-        scaling_factor=0.4,
-    )
     tokenizer = build_tokenizer()
-    encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
-            projection_dim=WIDTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id,
-        )
-    )
+    encoder = CLIPTextModel(text_config(tokenizer))
+    vae = autoencoder(scaling_factor=0.4)
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=encoder,
@@ -108,8 +152,8 @@ def perturb(network: torch.nn.Module, scale: float = 0.3, seed: int = 5) -> None
 def render(pipeline: Any, *, steps: int = 3, seed: int = 7, **options: Any) -> torch.Tensor:
     """A pipeline's own image, (1, 3, h, w) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
-    if isinstance(pipeline, StableDiffusionPipeline):
-        options["prompt"] = PROMPT
+    if hasattr(pipeline, "tokenizer"):
+        options = {"prompt": PROMPT} | options
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
         num_inference_steps=steps, generator=generator, output_type="np", **options

@@ -13,6 +13,17 @@ STABLE_DIFFUSION: dict[str, Any] = {
     "timestep_spacing": "leading",
     "prediction_type": "epsilon",
 }
+EULER: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "interpolation_type": "linear",
+    "timestep_spacing": "leading",
+    "prediction_type": "epsilon",
+}
+"""Of Stable Diffusion XL; its folder has ``set_alpha_to_one: false`` besides."""
 DDPM: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -22,4 +33,9 @@ DDPM: dict[str, Any] = {
     "clip_sample": True,
     "timestep_spacing": "leading",
     "prediction_type": "epsilon",
+}
+FLOW: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": False,
 }

@@ -233,7 +233,7 @@ def test_estimates_come_in_the_order_of_the_transitions(make_parts: MakeParts, n
     """Whatever the parts, and whichever process has them: the same for each transition."""
     parts = make_parts(*METHODS[name])
     perturb(parts.model.network)
-    flow = parts.trainer.flow_target
+    flow = parts.trainer.networks.flow_target
     if flow is not None:  # it begins as zero
         perturb(flow.requires_grad_(), scale=0.05)
         flow.requires_grad_(False)

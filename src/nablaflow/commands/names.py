@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import nablaflow
 
 LISTS = {
-    "contenders": (("exact/contenders.py", "CONTENDERS"),),
+    "contenders": (("exact/contenders.py", "_TUNED"), ("exact/contenders.py", "_UNTUNED")),
     "entrants": (
         ("comparison/entrants.py", "ENTRANTS"),
         ("comparison/entrants.py", "BYSTANDERS"),
@@ -38,10 +39,16 @@ def names(what: str) -> list[str]:
 
 
 def _keys(file: str, variable: str) -> list[str]:
-    """The keys of a mapping, or the members of a tuple, that a module gives a name."""
+    """The keys of a mapping, or the members of a tuple, that a module gives a name.
+
+    A mapping made of a tuple of calls has their first arguments for its keys.
+    """
     given = _assigned(_parsed(_ROOT / file).body)
-    held = given[variable]
-    parts = held.keys if isinstance(held, ast.Dict) else getattr(held, "elts", [])
+    held: Any = given[variable]
+    if isinstance(held, ast.DictComp):
+        parts = [call.args[0] for call in held.generators[0].iter.elts]  # type: ignore[attr-defined]
+    else:
+        parts = held.keys if isinstance(held, ast.Dict) else held.elts
     return [ast.literal_eval(_meant(part, given)) for part in parts if part is not None]
 
 

@@ -31,7 +31,10 @@ def sample(
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="of a model: ddim, ddpm or sde-dpmsolver++; default: what fits it"),
+        typer.Option(
+            help="of a model: ddim, ddpm or sde-dpmsolver++, of flow matching euler, memoryless or "
+            "flow-grpo; default: what fits it; of a run of flow matching: euler"
+        ),
     ] = None,
     height: Annotated[int | None, typer.Option(min=1, help="of a model's image, pixels")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="of a model's image, pixels")] = None,

@@ -98,6 +98,11 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _only_ddim_has_eta(self) -> Config:
+        if self.sampler.name == "euler":
+            raise ValueError(
+                "sampler.name: euler adds no noise, so that there is no kernel to align; use "
+                "memoryless, and sample the result by euler"
+            )
         if self.sampler.name != "ddim" and self.sampler.eta != 1.0:
             raise ValueError(
                 f"sampler.eta: {self.sampler.name} has none; leave it out or set sampler.name=ddim"

@@ -90,6 +90,10 @@ class TrainingSettings(Settings):
         default=False,
         description="compute activations again in the backward pass: less memory, more time",
     )
+    offload_encoders: bool = Field(
+        default=False,
+        description="text encoders stay on the CPU but while they embed a prompt, once for each",
+    )
     checkpoint_every: Count = Field(default=50, description="updates between two checkpoints")
     keep_checkpoints: Count = Field(default=2, description="how many of the newest are kept")
     reward_timeout: Positive | None = Field(

@@ -1,5 +1,7 @@
 """Schedules, reverse kernels and trajectories: pure functions on tensors, no networks."""
 
+from nablaflow.diffusion.flow_samplers import FLOW_SAMPLERS
+from nablaflow.diffusion.flow_schedule import FlowSchedule, shift_by_tokens
 from nablaflow.diffusion.kernels import (
     has_posterior_means,
     jump_mean,
@@ -10,7 +12,7 @@ from nablaflow.diffusion.kernels import (
     score_of_next,
     score_of_state,
 )
-from nablaflow.diffusion.prediction import Prediction, predict_from, score
+from nablaflow.diffusion.prediction import Prediction, network_input, predict_from, score
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.renoising import noised_afresh
 from nablaflow.diffusion.samplers import SAMPLERS, build_process
@@ -26,7 +28,9 @@ from nablaflow.diffusion.value_step import Step, ValueStep, check_step, value_st
 from nablaflow.diffusion.variance import Variance, check_variance, left_open, squared_errors
 
 __all__ = [
+    "FLOW_SAMPLERS",
     "SAMPLERS",
+    "FlowSchedule",
     "Noise",
     "Prediction",
     "ReverseProcess",
@@ -45,6 +49,7 @@ __all__ = [
     "left_open",
     "mean_per_score",
     "mean_per_x0",
+    "network_input",
     "noised_afresh",
     "noising_scores",
     "predict_from",
@@ -52,6 +57,7 @@ __all__ = [
     "score",
     "score_of_next",
     "score_of_state",
+    "shift_by_tokens",
     "squared_errors",
     "strata_count",
     "trajectory_noise",

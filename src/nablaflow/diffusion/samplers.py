@@ -9,7 +9,7 @@ SDE-DPM-Solver++ ends at the schedule's own least noise, as published (final sig
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,18 +17,13 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from jaxtyping import Float
 from torch import Tensor
 
+from nablaflow.diffusion.flow_samplers import flow_process
+from nablaflow.diffusion.flow_schedule import FlowSchedule
+from nablaflow.diffusion.levels import Levels, ddim_kernels, tabulated
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.schedule import check_schedule
 from nablaflow.diffusion.variance import widened
 from nablaflow.errors import UserError, nearest
-
-
-@dataclass(frozen=True)
-class Levels:
-    """The noise levels that a sampler visits, k = 0 first: float64, shape (K + 1,)."""
-
-    timestep: Tensor
-    alpha_bar: Tensor
 
 
 def _with_start(timesteps: Tensor) -> Tensor:
@@ -60,47 +55,17 @@ def _evenly_spaced(
     return Levels(timestep, alpha_bar)
 
 
-def _pairs(levels: Levels) -> tuple[Tensor, Tensor]:
-    """alpha_bar of x_k and of x_{k-1}; at the unused k = 0 both are harmless."""
-    alpha_bar = levels.alpha_bar
-    following = torch.cat([alpha_bar[:1], alpha_bar[:-1]])
-    return alpha_bar, following
-
-
-def _ddpm_variance(levels: Levels) -> Tensor:
-    """Variance of q(x_{k-1} | x_k, x_0) (arXiv 2006.11239, equation 7)."""
-    here, following = _pairs(levels)
-    variance = (1.0 - following) / (1.0 - here).clamp_min(1e-12) * (1.0 - here / following)
-    return torch.where(torch.arange(len(here)) == 0, 0.0, variance).clamp_min(0.0)
-
-
-def _process(levels: Levels, config: Mapping[str, Any], **tables: Tensor) -> ReverseProcess:
+def _clip(config: Mapping[str, Any]) -> float | None:
     # ``config`` is the model's own: a scheduler made from it would add clipping by default.
-    zero = torch.zeros_like(levels.alpha_bar)
-    parts = {"from_x": zero, "from_x0": zero, "from_epsilon": zero} | tables
-    clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
-    return ReverseProcess(
-        timestep=levels.timestep,
-        alpha_bar=levels.alpha_bar.float(),
-        clip=clip,
-        **{name: part.float() for name, part in parts.items()},
-    )
+    return config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
 
 
 def ddim(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
-    """DDIM (arXiv 2010.02502, equations 12 and 16); eta 1 has DDPM's variance."""
+    """DDIM on the scheduler's timesteps, see `ddim_kernels`."""
     scheduler: Any = DDIMScheduler.from_config(dict(config))
     scheduler.set_timesteps(steps)
     levels = _evenly_spaced(scheduler, steps, scheduler.final_alpha_cumprod)
-    _, following = _pairs(levels)
-    variance = eta**2 * _ddpm_variance(levels)
-    return _process(
-        levels,
-        config,
-        from_x0=following.sqrt(),
-        from_epsilon=(1.0 - following - variance).clamp_min(0.0).sqrt(),
-        sigma=variance.sqrt(),
-    )
+    return ddim_kernels(levels, eta, _clip(config))
 
 
 def ddpm(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
@@ -110,18 +75,18 @@ def ddpm(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
     scheduler: Any = DDPMScheduler.from_config(dict(config))
     scheduler.set_timesteps(steps)
     levels = _evenly_spaced(scheduler, steps, torch.ones(()))
-    here, following = _pairs(levels)
+    here, following = levels.pairs()
     kind = scheduler.config["variance_type"]
     if kind.startswith("fixed_small"):
-        variance = _ddpm_variance(levels)
+        variance = levels.posterior_variance()
     elif kind.startswith("fixed_large"):
         variance = torch.where(levels.timestep > 0, 1.0 - here / following, 0.0)
     else:
         raise UserError(f"sampler.name: a {kind} variance is not supported; use sampler.name=ddim")
     left = (1.0 - here).clamp_min(1e-12)
-    return _process(
+    return tabulated(
         levels,
-        config,
+        _clip(config),
         from_x=(here / following).sqrt() * (1.0 - following) / left,
         from_x0=following.sqrt() * (1.0 - here / following) / left,
         sigma=variance.sqrt(),
@@ -144,16 +109,15 @@ def sde_dpmsolver(config: Mapping[str, Any], steps: int, eta: float) -> ReverseP
     # Noise over signal; the last is the end's. See `_evenly_spaced` for one too many before it.
     ratio = torch.cat([scheduler.sigmas[:steps], scheduler.sigmas[-1:]]).double().flip(0)
     levels = Levels(_with_start(scheduler.timesteps[:steps]), 1.0 / (1.0 + ratio.square()))
-    here, following = _pairs(levels)
+    here, following = levels.pairs()
     noise, noise_next = (1.0 - here).sqrt(), (1.0 - following).sqrt()
     half_logsnr, half_logsnr_next = (
         (here.sqrt() / noise).log(),
         (following.sqrt() / noise_next).log(),
     )
     h = half_logsnr_next - half_logsnr
-    return _process(
+    return tabulated(  # the solver does not clip x0_hat, whatever the model's own scheduler does
         levels,
-        {},  # the solver does not clip x0_hat, whatever the model's own scheduler does
         from_x=noise_next / noise * (-h).exp(),
         from_x0=following.sqrt() * (1.0 - (-2.0 * h).exp()),
         sigma=noise_next * (1.0 - (-2.0 * h).exp()).clamp_min(0.0).sqrt(),
@@ -168,17 +132,18 @@ SAMPLERS: dict[str, Callable[[Mapping[str, Any], int, float], ReverseProcess]] =
 
 
 def build_process(
-    config: Mapping[str, Any],
+    schedule: Mapping[str, Any] | FlowSchedule,
     name: str,
     steps: int,
     eta: float,
     sigma_floor: float,
     left_open: Float[Tensor, "levels"] | None = None,
 ) -> ReverseProcess:
-    """The sampler called ``name`` on a diffusers scheduler's configuration.
+    """The sampler called ``name`` on a model's noise schedule.
 
     Args:
-        config: of any diffusers scheduler: betas, timestep spacing, clipping.
+        schedule: of flow matching, or the configuration of a diffusers scheduler with betas, whose
+            timestep spacing and clipping are kept.
         steps: K, at least 2.
         eta: in (0, 1], DDIM's share of DDPM's noise. At 0 there is no kernel to align.
         sigma_floor: least standard deviation of the last kernel, see the module.
@@ -186,22 +151,43 @@ def build_process(
             `nablaflow.diffusion.variance`; None: they have the sampler's own alone.
 
     Raises:
-        UserError: for an unknown sampler, or one that the configuration does not allow.
+        UserError: for an unknown sampler, or one that the schedule does not allow.
     """
+    if isinstance(schedule, FlowSchedule):
+        process = flow_process(schedule, name, steps, eta)
+    else:
+        process = _with_betas(schedule, name, steps, eta)
+    if name == "euler" and isinstance(schedule, FlowSchedule):
+        return process  # without noise, the last step's too
+    if left_open is not None:
+        _check_widens(schedule, name)
+        process = widened(process, left_open)
+    last = torch.arange(steps + 1) == 1
+    sigma = torch.where(last, process.sigma.clamp_min(sigma_floor), process.sigma)
+    return replace(process, sigma=sigma)
+
+
+def _with_betas(config: Mapping[str, Any], name: str, steps: int, eta: float) -> ReverseProcess:
     if name not in SAMPLERS:
         raise UserError(f"sampler.name: unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
     most = int(config.get("num_train_timesteps", 1000))
     if steps > most:
         raise UserError(f"sampler.steps: {steps} are more than the model's {most}; use fewer")
     check_schedule(config)
-    process = SAMPLERS[name](config, steps, eta)
-    if left_open is not None:
-        if name == "ddpm" and str(config.get("variance_type")).startswith("fixed_large"):
-            raise UserError(
-                "sampler.variance: the model's scheduler has fixed_large variances, to which "
-                "analytic has nothing to add; use sampler.name=ddim, or sampler.variance=posterior"
-            )
-        process = widened(process, left_open)
-    last = torch.arange(steps + 1) == 1
-    sigma = torch.where(last, process.sigma.clamp_min(sigma_floor), process.sigma)
-    return replace(process, sigma=sigma)
+    return SAMPLERS[name](config, steps, eta)
+
+
+def _check_widens(schedule: Mapping[str, Any] | FlowSchedule, name: str) -> None:
+    """Refuse kernels that are not of the posterior's variance, to which nothing can be added."""
+    if name == "flow-grpo":
+        raise UserError(
+            "sampler.variance: flow-grpo's noise is its own, to which analytic has nothing to add; "
+            "use sampler.name=memoryless, or sampler.variance=posterior"
+        )
+    if isinstance(schedule, FlowSchedule) or name != "ddpm":
+        return
+    if str(schedule.get("variance_type")).startswith("fixed_large"):
+        raise UserError(
+            "sampler.variance: the model's scheduler has fixed_large variances, to which "
+            "analytic has nothing to add; use sampler.name=ddim, or sampler.variance=posterior"
+        )

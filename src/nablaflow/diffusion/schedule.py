@@ -46,6 +46,12 @@ def check_schedule(config: Mapping[str, Any]) -> None:
             f"model: its scheduler spaces its noise levels by {spacings[0]}, which no kernel here "
             f"has; set {spacings[0]} to false in its {WHERE}"
         )
+    interpolation = config.get("interpolation_type", "linear")
+    if interpolation != "linear":
+        raise UserError(
+            f"model: its scheduler's noise levels are spaced {interpolation} and are not its "
+            f"timesteps' own; set interpolation_type to linear in its {WHERE}"
+        )
     if config.get("thresholding"):
         raise UserError(
             "model: dynamic thresholding has no Gaussian kernel; set thresholding to false in its "

@@ -63,5 +63,6 @@ def check_step(step: Step, process: ReverseProcess) -> None:
     if step == "exact" and not has_posterior_means(process):
         raise UserError(
             "method.step: the exact step needs kernels whose means are the posterior's, which "
-            "DDIM's are for eta 1 only; set sampler.eta=1, or method.step=published"
+            "DDIM's are for eta 1 only and flow-grpo's never; set sampler.name=ddim and "
+            "sampler.eta=1, or method.step=published"
         )

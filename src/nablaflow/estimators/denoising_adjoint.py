@@ -55,7 +55,7 @@ class DenoisingAdjoint(Estimator):
         if not has_posterior_means(process):
             raise UserError(
                 "sampler.eta: denoising-adjoint compares x_0 with the x_k that it came from, which "
-                "needs the noise of the noising process; set sampler.eta=1"
+                "needs the noise of the noising process; set sampler.name=ddim and sampler.eta=1"
             )
 
     def rewardless_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"]:

@@ -61,7 +61,7 @@ class RewardWeightedRegression(StepwiseMethod):
         if not has_posterior_means(process):
             raise UserError(
                 f"sampler.eta: {self.name} regresses on the x_0 that followed, which needs the "
-                "noise of the noising process; set sampler.eta=1"
+                "noise of the noising process; set sampler.name=ddim and sampler.eta=1"
             )
 
     @property

@@ -4,7 +4,7 @@ from nablaflow.models.condition import Condition
 from nablaflow.models.contract import DiffusionModel
 from nablaflow.models.flow_score import FlowScore, UNetFlowScore
 from nablaflow.models.flow_size import make_flow_score
-from nablaflow.models.live import LivePipeline
+from nablaflow.models.live import AnyPipeline, LivePipeline
 from nablaflow.models.load import FAMILIES, family_of, hand_over, load_model, load_pipeline
 from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
 from nablaflow.models.source import ModelSource, fingerprint, model_source
@@ -12,6 +12,7 @@ from nablaflow.models.source import ModelSource, fingerprint, model_source
 __all__ = [
     "FAMILIES",
     "AdapterSettings",
+    "AnyPipeline",
     "Condition",
     "DiffusionModel",
     "FlowScore",

@@ -37,6 +37,9 @@ class Condition:
     def with_negative(self, negative: Condition) -> Condition:
         return replace(self, negative=negative)
 
+    def zeroed(self) -> Condition:
+        return self._each(torch.zeros_like)
+
     def to(self, device: torch.device) -> Condition:
         return self._each(lambda part: part.to(device))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -12,8 +13,11 @@ PLAIN = (None, "text", "text_proj")
 """Kinds of added conditioning that are made of the prompt's embedding alone."""
 
 
-def check_network(unet: Any) -> None:
+def check_network(unet: Any, added: Sequence[str | None] = PLAIN) -> None:
     """Refuse a UNet that is no denoiser of its input given a timestep and maybe a prompt.
+
+    Args:
+        added: kinds of added conditioning that its family gives.
 
     Raises:
         UserError: it needs another input, returns another output, or carries a LoRA.
@@ -32,9 +36,9 @@ def check_network(unet: Any) -> None:
     for name in ("class_embed_type", "num_class_embeds"):
         if config.get(name) is not None:
             _refuse(name, config[name], "class labels")
-    for name in ("addition_embed_type", "encoder_hid_dim_type"):
-        if config.get(name) not in PLAIN:
-            _refuse(name, config[name], "more than a prompt's embedding")
+    for name, given in (("addition_embed_type", added), ("encoder_hid_dim_type", PLAIN)):
+        if config.get(name) not in given:
+            _refuse(name, config.get(name), "more than what this pipeline gives")
     if any(isinstance(part, BaseTunerLayer) for part in unet.modules()):
         raise UserError(
             "model: its UNet carries a LoRA; call fuse_lora() and unload_lora_weights() on the "
@@ -55,9 +59,16 @@ def check_text_encoder(pipeline: Any) -> None:
     Raises:
         UserError: the widths differ.
     """
-    config = pipeline.unet.config
-    wanted = config.get("encoder_hid_dim") or config.cross_attention_dim
-    width = pipeline.text_encoder.config.hidden_size
+    check_widths(pipeline.unet, pipeline.text_encoder.config.hidden_size)
+
+
+def check_widths(unet: Any, width: int) -> None:
+    """Refuse text encoders whose embeddings, ``width`` in all, do not fit the UNet.
+
+    Raises:
+        UserError: the widths differ.
+    """
+    wanted = unet.config.get("encoder_hid_dim") or unet.config.cross_attention_dim
     wanted = wanted if isinstance(wanted, int) else wanted[0]
     if wanted != width:
         raise UserError(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,21 +25,30 @@ class Architecture:
     Attributes:
         side: of its images, pixels.
         width: of its text embeddings.
+        unet: what else its configuration says.
+        pooled: width of the pooled embedding that is added to the time with six sizes; 0: none.
     """
 
     side: int
     width: int
     heads: int | tuple[int, ...] = 8
+    unet: Mapping[str, Any] = field(default_factory=dict)
+    pooled: int = 0
 
     @torch.no_grad()
     def denoiser_flops(self) -> int:
         """FLOPs of one pass at one state, without guidance."""
         with torch.device("meta"):
             options: Any = {"attention_head_dim": self.heads, "cross_attention_dim": self.width}
+            options |= self.unet
             network = UNet2DConditionModel(sample_size=self.side // 8, **options)
             x, tokens = torch.zeros(1, 4, self.side // 8, self.side // 8), (1, 77, self.width)
+            added = None
+            if self.pooled:
+                sizes = torch.zeros(1, 6)
+                added = {"text_embeds": torch.zeros(1, self.pooled), "time_ids": sizes}
             with counted() as counter:
-                network(x, torch.zeros(1), torch.zeros(tokens))
+                network(x, torch.zeros(1), torch.zeros(tokens), added_cond_kwargs=added)
         return counter.get_total_flops()
 
     @torch.no_grad()
@@ -60,6 +69,22 @@ class Architecture:
 
 STABLE_DIFFUSION_1 = Architecture(512, 768)
 STABLE_DIFFUSION_2 = Architecture(768, 1024, (5, 10, 20, 20))
+STABLE_DIFFUSION_XL = Architecture(
+    1024,
+    2048,
+    (5, 10, 20),
+    {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (320, 640, 1280),
+        "transformer_layers_per_block": (1, 2, 10),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    pooled=1280,
+)
 
 
 def update_flops(

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from nablaflow.errors import UserError
 from nablaflow.models.folder import INDEX
+
+AnyPipeline = DiffusionPipeline
+"""What a user may hand over; `FAMILIES` says which classes are served."""
 
 LIVE = "python:"
 """Begins the name that a saved configuration has for a pipeline without a folder or a hub id."""

@@ -12,9 +12,13 @@ from transformers.utils import logging as transformers_logging
 
 from nablaflow.errors import UserError, show
 from nablaflow.models.ddpm import UnconditionalDDPM
+from nablaflow.models.flux import Flux
+from nablaflow.models.flux2_klein import Flux2Klein
 from nablaflow.models.folder import all_safetensors, check_no_lora_inside, find_variant, read_index
 from nablaflow.models.live import LIVE, LivePipeline
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.sd3 import StableDiffusion3
+from nablaflow.models.sdxl import StableDiffusionXL
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.single_file import load_single_file
 from nablaflow.models.source import ModelSource
@@ -22,7 +26,11 @@ from nablaflow.models.stable_diffusion import StableDiffusion
 
 FAMILIES: list[type[PipelineModel]] = [
     StableDiffusion,
+    StableDiffusionXL,
     UnconditionalDDPM,
+    StableDiffusion3,
+    Flux,
+    Flux2Klein,
 ]
 """Adding a family is one file and one line here."""
 
@@ -110,6 +118,7 @@ def _load(
 ) -> DiffusionPipeline:
     family, kind = _serving(parts["_class_name"])
     options |= family.load_options
+    options |= {name: None for name in family.may_lack if (parts.get(name) or [None])[0] is None}
     try:
         pipeline = kind.from_pretrained(source, torch_dtype=dtype, **options)
     except Exception as error:  # the libraries raise many kinds for one cause: unreadable files

@@ -48,9 +48,18 @@ def embed_pieces(
     return embedded.flatten(0, 1)
 
 
-def note_cuts(tokenizer: Any, prompts: Sequence[str], count: int) -> str | None:
-    """One line about prompts that are cut: which, where, and what is the same afterwards."""
-    limit = count * room(tokenizer)
+def note_cuts(
+    tokenizer: Any, prompts: Sequence[str], count: int, reads: int | None = None
+) -> str | None:
+    """One line about prompts that are cut: which, where, and what is the same afterwards.
+
+    Args:
+        count: pieces that a prompt is embedded in.
+        reads: tokens of a piece that are read, where that is fewer than the tokenizer's own, and
+            there cannot be more pieces.
+    """
+    size = room(tokenizer) - (0 if reads is None else tokenizer.model_max_length - reads)
+    limit = count * size
     texts = list(dict.fromkeys(prompts))
     tokens = {text: content(tokenizer, text) for text in texts}
     long = [text for text in texts if len(tokens[text]) > limit]
@@ -59,11 +68,11 @@ def note_cuts(tokenizer: Any, prompts: Sequence[str], count: int) -> str | None:
     named = ", ".join(_shown(text, tokens[text][limit:], tokenizer.decode) for text in long[:SHOWN])
     more = f" and {len(long) - SHOWN} more" if len(long) > SHOWN else ""
     most = max(len(tokens[text]) for text in long)
+    remedy = f", or set sampler.prompt_chunks={-(-most // size)}" if reads is None else ""
     return (
         f"prompts: {len(long)} of {len(texts)} ({len(long) / len(texts):.0%}) are longer than the "
-        f"{tokenizer.model_max_length} tokens that the text encoder reads and are truncated: "
-        f"{named}{more}{_collisions(tokens, limit)}; shorten them, or set "
-        f"sampler.prompt_chunks={-(-most // room(tokenizer))}"
+        f"{reads or tokenizer.model_max_length} tokens that the text encoder reads and are "
+        f"truncated: {named}{more}{_collisions(tokens, limit)}; shorten them{remedy}"
     )
 
 

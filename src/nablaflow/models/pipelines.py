@@ -39,6 +39,7 @@ class PipelineModel(DiffusionModel):
         denoiser: name of the pipeline's part that is aligned.
         encoders: and of those that are needed for conditions only.
         load_options: for ``from_pretrained``: parts that are not needed and often not there.
+        may_lack: parts that a folder may have or not, and that change what the model is.
         call_defaults: how a stock pipeline samples if nothing is said, as sampler settings.
         reads: sampler settings that have an effect; another one is refused.
         left_open: variance of x_0 given x_k, by k, that the kernels have besides their own; None:
@@ -49,6 +50,7 @@ class PipelineModel(DiffusionModel):
     denoiser: ClassVar[str] = "unet"
     encoders: ClassVar[tuple[str, ...]] = ()
     load_options: ClassVar[dict[str, Any]] = {}
+    may_lack: ClassVar[tuple[str, ...]] = ()
     call_defaults: ClassVar[dict[str, Any]]
     reads: ClassVar[frozenset[str]] = frozenset(
         {"name", "steps", "eta", "sigma_floor", "variance", "height", "width"}
@@ -99,6 +101,11 @@ class PipelineModel(DiffusionModel):
             UserError: so it is.
         """
         check_network(getattr(pipeline, cls.denoiser))
+
+    @classmethod
+    def defaults_of(cls, pipeline: Any) -> dict[str, Any]:
+        """`call_defaults`, for families whose pipelines differ in them."""
+        return dict(cls.call_defaults)
 
     @classmethod
     def _check_read(cls, pipeline: Any, sampler: SamplerSettings) -> None:

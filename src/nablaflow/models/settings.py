@@ -9,12 +9,18 @@ from pydantic import Field, field_validator
 from nablaflow.diffusion.variance import Variance
 from nablaflow.settings import Settings
 
+Pair = Annotated[list[Annotated[int, Field(ge=0, le=2**14)]], Field(min_length=2, max_length=2)]
+"""Two numbers of pixels, the vertical one first."""
+
 
 class SamplerSettings(Settings):
     """How images are sampled, by the reference and the policy alike."""
 
-    name: Literal["ddim", "ddpm", "sde-dpmsolver++"] = Field(
-        default="ddim", description="kind of reverse kernel"
+    name: Literal["ddim", "ddpm", "sde-dpmsolver++", "memoryless", "flow-grpo", "euler"] = Field(
+        default="ddim",
+        description="kind of reverse kernel; of flow matching memoryless, which is ddim with eta 1 "
+        "there, or flow-grpo, whose noise does not make for the tilt; euler, without noise, is for "
+        "sampling only",
     )
     steps: int = Field(default=20, ge=2, le=10**5, description="K, transitions of a trajectory")
     eta: float = Field(default=1.0, gt=0, le=1, description="DDIM's share of DDPM's noise")
@@ -36,6 +42,17 @@ class SamplerSettings(Settings):
     )
     width: int | None = Field(
         default=None, ge=1, description="of an image, pixels; null: the network's own"
+    )
+    original_size: Pair | None = Field(
+        default=None,
+        description="height and width that a Stable Diffusion XL is told its training image had; "
+        "null: the image's own",
+    )
+    crop: Pair = Field(
+        default=[0, 0], description="and where it was cropped: pixels from the top and the left"
+    )
+    target_size: Pair | None = Field(
+        default=None, description="and to which height and width; null: the image's own"
     )
     prompt_chunks: int | None = Field(
         default=None,

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
 from nablaflow.errors import UserError
 
 
 def load_single_file(path: Path, dtype: torch.dtype) -> Any:
-    """The Stable Diffusion in a ``.safetensors``, if the configuration that it needs is here.
+    """The Stable Diffusion, or XL, in a ``.safetensors``, if its configuration is here.
 
     The file has none of its own; diffusers takes that of the published model it resembles from the
     hub's cache on this machine, or from the hub.
@@ -37,21 +37,29 @@ def load_single_file(path: Path, dtype: torch.dtype) -> Any:
             f"model: {path} is one file without the weights of a Stable Diffusion; if it is a "
             "whole model all the same, " + _convert(path, "where the hub can be reached")
         )
+    kind, options = _kind(path, names)
     try:
-        return StableDiffusionPipeline.from_single_file(
-            str(path),
-            torch_dtype=dtype,
-            local_files_only=True,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+        return kind.from_single_file(
+            str(path), torch_dtype=dtype, local_files_only=True, feature_extractor=None, **options
         )
     except Exception as error:  # the libraries raise many kinds for one cause: no configuration
         reason = " ".join(str(error).split())[:100]
         raise UserError(
             f"model: {path} is one file, and the configuration it needs could not be downloaded "
-            f"({reason}); " + _convert(path, "where the hub can be reached")
+            f"({reason}); " + _convert(path, "where the hub can be reached", kind.__name__)
         ) from error
+
+
+def _kind(path: Path, names: list[str]) -> tuple[type[Any], dict[str, Any]]:
+    """The pipeline's class, by the names that its published file gives to text encoders."""
+    if any(name.startswith("conditioner.embedders.1.") for name in names):
+        return StableDiffusionXLPipeline, {"image_encoder": None, "add_watermarker": False}
+    if any(name.startswith("conditioner.embedders.0.") for name in names):
+        raise UserError(
+            f"model: {path} is a refiner, which only finishes what a base model began; use the "
+            "base model"
+        )
+    return StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}
 
 
 def _names(path: Path) -> list[str]:
@@ -62,8 +70,8 @@ def _names(path: Path) -> list[str]:
         raise UserError(f"model: {path} cannot be loaded ({error}); get it again") from error
 
 
-def _convert(path: Path, where: str) -> str:
+def _convert(path: Path, where: str, kind: str = "StableDiffusionPipeline") -> str:
     return (
-        f'convert it once, {where}: python -c "from diffusers import StableDiffusionPipeline as P; '
+        f'convert it once, {where}: python -c "from diffusers import {kind} as P; '
         f"P.from_single_file('{path}').save_pretrained('{path.stem}')\", and give that folder"
     )

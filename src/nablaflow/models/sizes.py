@@ -26,23 +26,40 @@ def latent_size(unet: Any, factor: int, sampler: SamplerSettings) -> tuple[int, 
     Raises:
         UserError: no size anywhere, or one that the VAE cannot make.
     """
-    own = own_size(unet) or (None, None)
-    asked = {"height": sampler.height, "width": sampler.width}
-    sides: list[int] = []
-    for (name, pixels), default in zip(asked.items(), own, strict=True):
+    return sides(own_size(unet) or (None, None), factor, sampler)
+
+
+def sides(
+    own: tuple[int | None, int | None], factor: int, sampler: SamplerSettings, patch: int = 1
+) -> tuple[int, int]:
+    """(height, width) of the latents of the images asked for.
+
+    Args:
+        own: by default; None where the model says nothing.
+        factor: pixels of an image on each side of a latent's.
+        patch: latents on each side of what the network takes as one.
+
+    Raises:
+        UserError: no size anywhere, or one that the VAE or the network cannot make.
+    """
+    found: list[int] = []
+    for name, default in zip(("height", "width"), own, strict=True):
+        pixels = getattr(sampler, name)
         if pixels is None and default is None:
             raise UserError(
                 f"sampler.{name}: the model's UNet has no sample_size, so there is no default; set "
                 f"sampler.height and sampler.width, in multiples of {factor}"
             )
-        if pixels is not None and pixels % factor:
-            near = max(factor, round(pixels / factor) * factor)
+        if pixels is not None and pixels % (factor * patch):
+            multiple = factor * patch
+            needing = "the model's VAE needs" if patch == 1 else "the model's VAE and patches need"
+            near = max(multiple, round(pixels / multiple) * multiple)
             raise UserError(
-                f"sampler.{name}: {pixels} pixels are not a multiple of {factor}, which the "
-                f"model's VAE needs; use {near}"
+                f"sampler.{name}: {pixels} pixels are not a multiple of {multiple}, which "
+                f"{needing}; use {near}"
             )
-        sides.append(default if pixels is None else pixels // factor)  # type: ignore[arg-type]
-    height, width = sides
+        found.append(default if pixels is None else pixels // factor)  # type: ignore[arg-type]
+    height, width = found
     return height, width
 
 

@@ -103,8 +103,11 @@ class TextToImage(PipelineModel):
 
     def decode(self, x0: Latents) -> Images:
         with torch.autocast(x0.device.type, enabled=False):
-            latents = self.to_autoencoder(x0.float())
-            pixels = self._autoencoder.decode(latents, return_dict=False)[0]
+            return self.pixels_of(self.to_autoencoder(x0.float()))
+
+    def pixels_of(self, latents: Latents) -> Images:
+        """The autoencoder's latents as images in [0, 1]."""
+        pixels = self._autoencoder.decode(latents, return_dict=False)[0]
         return (pixels / 2 + 0.5).clamp(0.0, 1.0)
 
     def to_autoencoder(self, x0: Latents) -> Latents:

@@ -13,7 +13,7 @@ import psutil
 import torch
 from rich.table import Table
 
-from nablaflow.config.defaults import DEFAULTS
+from nablaflow.config.settings import TrainingSettings
 from nablaflow.devices import best_device
 from nablaflow.models import (
     AdapterSettings,
@@ -25,6 +25,7 @@ from nablaflow.models import (
 from nablaflow.models.costs import (
     STABLE_DIFFUSION_1,
     STABLE_DIFFUSION_2,
+    STABLE_DIFFUSION_XL,
     Architecture,
     speed,
     update_flops,
@@ -52,13 +53,13 @@ class Need:
         """Of an update of the default settings of `nablaflow.align`, at so many FLOPs a second."""
         if self.architecture is None:
             return None
-        training, steps = DEFAULTS["training"], SamplerSettings().steps
+        training, steps = TrainingSettings(), SamplerSettings().steps
         flops = update_flops(
             self.architecture.denoiser_flops(),
             self.architecture.decoder_flops(),
-            trajectories=training["prompts_per_update"] * training["images_per_prompt"],
+            trajectories=training.prompts_per_update * training.images_per_prompt,
             steps=steps,
-            trained=round(training["transition_fraction"] * steps),
+            trained=round(training.transition_fraction * steps),
             checkpointing=self.checkpointing,
         )
         return flops / speed
@@ -70,6 +71,9 @@ NEEDS = {
     "Stable Diffusion 1.5, bf16": Need(20.0, STABLE_DIFFUSION_1),
     "Stable Diffusion 2.1 (768), bf16, gradient checkpointing": Need(
         22.0, STABLE_DIFFUSION_2, True
+    ),
+    "Stable Diffusion XL (1024), bf16, gradient checkpointing": Need(
+        32.0, STABLE_DIFFUSION_XL, True
     ),
 }
 HOW = (

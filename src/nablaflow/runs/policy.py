@@ -34,6 +34,7 @@ def load_policy(
     checkpoint: str = LAST,
     strength: float = 1.0,
     trusted: bool = False,
+    sampler: str | None = None,
     pipeline: LivePipeline | None = None,
     method: type[Method] | None = None,
 ) -> tuple[PipelineModel, Config]:
@@ -44,6 +45,7 @@ def load_policy(
         checkpoint: ``last``, ``best`` (the guard's), ``step-12``, or ``reference``: without any.
         strength: of what was trained: 0 is the reference, 1 the policy, above 1 goes on beyond it.
         trusted: whether the user's word is given for what they ask for.
+        sampler: another than the run's own: ``euler``, for a policy of flow matching.
         pipeline: the one that the run was begun with, where it has no name.
         method: the class of the one that it was begun with, where it has no file.
 
@@ -58,12 +60,15 @@ def load_policy(
     config = load_run_config(run, find=methods_of(run, trusted=trusted, known=method))
     check_trusted(config, run, parts, trusted=trusted)
     folder, state = _read(run, checkpoint)
+    settings = config.sampler
+    if sampler is not None:
+        settings = settings.model_copy(update={"name": sampler, "eta": 1.0})
     pretrained = reference_of(config, pipeline, torch.float32)
-    model = load_model(pretrained, config.sampler, config.adapter, best_device())
+    model = load_model(pretrained, settings, config.adapter, best_device())
     if checkpoint != REFERENCE:  # a fresh adapter changes nothing
         put_policy(model.network, state, folder, config.model)
         model.adapter.scale(strength)
-    if config.sampler.variance == "analytic":
+    if settings.variance == "analytic" and sampler is None:
         load_kernels(model, folder)
     return model, config
 

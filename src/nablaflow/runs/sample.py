@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nablaflow.devices import best_device
-from nablaflow.diffusion import SAMPLERS
+from nablaflow.diffusion import FLOW_SAMPLERS, SAMPLERS
 from nablaflow.diffusion.schedule import other_spacings
 from nablaflow.errors import UserError, nearest
 from nablaflow.evaluation.bank import sample_states, spread
@@ -65,6 +65,8 @@ def _model(
         here = {"pipeline": source.live, "method": source.method}
         source = str(source.folder)
     if isinstance(source, str) and (is_run(Path(source)) or (Path(source) / CONFIG).is_file()):
+        if of_model == {"sampler": "euler"}:  # without the noise that it was trained with
+            of_model, of_run = {}, {**of_run, **of_model}
         if of_model:
             option = next(iter(of_model))
             raise UserError(f"--{option}: a run is sampled as it was trained; leave it out")
@@ -87,13 +89,15 @@ def _sampler(pipeline: Any, source: ModelSource, asked: dict[str, Any]) -> Sampl
         UserError: there is no sampler of the name that is asked for.
     """
     name = asked.get("sampler")
-    if name is not None and name not in SAMPLERS:
-        raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
-    size = {side: asked[side] for side in ("height", "width") if side in asked}
-    settings: dict[str, Any] = {"name": name or _fitting(pipeline), **size}
+    known = {*SAMPLERS, *FLOW_SAMPLERS}
+    if name is not None and name not in known:
+        raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, known)}")
+    settings = family_of(pipeline).defaults_of(pipeline)
     if source == "nano":
-        settings = {"guidance_scale": 2.0} | settings
-    return SamplerSettings(**family_of(pipeline).call_defaults | settings)
+        settings |= {"guidance_scale": 2.0}
+    settings |= {side: asked[side] for side in ("height", "width") if side in asked}
+    settings["name"] = name or settings.get("name") or _fitting(pipeline)
+    return SamplerSettings(**settings)
 
 
 def _fitting(pipeline: Any) -> str:
@@ -134,7 +138,8 @@ def sample_to_folder(
         source: a run folder, a model folder or hub id, or ``nano``.
         prompts: default: the run's own.
         trusted: whether the user's word is given for what a run asks for.
-        of_model: ``sampler``, ``height`` and ``width`` for a model as it is.
+        of_model: ``sampler``, ``height`` and ``width`` for a model as it is; of a run of flow
+            matching the sampler may be ``euler``.
         of_run: ``checkpoint`` and ``strength`` of a run, as `nablaflow.runs.policy.load_policy` has
             them.
 

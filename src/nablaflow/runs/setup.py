@@ -207,7 +207,10 @@ def _load(
     pretrained = load_pretrained(config, pipeline)
     mark = fingerprint(pretrained) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
-    return load_model(pretrained, config.sampler, config.adapter, device), mark
+    model = load_model(pretrained, config.sampler, config.adapter, device)
+    if config.training.offload_encoders:
+        model.offload_encoders()
+    return model, mark
 
 
 def _suit(model: PipelineModel, config: Config) -> None:

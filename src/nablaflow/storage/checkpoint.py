@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.storage import checksums
-from nablaflow.storage.files import PARTIAL, put_in_place, remove_tree, write_whole
+from nablaflow.storage.files import PARTIAL, put_in_place, remove_tree, what_failed, write_whole
 from nablaflow.storage.run_folder import CHECKPOINTS
 
 MANIFEST, STATE = "progress.json", "state.pt"
@@ -142,12 +142,11 @@ def _write_whole(final: Path, checkpoint: Checkpoint) -> None:
         put_in_place(partial, final)
     except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own kind
         remove_tree(partial)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         older = [path.name for path in list_checkpoints(final.parents[1]) if path != final]
         left = f"{older[-1]} is whole" if older else "no checkpoint was written before it"
         raise UserError(
-            f"output_dir: cannot write {final} ({reason}); {left}. Free some space and run again "
-            "with --resume"
+            f"output_dir: cannot write {final} ({what_failed(error)}); {left}. Free some space and "
+            "run again with --resume"
         ) from error
 
 
@@ -158,7 +157,8 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         save_file(
             {name: t.contiguous() for name, t in tensors.items()}, folder / f"{group}.safetensors"
         )
-    torch.save(checkpoint.state, folder / STATE)
+    with open(folder / STATE, "wb") as file:  # Python's own, whose errors say what the disk said
+        torch.save(checkpoint.state, file)
     manifest = {
         "update": checkpoint.update,
         "seconds": checkpoint.seconds,

@@ -7,6 +7,7 @@ only closed; so content is synchronized before the name, and the name's folder a
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL = ".partial-"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors says it
 
 
 def sync(path: Path) -> None:
@@ -40,6 +42,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def what_failed(error: BaseException) -> str:
+    """What the system said when writing failed, without the words of the library that wrote."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    number = _OS_ERROR.search(str(error))
+    return os.strerror(int(number[1])) if number else "it was refused"
 
 
 def append_line(path: Path, line: str) -> None:

@@ -1,0 +1,107 @@
+"""Families that predict a velocity with a transformer: what they share."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from nablaflow.diffusion.flow_schedule import FlowSchedule
+from nablaflow.diffusion.prediction import FLOW
+from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.diffusion.samplers import build_process
+from nablaflow.errors import UserError
+from nablaflow.models.long_prompts import note_cuts
+from nablaflow.models.settings import AdapterSettings, SamplerSettings
+from nablaflow.models.sizes import sides
+from nablaflow.models.text_to_image import TextToImage
+
+TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+)
+"""The projections of attention, of image and text tokens (as in arXiv 2505.05470's code)."""
+
+
+class FlowMatching(TextToImage):
+    """A text-to-image transformer of flow matching, in its pipeline.
+
+    A state is x_s / n_s (`nablaflow.diffusion.flow_schedule`), of the shape that the stock pipeline
+    draws its noise in.
+
+    Attributes:
+        reads_tokens: of a prompt, by the tokenizer that reads the most: the pipeline's default.
+    """
+
+    denoiser: ClassVar[str] = "transformer"
+    reads_tokens: ClassVar[int]
+
+    def __init__(
+        self,
+        pipeline: Any,
+        sampler: SamplerSettings,
+        adapter: AdapterSettings,
+        device: torch.device,
+    ) -> None:
+        super().__init__(pipeline, sampler, adapter, device)
+        self.parameterization = FLOW
+
+    @classmethod
+    def check(cls, pipeline: Any) -> None:
+        transformer = pipeline.transformer
+        out = transformer.config.get("out_channels")
+        if out is not None and out != transformer.config["in_channels"]:
+            raise UserError(
+                "model: its transformer does not return what it is given (inpainting or control); "
+                "use a text-to-image model"
+            )
+        if any(isinstance(part, BaseTunerLayer) for part in transformer.modules()):
+            raise UserError(
+                "model: its transformer carries a LoRA; call fuse_lora() and unload_lora_weights() "
+                "on the pipeline first"
+            )
+
+    # --- its states, its kernels, its policy ------------------------------------------------------
+
+    @staticmethod
+    def latent_sides(pipeline: Any, sampler: SamplerSettings, patch: int) -> tuple[int, int]:
+        """(height, width) of the autoencoder's latents, a multiple of the transformer's patch."""
+        default = pipeline.default_sample_size
+        return sides((default, default), pipeline.vae_scale_factor, sampler, patch)
+
+    @abc.abstractmethod
+    def schedule(self) -> FlowSchedule:
+        """The scheduler, with what the stock pipeline tells it at this size."""
+
+    def make_process(self, left_open: Float[Tensor, "levels"] | None) -> ReverseProcess:
+        s = self._sampler
+        return build_process(self.schedule(), s.name, s.steps, s.eta, s.sigma_floor, left_open)
+
+    @staticmethod
+    def lora_targets(network: Any) -> list[str]:
+        names = [name for name, _ in network.named_modules()]
+        return [target for target in TARGETS if any(n.endswith(f".{target}") for n in names)]
+
+    # --- prompts ----------------------------------------------------------------------------------
+
+    def notes(self) -> list[str]:
+        """What is to be said of the model and its sampler, one line each."""
+        if self._sampler.name != "flow-grpo":
+            return []
+        told = (
+            "sampler.name: flow-grpo's noise is not memoryless, so that what a method aims at is "
+            "not the tilt of the images; sampler.name=memoryless makes it so"
+        )
+        return [told]
+
+    def note_on(self, prompts: Sequence[str]) -> str | None:
+        tokenizers = [getattr(self.pipeline, name) for name in reversed(self.tokenizers)]
+        tokenizer = next(one for one in tokenizers if one is not None)
+        reads = min(self.reads_tokens, tokenizer.model_max_length)
+        cut = note_cuts(tokenizer, prompts, 1, reads)
+        return "\n".join([*self.notes(), *([] if cut is None else [cut])]) or None

@@ -1,0 +1,151 @@
+"""FLUX.1: any folder or hub id of a `FluxPipeline`.
+
+FLUX.1-dev was distilled to take its guidance as an input, so that there is one model for each
+guidance and none without: the reference is the model at ``sampler.guidance_scale``, and what is
+kept near to is that model's law. FLUX.1-schnell takes none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers import FluxPipeline
+from jaxtyping import Float
+from torch import Tensor
+
+from nablaflow.diffusion.flow_schedule import FlowSchedule, shift_by_tokens
+from nablaflow.errors import UserError
+from nablaflow.models.condition import Condition
+from nablaflow.models.flow_matching import FlowMatching
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.settings import AdapterSettings, SamplerSettings
+from nablaflow.typing import Images, Latents
+
+PATCH = 2  # latents on each side of a token
+
+
+class Flux(FlowMatching):
+    """A T5 for the tokens and a CLIP for the whole; states are latents, packed for the network."""
+
+    serves = (FluxPipeline,)
+    encoders = ("text_encoder", "text_encoder_2")
+    tokenizers = ("tokenizer", "tokenizer_2")
+    call_defaults: ClassVar[dict[str, Any]] = {
+        "name": "euler",
+        "steps": 28,
+        "guidance_scale": 3.5,
+    }
+    reads = PipelineModel.reads | {"guidance_scale"}
+    reads_tokens = 512
+
+    def __init__(
+        self,
+        pipeline: Any,
+        sampler: SamplerSettings,
+        adapter: AdapterSettings,
+        device: torch.device,
+    ) -> None:
+        super().__init__(pipeline, sampler, adapter, device)
+        self.guidance = sampler.guidance_scale if takes_guidance(pipeline) else None
+        self.guidance_scale = 1.0  # there is no other end to guide from
+
+    @classmethod
+    def _check_read(cls, pipeline: Any, sampler: SamplerSettings) -> None:
+        super()._check_read(pipeline, sampler)
+        if sampler.guidance_scale != 1.0 and not takes_guidance(pipeline):
+            raise UserError(
+                "sampler.guidance_scale: this FLUX.1 (schnell) has no input for it; use 1, or "
+                "FLUX.1-dev"
+            )
+
+    @classmethod
+    def defaults_of(cls, pipeline: Any) -> dict[str, Any]:
+        few = {"name": "euler", "steps": 4}
+        return super().defaults_of(pipeline) if takes_guidance(pipeline) else few
+
+    @staticmethod
+    def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:
+        height, width = FlowMatching.latent_sides(pipeline, sampler, PATCH)
+        return int(pipeline.transformer.config["in_channels"]) // PATCH**2, height, width
+
+    def schedule(self) -> FlowSchedule:
+        config = self.pipeline.scheduler.config
+        _, height, width = self.shape_of_states(self.pipeline, self._sampler)
+        tokens = (height // PATCH) * (width // PATCH)
+        return FlowSchedule(config, "even", shift_by_tokens(config, tokens))
+
+    # --- prompts ----------------------------------------------------------------------------------
+
+    def encode(self, prompt: str) -> Condition:
+        hidden, pooled, _ = self.pipeline.encode_prompt(prompt, None, self.device, 1)
+        return Condition(hidden, pooled)
+
+    def notes(self) -> list[str]:
+        if self.guidance is None:
+            return super().notes()
+        told = (
+            "model: distilled to take its guidance as an input; the reference is the model at "
+            f"sampler.guidance_scale={self.guidance:g}"
+        )
+        return [*super().notes(), told]
+
+    # --- its network ------------------------------------------------------------------------------
+
+    def forward(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
+        assert condition.hidden is not None
+        assert condition.pooled is not None
+        network = self.adapter.active()
+        dtype = next(network.parameters()).dtype
+        _, _, height, width = x.shape
+        output = network(
+            hidden_states=packed(x).to(dtype),
+            timestep=timestep / 1000,
+            guidance=None if self.guidance is None else timestep.new_full((len(x),), self.guidance),
+            pooled_projections=condition.pooled.to(dtype),
+            encoder_hidden_states=condition.hidden.to(dtype),
+            txt_ids=x.new_zeros(condition.hidden.shape[1], 3, dtype=dtype),
+            img_ids=positions(height // PATCH, width // PATCH).to(x.device, dtype),
+            return_dict=False,
+        )[0]
+        return unpacked(output, height, width)
+
+    # --- in stock form ----------------------------------------------------------------------------
+
+    def stock_call(self, prompt: str) -> dict[str, Any]:
+        height, width = self.image_size
+        call: dict[str, Any] = {"prompt": prompt, "height": height, "width": width}
+        return call if self.guidance is None else call | {"guidance_scale": self.guidance}
+
+    @torch.no_grad()
+    def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:
+        call = self.stock_call(prompt) | options
+        tokens: Any = pipeline(**call, output_type="latent", return_dict=False)[0]
+        _, height, width = self.state_shape
+        return self.decode(unpacked(tokens, height, width))
+
+
+def takes_guidance(pipeline: Any) -> bool:
+    """Whether the network has an input for it."""
+    return bool(pipeline.transformer.config["guidance_embeds"])
+
+
+def packed(x: Latents) -> Float[Tensor, "batch token feature"]:
+    """Each square of four latents as one token."""
+    return torch.nn.functional.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
+
+
+def unpacked(tokens: Float[Tensor, "batch token feature"], height: int, width: int) -> Latents:
+    """`packed` undone, at a size in latents."""
+    squares = tokens.transpose(1, 2).unflatten(2, (height // PATCH, width // PATCH))
+    return torch.nn.functional.pixel_shuffle(squares, PATCH)
+
+
+def positions(rows: int, columns: int) -> Float[Tensor, "token 3"]:
+    """(0, row, column) of each token of an image."""
+    row, column = torch.meshgrid(
+        torch.arange(rows, dtype=torch.float32),
+        torch.arange(columns, dtype=torch.float32),
+        indexing="ij",
+    )
+    return torch.stack([torch.zeros_like(row), row, column], dim=-1).flatten(0, 1)

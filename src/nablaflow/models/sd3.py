@@ -1,0 +1,69 @@
+"""Stable Diffusion 3 and 3.5: any folder or hub id of a `StableDiffusion3Pipeline`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor
+
+from nablaflow.diffusion.flow_schedule import FlowSchedule, shift_by_tokens
+from nablaflow.errors import UserError
+from nablaflow.models.condition import Condition
+from nablaflow.models.flow_matching import FlowMatching
+from nablaflow.models.settings import SamplerSettings
+from nablaflow.typing import Latents
+
+
+class StableDiffusion3(FlowMatching):
+    """Two CLIPs, and a T5 where there is one; guided or not (arXiv 2403.03206)."""
+
+    serves = (StableDiffusion3Pipeline,)
+    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    may_lack = ("text_encoder_3", "tokenizer_3")
+    tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    call_defaults: ClassVar[dict[str, Any]] = {
+        "name": "euler",
+        "steps": 28,
+        "guidance_scale": 7.0,
+    }
+    reads_tokens = 256
+
+    @staticmethod
+    def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:
+        config = pipeline.transformer.config
+        height, width = FlowMatching.latent_sides(pipeline, sampler, config["patch_size"])
+        most = config["pos_embed_max_size"] * config["patch_size"]
+        for name, side in (("height", height), ("width", width)):
+            if side > most:
+                raise UserError(
+                    f"sampler.{name}: its transformer has positions for images of up to "
+                    f"{most * pipeline.vae_scale_factor} pixels; use that or less"
+                )
+        return int(config["in_channels"]), height, width
+
+    def schedule(self) -> FlowSchedule:
+        config = self.pipeline.scheduler.config
+        _, height, width = self.shape_of_states(self.pipeline, self._sampler)
+        patch = self.pipeline.transformer.config["patch_size"]
+        tokens = (height // patch) * (width // patch)
+        return FlowSchedule(config, "trained", shift_by_tokens(config, tokens, max_shift=1.16))
+
+    def encode(self, prompt: str) -> Condition:
+        hidden, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt, None, None, self.device, 1, do_classifier_free_guidance=False
+        )
+        return Condition(hidden, pooled)
+
+    def forward(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
+        assert condition.hidden is not None
+        assert condition.pooled is not None
+        network = self.adapter.active()
+        dtype = next(network.parameters()).dtype
+        return network(
+            hidden_states=x.to(dtype),
+            timestep=timestep,
+            encoder_hidden_states=condition.hidden.to(dtype),
+            pooled_projections=condition.pooled.to(dtype),
+            return_dict=False,
+        )[0]

@@ -1,0 +1,283 @@
+"""Families of flow matching against the stock pipelines that they come from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from torch import Tensor
+
+from nablaflow.diffusion import sample_trajectories, trajectory_noise
+from nablaflow.errors import UserError
+from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.models.adapters import trainable_state
+from nablaflow.models.attention import fused_attention
+from nablaflow.models.export import save_policy
+from nablaflow.models.flux import packed, positions, unpacked
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.rehearsal import rehearse
+from tests.support.flow_pipelines import FLOW_FAMILIES, PIXELS, sd3
+from tests.support.pipelines import PROMPT, perturb
+
+CPU = torch.device("cpu")
+STEPS = 4
+SAME = 1e-4
+GUIDANCE = {"sd3": 4.0, "sd3-without-t5": 1.0, "flux-dev": 3.5, "klein": 3.0}
+"""Of those that read it."""
+KINDS = ["sd3", "flux-dev", "klein"]
+"""One of each class of pipeline."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("flow")
+    for name, make in FLOW_FAMILIES.items():
+        make().save_pretrained(root / name)
+    return {name: root / name for name in FLOW_FAMILIES}
+
+
+def load(
+    folder: Path, adapter: dict[str, Any] | None = None, dtype: Any = torch.float32, **sampler: Any
+) -> PipelineModel:
+    given = {"steps": STEPS, "height": PIXELS, "width": 2 * PIXELS, "name": "euler"}
+    if folder.name in GUIDANCE:
+        given["guidance_scale"] = GUIDANCE[folder.name]
+    torch.manual_seed(0)
+    return load_model(
+        load_pipeline(str(folder), dtype),
+        SamplerSettings(**{**given, **sampler}),
+        AdapterSettings(**{"rank": 2, **(adapter or {})}),
+        CPU,
+    )
+
+
+@torch.no_grad()
+def sample(model: PipelineModel, seeds: list[int]) -> Tensor:
+    condition = model.condition([PROMPT] * len(seeds))
+    drawn = sample_trajectories(
+        lambda x, k: model.predict(x, k, condition),
+        model.process,
+        model.state_shape,
+        trajectory_noise(seeds),
+        CPU,
+    )
+    return model.decode(drawn.x0)
+
+
+def stock_image(folder: Path, seed: int, lora: Path | None = None) -> Tensor:
+    """By the stock pipeline's own call, decoder and all, at a size that is not square."""
+    pipeline: Any = load_pipeline(str(folder))
+    if lora is not None:
+        pipeline.load_lora_weights(lora)
+    pipeline.set_progress_bar_config(disable=True)
+    guidance = GUIDANCE.get(folder.name, 1.0)
+    images = pipeline(
+        prompt=PROMPT,
+        height=PIXELS,
+        width=2 * PIXELS,
+        guidance_scale=guidance,
+        num_inference_steps=STEPS,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+    ).images
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("family", FLOW_FAMILIES)
+def test_the_euler_sampler_gives_the_stock_pipelines_image(
+    folders: dict[str, Path], family: str
+) -> None:
+    """Text, guidance, packing, the shift by size, the network's units, the decoder."""
+    model = load(folders[family])
+    assert model.image_size == (PIXELS, 2 * PIXELS)
+    expected = [stock_image(folders[family], seed) for seed in (3, 8)]
+    torch.testing.assert_close(sample(model, [3, 8]), torch.cat(expected), rtol=0, atol=SAME)
+    assert (expected[0] - expected[1]).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("family", FLOW_FAMILIES)
+def test_a_saved_lora_gives_the_policys_image_in_the_stock_pipeline(
+    folders: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    model = load(folders[family], {"alpha": 3.0})
+    untouched = sample(model, [3])
+    perturb(model.network)
+    policy = sample(model, [3])
+    saved = save_policy(model, str(folders[family]), tmp_path)
+    assert saved == tmp_path / "lora"
+    found = stock_image(folders[family], 3, saved)
+    torch.testing.assert_close(policy, found, rtol=0, atol=SAME)
+    assert (policy - untouched).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_a_fully_trained_transformer_is_saved_whole(
+    folders: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    model = load(folders[family], {"kind": "full"})
+    perturb(model.network, scale=0.05)
+    saved = save_policy(model, str(folders[family]), tmp_path)
+    renamed = saved.rename(tmp_path / family)  # the guidance of a test goes by the folder's name
+    found = stock_image(renamed, 3)
+    torch.testing.assert_close(sample(model, [3]), found, rtol=0, atol=SAME)
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_rehearsal_passes_under_memoryless_noise(
+    folders: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    model = load(folders[family], name="memoryless")
+    assert rehearse(model, str(folders[family]), tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_the_reference_stays_when_the_policy_moves(folders: dict[str, Path], family: str) -> None:
+    model = load(folders[family])
+    condition = model.condition([PROMPT])
+    x = torch.randn(1, *model.state_shape, generator=torch.Generator().manual_seed(0))
+    k = torch.tensor([2])
+    with torch.no_grad():
+        before = model.predict(x, k, condition)
+        perturb(model.network)
+        with model.reference():
+            assert torch.equal(model.predict(x, k, condition).x0_hat, before.x0_hat)
+        assert (model.predict(x, k, condition).x0_hat - before.x0_hat).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_the_policy_can_be_differentiated_twice(folders: dict[str, Path], family: str) -> None:
+    """By finite differences of its first derivative along a direction."""
+    model = load(folders[family], dtype=torch.float32)
+    model.allow_second_derivatives()
+    condition = model.condition([PROMPT])
+    generator = torch.Generator().manual_seed(0)
+    x, direction = torch.randn(2, 1, *model.state_shape, generator=generator)
+    k = torch.tensor([2])
+
+    def slope(at: Tensor) -> Tensor:
+        leaf = at.clone().requires_grad_()
+        energy = model.predict(leaf, k, condition).x0_hat.square().sum()
+        return torch.autograd.grad(energy, leaf, create_graph=True)[0]
+
+    leaf = x.clone().requires_grad_()
+    energy = model.predict(leaf, k, condition).x0_hat.square().sum()
+    (gradient,) = torch.autograd.grad(energy, leaf, create_graph=True)
+    (second,) = torch.autograd.grad((gradient * direction).sum(), leaf)
+    step = 3e-3
+    difference = (slope(x + step * direction) - slope(x - step * direction)) / (2 * step)
+    error = (second - difference.detach()).norm() / second.norm()
+    assert error < 0.02
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_plain_attention_predicts_what_the_fused_does(
+    folders: dict[str, Path], family: str
+) -> None:
+    model = load(folders[family])
+    condition = model.condition([PROMPT])
+    x = torch.randn(1, *model.state_shape, generator=torch.Generator().manual_seed(0))
+    k = torch.tensor([2])
+    with torch.no_grad():
+        plain = model.predict(x, k, condition).x0_hat
+        with fused_attention(model.network):
+            fused = model.predict(x, k, condition).x0_hat
+    torch.testing.assert_close(plain, fused, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_kernels_and_images_are_float32(
+    folders: dict[str, Path], family: str, dtype: torch.dtype
+) -> None:
+    whole, half = (load(folders[family], dtype=kind) for kind in (torch.float32, dtype))
+    condition = half.condition([PROMPT])
+    x = torch.randn(1, *half.state_shape, generator=torch.Generator().manual_seed(0))
+    k = torch.tensor([2])
+    with torch.no_grad():
+        found = half.predict(x, k, condition)
+        expected = whole.predict(x, k, whole.condition([PROMPT]))
+    assert found.x0_hat.dtype == found.epsilon.dtype == torch.float32
+    assert (found.x0_hat - expected.x0_hat).norm() < 0.05 * expected.x0_hat.norm()
+    assert half.decode(found.x0_hat).dtype == torch.float32
+    assert all(value.dtype == torch.float32 for value in trainable_state(half.network).values())
+
+
+def test_encoders_off_the_accelerator_embed_as_before(folders: dict[str, Path]) -> None:
+    model = load(folders["sd3"])
+    before = model.condition([PROMPT, "a blue square"])
+    other = load(folders["sd3"])
+    other.offload_encoders()
+    after = other.condition([PROMPT, "a blue square"])
+    assert before.hidden is not None
+    assert before.pooled is not None
+    assert torch.equal(before.hidden, after.hidden)  # type: ignore[arg-type]
+    assert torch.equal(before.pooled, after.pooled)  # type: ignore[arg-type]
+    assert (before.pooled[0] - before.pooled[1]).abs().max() > 0
+
+
+def test_packing_is_the_stock_pipelines() -> None:
+    x = torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(0))
+    expected = FluxPipeline._pack_latents(x, 2, 4, 6, 10)
+    assert torch.equal(packed(x), expected)
+    assert torch.equal(unpacked(expected, 6, 10), x)
+    ids = FluxPipeline._prepare_latent_image_ids(2, 3, 5, "cpu", torch.float32)
+    assert torch.equal(positions(3, 5), ids)
+
+
+# --- what is refused, and what is said ------------------------------------------------------------
+
+
+def test_what_flux_is_not_given_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"sampler\.guidance_scale: .*schnell"):
+        load(folders["flux-schnell"], guidance_scale=2.0)
+    with pytest.raises(UserError, match=r"sampler\.guidance_scale: a distilled"):
+        load(folders["klein-distilled"], guidance_scale=2.0)
+    for family in ("flux-dev", "klein"):
+        with pytest.raises(UserError, match=r"sampler\.negative_prompt"):
+            load(folders[family], negative_prompt="blue")
+
+
+def test_a_distilled_model_is_said_to_be_one(folders: dict[str, Path]) -> None:
+    note = load(folders["flux-dev"]).note_on([PROMPT])
+    assert note is not None
+    assert "the reference is the model at sampler.guidance_scale=3.5" in note
+    assert load(folders["flux-schnell"]).note_on([PROMPT]) is None
+
+
+def test_noise_that_makes_for_no_tilt_is_said(folders: dict[str, Path]) -> None:
+    note = load(folders["sd3"], name="flow-grpo").note_on([PROMPT])
+    assert note is not None
+    assert "not the tilt" in note
+    assert load(folders["sd3"], name="memoryless").note_on([PROMPT]) is None
+
+
+def test_a_prompt_is_measured_by_the_encoder_that_reads_the_most(folders: dict[str, Path]) -> None:
+    long = " ".join(["red"] * 300)
+    note = load(folders["sd3"]).note_on([long])
+    assert note is not None
+    assert "longer than the 256 tokens" in note
+    assert "prompt_chunks" not in note
+    assert load(folders["flux-dev"], guidance_scale=1.0).note_on([" ".join(["red"] * 200)])
+
+
+def test_sizes_that_do_not_fit_are_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"sampler\.height: 18 pixels .* multiple of 4.*use 1?6|20"):
+        load(folders["sd3"], height=18)
+    with pytest.raises(UserError, match=r"sampler\.width: .*up to 32 pixels"):
+        load(folders["sd3"], width=64)
+
+
+def test_a_scheduler_of_betas_is_refused() -> None:
+    pipeline = sd3()
+    pipeline.scheduler.register_to_config(use_karras_sigmas=True)
+    with pytest.raises(UserError, match="use_karras_sigmas"):
+        load_model(pipeline, SamplerSettings(name="memoryless"), AdapterSettings(), CPU)
+
+
+def test_an_inpainting_transformer_is_refused() -> None:
+    pipeline = sd3()
+    pipeline.transformer.register_to_config(in_channels=9)
+    with pytest.raises(UserError, match="does not return what it is given"):
+        load_model(pipeline, SamplerSettings(), AdapterSettings(), CPU)

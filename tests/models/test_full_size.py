@@ -1,0 +1,112 @@
+"""The published architectures at their full size, without their weights: names, targets, memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+)
+from peft import get_peft_model_state_dict
+
+from nablaflow.models.adapters import ADAPTER, LoraAdapter
+from nablaflow.models.flow_matching import FlowMatching
+from nablaflow.models.flux import Flux
+from nablaflow.models.flux2_klein import Flux2Klein
+from nablaflow.models.sd3 import StableDiffusion3
+
+RANK = 8
+
+
+def sd35(**config: Any) -> Any:
+    return SD3Transformer2DModel(
+        sample_size=128,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        attention_head_dim=64,
+        joint_attention_dim=4096,
+        pooled_projection_dim=2048,
+        qk_norm="rms_norm",
+        **config,
+    )
+
+
+def sd35_medium() -> Any:
+    """As its transformer/config.json has it."""
+    return sd35(
+        num_layers=24,
+        num_attention_heads=24,
+        caption_projection_dim=1536,
+        pos_embed_max_size=384,
+        dual_attention_layers=tuple(range(13)),
+    )
+
+
+def sd35_large() -> Any:
+    return sd35(
+        num_layers=38,
+        num_attention_heads=38,
+        caption_projection_dim=2432,
+        pos_embed_max_size=192,
+    )
+
+
+def klein_4b() -> Any:
+    return Flux2Transformer2DModel(
+        num_layers=5,
+        num_single_layers=20,
+        num_attention_heads=24,
+        joint_attention_dim=7680,
+        guidance_embeds=False,
+    )
+
+
+# Family, architecture; billions of parameters as published (rounded), adapted layers by target:
+# of double blocks (text and image), of single ones, and what the last block of text leaves out.
+SIZES: dict[str, tuple[type[FlowMatching], Callable[[], Any], float, dict[str, int]]] = {
+    "sd3.5-medium": (StableDiffusion3, sd35_medium, 2.2, {"to_q": 37, "add_q_proj": 24}),
+    "sd3.5-large": (StableDiffusion3, sd35_large, 8.1, {"to_q": 38, "to_add_out": 37}),
+    "flux.1-dev": (
+        Flux,
+        lambda: FluxTransformer2DModel(guidance_embeds=True),
+        11.9,
+        {"to_q": 57, "to_out.0": 19, "add_q_proj": 19},
+    ),
+    "flux.2-klein-4b": (Flux2Klein, klein_4b, 3.9, {"to_q": 5, "to_qkv_mlp_proj": 20}),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_full_size_takes_a_lora_whose_names_diffusers_has(name: str) -> None:
+    family, make, billions, layers = SIZES[name]
+    with torch.device("meta"):
+        network = make()
+        bare = {part: type(module) for part, module in network.named_modules()}
+        adapter = LoraAdapter(network, RANK, float(RANK), family.lora_targets(network))
+    coverage = adapter.coverage
+    assert coverage.total / 1e9 == pytest.approx(billions, abs=0.05)
+    assert {target: coverage.layers[target] for target in layers} == layers
+    assert coverage.trained < 0.01 * coverage.total
+    network.peft_config = {ADAPTER: adapter.config}
+    state = get_peft_model_state_dict(network, adapter_name=ADAPTER, save_embedding_layers=False)
+    assert len(state) == 2 * sum(coverage.layers.values())
+    for key in state:
+        layer, _, factor = key.rpartition(".lora_")
+        assert bare[layer] is torch.nn.Linear, key
+        assert factor in ("A.weight", "B.weight")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_full_size_fits_one_gpu_beside_what_trains(name: str) -> None:
+    """Weights in bf16; the LoRA, its gradient and Adam's two moments in float32: under 24 GiB."""
+    family, make, _, _ = SIZES[name]
+    with torch.device("meta"):
+        network = make()
+        adapter = LoraAdapter(network, RANK, float(RANK), family.lora_targets(network))
+    coverage = adapter.coverage
+    gibibytes = (2 * coverage.total + 16 * coverage.trained) / 2**30
+    assert gibibytes < 24

@@ -1,0 +1,230 @@
+"""Stock pipelines of flow matching with random weights, a millionth of the real ones' size."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+)
+
+from nablaflow.nano.pretrain.text import build_tokenizer
+
+LATENT = 8
+PIXELS = 16
+WORDS = ("a", "red", "blue", "circle", "square", "star", "no")
+CLIP_WIDTH, T5_WIDTH = 8, 24
+
+
+def _autoencoder(channels: int) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=PIXELS,
+        scaling_factor=1.5,
+        shift_factor=0.06,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def _clip(kind: Any) -> Any:
+    tokenizer = build_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=CLIP_WIDTH,
+        intermediate_size=2 * CLIP_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=CLIP_WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return kind(config)
+
+
+def _t5_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    tokenizer.post_processor = TemplateProcessing(  # type: ignore[assignment]
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
+    )
+
+
+def _t5() -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=3 + len(WORDS),
+            d_model=T5_WIDTH,
+            d_ff=16,
+            d_kv=8,
+            num_layers=1,
+            num_heads=2,
+            dropout_rate=0.0,
+        )
+    )
+
+
+def sd3(*, t5: bool = True, seed: int = 0) -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3's parts; the second half of 3.5's: dual attention, normalised keys."""
+    torch.manual_seed(seed)
+    transformer = SD3Transformer2DModel(
+        sample_size=LATENT,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=T5_WIDTH,
+        caption_projection_dim=16,
+        pooled_projection_dim=2 * CLIP_WIDTH,
+        pos_embed_max_size=8,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    pipeline = StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_autoencoder(4),
+        text_encoder=_clip(CLIPTextModelWithProjection),
+        tokenizer=build_tokenizer(),
+        text_encoder_2=_clip(CLIPTextModelWithProjection),
+        tokenizer_2=build_tokenizer(),
+        text_encoder_3=_t5() if t5 else None,  # type: ignore[arg-type]
+        tokenizer_3=_t5_tokenizer() if t5 else None,  # type: ignore[arg-type]
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def flux(*, guidance_embeds: bool = True, seed: int = 0) -> FluxPipeline:
+    """FLUX.1's parts, dev's or schnell's."""
+    torch.manual_seed(seed)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=T5_WIDTH,
+        pooled_projection_dim=CLIP_WIDTH,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 4, 8),
+    )
+    dev = guidance_embeds
+    pipeline = FluxPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=dev, shift=3.0 if dev else 1.0
+        ),
+        vae=_autoencoder(4),
+        text_encoder=_clip(CLIPTextModel),
+        tokenizer=build_tokenizer(),
+        text_encoder_2=_t5(),
+        tokenizer_2=_t5_tokenizer(),  # type: ignore[arg-type]
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _qwen() -> tuple[Qwen3ForCausalLM, Qwen2Tokenizer]:
+    """As deep as the pipeline's choice of hidden states asks for."""
+    alphabet = sorted(ByteLevel.alphabet())
+    words = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet)
+    tokenizer = Qwen2Tokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    config = Qwen3Config(
+        vocab_size=len(words),
+        hidden_size=T5_WIDTH // 3,
+        intermediate_size=16,
+        num_hidden_layers=27,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=4,
+    )
+    return Qwen3ForCausalLM(config), tokenizer
+
+
+def flux2_klein(*, distilled: bool = False, seed: int = 0) -> Flux2KleinPipeline:
+    """FLUX.2-klein's parts; the statistics of its latents are none's default."""
+    torch.manual_seed(seed)
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=T5_WIDTH,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=PIXELS,
+    )
+    statistics: Any = vae.bn
+    statistics.running_mean.uniform_(-0.5, 0.5)
+    statistics.running_var.uniform_(0.5, 2.0)
+    encoder, tokenizer = _qwen()
+    pipeline = Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+        is_distilled=distilled,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+FLOW_FAMILIES: dict[str, Callable[[], Any]] = {
+    "sd3": sd3,
+    "sd3-without-t5": lambda: sd3(t5=False),
+    "flux-dev": flux,
+    "flux-schnell": lambda: flux(guidance_embeds=False),
+    "klein": flux2_klein,
+    "klein-distilled": lambda: flux2_klein(distilled=True),
+}

@@ -1,0 +1,163 @@
+"""The whole loop on models of flow matching: every method, saved and resumed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nablaflow.config.recipe import Config
+from nablaflow.diffusion import sample_trajectories, trajectory_noise
+from nablaflow.errors import UserError
+from nablaflow.methods import METHODS
+from nablaflow.models import load_pipeline
+from nablaflow.runs import align
+from nablaflow.runs.policy import load_policy
+from nablaflow.runs.sample import _sampler as settings_for
+from nablaflow.runs.sample import sample_to_folder
+from nablaflow.runs.setup import Parts
+from nablaflow.training.loop import Trainer
+from tests.support.flow_pipelines import FLOW_FAMILIES
+
+MakeParts = Callable[..., Parts]
+KINDS = ["sd3", "flux-dev", "klein"]
+EULER = {"sampler": "euler"}
+QUICK = ["residual-nabla-db", "nabla-td", "ddpo"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("flow")
+    for name in KINDS:
+        FLOW_FAMILIES[name]().save_pretrained(root / name)
+    return {name: root / name for name in KINDS}
+
+
+def overrides(folder: Path, method: str) -> list[str]:
+    size = ["sampler.height=16", "sampler.width=16"]
+    of_model = [f"model={folder}", "adapter.targets=auto", "sampler.name=memoryless", *size]
+    extra = ["method.estimator=adjoint"] if method == "value-matching" else []
+    return [*of_model, f"method={method}", *extra]
+
+
+def assert_trains(trainer: Trainer) -> None:
+    before = copy.deepcopy(trainer.checkpoint().tensors["policy"])
+    record = trainer.step()
+    after = trainer.checkpoint().tensors["policy"]
+    assert all(math.isfinite(value) for value in record.values()), record
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("method", QUICK)
+def test_a_method_trains(
+    make_parts: MakeParts, folders: dict[str, Path], family: str, method: str
+) -> None:
+    assert_trains(make_parts(*overrides(folders[family], method)).trainer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in QUICK])
+def test_every_other_method_trains(
+    make_parts: MakeParts, folders: dict[str, Path], family: str, method: str
+) -> None:
+    assert_trains(make_parts(*overrides(folders[family], method)).trainer)
+
+
+def test_the_untouched_policy_is_the_reference_on_its_own_paths(
+    make_parts: MakeParts, folders: dict[str, Path]
+) -> None:
+    trainer = make_parts(*overrides(folders["sd3"], "residual-nabla-db")).trainer
+    record: dict[str, Any] = trainer.step()
+    assert record["kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_a_resumed_run_goes_on_as_it_would_have(
+    make_parts: MakeParts, folders: dict[str, Path], family: str
+) -> None:
+    given = overrides(folders[family], "residual-nabla-db")
+    whole, first, second = (make_parts(*given).trainer for _ in range(3))
+    whole.step()
+    first.step()
+    second.restore(first.checkpoint())
+    whole.step()
+    second.step()
+    expected, found = (t.checkpoint().tensors["policy"] for t in (whole, second))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_the_exact_step_is_refused_under_noise_that_is_not_memoryless(
+    make_parts: MakeParts, folders: dict[str, Path]
+) -> None:
+    given = overrides(folders["sd3"], "nabla-td")
+    with pytest.raises(UserError, match=r"method\.step: .*flow-grpo"):
+        make_parts(*given, "sampler.name=flow-grpo", "method.step=exact")
+    assert_trains(make_parts(*given, "sampler.name=flow-grpo", "method.step=published").trainer)
+
+
+@pytest.mark.slow
+def test_a_run_is_saved_and_sampled_without_noise_as_the_stock_pipeline_does(
+    make_config: Callable[..., Config], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The Euler sampler on a policy that was trained under memoryless noise."""
+    few = ["training.updates=1", "evaluation.n=6", "optimizer.learning_rate=0.05"]
+    config = make_config(*overrides(folders["sd3"], "residual-nabla-db"), *few)
+    run = align.run(config)
+    model, _ = load_policy(run.folder, sampler="euler")
+    stock: Any = load_pipeline(str(folders["sd3"]))
+    stock.load_lora_weights(run.folder / "lora")
+    generator = torch.Generator().manual_seed(3)
+    call = {"prompt": "a circle", "height": 16, "width": 16, "guidance_scale": 1.0}
+    images = stock(**call, num_inference_steps=4, generator=generator, output_type="np").images
+    expected = torch.from_numpy(images).permute(0, 3, 1, 2)
+    condition = model.condition(["a circle"])
+    with torch.no_grad():
+        drawn = sample_trajectories(
+            lambda x, k: model.predict(x, k, condition),
+            model.process,
+            model.state_shape,
+            trajectory_noise([3]),
+            model.device,
+        )
+        torch.testing.assert_close(model.decode(drawn.x0), expected, rtol=0, atol=1e-4)
+    written = sample_to_folder(
+        str(run.folder), ["a circle"], 1, tmp_path / "out", 0, overwrite=False, of_model=EULER
+    )
+    assert len(written.images) == 1
+    with pytest.raises(UserError, match="a run is sampled as it was trained"):
+        sample_to_folder(
+            str(run.folder),
+            [],
+            1,
+            tmp_path / "no",
+            0,
+            overwrite=False,
+            of_model={"sampler": "ddim"},
+        )
+
+
+@pytest.mark.parametrize(
+    ("family", "steps", "guidance"), [("sd3", 28, 7.0), ("flux-dev", 28, 3.5), ("klein", 50, 4.0)]
+)
+def test_a_folder_is_sampled_as_its_own_call_does(
+    folders: dict[str, Path], tmp_path: Path, family: str, steps: int, guidance: float
+) -> None:
+    pipeline: Any = load_pipeline(str(folders[family]))
+    found = settings_for(pipeline, str(folders[family]), {})
+    assert (found.name, found.steps, found.guidance_scale) == ("euler", steps, guidance)
+    size = {"height": 16, "width": 16}
+    out = tmp_path / "out"
+    sample_to_folder(str(folders[family]), ["a star"], 1, out, 0, overwrite=False, of_model=size)
+    assert len(list(out.glob("0000*.png"))) == 1
+
+
+def test_euler_is_no_sampler_to_train_with(make_parts: MakeParts, folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"sampler\.name: euler adds no noise"):
+        make_parts(*overrides(folders["sd3"], "ddpo"), "sampler.name=euler")
