@@ -99,12 +99,13 @@ def merged(base: Figures, over: Figures) -> Figures:
     return result
 
 
-def prepared(name: str, seed: int, updates: int) -> Parts:
+def prepared(name: str, seed: int, updates: int, over: Figures | None = None) -> Parts:
+    """A case ready to train, with ``over`` in place of what the case and the demo say."""
     changes, function = CASES[name]
     settings = merged(demo_settings(), {"guard": None, "seed": seed, "output_dir": "runs/budget"})
     settings = merged(settings, {"evaluation": {"n": 1024}})
     settings = merged(settings, {"training": {"updates": updates, "trackers": []}})
-    settings = merged(settings, changes)
+    settings = merged(merged(settings, changes), over or {})
     reward = None if function is None else NamedReward(name, function)
     if reward is not None:
         settings["reward"] = f"{CALLABLE}{name}"
@@ -165,6 +166,20 @@ def _samples(parts: Parts, states: Tensor) -> SampleSet:
     ).samples
 
 
+def trained_states(parts: Parts) -> Tensor:
+    """States of the policy as it stands, as many as the configuration says."""
+    settings = parts.config.evaluation
+    return sample_states(
+        parts.model,
+        parts.evaluated,
+        settings.n,
+        seed=settings.seed,
+        batch=settings.batch,
+        purpose="evaluation",
+        on_progress=lambda done: None,
+    )
+
+
 def guided(parts: Parts, step: str, n: int) -> Tensor:
     """States of the untrained model, sampled with the target in its kernels."""
     method = GuidedSampling(beta=parts.config.method.beta, gamma="one", step=step)
@@ -211,15 +226,11 @@ def fit_by_step(networks: Networks, prompts: list[str], method: ResidualNablaDB)
     """Nats by k: of the policy's shift less its target, and of the target itself."""
     process = networks.model.process
     path = path_of(networks.model, prompts, reference=False, seed=10_000)
-    scale = method.value_step(process).scale
     off, size = torch.zeros(process.steps + 1), torch.zeros(process.steps + 1)
     for batch in path.parts():
-        with torch.enable_grad():
-            losses = method.losses(batch, networks)
-        k, values = batch.transitions.k, batch.transitions.x[0].numel()
-        off.index_add_(0, k, 0.5 * values * losses.terms["forward"].detach())
-        norm = losses.metrics["value_gradient_norm"].square() * scale.float()[k]
-        size.index_add_(0, k, 0.5 * norm)
+        metrics = method.losses(batch, networks).metrics
+        off.index_add_(0, batch.transitions.k, metrics["unfollowed_nats"])
+        size.index_add_(0, batch.transitions.k, metrics["asked_nats"])
     return {"off": (off[1:] / len(path)).tolist(), "target": (size[1:] / len(path)).tolist()}
 
 
@@ -264,17 +275,7 @@ def image_case(name: str, updates: int, n: int, seed: int) -> Figures:
     found["adjoint"] = adjoint_by_step(networks, prompts, method.beta)
     for _ in range(updates):
         parts.trainer.step()
-    settings = parts.config.evaluation
-    states = sample_states(
-        parts.model,
-        parts.evaluated,
-        settings.n,
-        seed=settings.seed,
-        batch=settings.batch,
-        purpose="evaluation",
-        on_progress=lambda done: None,
-    )
-    found["trained"] = judge.figures(states)
+    found["trained"] = judge.figures(trained_states(parts))
     found["fit"] = fit_by_step(networks, prompts, method)
     return found
 

@@ -122,3 +122,28 @@ def test_held_out_prompts_are_what_is_measured(run: Path, recipe: Path, cli: Cli
     assert trained.exit_code == 0, trained.stderr
     found = _protocol(cli("eval", "run", "--n", 8, "--metrics", "reward", "--json"))
     assert found["prompts"] == 2
+
+
+PLAIN = ("method.reverse_weight=0", "method.gamma=one", "flow=null")
+
+
+def test_the_default_methods_fit_is_measured_and_said(recipe: Path, cli: Cli):
+    trained = cli("train", recipe, *PLAIN, "optimizer.learning_rate=1e-9", "--json")
+    assert trained.exit_code == 0, trained.stderr
+    options = ("--n", 8, "--metrics", "reward")
+    fit = json.loads(cli("eval", "run", *options, "--json").stdout)["fit"]
+    # A policy that has not moved follows nothing, whatever it is asked for.
+    assert fit["asked"] > 0
+    assert fit["unfollowed"] == pytest.approx(fit["asked"], rel=1e-3)
+    said = " ".join(cli("eval", "run", *options).stdout.split())
+    assert "along the policy's own trajectories" in said
+
+
+def test_no_fit_where_the_target_is_the_trainings_own_or_another_rewards(
+    run: Path, recipe: Path, cli: Cli
+):
+    options = ("--n", 8, "--metrics", "reward", "--json")
+    assert json.loads(cli("eval", run, *options).stdout)["fit"] is None  # its gamma is measured
+    assert cli("train", recipe, *PLAIN, "--json").exit_code == 0
+    other = cli("eval", "run", "reward=brightness", *options)
+    assert json.loads(other.stdout)["fit"] is None

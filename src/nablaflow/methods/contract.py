@@ -87,6 +87,14 @@ class Method(Settings, abc.ABC):
         return value_step("published", process)
 
     @property
+    def states_its_target(self) -> bool:
+        """Whether what is asked of a kernel is a function of its state alone.
+
+        Then the losses log ``asked_nats`` and ``unfollowed_nats``, see `nablaflow.evaluation.fit`.
+        """
+        return False
+
+    @property
     def needs_measured_gamma(self) -> bool:
         """Whether `Networks.measured_gamma` has to be measured before the first update."""
         estimator = self.value_estimator()

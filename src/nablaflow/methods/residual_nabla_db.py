@@ -152,6 +152,11 @@ class ResidualNablaDB(StepwiseMethod):
         return value_step(self.step, process)
 
     @property
+    def states_its_target(self) -> bool:
+        """By the exact step; a flow network or a measured gamma is the training's own."""
+        return self.step == "exact" and not self.uses_flow and self.gamma != "measured"
+
+    @property
     def needs_second_derivatives(self) -> bool:
         return self.reverse_weight > 0 and self.reverse_policy_graph
 
@@ -192,7 +197,10 @@ class ResidualNablaDB(StepwiseMethod):
         if self.output_regularization > 0:
             change = noise_prediction_change(kernels.policy, transitions)
             terms["output_regularization"] = self.output_regularization * change
+        scale = at(step.scale, transitions.k, transitions.x)
         metrics = {
+            "asked_nats": _nats(scale, target),
+            "unfollowed_nats": _nats(scale, forward),
             "value_gradient_norm": norm(value_gradient),
             "flow_score_norm": norm(flow_target),
             "mean_shift": norm(kernels.policy_mean - kernels.reference_mean),
@@ -310,3 +318,8 @@ class ResidualNablaDB(StepwiseMethod):
             create_graph=self.reverse_policy_graph,
         )
         return policy - self.prior_strength * reference + value + flow
+
+
+def _nats(scale: Tensor, value_gradient: Latents) -> Float[Tensor, "batch"]:
+    """KL divergence between kernels of variance ``scale`` whose means it moves apart."""
+    return 0.5 * (scale * value_gradient.detach().square()).flatten(1).sum(1)

@@ -88,7 +88,13 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     """The sentences that go below the table."""
     return [
         note
-        for note in (_closing(summary), _guard(summary), _refusal(summary), _basis(summary))
+        for note in (
+            _closing(summary),
+            _fit(summary),
+            _guard(summary),
+            _refusal(summary),
+            _basis(summary),
+        )
         if note
     ]
 
@@ -130,6 +136,19 @@ def _closing(summary: Mapping[str, Any]) -> str | None:
     if closing is None:
         return None
     return the_way(closing, summary.get("closing_se") or 0.0)
+
+
+def _fit(summary: Mapping[str, Any]) -> str | None:
+    """How much of its own target the policy follows."""
+    fit = summary.get("fit")
+    if fit is None:
+        return None
+    asked = plus_minus(fit["asked"], fit["asked_se"])
+    left = plus_minus(fit["unfollowed"], fit["unfollowed_se"])
+    return (
+        f"The method asks for {asked} nats along the policy's own trajectories, of which {left} "
+        f"are not followed ({fit['trajectories']} trajectories)."
+    )
 
 
 def _guard(summary: Mapping[str, Any]) -> str | None:

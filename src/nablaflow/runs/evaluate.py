@@ -12,15 +12,19 @@ from typing import Any
 from rich.console import Console
 
 from nablaflow.config.overrides import parse_override
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
+from nablaflow.evaluation.fit import policy_fit
+from nablaflow.evaluation.measure import Subject
 from nablaflow.evaluation.plan import EvaluationPlan
+from nablaflow.evaluation.policy_state import load_policy_state
 from nablaflow.evaluation.protocol import carry_out
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline
 from nablaflow.progress import show
 from nablaflow.prompts.sets import Source
 from nablaflow.report import protocol_curves
-from nablaflow.rewards import NamedReward
+from nablaflow.rewards import CALLABLE, NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import check_may_be_given
@@ -65,7 +69,8 @@ def evaluate_run(
         method: the class of the one that it was begun with, where it has no file.
 
     Returns:
-        What ``summary.json`` has of figures, and the protocol's under ``protocol``.
+        What ``summary.json`` has of figures, what `nablaflow.evaluation.fit` says under ``fit``
+        (None for another reward than the run's), and the protocol's under ``protocol``.
 
     Raises:
         UserError: the folder holds no run, or no checkpoint yet; or as `EvaluationPlan.of` and
@@ -93,7 +98,30 @@ def evaluate_run(
             kept = found[-1:] if only_last else found
             best = None if only_last else guards_best(place, found[-1])
             evaluation, protocol = carry_out(parts.subject, plan, kept, progress.start, best)
-    return {**evaluation.summary, "protocol": protocol.as_dict()}
+            own_reward = "reward" in own or (reward is not None and reward_is(config, reward))
+            fit = fit_of_run(parts.subject, found[-1]) if own_reward else None
+    return {**evaluation.summary, "fit": fit, "protocol": protocol.as_dict()}
+
+
+def reward_is(config: Config, reward: NamedReward) -> bool:
+    """Whether a function is the one that the run was trained by, which no file has."""
+    return config.reward == f"{CALLABLE}{reward.name}"
+
+
+def fit_of_run(subject: Subject, last: Path) -> dict[str, Any] | None:
+    """How much of its own target the last policy follows; None where the method states none."""
+    config = subject.config
+    assert isinstance(config.method, Method)
+    load_policy_state(subject.model.network, last, config.model)
+    fit = policy_fit(
+        subject.model,
+        subject.reward,
+        config.method,
+        subject.prompts,
+        seed=config.evaluation.seed,
+        batch=config.evaluation.batch,
+    )
+    return None if fit is None else fit.as_dict()
 
 
 def _measured_on(prompts: Source) -> list[str]:
