@@ -170,3 +170,25 @@ def test_the_defaults_are_those_of_evaluate() -> None:
     theirs = inspect.signature(Problem).parameters
     for name in ("steps", "variance"):
         assert ours[name].default == theirs[name].default
+
+
+def test_a_method_of_the_users_own(cli: Cli, here: Path):
+    (here / "mine.py").write_text(
+        "from typing import ClassVar\n"
+        "import nablaflow as nf\n"
+        "class Still(nf.Method):\n"
+        "    name: ClassVar[str] = 'still'\n"
+        "    needs_reward_gradient: ClassVar[bool] = False\n"
+        "    def losses(self, batch, networks):\n"
+        "        t = batch.transitions\n"
+        "        noise = networks.model.predict(t.x, t.k, batch.condition).epsilon\n"
+        "        return nf.Losses({'noise': 0.0 * noise.square().flatten(1).mean(1)})\n"
+    )
+    small = ("--problem", "ring", "--seeds", "1", "--updates", "1", "--batch", "4", "--n", "100")
+    result = cli("exact", "--method", "mine.py:Still", *small, "--json")
+    assert result.exit_code == 0, result.stderr
+    (row,) = json.loads(result.stdout)["rows"]
+    assert (row["method"], row["problem"]) == ("mine.py:Still", "ring")
+    wrong = cli("exact", "--method", "mine.py:Other", *small)
+    assert wrong.exit_code == 2
+    assert "Other" in wrong.stderr.strip().splitlines()[-1]

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from nablaflow.comparison import BYSTANDERS, ENTRANTS, ComparisonCell, ComparisonStudy
-from nablaflow.comparison.study import CELL, slug
+from nablaflow.comparison.study import CELL
 from nablaflow.config.recipe import method_settings
 from nablaflow.errors import UserError
 from nablaflow.methods import METHODS, UNTRAINED
+from nablaflow.storage.study import slug
 
 
 def test_every_method_competes():
@@ -84,3 +85,31 @@ def test_a_number_that_is_none(tmp_path: Path, settings: dict[str, Any], words: 
 def test_folders_of_rewards():
     assert slug("symmetry + 0.5*colorfulness") == "symmetry-0.5-colorfulness"
     assert slug("my/file.py:score") == "my-file.py-score"
+
+
+OWN = """
+from typing import ClassVar
+
+import nablaflow as nf
+
+
+class Still(nf.Method):
+    name: ClassVar[str] = "still"
+    needs_reward_gradient: ClassVar[bool] = False
+
+    def losses(self, batch, networks):
+        t = batch.transitions
+        noise = networks.model.predict(t.x, t.k, batch.condition).epsilon
+        return nf.Losses({"noise": 0.0 * noise.square().flatten(1).mean(1)})
+"""
+
+
+def test_a_method_of_the_users_own_is_a_cell(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(OWN)
+    name = f"{tmp_path}/mine.py:Still"
+    study = ComparisonStudy((name,), ("warmth",), tmp_path / "out", beta=2.0)
+    config = study.config(study.cells[0])
+    assert (config.method.name, config.method.beta) == ("still", 2.0)
+    assert config.output_dir.parents[2] == tmp_path / "out"
+    with pytest.raises(UserError, match="has no Other"):
+        ComparisonStudy((f"{tmp_path}/mine.py:Other",), ("warmth",), tmp_path / "out")

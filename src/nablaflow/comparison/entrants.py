@@ -8,7 +8,9 @@ from typing import Any
 
 from nablaflow.errors import UserError, nearest
 from nablaflow.methods import BestOfN, Method, Untrained
+from nablaflow.methods.own import load_method
 from nablaflow.methods.variants import UNTRAINED_VARIANTS, VARIANTS
+from nablaflow.rewards.custom import is_custom
 
 Changes = Mapping[str, Any]
 
@@ -70,6 +72,9 @@ ENTRANTS: dict[str, Entrant] = {
 }
 """By name; adding an entrant is one line here."""
 
+OWN = Entrant("", 3e-3)
+"""How a method of the user's own is trained, ``path/to/file.py:Class`` by name."""
+
 BYSTANDERS: dict[str, Callable[[float], list[Untrained]]] = {
     "best-of-n": lambda beta: [BestOfN(n=n) for n in (2, 4, 8, 16)],
     "guided-sampling": lambda beta: [
@@ -82,10 +87,17 @@ DEFAULT = ("residual-nabla-db", "adjoint-matching", "ddpo", "draft", "best-of-n"
 
 
 def check_entrant(name: str) -> None:
-    """Raise `UserError`, with the nearest name, where there is none of the name."""
+    """Raise `UserError` where there is none of the name, and the user's own class is not whole."""
     known = [*ENTRANTS, *BYSTANDERS]
-    if name not in known:
-        raise UserError(f"--methods: no method {name!r} here; {nearest(name, known)}")
+    if is_custom(name):
+        load_method(name)
+    elif name not in known:
+        raise UserError(f"--method: no method {name!r} here; {nearest(name, known)}")
+
+
+def entrant_method(name: str) -> Method:
+    """A trained entrant's method at beta 1, or the user's own."""
+    return load_method(name)(beta=1.0) if is_custom(name) else ENTRANTS[name].method(1.0)
 
 
 def entrant_settings(name: str, beta: float, learning_rate: float | None) -> dict[str, Any]:
@@ -94,10 +106,11 @@ def entrant_settings(name: str, beta: float, learning_rate: float | None) -> dic
     Args:
         learning_rate: in place of the entrant's own.
     """
-    entrant = ENTRANTS[name]
+    entrant = OWN if is_custom(name) else ENTRANTS[name]
+    own = {"name": name, "beta": beta}
     rate = entrant.learning_rate if learning_rate is None else learning_rate
     return {
-        "method": entrant.method(beta).model_dump_named(),
+        "method": own if entrant is OWN else entrant.method(beta).model_dump_named(),
         "flow": None if entrant.flow is None else dict(entrant.flow),
         "optimizer": {
             "learning_rate": rate,

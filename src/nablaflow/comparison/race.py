@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nablaflow.comparison.entrants import BYSTANDERS, ENTRANTS
+from nablaflow.comparison.entrants import BYSTANDERS, ENTRANTS, entrant_method
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
 from nablaflow.comparison.study import ComparisonCell, ComparisonStudy
@@ -79,7 +79,8 @@ def held_out_reward(spec: str | None, *, embedded: bool) -> NamedReward | None:
 
 def _check_gradients(study: ComparisonStudy, reward: NamedReward) -> None:
     """Refuse a method that cannot use the reward, before any other has run."""
-    classes: dict[str, Any] = {name: ENTRANTS[name].method(1.0) for name in ENTRANTS}
+    own = (name for name in study.methods if name not in BYSTANDERS)
+    classes: dict[str, Any] = {name: entrant_method(name) for name in (*ENTRANTS, *own)}
     classes |= {name: make(1.0)[0] for name, make in BYSTANDERS.items()}
     if not any(classes[name].needs_reward_gradient for name in study.methods):
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +18,9 @@ from nablaflow.config.defaults import BANK, PROMPTS
 from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
+from nablaflow.methods.own import load_method
 from nablaflow.storage.run_folder import CELL
-from nablaflow.storage.study import Study, at_least, chosen
+from nablaflow.storage.study import Study, at_least, chosen, slug
 
 ENDLESS = 10**6  # updates: time ends a run
 
@@ -35,7 +35,7 @@ class ComparisonCell:
 
     @property
     def trained(self) -> bool:
-        return self.method in ENTRANTS
+        return self.method not in BYSTANDERS
 
     def __str__(self) -> str:
         return f"{self.reward} {self.method} {self.seed}"
@@ -110,7 +110,7 @@ class ComparisonStudy(Study[ComparisonCell]):
             for reward in self.rewards
             for seed in seeds
             for method in self.methods
-            if method in ENTRANTS or seed == self.first_seed
+            if method not in BYSTANDERS or seed == self.first_seed
         ]
 
     def room(self, reward: str) -> Path:
@@ -118,7 +118,7 @@ class ComparisonStudy(Study[ComparisonCell]):
         return self.out / slug(reward)
 
     def folder(self, cell: ComparisonCell) -> Path:
-        return self.room(cell.reward) / cell.method / f"seed-{cell.seed}"
+        return self.room(cell.reward) / slug(cell.method) / f"seed-{cell.seed}"
 
     def path(self, cell: ComparisonCell) -> Path:
         return self.folder(cell) / CELL
@@ -155,7 +155,7 @@ class ComparisonStudy(Study[ComparisonCell]):
                 "metrics": list(self.metrics),
             },
         }
-        return load_config(None, [], values | own)
+        return load_config(None, [], values | own, load_method)
 
     def settings(self, cell: ComparisonCell) -> dict[str, Any]:
         config = self.config(cell).model_dump(mode="json")
@@ -168,12 +168,3 @@ class ComparisonStudy(Study[ComparisonCell]):
     def store(self, cell: ComparisonCell, found: dict[str, Any]) -> None:
         head = {"reward": cell.reward, "method": cell.method, "seed": cell.seed, "beta": self.beta}
         super().store(cell, head | found)
-
-
-def slug(reward: str) -> str:
-    """A reward's name as a folder's.
-
-    >>> slug("symmetry + 0.5*colorfulness")
-    'symmetry-0.5-colorfulness'
-    """
-    return re.sub(r"[^\w.]+", "-", reward).strip("-.")

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from nablaflow.comparison.outcome import Outcome
-from nablaflow.comparison.study import slug
 from nablaflow.report.comparison_plot import comparison_figure
 from nablaflow.report.comparison_table import comparison_markdown
 from nablaflow.storage.files import write_whole
+from nablaflow.storage.study import slug
 
 
 def write_outcome(out: Path, outcome: Outcome) -> Path:

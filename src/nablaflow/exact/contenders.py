@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from nablaflow.errors import UserError, nearest
 from nablaflow.exact.training import LabSettings
 from nablaflow.methods import Method, Untrained
+from nablaflow.methods.own import load_method
 from nablaflow.methods.variants import UNTRAINED_VARIANTS, VARIANTS
+from nablaflow.rewards.custom import is_custom
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,14 @@ CONTENDERS: dict[str, Contender] = {
 
 
 def contender(name: str) -> Contender:
-    """A contender of the list.
+    """A contender of the list, or a method of the user's own, ``path/to/file.py:Class``.
 
     Raises:
-        UserError: there is none of the name.
+        UserError: there is none of the name, or the class is not whole.
     """
+    if is_custom(name):
+        own = load_method(name)
+        return Contender(lambda beta: own(beta=beta))
     if name not in CONTENDERS:
         raise UserError(f"--method: no method {name!r} here; {nearest(name, CONTENDERS)}")
     return CONTENDERS[name]

@@ -20,7 +20,7 @@ from nablaflow.exact.contenders import CONTENDERS, DEFAULT, PUBLISHED, contender
 from nablaflow.exact.evaluate import Result, check_batch, evaluate
 from nablaflow.exact.problem import STEPS, Problem
 from nablaflow.exact.random_problems import random_name
-from nablaflow.storage.study import Study, at_least, chosen, unwritable_is_the_users
+from nablaflow.storage.study import Study, at_least, chosen, slug, unwritable_is_the_users
 
 Row = dict[str, Any]
 """All figures of a `Result`; None is one that is not finite."""
@@ -165,7 +165,7 @@ class LabStudy(Study[LabCell]):
         return _problem(name, self.steps, self.variance)
 
     def path(self, cell: LabCell) -> Path:
-        return self.out / cell.problem / cell.method / f"seed-{cell.seed}.json"
+        return self.out / cell.problem / slug(cell.method) / f"seed-{cell.seed}.json"
 
     def _samples_path(self, cell: LabCell) -> Path:
         return self.path(cell).with_suffix(".safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,3 +144,12 @@ def unwritable_is_the_users(out: Path) -> Iterator[None]:
             f"--out: cannot write {error.filename or out} ({error.strerror or error}); "
             "use another folder, or make room"
         ) from error
+
+
+def slug(name: str) -> str:
+    """A name, or a place of code, as a folder's.
+
+    >>> slug("symmetry + 0.5*colorfulness")
+    'symmetry-0.5-colorfulness'
+    """
+    return re.sub(r"[^\w.]+", "-", name).strip("-.")
