@@ -24,7 +24,7 @@ def assert_refused(result: Result, *words: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--methods", "residual-nabla-bd"], ["--methods", "residual-nabla-db?"]),
+        (["--methods", "residual-nabla-bd"], ["--method:", "residual-nabla-db?"]),
         (["--reward", "warmt"], ["warmt", "warmth?"]),
         (["--methods", "refl", "--reward", "jpeg_compressibility"], ["gradient", "ddpo"]),
         (["--seeds", "0"], ["--seeds", "0", "1 or more"]),
