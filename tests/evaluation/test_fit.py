@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nablaflow.diffusion import build_process, mean_per_score
-from nablaflow.evaluation.fit import Fit, policy_fit
+from nablaflow.evaluation.fit import PolicyFit, policy_fit
 from nablaflow.methods import AdjointMatching, ResidualNablaDB
 from tests.support.balance import COVARIANCE, DIRECTION, MEAN
 from tests.support.chain import x0_hat_of
@@ -15,7 +15,7 @@ from tests.support.schedules import STABLE_DIFFUSION
 BETA = 1.4
 
 
-def measured(steps: int, followed: float) -> tuple[Fit, float]:
+def measured(steps: int, followed: float) -> tuple[PolicyFit, float]:
     """The fit of a policy that goes a share of the tilt's own shift, and the nats of that shift."""
     process = build_process(STABLE_DIFFUSION, "ddim", steps, 1.0, sigma_floor=0.01)
     policy = MeanShift(process, 2)

@@ -15,11 +15,11 @@ from nablaflow.config.recipe import Config
 from nablaflow.methods import METHODS
 from nablaflow.models.adapters import trainable_state
 from nablaflow.runs import align
-from nablaflow.runs.finish import Run
 from nablaflow.runs.sample import sample_to_folder
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from tests.support.pipelines import render, stable_diffusion_xl
+from tests.support.tiny_run import unmeasured
 
 MakeParts = Callable[..., Parts]
 MakeConfig = Callable[..., Config]
@@ -79,7 +79,7 @@ def test_it_resumes_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
     family: str,
 ) -> None:
-    monkeypatch.setattr(align, "finish", lambda parts, folder, progress: Run(folder, {}, folder))
+    monkeypatch.setattr(align, "finish", unmeasured)
     common = guided(places[family])
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     align.run(make_config(*common, "training.updates=2", f"output_dir={whole}"))
@@ -105,5 +105,7 @@ def test_sdxl_from_end_to_end(
     reference = render(pipeline)
     pipeline.load_lora_weights(result.lora)
     assert (render(pipeline) - reference).abs().max() > 1e-4
-    images = sample_to_folder(str(places["sdxl"]), ["a star"], 2, tmp_path / "i", 0, overwrite=True)
-    assert len(images) == 2
+    written = sample_to_folder(
+        str(places["sdxl"]), ["a star"], 2, tmp_path / "i", 0, overwrite=True
+    )
+    assert len(written.images) == 2

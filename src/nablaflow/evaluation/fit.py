@@ -32,7 +32,7 @@ TRAJECTORIES, STRATA = 32, 10
 
 
 @dataclass(frozen=True)
-class Fit:
+class PolicyFit:
     """Nats of whole trajectories, each with its standard error over them."""
 
     asked: Estimate
@@ -60,7 +60,7 @@ def policy_fit(
     seed: int,
     batch: int,
     trajectories: int = TRAJECTORIES,
-) -> Fit | None:
+) -> PolicyFit | None:
     """What the method asks of the policy and what of it is left, at its own states.
 
     Costs a training pass of at most `STRATA` transitions a trajectory, one from each of as many
@@ -89,7 +89,7 @@ def policy_fit(
         _mean(torch.zeros(trajectories).double().index_add_(0, rows, counts * nats))
         for nats in (torch.cat(part).double() for part in zip(*parts, strict=True))
     )
-    return Fit(asked, unfollowed, trajectories)
+    return PolicyFit(asked, unfollowed, trajectories)
 
 
 def _trajectories(model: DiffusionModel, prompts: list[str], seed: int, n: int) -> Path:
