@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+from nablaflow.errors import UserError
 from nablaflow.studio import jobs
 from nablaflow.studio.folders import address
 from nablaflow.studio.pairs import read_rows
@@ -148,16 +149,13 @@ def test_the_preview_is_the_exact_tilt_of_the_images():
 
 
 def test_one_command_at_a_time_and_stopping(site: Site, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(jobs.sys, "executable", "/bin/sh")
-    kept = jobs.Job.__init__
-
-    def waiting(self: jobs.Job, arguments: list[str], log: Path) -> None:
-        monkeypatch.setattr(jobs, "PROGRAM", ["-c", "trap 'exit 130' INT; while :; do :; done"])
-        kept(self, arguments, log)
-
-    monkeypatch.setattr(jobs.Job, "__init__", waiting)
+    waits = "import signal; print('ready', flush=True); signal.pause()"
+    monkeypatch.setattr(jobs, "PROGRAM", ["-c", waits])
     job = site.jobs.start(["train"])
-    with pytest.raises(Exception, match="still running"):
+    while "ready" not in job.log:
+        assert job.status is None
+    with pytest.raises(UserError, match="still running"):
         site.jobs.start(["train"])
     job.stop()
-    assert job.wait() in (130, -2)
+    assert job.wait() in (1, 130, -2)
+    assert site.jobs.running is None
