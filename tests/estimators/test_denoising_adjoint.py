@@ -140,6 +140,8 @@ def test_where_the_adjoint_has_no_level_the_reward_is_not_asked() -> None:
 
 
 def test_a_sampler_whose_x_0_is_a_function_of_x_k_is_refused() -> None:
-    with pytest.raises(UserError, match=r"sampler\.eta: .* set sampler\.name=ddim and sampler\.eta=1"):
+    with pytest.raises(
+        UserError, match=r"sampler\.eta: .* set sampler\.name=ddim and sampler\.eta=1"
+    ):
         DenoisingAdjoint().check(process_of(eta=0.3))
     DenoisingAdjoint().check(process_of())

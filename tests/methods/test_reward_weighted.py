@@ -171,5 +171,7 @@ def test_samplers_whose_noise_is_not_the_noising_process_are_refused() -> None:
                 assert has_posterior_means(process)
                 method.check(process, flow=False, on_policy=False)
     for eta in (0.1, 0.9):
-        with pytest.raises(UserError, match=r"^sampler\.eta: [^\n]*; set sampler\.name=ddim and sampler\.eta=1$"):
+        with pytest.raises(
+            UserError, match=r"^sampler\.eta: [^\n]*; set sampler\.name=ddim and sampler\.eta=1$"
+        ):
             method.check(process_of(eta=eta), flow=False, on_policy=True)
