@@ -312,6 +312,7 @@ def compare(
     beta: float | None = None,
     n: int | None = None,
     held_out: str | None = None,
+    metrics: Sequence[str] | str = (),
     out: str | Path = "runs/comparison",
     overwrite: bool = False,
     trusted: bool = False,
@@ -329,6 +330,7 @@ def compare(
         beta: the tilt of the methods; default: where a third of the bank counts.
         n: images that are measured.
         held_out: a reward to measure only; default, on the embedded model: is the shape shown.
+        metrics: further figures, by name, as `evaluate` has them.
         out: folder for figures, tables and pictures, and for the methods' runs.
         overwrite: replace figures of other settings there.
         trusted: whether your word is given for what the runs ask for.
@@ -340,10 +342,10 @@ def compare(
         UserError: a mistake in any of these.
     """
     folder = Path(out).expanduser()
-    settings = _given(seeds=seeds, minutes=minutes, beta=beta)
+    settings, further = _given(seeds=seeds, minutes=minutes, beta=beta), _names(metrics)
     with show() as progress:
         if not runs:
-            settings |= {} if n is None else {"n": n}
+            settings |= _given(n=n) | {"metrics": tuple(further)}
             study = ComparisonStudy.named(
                 _names(methods), _names(reward), folder, held_out=held_out, **settings
             )
@@ -356,6 +358,7 @@ def compare(
         else:
             folders = [_parts(run)[0] for run in runs]
             own: dict[str, Any] = {"n": n, "held_out": held_out, "trusted": trusted}
+            own["metrics"] = further or None
             outcomes = [compare_runs(folders, folder, progress, **own)]
     for outcome in outcomes:
         write_outcome(folder, outcome)

@@ -13,9 +13,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from nablaflow.cli import app
-from tests.cli.conftest import cli, here, recipe, settings, tiny_model
+from tests.cli.conftest import cli, here, recipe, settings
 
-__all__ = ["cli", "here", "recipe", "settings", "tiny_model"]
+__all__ = ["cli", "here", "recipe", "settings"]
 Cli = Callable[..., Result]
 SHORT = (
     "flow=null",

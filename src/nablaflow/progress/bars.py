@@ -50,8 +50,5 @@ class Bars:
     def say(self, line: str) -> None:
         self._shown.console.print(line, markup=False, highlight=False)
 
-    def open(self) -> None:
-        pass
-
     def close(self, *, stopped: bool) -> None:
         self._shown.stop()

@@ -72,9 +72,6 @@ class Lines:
         hours, rest = divmod(elapsed, 3600)
         self._write(f"{hours}:{rest // 60:02}:{rest % 60:02} {line}")
 
-    def open(self) -> None:
-        self._opened = self._clock()
-
     def close(self, *, stopped: bool) -> None:
         for work, pace in self._paces.items():
             if stopped and pace.told:

@@ -36,8 +36,6 @@ class Display(Protocol):
     def say(self, line: str) -> None:
         """Show a line for people."""
 
-    def open(self) -> None: ...
-
     def close(self, *, stopped: bool) -> None:
         """The last call; ``stopped``: by an exception, Ctrl-C among them."""
 
@@ -117,8 +115,6 @@ class Progress:
             display.say(line)
 
     def __enter__(self) -> Progress:
-        for display in self._displays:
-            display.open()
         return self
 
     def __exit__(
