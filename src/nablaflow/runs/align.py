@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from nablaflow.runs.callback import Callback, OnUpdate
 from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import finish
 from nablaflow.runs.folder import check_run, open_run
+from nablaflow.runs.launch import Launch
 from nablaflow.runs.pretrained import of_live
 from nablaflow.runs.run import Run
 from nablaflow.runs.setup import Parts, prepare
@@ -62,6 +64,7 @@ def run(
         TrainingStopped: training cannot go on; the last checkpoint is whole.
         Interrupted: after Ctrl-C, with a checkpoint.
     """
+    Launch.read(os.environ, config.training)  # a launch that is none says so before all else
     console = console or Console(stderr=True)
     folder, callback = config.output_dir, Callback(on_update)
     if pipeline is not None:
@@ -178,7 +181,8 @@ def _restore(parts: Parts, folder: Path) -> None:
         drop_records_after(folder, parts.trainer.update)
         if checkpoint is not None:
             retire_after(folder, checkpoint.update)
-            write_missing_sheet(parts, folder)
+    if checkpoint is not None:
+        write_missing_sheet(parts, folder)
 
 
 def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -> None:
@@ -206,7 +210,7 @@ def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -
         return asked or bool(pressed)
 
     def on_saved() -> None:
-        if shown and trainer.update % config.training.sample_every == 0:
+        if trainer.update % config.training.sample_every == 0:
             write_sheet(parts, folder)
 
     with stopping(pressed):
