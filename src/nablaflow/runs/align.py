@@ -64,7 +64,9 @@ def run(
         TrainingStopped: training cannot go on; the last checkpoint is whole.
         Interrupted: after Ctrl-C, with a checkpoint.
     """
-    Launch.read(os.environ, config.training)  # a launch that is none says so before all else
+    launch = Launch.read(os.environ, config.training)  # one that is none says so before all else
+    if launch.goes_on(config.output_dir):
+        resume, overwrite = True, False
     console = console or Console(stderr=True)
     folder, callback = config.output_dir, Callback(on_update)
     if pipeline is not None:
@@ -81,7 +83,7 @@ def run(
             with _progress(parts, console) as progress:
                 _rehearse(parts, progress)
                 _begin(parts, progress)
-        with _opened(parts, resume=resume, overwrite=overwrite):
+        with _opened(parts, launch, resume=resume, overwrite=overwrite):
             if resume:
                 _restore(parts, folder)
             parts.tell((*parts.notes, *parts.choices))
@@ -114,11 +116,12 @@ def _rehearse(parts: Parts, progress: Progress) -> None:
 
 
 @contextmanager
-def _opened(parts: Parts, *, resume: bool, overwrite: bool) -> Iterator[None]:
+def _opened(parts: Parts, launch: Launch, *, resume: bool, overwrite: bool) -> Iterator[None]:
     """The run's folder, which the main process holds."""
     with ExitStack() as stack:
         if parts.accelerator.is_main_process:
-            stack.enter_context(open_run(parts.config, resume=resume, overwrite=overwrite))
+            given = {"resume": resume, "overwrite": overwrite, "launch": launch.name}
+            stack.enter_context(open_run(parts.config, **given))
             remember(parts.config)
         parts.accelerator.wait_for_everyone()
         yield

@@ -7,13 +7,17 @@ same, in one folder; what accelerate is asked for and does not do here would be 
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from nablaflow.config.settings import TrainingSettings
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, one_line
+from nablaflow.storage.lock import is_of_launch
 
 SIZES = (
     *("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
@@ -44,11 +48,15 @@ class Launch:
         processes: of the run, on all machines.
         here: of them, on this machine; None: nobody says.
         sharded: whether FSDP2 is asked for.
+        name: which launch it is, the same after an elastic restart; None: nobody says.
+        restarts: how often torchrun has started these processes again.
     """
 
     processes: int
     here: int | None
     sharded: bool
+    name: str | None = None
+    restarts: int = 0
 
     @staticmethod
     def read(environ: Mapping[str, str], training: TrainingSettings) -> Launch:
@@ -66,7 +74,12 @@ class Launch:
         sharded = _is_on(environ, "ACCELERATE_USE_FSDP")
         if sharded and not environ.get("WORLD_SIZE"):
             raise UserError(f"ACCELERATE_USE_FSDP: there are no processes to divide among; {HOW}")
-        return Launch(processes, here, sharded)
+        restarts = int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+        return Launch(processes, here, sharded, _name(environ), restarts)
+
+    def goes_on(self, run: Path) -> bool:
+        """Whether these processes were started again to go on with a run that they began."""
+        return self.restarts > 0 and self.name is not None and is_of_launch(run, self.name)
 
     def check_devices(self, device: torch.device) -> None:
         """Refuse more processes than there are GPUs for.
@@ -97,6 +110,14 @@ class Launch:
                 f"launch: {self.processes} processes were started and {processes} found each "
                 f"other, so each would train for itself; {HOW}"
             )
+
+
+def _name(environ: Mapping[str, str]) -> str | None:
+    """By the id that torchrun was given, or its own process, which outlives those it starts."""
+    run_id = environ.get("TORCHELASTIC_RUN_ID")
+    if not run_id or run_id == "none":
+        return None if run_id is None else f"of process {os.getppid()} on {socket.gethostname()}"
+    return one_line(run_id)
 
 
 def _count(environ: Mapping[str, str], name: str) -> int:
