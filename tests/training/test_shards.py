@@ -1,4 +1,4 @@
-"""What FSDP2 divides, in a group of one process: what it does is torch's, how it is used is ours."""
+"""What FSDP2 divides, in a group of one process: the dividing is torch's, how it is used is ours."""
 
 from __future__ import annotations
 
