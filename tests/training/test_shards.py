@@ -1,4 +1,4 @@
-"""What FSDP2 divides, in a group of one process: the dividing is torch's, how it is used is ours."""
+"""What FSDP2 divides, in a group of one process: dividing is torch's, its use is ours."""
 
 from __future__ import annotations
 

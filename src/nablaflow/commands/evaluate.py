@@ -69,6 +69,8 @@ def evaluate(
             settings=settings or [],
             trusted=trust_run,
         )
+        if not summary:  # of a process that is not the main one
+            return
         picture = write_curves(summary["protocol"], out or folder) if plot or out else None
         if as_json:
             print(json.dumps(summary))

@@ -21,7 +21,7 @@ from nablaflow.evaluation.policy_state import load_policy_state
 from nablaflow.evaluation.protocol import carry_out
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline
-from nablaflow.progress import show
+from nablaflow.progress import Progress, show
 from nablaflow.prompts.sets import Source
 from nablaflow.report import protocol_curves
 from nablaflow.rewards import CALLABLE, NamedReward
@@ -70,7 +70,8 @@ def evaluate_run(
 
     Returns:
         What ``summary.json`` has of figures, what `nablaflow.evaluation.fit` says under ``fit``
-        (None for another reward than the run's), and the protocol's under ``protocol``.
+        (None for another reward than the run's), and the protocol's under ``protocol``; nothing on
+        other processes than the main one.
 
     Raises:
         UserError: the folder holds no run, or no checkpoint yet; or as `EvaluationPlan.of` and
@@ -92,14 +93,18 @@ def evaluate_run(
         found = whole_checkpoints(place)
         parts = prepare(config, folder, reward, found[-1], pipeline=pipeline)
         n = config.evaluation.n
+        main = parts.accelerator.is_main_process
         parts.tell(parts.notes)
         plan = EvaluationPlan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
-        with show(console) as progress:
+        with show(console) if main else Progress() as progress:
             kept = found[-1:] if only_last else found
             best = None if only_last else guards_best(place, found[-1])
             evaluation, protocol = carry_out(parts.subject, plan, kept, progress.start, best)
             own_reward = "reward" in own or (reward is not None and reward_is(config, reward))
             fit = fit_of_run(parts.subject, found[-1]) if own_reward else None
+        parts.accelerator.end_training()
+    if not main:
+        return {}
     return {**evaluation.summary, "fit": fit, "protocol": protocol.as_dict()}
 
 

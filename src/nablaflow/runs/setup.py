@@ -172,10 +172,10 @@ def prepare(
     model, mark = _load(config, pipeline, accelerator.device)
     check_model(config, model, reward, prompts)
     _note_cuts(model, [*prompts, *sets.evaluation], accelerator)
+    seen = start if accelerator.is_main_process else unseen
     if config.sampler.variance == "analytic":
-        seen = start if accelerator.is_main_process else unseen
         _settle_kernels(config, model, prompts, checkpoint, seen)
-    config, choices = settle(config, model, reward, prompts, start)
+    config, choices = settle(config, model, reward, prompts, seen)
     _suit(model, config)
     config, flow, sizes = _flow(config, model)
     guard = make_guard(config, prompts, model, reward)
