@@ -312,3 +312,15 @@ def test_debug_shows_where_it_happened(cli: Cli, recipe: Path):
     result = cli("train", recipe, "seed=-1", "--debug")
     assert result.exit_code != 0
     assert type(result.exception).__name__ == "UserError"
+
+
+def test_a_process_that_is_told_of_others_and_not_where(
+    cli: Cli, recipe: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_refused(cli("train", recipe), here, "WORLD_SIZE: is 2", "MASTER_ADDR", "torchrun")
+
+
+def test_half_precision_without_a_gpu(cli: Cli, recipe: Path, here: Path):
+    result = cli("train", recipe, "training.precision=fp16")
+    assert_refused(result, here, "training.precision: fp16 needs a GPU", "bf16")
