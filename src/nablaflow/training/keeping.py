@@ -57,6 +57,8 @@ class Keeper:
                 tensors[name] = {k: value.clone() for k, value in network.state_dict().items()}
         if self.stepper.average is not None:
             tensors["policy_average"] = self.stepper.average.values
+        if networks.old_policy is not None:
+            tensors["old_policy"] = networks.old_policy.values
         if kernels := kernel_state(self.model):
             tensors[GROUP] = kernels
         state = {
@@ -88,6 +90,9 @@ class Keeper:
         if self.stepper.average is not None:
             for name, value in tensors["policy_average"].items():
                 self.stepper.average.values[name].copy_(value)
+        if networks.old_policy is not None:
+            for name, value in tensors["old_policy"].items():
+                networks.old_policy.values[name].copy_(value)
         self.stepper.restore(state)
         recall(networks.reward, state.get("reward", {}))
         self.batches.restore(state)

@@ -18,7 +18,7 @@ from nablaflow.errors import TrainingStopped
 from nablaflow.estimators import measure_gamma
 from nablaflow.evaluation.guard import Guard
 from nablaflow.methods import Networks, TrainingBatch
-from nablaflow.models import FlowScore
+from nablaflow.models import FlowScore, OldPolicy
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.prompts.sets import prompt_batch
 from nablaflow.rewards import NamedReward, observe
@@ -63,10 +63,11 @@ class Trainer:
         flow_target = None if flow is None else copy.deepcopy(flow).requires_grad_(False)
         levels = model.process.steps + 1
         self.gamma = torch.full((levels,), torch.nan) if self.method.needs_measured_gamma else None
-        self.networks = Networks(model, reward, flow, flow_target, self.gamma)
-        core = Update(self.method, self.networks)
-        self.batches = Batches(config, prompts, core, accelerator)
-        self.stepper = Stepper(config, core.objective, accelerator)
+        old = None if self.method.old_policy_decay(1) is None else OldPolicy(model.network)
+        self.networks = Networks(model, reward, flow, flow_target, self.gamma, old)
+        self.core = Update(self.method, self.networks)
+        self.batches = Batches(config, prompts, self.core, accelerator)
+        self.stepper = Stepper(config, self.core.objective, accelerator)
         self._keeper = Keeper(
             config, model, self.networks, self.batches, self.stepper, guard, accelerator
         )
@@ -102,6 +103,7 @@ class Trainer:
         self._observe(fresh)
         self.batches.keep(fresh)
         self.update += 1
+        self.core.end(self.update)
         finished = self.clock()
         self._spend(finished - started)
         timing = {"seconds": finished - started, "rollout_seconds": rolled_out - started}

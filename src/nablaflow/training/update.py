@@ -10,6 +10,7 @@ laboratory (`nablaflow.exact.training`) and the trainer (`nablaflow.training.loo
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -74,6 +75,8 @@ class Update:
     ) -> Rollout:
         """Sample a trajectory for each prompt with the policy, and score its image.
 
+        Methods with an old policy have that sample.
+
         Args:
             noise: see `DiffusionModel.sample`.
             keep: the transitions that will be trained, see `Method.draw`.
@@ -121,11 +124,24 @@ class Update:
     def _sample(
         self, prompts: list[str], condition: Condition, noise: Noise, keep: Tensor
     ) -> Trajectories:
-        found = self.model.sample(
-            prompts, noise, condition=condition, keep=keep, keep_states=self._keeps_states
-        )
+        old = self.networks.old_policy
+        with nullcontext() if old is None else old.active():
+            found = self.model.sample(
+                prompts, noise, condition=condition, keep=keep, keep_states=self._keeps_states
+            )
         fresh = self.method.fresh_levels(self.model.process)
         return found if fresh is None else noised_afresh(self.model.process, found, fresh, noise)
+
+    def end(self, update: int) -> None:
+        """Let the old policy follow, where there is one.
+
+        Args:
+            update: updates done, this one included.
+        """
+        decay = self.method.old_policy_decay(update)
+        if decay is not None:
+            assert self.networks.old_policy is not None
+            self.networks.old_policy.follow(decay)
 
     @property
     def _levels(self) -> Int[Tensor, "levels"]:
