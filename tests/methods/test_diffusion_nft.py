@@ -70,7 +70,8 @@ def published(networks: Networks, old: nn.Module, share: float, *, adaptive: boo
     """Both terms without their weights: equation 5, and section 4.2's weighting in x_0."""
     batch = any_batch()
     t, s = batch.transitions, times(STEPS)[batch.transitions.k][:, None]
-    assert batch.x0 is not None and batch.credit is not None
+    assert batch.x0 is not None
+    assert batch.credit is not None
     x_s, clean = t.x[:, 0, 0] * norm_of(s), batch.x0[:, 0, 0]
     reference = reference_velocity(x_s, s[:, 0])
     policy = reference + networks.model.network.function(x_s, t.k)

@@ -51,8 +51,8 @@ def exact(
     variance: Annotated[
         str | None,
         typer.Option(
-            help="of ddim's and memoryless kernels: analytic, or posterior as images have; default: "
-            "analytic"
+            help="of ddim's and memoryless kernels: analytic, or posterior as images have; "
+            "default: analytic"
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for figures and samples")] = Path("runs/exact"),
@@ -78,7 +78,7 @@ def exact(
         from nablaflow.report.exact_table import exact_table
 
         numbers = {"seeds": seeds, "updates": updates, "batch": batch, "n": n, "steps": steps}
-        names = {"path_name": process, "sampler": sampler, "variance": variance}
+        names = {"process": process, "sampler": sampler, "variance": variance}
         study = LabStudy.named(listed(problem), listed(method), out, random, **names, **numbers)
         rows = _shown(plan(study, workers=workers, overwrite=overwrite))
         pictures = write_plots(out, rows, study.samples) if plot else []

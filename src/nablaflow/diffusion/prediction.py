@@ -71,7 +71,7 @@ def network_input(x: Latents, alpha_bar: Tensor, parameterization: str) -> Laten
 
 
 def flow_time(alpha_bar: Tensor) -> Tensor:
-    """s of the flow-matching state x_s that a state of this signal power is, in other units."""
+    """S of the flow-matching state x_s that a state of this signal power is, in other units."""
     noise = (1.0 - alpha_bar).sqrt()
     return noise / (alpha_bar.sqrt() + noise)
 

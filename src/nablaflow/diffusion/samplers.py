@@ -135,8 +135,10 @@ SAMPLERS: dict[str, Callable[[Mapping[str, Any], int, float], ReverseProcess]] =
     "ddim": ddim,
     "ddpm": ddpm,
     "sde-dpmsolver++": sde_dpmsolver,
-    "euler": euler,
 }
+"""Those with noise, whose kernels can be aligned."""
+
+NOISELESS = {"euler": euler}
 
 
 def build_process(
@@ -165,7 +167,7 @@ def build_process(
         process = flow_process(schedule, name, steps, eta)
     else:
         process = _with_betas(schedule, name, steps, eta)
-    if name == "euler":
+    if name in NOISELESS:
         _check_no_variance(left_open)
         return process  # without noise, the last step's too
     if left_open is not None:
@@ -177,13 +179,14 @@ def build_process(
 
 
 def _with_betas(config: Mapping[str, Any], name: str, steps: int, eta: float) -> ReverseProcess:
-    if name not in SAMPLERS:
-        raise UserError(f"sampler.name: unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
+    known = {**SAMPLERS, **NOISELESS}
+    if name not in known:
+        raise UserError(f"sampler.name: unknown sampler {name!r}; {nearest(name, known)}")
     most = int(config.get("num_train_timesteps", 1000))
     if steps > most:
         raise UserError(f"sampler.steps: {steps} are more than the model's {most}; use fewer")
     check_schedule(config)
-    return SAMPLERS[name](config, steps, eta)
+    return known[name](config, steps, eta)
 
 
 def _check_no_variance(left_open: Float[Tensor, "levels"] | None) -> None:

@@ -45,6 +45,7 @@ _TUNED = (
     "residual-nabla-db",
     "terminal",
     "nabla-td",
+    "vgg-flow",
     DEFAULT,
 )
 _UNTUNED = (
@@ -62,7 +63,6 @@ _UNTUNED = (
     "reward-weighted-regression",
     "flow-grpo",
     "diffusion-nft",
-    "vgg-flow",
 )
 
 CONTENDERS: dict[str, Contender] = {

@@ -59,7 +59,7 @@ class LabStudy(Study[LabCell]):
     Attributes:
         seeds: how many: 0, 1, ...
         updates, batch, n: of each training, as in `evaluate`.
-        steps, path, sampler, variance: as of a `Problem`, on every one of them.
+        steps, process, sampler, variance: as `steps`, `path`, ... of a `Problem`, on every one.
         out: folder; a finished cell is ``<problem>/<method>/seed-<s>.json`` in it, with its samples
             as ``.safetensors`` beside.
 
@@ -79,7 +79,7 @@ class LabStudy(Study[LabCell]):
     n: int = 8000
     steps: int = STEPS
     variance: str | None = None
-    path_name: str = "diffusion"
+    process: str = "diffusion"
     sampler: str | None = None
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class LabStudy(Study[LabCell]):
             at_least(name, getattr(self, name), least)
         for found in map(contender, self.methods):
             check_batch(found.method(1.0), self.batch, found.settings.steps_per_rollout)
-        process = bare_process(self.steps, self.path_name, self.sampling.sampler)
+        process = bare_process(self.steps, self.process, self.sampling.sampler)
         for name in self.methods:
             fits(contender(name), process)
 
@@ -122,7 +122,7 @@ class LabStudy(Study[LabCell]):
             problems = [*problems, *map(random_name, range(random))]
         study = LabStudy(chosen(problems, tuple(PROBLEMS), tuple(PROBLEMS)), (), out, **settings)
         sampler = study.sampling.sampler
-        process = bare_process(study.steps, study.path_name, sampler)
+        process = bare_process(study.steps, study.process, sampler)
         able = tuple(name for name, each in CONTENDERS.items() if _suits(each, process))
         return replace(study, methods=chosen(methods, able, default_names(sampler)))
 
@@ -130,7 +130,7 @@ class LabStudy(Study[LabCell]):
     def sampling(self) -> Sampling:
         """Path, sampler and variance, defaults filled in."""
         fields = ("--process", "--sampler", "--variance")
-        return Sampling.named(self.path_name, self.sampler, self.variance, fields)
+        return Sampling.named(self.process, self.sampler, self.variance, fields)
 
     @property
     def cells(self) -> list[LabCell]:

@@ -64,8 +64,8 @@ class DiffusionNFT(StepwiseMethod):
     )
     adaptive_weighting: bool = Field(
         default=True,
-        description="divide the squared error of x_0 by its mean size, a constant (published); off, "
-        "the error is that of v",
+        description="divide the squared error of x_0 by its mean size, a constant (published); "
+        "off, the error is that of v",
     )
     kl_weight: float = Field(
         default=2e-5,
@@ -101,7 +101,7 @@ class DiffusionNFT(StepwiseMethod):
     def credits(
         self, scores: Scores, prompts: list[str], log_ratio: Scores | None = None
     ) -> Scores:
-        """r of each image."""
+        """How good each image is: r."""
         found = super().credits(scores, prompts)
         assert found is not None
         if self.deviation == "batch":
@@ -109,7 +109,8 @@ class DiffusionNFT(StepwiseMethod):
         return 0.5 + 0.5 * (found / self.full_score).clamp(-1.0, 1.0)
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
-        assert batch.credit is not None and batch.x0 is not None
+        assert batch.credit is not None
+        assert batch.x0 is not None
         assert networks.old_policy is not None
         model, t = networks.model, batch.transitions
         with networks.old_policy.active(), torch.no_grad():

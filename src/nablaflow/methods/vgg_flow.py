@@ -4,12 +4,12 @@ With v = epsilon - x_0 at x_s = (1 - s) x_0 + s epsilon, and no noise on the way
 
     min E[ 1/2 int |v_theta - v_ref|^2 ds  -  beta r(x_0) ]
 
-has the optimum v_theta = v_ref - beta G, G the gradient of the value by x_s. G moves along the path
+has the optimum v_theta = v_ref - beta G, G the gradient of the value by x_s. Along the path it goes
 by the adjoint of the reference, dG/ds = -J_v^T G, and ends as grad r(x_0). It is modelled as
 
     G(x_s, s) = (1 - s)^2 grad r(x_s - s sg(v_theta))  +  g_phi(x_s, s),
 
-v detached, so that no Jacobian of the network is in the first part; g_phi corrects it. Three losses:
+v detached, so that the first part has no Jacobian of the network; g_phi corrects it. Three losses:
 
     matching      |v_theta - sg(v_ref - beta G)|^2
     consistency   |(G(x_{k-1}) - G(x_k)) / (s_k - s_{k-1}) - J_v^T G(x_{k-1})|^2
@@ -124,7 +124,7 @@ class VGGFlow(StepwiseMethod):
 
 
 def velocity(prediction: Prediction) -> Latents:
-    """epsilon - x0_hat."""
+    """Of x_s by s, epsilon - x0_hat."""
     return prediction.epsilon - prediction.x0_hat
 
 

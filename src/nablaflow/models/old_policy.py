@@ -35,7 +35,7 @@ class OldPolicy:
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
-        """old <- decay old + (1 - decay) policy."""
+        """Keep a share ``decay`` of it, and take the rest from the policy."""
         parameters = dict(self._network.named_parameters())
         for name, value in self.values.items():
             value.lerp_(parameters[name], 1.0 - decay)
