@@ -41,6 +41,7 @@ TUNED = LabSettings(
 
 _TUNED = (
     "adjoint-matching-constant",
+    "adjoint-matching-exact",
     PUBLISHED,
     "residual-nabla-db",
     "terminal",
