@@ -21,7 +21,6 @@ from nablaflow.exact.networks import ValueNetwork, VectorFlowScore
 from nablaflow.exact.problem import Problem
 from nablaflow.methods import Method, Networks
 from nablaflow.methods.contract import check_noise
-from nablaflow.models import OldPolicy
 from nablaflow.settings import Settings
 from nablaflow.training.optimization import (
     Average,
@@ -110,9 +109,8 @@ class LabTrainer:
         if method.needs_measured_gamma:
             seeds = [GAMMA_SEED + row for row in range(GAMMA_TRAJECTORIES)]
             gamma = measure_gamma(self.model, reward, [""] * len(seeds), seeds, batch=len(seeds))
-        old = None if method.old_policy_decay(1) is None else OldPolicy(policy)
-        self.networks = Networks(self.model, reward, flow, target, gamma, old)
-        self.core = Update(method, self.networks)
+        self.core = Update(method, Networks(self.model, reward, flow, target, gamma))
+        self.networks = self.core.networks
         self.optimizer = make_optimizer(settings.optimizer(), self.core.objective)
         self._schedule = Schedule(settings.optimizer(), self.optimizer)
 

@@ -18,7 +18,7 @@ from nablaflow.errors import TrainingStopped
 from nablaflow.estimators import measure_gamma
 from nablaflow.evaluation.guard import Guard
 from nablaflow.methods import Networks, TrainingBatch
-from nablaflow.models import FlowScore, OldPolicy
+from nablaflow.models import FlowScore
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.prompts.sets import prompt_batch
 from nablaflow.rewards import NamedReward, observe
@@ -63,9 +63,9 @@ class Trainer:
         flow_target = None if flow is None else copy.deepcopy(flow).requires_grad_(False)
         levels = model.process.steps + 1
         self.gamma = torch.full((levels,), torch.nan) if self.method.needs_measured_gamma else None
-        old = None if self.method.old_policy_decay(1) is None else OldPolicy(model.network)
-        self.networks = Networks(model, reward, flow, flow_target, self.gamma, old)
-        self.core = Update(self.method, self.networks)
+        networks = Networks(model, reward, flow, flow_target, self.gamma)
+        self.core = Update(self.method, networks)
+        self.networks = self.core.networks
         self.batches = Batches(config, prompts, self.core, accelerator)
         self.stepper = Stepper(config, self.core.objective, accelerator)
         self._keeper = Keeper(

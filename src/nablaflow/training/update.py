@@ -23,7 +23,7 @@ from nablaflow.errors import UserError
 from nablaflow.estimators import Networks, Path, TrainingBatch, ValueGradients, path_log_ratio
 from nablaflow.estimators.pull import PullSamples, pull_samples
 from nablaflow.methods import Method
-from nablaflow.models import Condition
+from nablaflow.models import Condition, OldPolicy
 from nablaflow.rewards import Components
 from nablaflow.training.optimization import Objective
 from nablaflow.typing import Batch
@@ -55,9 +55,12 @@ class Update:
     Attributes:
         estimator: of the method's value gradients, or None.
         objective: the loss as a module, whose parameters are the policy's and the flow network's.
+        networks: those that were given, with an old policy where the method has one.
     """
 
     def __init__(self, method: Method, networks: Networks) -> None:
+        if networks.old_policy is None and method.old_policy_decay(1) is not None:
+            networks = replace(networks, old_policy=OldPolicy(networks.model.network))
         self.method, self.networks, self.model = method, networks, networks.model
         self.estimator = method.value_estimator()
         self.objective = Objective(method, networks)
