@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
+from nablaflow.storage import checksums
 from nablaflow.storage.checkpoint import Checkpoint, save_checkpoint
-from nablaflow.storage.files import append_line, write_whole
+from nablaflow.storage.files import append_line, read_text, write_whole
 from nablaflow.storage.header import in_order
 
 
@@ -110,3 +111,20 @@ def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path: Path):
     assert all(torch.equal(read[name], value) for name, value in tensors.items())
     with safe_open(tmp_path / "file", "pt") as file:
         assert file.metadata() == metadata
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        for read in (read_text, checksums.of_file):
+            with pytest.raises(OSError, match="no file"):
+                read(path)
+    with pytest.raises(IsADirectoryError):
+        read_text(tmp_path)
+
+
+def test_a_text_is_read_without_a_mark_up_to_a_size(tmp_path: Path):
+    (tmp_path / "text").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    assert read_text(tmp_path / "text") == "one\ntwo\nthree\n"
+    with pytest.raises(ValueError, match="more than 0 MiB"):
+        read_text(tmp_path / "text", most=3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,15 +10,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nablaflow.diffusion import check_variance
+from nablaflow.errors import UserError
 from nablaflow.exact.catalog import PROBLEMS, named_problem
 from nablaflow.exact.contenders import CONTENDERS, DEFAULT, PUBLISHED, contender
 from nablaflow.exact.evaluate import Result, check_batch, evaluate
 from nablaflow.exact.problem import STEPS, Problem
 from nablaflow.exact.random_problems import random_name
+from nablaflow.storage import checksums
+from nablaflow.storage.files import write_whole
 from nablaflow.storage.study import Study, at_least, chosen, slug, unwritable_is_the_users
 
 Row = dict[str, Any]
@@ -144,8 +147,18 @@ class LabStudy(Study[LabCell]):
         return [self.read(cell)["row"] for cell in self.cells]
 
     def samples(self, cell: LabCell) -> Float[Tensor, "n dim"]:
-        """Samples of a cell's policy, float32."""
-        return load_file(self._samples_path(cell))["samples"]
+        """Samples of a cell's policy, float32.
+
+        Raises:
+            UserError: they are not what was written.
+        """
+        path, known = self._samples_path(cell), self.read(cell).get("samples")
+        try:
+            if known not in (None, checksums.of_file(path)):
+                raise ValueError("another content")
+            return load_file(path)["samples"]
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise UserError(f"--out: {path} is damaged; remove it, and it is made again") from error
 
     def carry_out(self, cell: LabCell, on_update: Callable[[], None]) -> None:
         """Train, measure, and store one cell."""
@@ -179,11 +192,9 @@ class LabStudy(Study[LabCell]):
         path, samples = self.path(cell), self._samples_path(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        partial = samples.with_name(f".partial-{samples.name}")
-        save_file({"samples": result.samples.float().contiguous()}, partial)
-        os.replace(partial, samples)
+        write_whole(samples, save({"samples": result.samples.float().contiguous()}))
         row = {name: _finite_or_none(value) for name, value in result.row().items()}
-        self.store(cell, {"row": row})
+        self.store(cell, {"row": row, "samples": checksums.of_file(samples)})
 
 
 @cache

@@ -21,7 +21,14 @@ from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.storage import checksums
-from nablaflow.storage.files import PARTIAL, put_in_place, remove_tree, what_failed, write_whole
+from nablaflow.storage.files import (
+    PARTIAL,
+    put_in_place,
+    read_text,
+    remove_tree,
+    what_failed,
+    write_whole,
+)
 from nablaflow.storage.run_folder import CHECKPOINTS
 
 MANIFEST, STATE = "progress.json", "state.pt"
@@ -216,7 +223,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DamagedCheckpoint: it does not.
     """
     try:
-        manifest = checksums.unseal((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = checksums.unseal(read_text(folder / MANIFEST))
         _check_form(manifest)
     except Exception as error:  # of a file that may hold anything
         raise _damaged(folder, f"{MANIFEST}: {type(error).__name__}") from error
