@@ -143,3 +143,11 @@ def test_a_pipe_is_not_waited_for(cli: Cli, recipe: Path, run: Path, tmp_path: P
     os.mkfifo(run / name)
     for flag in ("--resume", "--overwrite"):
         one_line(cli("train", recipe, *SHORT, "training.updates=3", flag), name)
+
+
+def test_a_tracker_is_told_nothing_without_the_users_word(cli: Cli, run: Path):
+    training = yaml.safe_load((run / "config.yaml").read_text())["training"]
+    change(run, training={**training, "trackers": ["wandb"]})
+    one_line(cli("train", run / "config.yaml", "output_dir=other"), "tracker wandb", "--trust-run")
+    measured = cli("eval", run, "--json")
+    assert measured.exit_code == 0, measured.stderr

@@ -79,7 +79,7 @@ def _config(
     overrides = [] if n is None else [f"evaluation.n={n}"]
     overrides += [] if metrics is None else [f"evaluation.metrics=[{','.join(metrics)}]"]
     find = methods_of(folder, trusted=trusted)
-    return load_run_config(folder, ["guard=null", *overrides, *settings], find)
+    return load_run_config(folder, ["guard=null", "training.trackers=[]", *overrides, *settings], find)
 
 
 def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:

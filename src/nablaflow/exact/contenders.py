@@ -39,6 +39,7 @@ TUNED = LabSettings(
 
 _TUNED = (
     "adjoint-matching-constant",
+    "adjoint-matching-exact",
     PUBLISHED,
     "residual-nabla-db",
     "terminal",

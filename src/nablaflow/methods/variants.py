@@ -36,6 +36,7 @@ VARIANTS: Mapping[str, Callable[[float], Method]] = {
     "nabla-td": lambda beta: NablaTD(beta=beta, td_lambda=0.5),
     "adjoint-matching": lambda beta: AdjointMatching(beta=beta),
     "adjoint-matching-constant": lambda beta: AdjointMatching(beta=beta, weighting="constant"),
+    "adjoint-matching-exact": lambda beta: AdjointMatching(beta=beta, step="exact"),
     "terminal": lambda beta: TerminalMatching(beta=beta),
     "path-weighted-matching": lambda beta: PathWeightedMatching(beta=beta),
     "path-weighted-matching-adjoint": lambda beta: PathWeightedMatching(

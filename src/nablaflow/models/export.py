@@ -18,6 +18,7 @@ from nablaflow.models.adapters import ADAPTER, LoraAdapter
 from nablaflow.models.load import load_pipeline
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.source import ModelSource
+from nablaflow.quiet import quiet_libraries
 from nablaflow.storage.files import put_in_place, remove_tree, what_failed
 from nablaflow.storage.header import put_in_order
 
@@ -123,6 +124,7 @@ def _unwrap_lora(network: Any) -> Any:
     return network
 
 
+@quiet_libraries()
 @torch.no_grad()
 def check_same_image(
     model: PipelineModel, source: ModelSource, folder: Path, *, as_lora: bool

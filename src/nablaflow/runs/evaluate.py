@@ -75,7 +75,8 @@ def evaluate_run(
         UserError: the folder holds no run, or no checkpoint yet; or as `EvaluationPlan.of` and
             `nablaflow.prompts.sets.find_prompts` say.
     """
-    overrides = ["guard=null"]  # it watches training, with rewards and prompts of its own
+    # The guard watches training, with rewards and prompts of its own, and trackers are told of it.
+    overrides = ["guard=null", "training.trackers=[]"]
     overrides += [] if n is None else [f"evaluation.n={n}"]
     overrides += [] if prompts is None else _measured_on(prompts)
     own = parts_of_run(settings, ("reward", "model"))

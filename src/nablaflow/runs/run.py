@@ -13,6 +13,7 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline, load_pipeline
+from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import reference_of
@@ -84,6 +85,7 @@ class Run:
         """The page to look at."""
         return self.folder / REPORT
 
+    @quiet_libraries()
     def pipeline(self, dtype: torch.dtype | None = None) -> Any:
         """The policy as a stock diffusers pipeline, which shares nothing with any other.
 
