@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from nablaflow.storage import checksums
 from nablaflow.storage.checkpoint import Checkpoint, save_checkpoint
 from nablaflow.storage.files import append_line, read_text, write_whole
-from nablaflow.storage.header import in_order
+from nablaflow.storage.header import in_order, is_whole, put_in_order
 
 
 class Disk:
@@ -111,6 +111,23 @@ def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path: Path):
     assert all(torch.equal(read[name], value) for name, value in tensors.items())
     with safe_open(tmp_path / "file", "pt") as file:
         assert file.metadata() == metadata
+
+
+def test_every_flipped_bit_of_a_file_with_a_checksum_is_noticed(tmp_path: Path):
+    path = tmp_path / "lora.safetensors"
+    path.write_bytes(save({"a": torch.arange(3.0)}, {"format": "pt", "own": "{}"}))
+    put_in_order(path)
+    whole = path.read_bytes()
+    assert is_whole(path)
+    assert torch.equal(load_file(path)["a"], torch.arange(3.0))
+    unnoticed = []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        if is_whole(path):
+            unnoticed.append(place)
+    # But for the key of the checksum, without which there is none to compare with.
+    key = whole.index(b'"sha256"')
+    assert set(unnoticed) <= set(range(key, key + len(b'"sha256"')))
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path):

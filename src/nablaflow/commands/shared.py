@@ -73,6 +73,8 @@ _DISK = {
 def _end(error: BaseException, text: str, status: int, debug: bool) -> NoReturn:
     if debug:
         raise error
-    shown = "".join(c if c.isprintable() else " " for c in text)
+    from nablaflow.rewards.secrets import masked_text
+
+    shown = "".join(c if c.isprintable() else " " for c in masked_text(text))
     print(f"nablaflow: {' '.join(shown.split())}", file=sys.stderr)
     raise typer.Exit(status) from None

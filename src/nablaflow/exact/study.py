@@ -25,6 +25,7 @@ from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.study import Study, at_least, chosen, slug, unwritable_is_the_users
 
+MOST = {"seeds": 10**4, "updates": 10**9}
 Row = dict[str, Any]
 """All figures of a `Result`; None is one that is not finite."""
 
@@ -80,14 +81,14 @@ class LabStudy(Study[LabCell]):
     variance: str = "analytic"
 
     def __post_init__(self) -> None:
-        at_least("steps", self.steps, 2)
+        at_least("steps", self.steps, 2, 10**5)
         check_variance(self.variance, "--variance")
         for problem in self.problems:
             self._problem(problem)
         for method in self.methods:
             contender(method)
         for name, least in (("seeds", 1), ("updates", 0), ("batch", 1), ("n", 100)):
-            at_least(name, getattr(self, name), least)
+            at_least(name, getattr(self, name), least, MOST.get(name, 10**6))
         for found in map(contender, self.methods):
             check_batch(found.method(1.0), self.batch, found.settings.steps_per_rollout)
 
@@ -111,7 +112,7 @@ class LabStudy(Study[LabCell]):
             UserError: a name that is none, or too small a number.
         """
         if random is not None:
-            at_least("random", random, 1)
+            at_least("random", random, 1, MOST["seeds"])
             problems = [*problems, *map(random_name, range(random))]
         return LabStudy(
             chosen(problems, tuple(PROBLEMS), tuple(PROBLEMS)),

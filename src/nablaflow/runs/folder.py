@@ -127,6 +127,7 @@ def open_run(config: Config, *, resume: bool = False, overwrite: bool = False) -
     with ExitStack() as stack:
         try:
             run.mkdir(parents=True, exist_ok=True)
+            _check_content(config, resume=resume, overwrite=overwrite)  # before the marker
             stack.enter_context(held(run))
             _begin(config, resume=resume, overwrite=overwrite)
         except OSError as error:

@@ -201,19 +201,26 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def load_policy(folder: Path) -> dict[str, Tensor]:
-    """The policy's parameters in a checkpoint; the rest of it is left unread.
+    """The policy's parameters in a checkpoint, as `load_group`."""
+    return load_group(folder, "policy")
+
+
+def load_group(folder: Path, group: str) -> dict[str, Tensor]:
+    """One group of a checkpoint's tensors; the rest of it is left unread.
 
     Raises:
         DamagedCheckpoint: its file is missing or damaged, or a value is not finite.
     """
-    manifest = read_manifest(folder)
+    manifest, name = read_manifest(folder), f"{group}.safetensors"
+    if name not in manifest["files"]:
+        raise _damaged(folder, f"it has no {name}")
     try:
-        _check_file(folder, "policy.safetensors", manifest)
-        policy = load_file(folder / "policy.safetensors")
+        _check_file(folder, name, manifest)
+        found = load_file(folder / name)
     except (OSError, SafetensorError) as error:
         raise _damaged(folder, type(error).__name__) from error
-    _check_finite(folder, "policy", policy)
-    return policy
+    _check_finite(folder, group, found)
+    return found
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

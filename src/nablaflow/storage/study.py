@@ -128,10 +128,12 @@ def chosen(names: Sequence[str], known: Sequence[str], default: Sequence[str]) -
     return tuple(found) or tuple(default)
 
 
-def at_least(name: str, value: int, least: int) -> None:
-    """Raise `UserError` where an option's number is too small."""
+def at_least(name: str, value: int, least: int, most: int = 10**6) -> None:
+    """Raise `UserError` where an option's number is too small, or no machine could do as many."""
     if value < least:
         raise UserError(f"--{name}: {value} is too few; use {least} or more")
+    if value > most:
+        raise UserError(f"--{name}: {value} is too many; use {most} or fewer")
 
 
 @contextmanager
