@@ -17,6 +17,7 @@ from nablaflow.commands.exact import exact
 from nablaflow.commands.named_help import naming
 from nablaflow.commands.reward import app as reward_app
 from nablaflow.commands.sample import sample
+from nablaflow.commands.streams import steady_streams
 from nablaflow.commands.studio import studio
 from nablaflow.commands.train import demo, train
 
@@ -63,6 +64,7 @@ def _quiet_libraries() -> None:
 
 def main() -> None:
     """Entry point of the command ``nablaflow``."""
+    steady_streams()
     _quiet_libraries()
     app()
 

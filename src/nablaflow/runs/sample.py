@@ -215,6 +215,7 @@ def _write(images: Images, prompts: list[str], out: Path) -> Written:
     paths = []
     for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         words = "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60]
+        words = words.encode()[:120].decode(errors="ignore")  # a name has room for 255 bytes
         paths.append(out / f"{index:04d}-{words or 'image'}.png")
         save_picture(to_picture(image), paths[-1])
     save_picture(grid(images, columns=min(8, len(images))), sheet)

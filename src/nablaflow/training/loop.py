@@ -216,7 +216,12 @@ class Trainer:
             self._keeper.save_best(run, self.update, self.seconds)
         while not (self.finished or self._tripped):
             record = self._step_or_save(run)
-            record |= self._look(run, on_look)
+            try:
+                record |= self._look(run, on_look)
+            except (Exception, SystemExit):
+                on_update(record)
+                self._save_what_was_done(run)
+                raise
             stop = on_any(self.accelerator, on_update(record)) or self._tripped
             at_interval = self.update % training.checkpoint_every == 0
             if stop or at_interval or self.finished:
@@ -226,18 +231,22 @@ class Trainer:
                 return
 
     def _step_or_save(self, run: Path) -> Record:
-        """An update; where it fails, for the reward's own code say, what was done is kept.
-
-        Not with several processes: the others wait for this one in the middle of theirs.
-        """
+        """An update; where it fails, for the reward's own code say, what was done is kept."""
         try:
             return self.step()
         except TrainingStopped:  # which says itself what is kept
             raise
-        except Exception:
-            if self.accelerator.num_processes == 1 and self.update > 0 and self._applied == 0:
-                self.save(run)
+        except (Exception, SystemExit):
+            self._save_what_was_done(run)
             raise
+
+    def _save_what_was_done(self, run: Path) -> None:
+        """Between two updates that is all; in one of several steps it is the last checkpoint.
+
+        Not with several processes: the others wait for this one in the middle of their update.
+        """
+        if self.accelerator.num_processes == 1 and self.update > 0 and self._applied == 0:
+            self.save(run)
 
     @property
     def _tripped(self) -> bool:
