@@ -1,11 +1,12 @@
 """From clicks to an aligned model with nobody at the keys: a scripted rater with a known taste.
 
-    python benchmarks/studio_demo.py [--folder runs/studio] [--pairs 200] [--updates 40]
+    python benchmarks/studio_demo.py [--folder runs/studio] [--pairs 200] [--updates 20]
         [--screenshots docs/images/studio] [--out result.json]
 
-It starts `nablaflow studio`, opens it in headless Chromium, and does what a person would: samples
-images, judges pairs of what the page shows, fits a reward, takes the beta that the page proposes,
-aligns, draws the gallery. The rater's taste is `nablaflow.nano.taste`, with the odds of the
+It writes images of the reference bank to a folder, starts `nablaflow studio`, opens it in headless
+Chromium, and does what a person would: judges pairs of what the page shows, fits a reward, takes
+the beta that the page proposes, aligns as the demo does (with fewer images to measure, and no
+guard), samples a few fresh images, draws the gallery. The rater's taste is `nablaflow.nano.taste`, with the odds of the
 shipped pairs. Then the aligned model is held against the exact tilt *of that taste*: the reference
 bank reweighted by exp(b u), u the true taste, and b such that as large a share of the bank counts
 as under the fitted reward at the page's beta. The way to it is a share of the mean u.
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 
 from nablaflow.nano.preferences import CERTAINTY
@@ -37,14 +39,17 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 DESKTOP, PHONE = {"width": 1000, "height": 720}, {"width": 390, "height": 780}
 LONGEST = 3600 * 1000  # milliseconds of a command
+RECIPE, IMAGES = "recipe.yaml", 200
+MEASURED = 128  # images of the run's own evaluation
 SAMPLES = 512  # of the aligned model, that its taste is measured on
-COLOURS = 96  # of a screenshot
+COLOURS = 256  # of a screenshot
 
 
 @contextmanager
 def served(folder: Path):
     """The address of a studio over a folder."""
     command = [sys.executable, "-m", "nablaflow", "studio", str(folder), "--write"]
+    command += ["--recipe", str(folder / RECIPE)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -52,6 +57,32 @@ def served(folder: Path):
     finally:
         process.terminate()
         process.wait()
+
+
+def prepare_folder(folder: Path) -> None:
+    """The recipe, and images as the reference has them: of the bank that ships with the package."""
+    from nablaflow import nano
+    from nablaflow.config.defaults import PROMPTS, demo_settings
+    from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+    from nablaflow.runs.sample import write_images
+    from nablaflow.storage.cached import read_cached
+
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = demo_settings()
+    settings["evaluation"] |= {"n": MEASURED}
+    recipe = {key: value for key, value in settings.items() if key not in ("reward", "guard")}
+    (folder / RECIPE).write_text(yaml.safe_dump({**recipe, "reward": "warmth"}))
+    bank = read_cached(nano.bank_path())
+    assert bank is not None
+    sampler = SamplerSettings(**settings["sampler"])
+    model = load_model(
+        load_pipeline(str(nano.path())), sampler, AdapterSettings(), torch.device("cpu")
+    )
+    with torch.no_grad():
+        parts = bank["states"][:IMAGES].float().split(20)
+        images = torch.cat([model.decode(part) for part in parts])
+    prompts = [PROMPTS[place % len(PROMPTS)] for place in range(IMAGES)]
+    write_images(images, prompts, folder / "images" / "reference")
 
 
 class Rater:
@@ -111,7 +142,7 @@ class Walk:
         page = page or self.page
         page.wait_for_load_state("networkidle")
         picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        few = picture.quantize(COLOURS, dither=Image.Dither.NONE)
+        few = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         self.shots.mkdir(parents=True, exist_ok=True)
         few.save(self.shots / f"{name}.png", optimize=True)
 
@@ -125,11 +156,14 @@ class Walk:
             raise RuntimeError(f"{state}: {self.page.text_content('#job-log')}")
 
     def sample(self, n: int) -> None:
+        self.page.goto(self.base)
+        self.page.click("details:has(#fresh) summary")
+        self.page.fill("#prompts", "a star")
         self.page.fill("#n", str(n))
         self.shoot("fresh")
-        with self.timed("sample"):
+        with self.timed(f"{n} fresh images"):
             self.run_command("#fresh button")
-        self.page.wait_for_selector(".folders")
+        self.page.wait_for_selector("text=fresh-1")
 
     def judge(self, pairs: int, seed: int) -> None:
         self.page.click("text=rate pairs")
@@ -159,7 +193,8 @@ class Walk:
         self.page.fill("#updates", str(updates))
         with self.timed("align"):
             self.page.click("#align")
-            self.page.wait_for_selector("#job-leads:not([hidden])", timeout=LONGEST)
+            self.page.locator("#job.running code", has_text=" train ").wait_for()
+            self.page.wait_for_selector("#job-leads[href^='/run/']", timeout=LONGEST)
             self.page.click("#job-leads")
             self.page.wait_for_selector("#live-curves img", timeout=LONGEST)
             self.shoot("training")
@@ -200,15 +235,15 @@ def walk(folder: Path, pairs: int, updates: int, shots: Path | None, seed: int) 
     """From nothing to an aligned model, through the pages."""
     from playwright.sync_api import sync_playwright
 
-    folder.mkdir(parents=True, exist_ok=True)
+    prepare_folder(folder)
     with served(folder) as address, sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         steps = Walk(browser, address, shots)
-        steps.sample(200)
         steps.judge(pairs, seed)
         told = steps.fit()
         beta = steps.align(updates)
         steps.look()
+        steps.sample(4)
         browser.close()
     return {"pairs": pairs, "updates": updates, "beta": beta, "fit": told, "seconds": steps.seconds}
 
@@ -244,7 +279,8 @@ def against_the_taste(run: Path, beta: float) -> dict[str, float]:
             model, rewards, states, prompts, batch=batch, on_progress=lambda done: None
         )
     index, taste = bank.samples.prompt_index, bank.held_out
-    assert taste is not None and policy.held_out is not None
+    assert taste is not None
+    assert policy.held_out is not None
     share = Strength.of_rewards(bank.samples.rewards, index, beta).effective_share
     weights = ImportanceWeights.of_rewards(
         taste, index, beta_of_effective_share(taste, index, share)
@@ -273,7 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/studio"))
     parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--updates", type=int, default=40)
+    parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--screenshots", type=Path)
     parser.add_argument("--out", type=Path)

@@ -95,5 +95,5 @@ def _draw_point(axes: Axes, column: Column, key: str, colour: str, marker: str, 
 
 
 def _plain(name: str) -> str:
-    """A label as it is: matplotlib leaves one out that begins with _, and reads $ as mathematics."""
+    """As it is: matplotlib leaves a label out that begins with _, and reads $ as mathematics."""
     return name[:40].replace("$", r"\$").lstrip("_") or "run"

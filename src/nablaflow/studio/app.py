@@ -18,7 +18,8 @@ from starlette.templating import Jinja2Templates
 from nablaflow.errors import UserError
 from nablaflow.studio.access import Access
 from nablaflow.studio.comparing import ComparePages
-from nablaflow.studio.figures import LABELS, plus_minus, share
+from nablaflow.studio.data import showable
+from nablaflow.studio.figures import CURVES, LABELS, plus_minus, share
 from nablaflow.studio.fitting import FitPages
 from nablaflow.studio.judging import RatePages
 from nablaflow.studio.looking import LookPages
@@ -33,7 +34,7 @@ PARTS = (LookPages, ImagePages, ComparePages, RatePages, FitPages, WorkPages)
 def make_app(site: Site, token: str) -> Starlette:
     """The application of one page; Jinja escapes whatever comes from a folder."""
     pages = Jinja2Templates(HERE / "templates")
-    pages.env.globals.update(token=token, write=site.write, LABELS=LABELS)
+    pages.env.globals.update(token=token, write=site.write, LABELS=LABELS, CURVES=CURVES)
     pages.env.filters.update(plus_minus=plus_minus, share=share)
     static = Mount("/static", StaticFiles(directory=HERE / "static"))
     return Starlette(
@@ -57,7 +58,7 @@ def _refusal(pages: Jinja2Templates, status: int) -> Callable[[Request, Exceptio
     """What is wrong, in one line: as a page where a page was asked for."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        said = str(error)
+        said = showable(str(error))
         if isinstance(error, OSError):
             said = f"not written: {error.strerror or error}"
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):

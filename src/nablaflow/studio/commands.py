@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from nablaflow.studio.data import showable
+
 REWARD = "reward.safetensors"
 _MEANS_MORE = re.compile(r"\s[+-]\s|[*:]")  # in a reward's text: a sum, or a function of a file
 
@@ -30,7 +32,7 @@ class Base:
 
 def typed(arguments: Sequence[str]) -> str:
     """As a user would type it."""
-    return shlex.join(["nablaflow", *arguments])
+    return showable(shlex.join(["nablaflow", *arguments]))
 
 
 def fit(folder: Path, features: str, kind: str | None = None) -> list[str]:

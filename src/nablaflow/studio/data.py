@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 LARGEST = 2**22  # bytes of a text file that are read
+LONGEST = 2**16  # characters of YAML
 
 
 def text_of(path: Path) -> str:
@@ -23,6 +24,11 @@ def text_of(path: Path) -> str:
         return ""
 
 
+def showable(text: str) -> str:
+    """With what is no character, as in a file's name of other bytes, replaced."""
+    return text.encode(errors="replace").decode()
+
+
 def json_of(path: Path) -> Mapping[str, Any]:
     """A JSON object; an empty one where the file holds none."""
     try:
@@ -33,9 +39,14 @@ def json_of(path: Path) -> Mapping[str, Any]:
 
 
 def yaml_of(text: str) -> Mapping[str, Any]:
-    """A YAML mapping; an empty one where the text is none."""
+    """A YAML mapping; an empty one where the text is none, or too long for a configuration.
+
+    By the loader that is written in Python: deep nesting ends the faster one, and the process.
+    """
+    if len(text) > LONGEST:
+        return {}
     try:
-        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -19,6 +19,13 @@ LABELS = {
     ),
     "distance_to_tilt": ("distance to the exact tilt", "energy distance; 0 is the goal"),
 }
+CURVES = {
+    "reward": "mean reward",
+    "loss": "loss",
+    "kl": "divergence of the paths",
+    "diversity": "diversity, as a share of the reference's",
+    "held_out": "held-out reward",
+}
 NO_FIGURES = ("n", "effective_sample_size")
 
 

@@ -60,6 +60,7 @@ class FitPages:
         content = {
             "name": shown_name(folder, self.site.root),
             "kinds": kinds,
+            "most": max(kinds.values(), default=0),
             "enough": ENOUGH,
             "fitted": fitted,
             "taste": taste,

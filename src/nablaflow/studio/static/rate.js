@@ -27,7 +27,7 @@ if (rating) {
     const images = next.images.map((address, at) => {
       const image = byId(`image-${at}`);
       image.src = rating.dataset.images + address;
-      return image.decode();
+      return image.decode().then(() => image.classList.toggle("tiny", image.naturalWidth <= 128));
     });
     const shown = await Promise.allSettled(images);
     if (shown.some((one) => one.status === "rejected")) say("An image cannot be shown; skip this one.");
