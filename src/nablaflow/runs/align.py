@@ -230,7 +230,8 @@ def _guard_told(parts: Parts) -> str:
     guard = parts.trainer.guard
     if guard is None or guard.last is None:
         return ""
-    return f", kl {guard.last.kl:.3g}, diversity {guard.last.diversity:.0%}"
+    kl = "" if guard.last.kl is None else f", kl {guard.last.kl:.3g}"
+    return f"{kl}, diversity {guard.last.diversity:.0%}"
 
 
 def _new_warnings(parts: Parts, warned: set[str]) -> list[str]:

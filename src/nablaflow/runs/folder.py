@@ -132,6 +132,7 @@ def open_run(
     with ExitStack() as stack:
         try:
             run.mkdir(parents=True, exist_ok=True)
+            _check_content(config, resume=resume, overwrite=overwrite)  # before the marker
             stack.enter_context(held(run))
             _begin(config, resume=resume, overwrite=overwrite)
             if launch is not None:

@@ -33,6 +33,7 @@ from nablaflow.runs.checks import check_metrics, check_model, check_settings, ch
 from nablaflow.runs.choices import settle
 from nablaflow.runs.launch import Launch
 from nablaflow.runs.pretrained import load_pretrained, source_of
+from nablaflow.storage.whole import last_whole
 from nablaflow.training.kernels import find_kernels, load_kernels
 from nablaflow.training.loop import Trainer
 
@@ -243,8 +244,8 @@ def _settle_kernels(
 ) -> None:
     if checkpoint is None:
         find_kernels(model, prompts, config.evaluation.batch, start)
-    else:
-        load_kernels(model, checkpoint)
+    else:  # the same are in every one
+        last_whole(checkpoint.parents[1], lambda folder: load_kernels(model, folder))
 
 
 def _note_cuts(model: PipelineModel, prompts: list[str], accelerator: Accelerator) -> None:

@@ -59,6 +59,8 @@ class Keeper:
                 tensors[name] = {k: value.clone() for k, value in network.state_dict().items()}
         if self.stepper.average is not None:
             tensors["policy_average"] = whole_of(self.stepper.average.values)
+        if networks.old_policy is not None:
+            tensors["old_policy"] = networks.old_policy.values
         if kernels := kernel_state(self.model):
             tensors[GROUP] = kernels
         state = {
@@ -84,6 +86,9 @@ class Keeper:
             networks.flow_target.load_state_dict(tensors["flow_target"])
         if networks.measured_gamma is not None:
             networks.measured_gamma.copy_(tensors["gamma"]["gamma"])
+        if networks.old_policy is not None:
+            for name, value in tensors["old_policy"].items():
+                networks.old_policy.values[name].copy_(value)
         recall(networks.reward, state.get("reward", {}))
         self.batches.restore(state)
         if self.guard is not None:

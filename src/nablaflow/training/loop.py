@@ -68,10 +68,11 @@ class Trainer:
         flow_target = None if flow is None else copy.deepcopy(flow).requires_grad_(False)
         levels = model.process.steps + 1
         self.gamma = torch.full((levels,), torch.nan) if self.method.needs_measured_gamma else None
-        self.networks = Networks(model, reward, flow, flow_target, self.gamma)
-        core = Update(self.method, self.networks)
-        self.batches = Batches(config, prompts, core, accelerator)
-        self.stepper = Stepper(config, core.objective, accelerator, sharded=sharded)
+        networks = Networks(model, reward, flow, flow_target, self.gamma)
+        self.core = Update(self.method, networks)
+        self.networks = self.core.networks
+        self.batches = Batches(config, prompts, self.core, accelerator)
+        self.stepper = Stepper(config, self.core.objective, accelerator, sharded=sharded)
         self._keeper = Keeper(
             config, model, self.networks, self.batches, self.stepper, guard, accelerator
         )
@@ -107,6 +108,7 @@ class Trainer:
         self._observe(fresh)
         self.batches.keep(fresh)
         self.update += 1
+        self.core.end(self.update)
         finished = self.clock()
         self._spend(finished - started)
         timing = {"seconds": finished - started, "rollout_seconds": rolled_out - started}
@@ -214,7 +216,12 @@ class Trainer:
             self._keeper.save_best(run, self.update, self.seconds)
         while not (self.finished or self._tripped):
             record = self._step_or_save(run)
-            record |= self._look(run, on_look)
+            try:
+                record |= self._look(run, on_look)
+            except (Exception, SystemExit):
+                on_update(record)
+                self._save_what_was_done(run)
+                raise
             stop = on_any(self.accelerator, on_update(record)) or self._tripped
             at_interval = self.update % training.checkpoint_every == 0
             if stop or at_interval or self.finished:
@@ -224,18 +231,22 @@ class Trainer:
                 return
 
     def _step_or_save(self, run: Path) -> Record:
-        """An update; where it fails, for the reward's own code say, what was done is kept.
-
-        Not with several processes: the others wait for this one in the middle of theirs.
-        """
+        """An update; where it fails, for the reward's own code say, what was done is kept."""
         try:
             return self.step()
         except TrainingStopped:  # which says itself what is kept
             raise
-        except Exception:
-            if self.accelerator.num_processes == 1 and self.update > 0 and self._applied == 0:
-                self.save(run)
+        except (Exception, SystemExit):
+            self._save_what_was_done(run)
             raise
+
+    def _save_what_was_done(self, run: Path) -> None:
+        """Between two updates that is all; in one of several steps it is the last checkpoint.
+
+        Not with several processes: the others wait for this one in the middle of their update.
+        """
+        if self.accelerator.num_processes == 1 and self.update > 0 and self._applied == 0:
+            self.save(run)
 
     @property
     def _tripped(self) -> bool:
