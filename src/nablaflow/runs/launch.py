@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.utils import is_torch_version
 
 from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import UserError, one_line
@@ -36,6 +37,9 @@ ENGINES = {
 }
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 """What accelerate calls those of ``training.precision``."""
+
+TORCH = "2.7.0"
+"""The first whose FSDP2 leaves parameters out."""
 
 HOW = "start it with torchrun --nproc-per-node N -m nablaflow train … (docs/scaling.md)"
 
@@ -140,6 +144,11 @@ def _check_engine(environ: Mapping[str, str]) -> None:
             )
     if not _is_on(environ, "ACCELERATE_USE_FSDP"):
         return
+    if not is_torch_version(">=", TORCH):
+        raise UserError(
+            f"ACCELERATE_USE_FSDP: dividing weights needs torch {TORCH} or newer, and this is "
+            f"{torch.__version__}; pip install -U torch, or leave --use_fsdp out"
+        )
     if environ.get("FSDP_VERSION", "1") != "2":
         raise UserError(
             "FSDP_VERSION: FSDP is served as version 2 alone; give accelerate launch "
