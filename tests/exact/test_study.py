@@ -101,7 +101,8 @@ def test_names_may_be_left_out_said_twice_or_be_all(tmp_path: Path) -> None:
     default = LabStudy.named([], [], tmp_path)
     assert default.problems == tuple(PROBLEMS)
     assert default.methods == (DEFAULT, PUBLISHED)
-    assert LabStudy.named([], ["all"], tmp_path).methods == tuple(CONTENDERS)
+    suited = tuple(name for name in CONTENDERS if name != "vgg-flow")  # which has no noise
+    assert LabStudy.named([], ["all"], tmp_path).methods == suited
     assert LabStudy.named(["grid", "ring", "grid"], [], tmp_path).problems == ("grid", "ring")
 
 

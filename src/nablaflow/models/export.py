@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nablaflow.errors import ExportError, TrainingStopped, UserError
-from nablaflow.models.adapters import ADAPTER, LoraAdapter
+from nablaflow.models.adapters import ADAPTER, LoraAdapter, trainable_state
+from nablaflow.models.divided import plain_copy
 from nablaflow.models.load import load_pipeline
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.source import ModelSource
@@ -35,7 +36,11 @@ def lora_layers(model: PipelineModel) -> dict[str, Tensor]:
     tensor of its own, some not at all; so B has the scale, and alpha is the rank for all of them.
     """
     state = get_peft_model_state_dict(
-        _with_config(model), adapter_name=ADAPTER, save_embedding_layers=False
+        _with_config(model),
+        # As they are now: FSDP2 divides what it is asked for a state_dict.
+        state_dict=trainable_state(model.network),
+        adapter_name=ADAPTER,
+        save_embedding_layers=False,
     )
     assert isinstance(model.adapter, LoraAdapter)
     scale = model.adapter.config.lora_alpha / model.adapter.config.r
@@ -107,7 +112,7 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 def _merged(model: PipelineModel) -> Any:
     """The pipeline with the policy as its own network, float32; the model's is left alone."""
     pipeline = copy.copy(model.pipeline)
-    network = copy.deepcopy(model.network).float()
+    network = plain_copy(model.network).float()
     if isinstance(model.adapter, LoraAdapter):
         network = _unwrap_lora(network)
     pipeline.register_modules(**{model.denoiser: network})
@@ -175,7 +180,7 @@ def _in_float32(pipeline: Any) -> Any:
     raised = copy.copy(pipeline)
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module) and not _is_float32(part):
-            raised.register_modules(**{name: copy.deepcopy(part).float()})
+            raised.register_modules(**{name: plain_copy(part).float()})
     return raised
 
 

@@ -20,7 +20,7 @@ class SamplerSettings(Settings):
         default="ddim",
         description="kind of reverse kernel; of flow matching memoryless, which is ddim with eta 1 "
         "there, or flow-grpo, whose noise does not make for the tilt; euler, without noise, is for "
-        "sampling only",
+        "sampling, and for the methods that need none",
     )
     steps: int = Field(default=20, ge=2, le=10**5, description="K, transitions of a trajectory")
     eta: float = Field(default=1.0, gt=0, le=1, description="DDIM's share of DDPM's noise")

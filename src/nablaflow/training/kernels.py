@@ -15,7 +15,7 @@ from torch import Tensor
 from nablaflow.diffusion import left_open, squared_errors, trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank import sample_states, spread
-from nablaflow.memory import in_parts
+from nablaflow.evaluation.shares import in_shares
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress, unseen
 from nablaflow.seeds import stream
@@ -86,9 +86,8 @@ def find_kernels(
                 lambda x, k: model.predict(x, k, condition),
                 trajectory_noise([stream(SEED, "left-open", row) for row in rows]),
             )
-            told(len(rows))
-            return found * len(rows)
+            return (found * len(rows)).cpu()
 
-        parts = list(in_parts(errors, SAMPLES, batch, "evaluation.batch"))
+        parts = in_shares(errors, SAMPLES, batch, "evaluation.batch", told)
     total = torch.stack(parts).sum(0) / SAMPLES
     model.widen_kernels(left_open(process, total).float())
