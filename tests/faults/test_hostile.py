@@ -82,14 +82,16 @@ def test_a_reward_of_the_users_own_is_used_instead(cli: Cli, run: Path, evil: Pa
 def test_a_file_outside_is_not_read_as_prompts(cli: Cli, run: Path, tmp_path: Path, command: str):
     (tmp_path / "id_rsa").write_text("-----BEGIN PRIVATE KEY-----")
     change(run, prompts=str(tmp_path / "id_rsa"))
-    one_line(cli(command, run), "id_rsa", "--trust-run")
+    told = one_line(cli(command, run), "id_rsa", "--trust-run")
+    assert "PRIVATE KEY" not in told
 
 
 def test_a_variable_is_not_sent(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     judge = {"name": "remote", "url": "http://127.0.0.1:9/", "token_variable": "HF_TOKEN"}
     change(run, reward=judge, method={"name": "ddpo", "beta": 1.0})
-    one_line(cli("eval", run), "HF_TOKEN", "http://127.0.0.1:9/", "--trust-run")
+    told = one_line(cli("eval", run), "HF_TOKEN", "http://127.0.0.1:9/", "--trust-run")
+    assert "hf_secret" not in told
 
 
 LINKS = ["checkpoints", "metrics.jsonl", "samples", "lora", "config.yaml", ".nablaflow-run", "logs"]
