@@ -48,14 +48,15 @@ def run(trained: Path, here: Path) -> Path:
     return Path(shutil.copytree(trained, here / "run"))
 
 
-def one_line(result: Result, *words: str) -> None:
-    """A mistake's whole contract; ``words`` are what the line must hold."""
+def one_line(result: Result, *words: str) -> str:
+    """The line of a mistake, its whole contract checked; ``words`` are what it must hold."""
     assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
     assert "Traceback" not in result.output
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("nablaflow: "), result.stderr
     for word in words:
         assert word in last, last
+    return last
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -51,14 +51,15 @@ def operations_of(work: Callable[[], object], counter: Path) -> int:
     return counter.stat().st_size
 
 
-def assert_same_run(found: Path, wanted: Path) -> None:
+def differences(found: Path, wanted: Path) -> list[str]:
+    """What of a run is not bit for bit as it would have been, and what is left half written."""
     first, second = (load_checkpoint(list_checkpoints(run)[-1]) for run in (found, wanted))
-    assert first.update == second.update
-    for name, value in second.tensors["policy"].items():
-        assert torch.equal(first.tensors["policy"][name], value), name
-    updates = [record["update"] for record in read_records(found)]
-    assert updates == [record["update"] for record in read_records(wanted)]
-    assert not list(found.rglob("*.partial*"))
+    ours, theirs = first.tensors["policy"], second.tensors["policy"]
+    told = [name for name in theirs if not torch.equal(ours[name], theirs[name])]
+    told += [] if first.update == second.update else [f"update {first.update}"]
+    updates = [[record["update"] for record in read_records(run)] for run in (found, wanted)]
+    told += [] if updates[0] == updates[1] else [f"lines of updates {updates[0]}"]
+    return told + [str(path) for path in found.rglob("*.partial*")]
 
 
 def nothing() -> None:

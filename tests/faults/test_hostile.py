@@ -27,8 +27,10 @@ COMMANDS = {
 
 def change(run: Path, **values: Any) -> None:
     """As who hands a run on could: the copy in each checkpoint agrees with config.yaml."""
-    text = (run / "config.yaml").read_text()
-    text = yaml.safe_dump({**yaml.safe_load(text), **values})
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    if "evaluation" in values:
+        values["evaluation"] = {**config["evaluation"], **values["evaluation"]}
+    text = yaml.safe_dump({**config, **values})
     (run / "config.yaml").write_text(text)
     for folder in (run / "checkpoints").iterdir():
         manifest = checksums.unseal((folder / "progress.json").read_text())
@@ -82,14 +84,38 @@ def test_a_reward_of_the_users_own_is_used_instead(cli: Cli, run: Path, evil: Pa
 def test_a_file_outside_is_not_read_as_prompts(cli: Cli, run: Path, tmp_path: Path, command: str):
     (tmp_path / "id_rsa").write_text("-----BEGIN PRIVATE KEY-----")
     change(run, prompts=str(tmp_path / "id_rsa"))
-    one_line(cli(command, run), "id_rsa", "--trust-run")
+    told = one_line(cli(command, run), "id_rsa", "--trust-run")
+    assert "PRIVATE KEY" not in told
 
 
 def test_a_variable_is_not_sent(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     judge = {"name": "remote", "url": "http://127.0.0.1:9/", "token_variable": "HF_TOKEN"}
     change(run, reward=judge, method={"name": "ddpo", "beta": 1.0})
-    one_line(cli("eval", run), "HF_TOKEN", "http://127.0.0.1:9/", "--trust-run")
+    told = one_line(cli("eval", run), "HF_TOKEN", "http://127.0.0.1:9/", "--trust-run")
+    assert "hf_secret" not in told
+
+
+REACHES: dict[str, tuple[dict[str, Any], str]] = {
+    "a function of prompts": ({"prompts": "trl:{}/score.py:f"}, "code"),
+    "a function of other prompts": ({"evaluation": {"prompts": "trl:{}/score.py:f"}}, "code"),
+    "a method": ({"method": {"name": "{}/score.py:M", "beta": 1.0}}, "code"),
+    "a reward as TRL's": ({"reward": "trl:{}/score.py:f"}, "code"),
+    "one of several": ({"reward": {"name": "minimum", "of": ["warmth", "{}/score.py:f"]}}, "code"),
+    "prompts of a table": ({"prompts": {"source": "/etc/passwd", "column": "a"}}, "passwd"),
+    "prompts above the run": ({"prompts": "{}/../../secret.txt"}, "secret.txt"),
+    "a fitted reward": ({"reward": "/mnt/own.safetensors"}, "own.safetensors"),
+    "weights": ({"reward": {"name": "pickscore", "weights": "/etc"}}, "/etc"),
+    "a model": ({"model": "~/models/mine"}, "models/mine"),
+}
+
+
+@pytest.mark.parametrize("reach", REACHES)
+def test_what_it_reaches_for_is_named_and_not_touched(cli: Cli, run: Path, evil: Path, reach: str):
+    values, word = REACHES[reach]
+    change(run, **yaml.safe_load(yaml.safe_dump(values).replace("{}", str(run))))
+    told = one_line(cli("eval", run), word, "--trust-run")
+    assert not evil.exists(), told
 
 
 LINKS = ["checkpoints", "metrics.jsonl", "samples", "lora", "config.yaml", ".nablaflow-run", "logs"]

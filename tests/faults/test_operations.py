@@ -15,7 +15,7 @@ from nablaflow.config.recipe import Config, parse_config
 from nablaflow.errors import UserError
 from nablaflow.runs import align
 from tests.faults.conftest import SHORT
-from tests.faults.processes import assert_same_run, in_a_process, operations_of
+from tests.faults.processes import differences, in_a_process, operations_of
 from tests.support.tiny_run import unmeasured
 
 KILLED = 9
@@ -49,22 +49,29 @@ def places(total: int, request: pytest.FixtureRequest) -> list[int]:
     return list(range(total)) if slow else list(range(0, total, max(1, total // 5)))
 
 
-def begin_and_die(make: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+Unlike = dict[int, list[str]]
+"""How a run ended otherwise, by the operation that it died at."""
+
+
+def begin_and_die(make: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Unlike:
     straight = make(f"output_dir={tmp_path}/straight")
     align.run(straight)
     total = operations_of(
         lambda: align.run(make(f"output_dir={tmp_path}/count")) and None, tmp_path / "counter"
     )
     assert total > 20
+    unlike: Unlike = {}
     for place in places(total, request):
         config = make(f"output_dir={tmp_path}/run-{place}")
         killed_at(lambda config=config: align.run(config) and None, place)
         resume = (config.output_dir / "config.yaml").is_file()
         align.run(config, resume=resume)
-        assert_same_run(config.output_dir, straight.output_dir)
+        if told := differences(config.output_dir, straight.output_dir):
+            unlike[place] = told
+    return unlike
 
 
-def replace_and_die(make: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def replace_and_die(make: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Unlike:
     """The old run or the new one is there, whole, whenever the new one dies."""
     straight = make(f"output_dir={tmp_path}/straight")
     old = ("seed=7", "training.updates=1")
@@ -73,6 +80,7 @@ def replace_and_die(make: Any, tmp_path: Path, request: pytest.FixtureRequest) -
     count = make(f"output_dir={tmp_path}/count")
     align.run(make(f"output_dir={tmp_path}/count", *old))
     total = operations_of(lambda: align.run(count, overwrite=True) and None, tmp_path / "counter")
+    unlike: Unlike = {}
     for place in places(total, request):
         config = make(f"output_dir={tmp_path}/run-{place}")
         align.run(make(f"output_dir={config.output_dir}", *old))
@@ -81,30 +89,31 @@ def replace_and_die(make: Any, tmp_path: Path, request: pytest.FixtureRequest) -
             align.run(config, resume=True)
         except UserError:  # the new one had not begun: the old one is there
             align.run(make(f"output_dir={config.output_dir}", *old), resume=True)
-            assert_same_run(config.output_dir, tmp_path / "old")
+            unlike[place] = differences(config.output_dir, tmp_path / "old")
             align.run(config, overwrite=True)
-        assert_same_run(config.output_dir, straight.output_dir)
+        unlike[place] = unlike.get(place, []) + differences(config.output_dir, straight.output_dir)
         assert yaml.safe_load((config.output_dir / "config.yaml").read_text())["seed"] == 0
         assert not (config.output_dir / ".replaced").exists()
+    return {place: told for place, told in unlike.items() if told}
 
 
 def test_a_run_that_begins(make: Any, tmp_path: Path, request: pytest.FixtureRequest):
-    begin_and_die(make, tmp_path, request)
+    assert begin_and_die(make, tmp_path, request) == {}
 
 
 def test_a_run_that_replaces_another(make: Any, tmp_path: Path, request: pytest.FixtureRequest):
-    replace_and_die(make, tmp_path, request)
+    assert replace_and_die(make, tmp_path, request) == {}
 
 
 @pytest.mark.slow
 def test_a_run_that_begins_at_every_operation(
     make: Any, tmp_path: Path, request: pytest.FixtureRequest
 ):
-    begin_and_die(make, tmp_path, request)
+    assert begin_and_die(make, tmp_path, request) == {}
 
 
 @pytest.mark.slow
 def test_a_run_that_replaces_another_at_every_operation(
     make: Any, tmp_path: Path, request: pytest.FixtureRequest
 ):
-    replace_and_die(make, tmp_path, request)
+    assert replace_and_die(make, tmp_path, request) == {}

@@ -120,14 +120,9 @@ def test_every_flipped_bit_of_a_file_with_a_checksum_is_noticed(tmp_path: Path):
     whole = path.read_bytes()
     assert is_whole(path)
     assert torch.equal(load_file(path)["a"], torch.arange(3.0))
-    unnoticed = []
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        if is_whole(path):
-            unnoticed.append(place)
-    # But for the key of the checksum, without which there is none to compare with.
-    key = whole.index(b'"sha256"')
-    assert set(unnoticed) <= set(range(key, key + len(b'"sha256"')))
+        assert not is_whole(path), place
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path):

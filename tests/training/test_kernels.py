@@ -14,6 +14,7 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.runs import align, evaluate, policy, setup
 from nablaflow.runs.setup import Parts
+from nablaflow.storage import checksums
 from nablaflow.storage.checkpoint import list_checkpoints
 from nablaflow.training import kernels
 from tests.support.tiny_run import unmeasured
@@ -105,14 +106,31 @@ def test_all_that_reads_a_run_takes_its_kernels(
 def test_a_checkpoint_without_them_is_named(finished: Config) -> None:
     path = list_checkpoints(finished.output_dir)[-1] / "kernels.safetensors"
     path.unlink()
-    with pytest.raises(
-        UserError, match=r"kernels\.safetensors cannot be read .*get the checkpoint"
-    ):
+    with pytest.raises(UserError, match=r"step-000001 cannot be used \(kernels\.safetensors: "):
         policy.load_policy(finished.output_dir)
+
+
+def test_damaged_ones_are_named_and_the_checkpoint_before_is_used(
+    finished: Config, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = stored(finished.output_dir)
+    align.run(make_config(ANALYTIC, "training.updates=2"), resume=True)
+    path = list_checkpoints(finished.output_dir)[-1] / "kernels.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    capsys.readouterr()
+    model, _ = policy.load_policy(finished.output_dir)
+    assert "kernels.safetensors is not what was written" in (told := capsys.readouterr().err)
+    assert "step-000001 is used" in told
+    assert torch.equal(model.left_open, kept)
+    align.run(make_config(ANALYTIC, "training.updates=2"), resume=True)
+    assert torch.equal(stored(finished.output_dir), kept)
 
 
 def test_those_of_another_number_of_steps_are_refused(finished: Config) -> None:
     path = list_checkpoints(finished.output_dir)[-1] / "kernels.safetensors"
     save_file({"left_open": torch.zeros(9)}, path)
+    manifest = checksums.unseal((path.parent / "progress.json").read_text())
+    manifest["files"][path.name] = checksums.of_file(path)
+    (path.parent / "progress.json").write_text(checksums.sealed(manifest))
     with pytest.raises(UserError, match=r"is of 8 steps, sampler\.steps of 4; use the run's own"):
         policy.load_policy(finished.output_dir)

@@ -21,6 +21,8 @@ KEYS = ("source", "column", "split", "count")
 
 
 def _check(value: Any) -> list[str] | str | dict[str, Any]:
+    if isinstance(value, str) and _is_address(value):
+        raise ValueError("an address is no file; download it, or give hub:owner/name")
     if isinstance(value, Path) or (isinstance(value, str) and value.strip()):
         return str(value)
     if isinstance(value, Mapping):
@@ -55,13 +57,17 @@ PromptSource = Annotated[list[str] | str | dict[str, Any], BeforeValidator(_chec
 """Checked for its form alone; what it names is read by ``prompts.load_prompts``."""
 
 
+def _is_address(value: str) -> bool:
+    return value.strip().lower().startswith(("http://", "https://"))
+
+
 def absolute(value: Any, folder: Path) -> Any:
     """A source whose relative path, if it is one, starts at ``folder`` no longer."""
     if isinstance(value, Mapping) and "source" in value:
         return {**value, "source": absolute(value["source"], folder)}
     if not isinstance(value, str) or not value.strip():
         return value
-    if value.startswith(HUB) or value in SETS:
+    if value.startswith(HUB) or value in SETS or _is_address(value):
         return value
     if value.startswith(FUNCTION):
         return FUNCTION + str((folder / Path(value.removeprefix(FUNCTION)).expanduser()).absolute())

@@ -218,7 +218,7 @@ def load_group(folder: Path, group: str) -> dict[str, Tensor]:
         _check_file(folder, name, manifest)
         found = load_file(folder / name)
     except (OSError, SafetensorError) as error:
-        raise _damaged(folder, type(error).__name__) from error
+        raise _damaged(folder, f"{name}: {type(error).__name__}") from error
     _check_finite(folder, group, found)
     return found
 

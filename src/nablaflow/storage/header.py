@@ -32,15 +32,14 @@ def put_in_order(path: Path) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is what `put_in_order` wrote; one without a checksum is not doubted.
+    """Whether a file is what `put_in_order` wrote.
 
     Raises:
         OSError: it cannot be read.
     """
     try:
         header, body = _parts(path.read_bytes())
-        known = header.get(_METADATA, {}).get(_CHECKSUM)
-        return known is None or known == _digest(header, body)
+        return header.get(_METADATA, {}).get(_CHECKSUM) == _digest(header, body)
     except (ValueError, AttributeError, RecursionError):
         return False
 
