@@ -9,7 +9,12 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from nablaflow.nano.captions import WORDS
 
@@ -43,19 +48,26 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(_configuration(tokenizer, TEXT_WIDTH))
+
+
+def build_projecting_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModelWithProjection:
+    """One that gives a pooled embedding besides, as Stable Diffusion 3's do."""
+    return CLIPTextModelWithProjection(_configuration(tokenizer, width))
+
+
+def _configuration(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
     first: Any = tokenizer.bos_token_id
     last: Any = tokenizer.eos_token_id
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=2 * TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=TEXT_LENGTH,
-            projection_dim=TEXT_WIDTH,
-            bos_token_id=first,
-            eos_token_id=last,
-            pad_token_id=last,
-        )
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_LENGTH,
+        projection_dim=width,
+        bos_token_id=first,
+        eos_token_id=last,
+        pad_token_id=last,
     )
