@@ -37,7 +37,7 @@ from nablaflow.typing import Images
 BATCH = 16
 EMBEDDED: dict[str, dict[str, Any]] = {
     "nano": {"guidance_scale": 2.0},
-    "flow": {"guidance_scale": 2.0, "max_sequence_length": 1},
+    "flow": {"guidance_scale": 2.0, "max_sequence_length": 16},
 }
 """How the embedded models are sampled, besides their pipelines' defaults."""
 SHEET = Path("sheet", "sheet.png")  # in a folder of its own: a metric reads every image of `out`

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPi
 from transformers import CLIPTokenizer
 
 from nablaflow.nano.pretrain import denoiser, velocity
+from nablaflow.nano.pretrain.text import build_silent_t5, build_word_tokenizer
 
 
 def export(
@@ -47,8 +48,8 @@ def export_flow(
         tokenizer=tokenizer,
         text_encoder_2=second,  # type: ignore[arg-type]
         tokenizer_2=tokenizer,
-        text_encoder_3=None,  # type: ignore[arg-type]
-        tokenizer_3=None,  # type: ignore[arg-type]
+        text_encoder_3=build_silent_t5(velocity.ENCODERS * velocity.ENCODER_WIDTH),
+        tokenizer_3=build_word_tokenizer(),  # type: ignore[arg-type]
         transformer=networks.transformer,
         scheduler=scheduler,
     )
@@ -59,8 +60,9 @@ def _write(pipeline: Any, out: Path) -> None:
     pipeline.to("cpu", torch.float16).save_pretrained(out)
     for folder in out.glob("text_encoder*"):
         _state_precision(folder / "config.json")
-    for folder in out.glob("tokenizer*"):
-        _write_vocabulary(pipeline.tokenizer, folder)
+    for folder in (out / "tokenizer", out / "tokenizer_2"):
+        if folder.is_dir():
+            _write_vocabulary(pipeline.tokenizer, folder)
 
 
 def _state_precision(path: Path) -> None:

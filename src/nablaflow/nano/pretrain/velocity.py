@@ -29,7 +29,7 @@ LOGIT_NORMAL = (0.5, 1.2)
 ENCODERS = 2
 ENCODER_WIDTH = 64
 EMPTY_TOKENS = 256
-"""Zero tokens in place of a T5, by default; the call's max_sequence_length gives 1 at the least."""
+"""Of a silent T5, by default; the call's max_sequence_length says how many."""
 TRAIN_TIMESTEPS = 1000
 
 
@@ -90,7 +90,7 @@ class TextToVelocity(nn.Module):
         self.transformer: SD3Transformer2DModel = build_transformer()
 
     def forward(self, x: Tensor, timestep: Tensor, tokens: Tensor, empty: int) -> Tensor:
-        """The velocity at ``x``; ``empty`` zero tokens stand for a T5 that is not there."""
+        """The velocity at ``x``; ``empty`` zero tokens are what a silent T5 gives."""
         found: Any = [encoder(tokens, output_hidden_states=True) for encoder in self.text_encoders]
         hidden = torch.cat([one.hidden_states[-2] for one in found], dim=-1)
         pooled = torch.cat([one.text_embeds for one in found], dim=-1)
