@@ -23,7 +23,7 @@ BETAS = {"warmth": 4.0, "preference": 0.25}
 
 SAMPLERS: dict[str, dict[str, Any]] = {
     "nano": {"name": "ddim", "steps": 10},
-    "flow": {"name": "memoryless", "steps": 20, "max_sequence_length": 16},
+    "flow": {"name": "memoryless", "steps": 10, "max_sequence_length": 16},
 }
 """The demo's models, which are the embedded ones."""
 

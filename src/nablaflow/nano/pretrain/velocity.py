@@ -34,8 +34,11 @@ TRAIN_TIMESTEPS = 1000
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Unshifted: the shift is for images of many more pixels (arXiv 2403.03206, section 5.3.2)."""
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=1.0)
+    """Stable Diffusion 3's shift, which has most levels where shape, hue and place are decided.
+
+    Ten steps of memoryless noise then narrow the scenes as little as twenty without a shift.
+    """
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=3.0)
 
 
 def build_transformer() -> SD3Transformer2DModel:
