@@ -47,7 +47,7 @@ from nablaflow.settings import Settings
 from nablaflow.typing import Reward
 
 Model = str | Path | AnyPipeline
-"""``nano``, a diffusers folder, a hub id, or a pipeline that is in memory."""
+"""``nano``, ``flow``, a diffusers folder, a hub id, or a pipeline that is in memory."""
 Prompts = Sequence[str] | str | Mapping[str, str] | None
 Group = Mapping[str, Any] | Literal["default"]
 """Settings to change in the defaults, as a recipe has them; or the defaults."""
@@ -81,8 +81,8 @@ def align(
     mapping, such as ``{"steps": 50}``, that changes the defaults of `nablaflow.config.defaults`.
 
     Args:
-        model: ``nano``, a diffusers folder, a hub id, or a diffusers pipeline that is in memory,
-            which stays as it is.
+        model: ``nano``, ``flow``, a diffusers folder, a hub id, or a diffusers pipeline that is in
+            memory, which stays as it is.
         reward: name, ``file.py:function``, sum of those, a mapping with ``name`` and settings, or
             a callable ``(images, prompts)``.
         prompts: a list, a file, a set by name, or a mapping of source, column and split; None for

@@ -167,7 +167,7 @@ def test_the_shipped_bank_is_taken_only_under_its_own_key(
     parts: Parts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
 ):
     shipped = tmp_path / "shipped.safetensors"
-    monkeypatch.setattr(bank.nano, "bank_path", lambda: shipped)
+    monkeypatch.setattr(bank.nano, "bank_path", lambda _model: shipped)
     states = torch.ones(6, *parts.model.state_shape).half()
     key = bank_key("mark", PROMPTS, parts.config.sampler, parts.model.process, 6, 0)
     write_cached(shipped, {"states": states}, key)

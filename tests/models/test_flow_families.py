@@ -65,7 +65,7 @@ def sample(model: PipelineModel, seeds: list[int]) -> Tensor:
     return model.decode(drawn.x0)
 
 
-def stock_image(folder: Path, seed: int, lora: Path | None = None) -> Tensor:
+def stock_image(folder: Path, seed: int, lora: Path | None = None, **call: Any) -> Tensor:
     """By the stock pipeline's own call, decoder and all, at a size that is not square."""
     pipeline: Any = load_pipeline(str(folder))
     if lora is not None:
@@ -80,6 +80,7 @@ def stock_image(folder: Path, seed: int, lora: Path | None = None) -> Tensor:
         num_inference_steps=STEPS,
         generator=torch.Generator().manual_seed(seed),
         output_type="np",
+        **call,
     ).images
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
@@ -94,6 +95,24 @@ def test_the_euler_sampler_gives_the_stock_pipelines_image(
     expected = [stock_image(folders[family], seed) for seed in (3, 8)]
     torch.testing.assert_close(sample(model, [3, 8]), torch.cat(expected), rtol=0, atol=SAME)
     assert (expected[0] - expected[1]).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("family", [*KINDS, "sd3-without-t5"])
+def test_as_many_tokens_are_given_as_asked_for(folders: dict[str, Path], family: str) -> None:
+    model = load(folders[family], max_sequence_length=3)
+    expected = stock_image(folders[family], 3, max_sequence_length=3)
+    torch.testing.assert_close(sample(model, [3]), expected, rtol=0, atol=SAME)
+    assert (expected - stock_image(folders[family], 3)).abs().max() > 10 * SAME
+    assert model.stock_call(PROMPT)["max_sequence_length"] == 3
+
+
+def test_a_prompt_is_cut_at_the_tokens_asked_for_where_there_is_a_t5(
+    folders: dict[str, Path],
+) -> None:
+    shorter = load(folders["sd3"], max_sequence_length=3)
+    assert "a red circle" in (shorter.note_on(["a red circle"]) or "")
+    without = load(folders["sd3-without-t5"], max_sequence_length=1)
+    assert without.note_on(["a red circle"]) is None, "its tokens are CLIP's and zeros"
 
 
 @pytest.mark.parametrize("family", FLOW_FAMILIES)

@@ -184,3 +184,9 @@ def test_the_text_encoder_tells_captions_apart(tokenizer: CLIPTokenizer):
 def test_scenes_have_a_caption_each():
     scenes: Scenes = sample_scenes(7, torch.Generator().manual_seed(0))
     assert len(sample_captions(scenes, torch.Generator().manual_seed(0))) == 7
+
+
+def test_every_build_of_the_tokenizer_is_the_same():
+    """The trainer's own numbers differ by chance in a dozen tokens, "a" among them."""
+    first, *others = [build_tokenizer().get_vocab() for _ in range(6)]
+    assert all(other == first for other in others)

@@ -15,15 +15,11 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import ByteLevel, Whitespace
-from tokenizers.processors import TemplateProcessing
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    PreTrainedTokenizerFast,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -31,7 +27,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from nablaflow.nano.pretrain.text import build_tokenizer
+from nablaflow.nano.pretrain.text import build_tokenizer, build_word_tokenizer
 
 LATENT = 8
 PIXELS = 16
@@ -71,20 +67,8 @@ def _clip(kind: Any) -> Any:
     return kind(config)
 
 
-def _t5_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: index for index, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()  # type: ignore[assignment]
-    tokenizer.post_processor = TemplateProcessing(  # type: ignore[assignment]
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=512,
-    )
+def _t5_tokenizer() -> Any:
+    return build_word_tokenizer(WORDS)
 
 
 def _t5() -> T5EncoderModel:

@@ -12,7 +12,8 @@ from nablaflow.commands.shared import AsJson, Debug, guarded
 
 def doctor(
     model: Annotated[
-        str, typer.Argument(help="nano, a folder, or a hub id: what the default adapter trains")
+        str,
+        typer.Argument(help="nano, flow, a folder, or a hub id: what the default adapter trains"),
     ] = "nano",
     as_json: AsJson = False,
     debug: Debug = False,

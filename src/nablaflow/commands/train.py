@@ -19,17 +19,20 @@ def demo(
     reward: Annotated[
         str, typer.Option(help="warmth, or preference: fitted to 200 pairs")
     ] = "warmth",
+    model: Annotated[
+        str, typer.Option(help="nano, a diffusion model, or flow, of flow matching")
+    ] = "nano",
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Align the embedded model with a reward and write a run folder."""
+    """Align an embedded model with a reward and write a run folder."""
 
     def work() -> None:
         from nablaflow.config.defaults import demo_settings
 
-        defaults = demo_settings(reward)
+        defaults = demo_settings(reward, model)
         _run(None, defaults, settings or [], resume=resume, overwrite=overwrite, as_json=as_json)
 
     guarded(work, debug)

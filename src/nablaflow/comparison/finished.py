@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nablaflow import nano
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
 from nablaflow.comparison.race import curve_of_run, held_out_reward
@@ -122,7 +123,7 @@ def _gauge(
     size = config.evaluation.bank or SMALLEST_BANK * config.evaluation.n
     evaluation = config.evaluation.model_copy(update={"bank": size})
     config = config.model_copy(update={"evaluation": evaluation})
-    second = held_out_reward(held_out, embedded=config.model == "nano")
+    second = held_out_reward(held_out, embedded=config.model in nano.MODELS)
     rewards = (parts.reward, second)
     bank = scored_bank(
         parts.model, rewards, config, parts.evaluated, parts.fingerprint, out, progress.start

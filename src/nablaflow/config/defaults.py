@@ -21,27 +21,40 @@ BETAS = {"warmth": 4.0, "preference": 0.25}
 """The demo's rewards; each tilt fits the reward's own unit."""
 
 
-def demo_settings(reward: str = "warmth") -> dict[str, Any]:
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "nano": {"name": "ddim", "steps": 10},
+    "flow": {"name": "memoryless", "steps": 10, "max_sequence_length": 16},
+}
+"""The demo's models, which are the embedded ones."""
+
+
+def demo_settings(reward: str = "warmth", model: str = "nano") -> dict[str, Any]:
     """The demo's configuration; docs/benchmarks.md has what it was measured to do.
 
     Args:
         reward: ``warmth``, or ``preference``.
+        model: ``nano``, or ``flow``.
 
     Raises:
-        UserError: another reward.
+        UserError: another reward, or another model.
     """
+    if model not in SAMPLERS:
+        raise UserError(
+            f"--model: {model!r} is none of the demo's; {nearest(model, SAMPLERS)} "
+            "(nablaflow train takes a recipe with any other)"
+        )
     if reward not in BETAS:
         raise UserError(
             f"--reward: {reward!r} is none of the demo's; {nearest(reward, BETAS)} "
             "(reward=… takes any other)"
         )
     return {
-        "model": "nano",
+        "model": model,
         "reward": reward,
         "prompts": PROMPTS,
         "output_dir": "runs/demo",
         "method": {"name": "residual-nabla-db", "beta": BETAS[reward]},
-        "sampler": {"name": "ddim", "steps": 10},
+        "sampler": SAMPLERS[model],
         "adapter": {"rank": 16},
         "optimizer": OPTIMIZER,
         "training": {

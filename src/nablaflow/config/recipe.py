@@ -51,7 +51,7 @@ class Config(Settings):
     model: str = Field(
         default="nano",
         min_length=1,
-        description='"nano", a folder in diffusers format, or a hub id',
+        description='"nano" or "flow" (embedded), a folder in diffusers format, or a hub id',
     )
     model_hash: str | None = Field(
         default=None,

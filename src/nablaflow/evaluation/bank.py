@@ -91,8 +91,8 @@ def cache_folder() -> Path:
 
 
 def _shipped(key: str) -> Path | None:
-    path = nano.bank_path()
-    return path if path.is_file() and key_of(path) == key else None
+    paths = (nano.bank_path(model) for model in nano.MODELS)
+    return next((path for path in paths if path.is_file() and key_of(path) == key), None)
 
 
 def reference_bank(

@@ -85,7 +85,7 @@ def choose_beta(
     """A tilt strength for a reward whose unit nobody knows, from a small reference sample.
 
     Args:
-        model: ``nano``, a diffusers folder, or a hub id.
+        model: ``nano``, ``flow``, a diffusers folder, or a hub id.
         reward: as in `nablaflow.align`.
         prompts: as in `nablaflow.align`; up to four of them are used.
         effective_share: of reference samples that count under the tilt, (sum w)^2 / (n sum w^2)

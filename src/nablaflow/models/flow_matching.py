@@ -35,10 +35,11 @@ class FlowMatching(TextToImage):
     draws its noise in.
 
     Attributes:
-        reads_tokens: of a prompt, by the tokenizer that reads the most: the pipeline's default.
+        reads_tokens: of a prompt, by the last of the tokenizers: the pipeline's default.
     """
 
     denoiser: ClassVar[str] = "transformer"
+    reads: ClassVar[frozenset[str]] = TextToImage.reads | {"max_sequence_length"}
     reads_tokens: ClassVar[int]
 
     def __init__(
@@ -89,6 +90,14 @@ class FlowMatching(TextToImage):
 
     # --- prompts ----------------------------------------------------------------------------------
 
+    @property
+    def sequence_length(self) -> int:
+        """Tokens that the last of the text encoders gives, or would give if it were there."""
+        return self._sampler.max_sequence_length or self.reads_tokens
+
+    def stock_call(self, prompt: str) -> dict[str, Any]:
+        return super().stock_call(prompt) | {"max_sequence_length": self.sequence_length}
+
     def notes(self) -> list[str]:
         """What is to be said of the model and its sampler, one line each."""
         name = self._sampler.name
@@ -103,6 +112,8 @@ class FlowMatching(TextToImage):
     def note_on(self, prompts: Sequence[str]) -> str | None:
         tokenizers = [getattr(self.pipeline, name) for name in reversed(self.tokenizers)]
         tokenizer = next(one for one in tokenizers if one is not None)
-        reads = min(self.reads_tokens, tokenizer.model_max_length)
+        reads = tokenizer.model_max_length
+        if tokenizers[0] is not None:
+            reads = min(self.sequence_length, reads)
         cut = note_cuts(tokenizer, prompts, 1, reads)
         return "\n".join([*self.notes(), *([] if cut is None else [cut])]) or None

@@ -36,7 +36,7 @@ class Flux(FlowMatching):
         "steps": 28,
         "guidance_scale": 3.5,
     }
-    reads = PipelineModel.reads | {"guidance_scale"}
+    reads = PipelineModel.reads | {"guidance_scale", "max_sequence_length"}
     reads_tokens = 512
 
     def __init__(
@@ -78,7 +78,10 @@ class Flux(FlowMatching):
     # --- prompts ----------------------------------------------------------------------------------
 
     def encode(self, prompt: str) -> Condition:
-        hidden, pooled, _ = self.pipeline.encode_prompt(prompt, None, self.device, 1)
+        length = self.sequence_length
+        hidden, pooled, _ = self.pipeline.encode_prompt(
+            prompt, None, self.device, 1, max_sequence_length=length
+        )
         return Condition(hidden, pooled)
 
     def notes(self) -> list[str]:
@@ -115,6 +118,7 @@ class Flux(FlowMatching):
     def stock_call(self, prompt: str) -> dict[str, Any]:
         height, width = self.image_size
         call: dict[str, Any] = {"prompt": prompt, "height": height, "width": width}
+        call["max_sequence_length"] = self.sequence_length
         return call if self.guidance is None else call | {"guidance_scale": self.guidance}
 
     @torch.no_grad()

@@ -34,7 +34,7 @@ class Flux2Klein(FlowMatching):
         "steps": 50,
         "guidance_scale": 4.0,
     }
-    reads = PipelineModel.reads | {"guidance_scale"}
+    reads = PipelineModel.reads | {"guidance_scale", "max_sequence_length"}
     reads_tokens = 512
 
     def __init__(
@@ -78,7 +78,9 @@ class Flux2Klein(FlowMatching):
         return [*FlowMatching.lora_targets(network), "to_qkv_mlp_proj"]
 
     def encode(self, prompt: str) -> Condition:
-        return Condition(self.pipeline.encode_prompt(prompt, self.device, 1)[0])
+        length = self.sequence_length
+        found = self.pipeline.encode_prompt(prompt, self.device, 1, max_sequence_length=length)
+        return Condition(found[0])
 
     def forward(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
         assert condition.hidden is not None

@@ -51,7 +51,13 @@ class StableDiffusion3(FlowMatching):
 
     def encode(self, prompt: str) -> Condition:
         hidden, _, pooled, _ = self.pipeline.encode_prompt(
-            prompt, None, None, self.device, 1, do_classifier_free_guidance=False
+            prompt,
+            None,
+            None,
+            self.device,
+            1,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.sequence_length,
         )
         return Condition(hidden, pooled)
 

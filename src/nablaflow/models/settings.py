@@ -61,6 +61,13 @@ class SamplerSettings(Settings):
         description="pieces that every prompt is embedded in, each as long as the text encoder "
         "reads; null: one; what is longer is cut, and said",
     )
+    max_sequence_length: int | None = Field(
+        default=None,
+        ge=1,
+        le=512,
+        description="tokens that flow matching's longest text encoder gives of a prompt, in Stable "
+        "Diffusion 3 also where its T5 is left out; null: as many as the stock pipeline's default",
+    )
 
 
 class AdapterSettings(Settings):

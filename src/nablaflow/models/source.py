@@ -16,7 +16,7 @@ ModelSource = str | LivePipeline
 
 def model_source(model: str) -> str:
     """Folder or hub id that a configuration's ``model`` is loaded from."""
-    return str(nano.path()) if model == "nano" else model
+    return str(nano.path(model)) if model in nano.MODELS else model
 
 
 def fingerprint(pipeline: Any) -> str:

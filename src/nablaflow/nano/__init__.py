@@ -1,18 +1,32 @@
-"""The embedded text-to-image model: a stock diffusers pipeline of a few megabytes."""
+"""The embedded text-to-image models: stock diffusers pipelines of a few megabytes."""
 
 from pathlib import Path
 
+from nablaflow.errors import UserError, nearest
+
 _FOLDER = Path(__file__).parent
 
-
-def path() -> Path:
-    """Folder of the model; ``StableDiffusionPipeline.from_pretrained`` loads it."""
-    return _FOLDER / "pipeline"
+MODELS = {"nano": "pipeline", "flow": "flow"}
+"""Folder of each: a `StableDiffusionPipeline`, and flow matching's `StableDiffusion3Pipeline`."""
 
 
-def bank_path() -> Path:
-    """File of the reference samples that ship with the model, for the demo's prompts."""
-    return _FOLDER / "bank.safetensors"
+def path(model: str = "nano") -> Path:
+    """Folder of an embedded model; ``from_pretrained`` of its class loads it.
+
+    Args:
+        model: ``nano``, or ``flow``.
+
+    Raises:
+        UserError: there is no embedded model of this name.
+    """
+    if model not in MODELS:
+        raise UserError(f"nano.path: no embedded model {model!r}; {nearest(model, MODELS)}")
+    return _FOLDER / MODELS[model]
 
 
-__all__ = ["bank_path", "path"]
+def bank_path(model: str = "nano") -> Path:
+    """File of the reference samples that ship with a model, for the demo's prompts."""
+    return _FOLDER / {"nano": "bank.safetensors", "flow": "flow_bank.safetensors"}[model]
+
+
+__all__ = ["MODELS", "bank_path", "path"]

@@ -19,19 +19,23 @@ BINS = 8
 
 
 def generate(
-    pipeline: Any, prompts: list[str], *, steps: int, eta: float, guidance: float, seed: int
+    pipeline: Any, prompts: list[str], *, steps: int, guidance: float, seed: int, **call: Any
 ) -> Tensor:
-    """Images in [0, 1] from the stock pipeline, 50 at once."""
+    """Images in [0, 1] from the stock pipeline, 50 at once.
+
+    Args:
+        call: other arguments of the pipeline's call, such as DDIM's eta.
+    """
     generator = torch.Generator().manual_seed(seed)
     pipeline.set_progress_bar_config(disable=True)
     parts = [
         pipeline(
             prompts[start : start + 50],
             num_inference_steps=steps,
-            eta=eta,
             guidance_scale=guidance,
             generator=generator,
             output_type="pt",
+            **call,
         ).images
         for start in track(range(0, len(prompts), 50), description="sample", transient=True)
     ]
@@ -127,27 +131,32 @@ def autoencoder_psnr(autoencoder: Any, n: int, seed: int) -> float:
     return float(-10 * torch.cat(squared).mean().log10())
 
 
-def sampling_seconds(pipeline: Any, n: int = 64, steps: int = 20) -> float:
+def sampling_seconds(pipeline: Any, n: int = 64, steps: int = 20, **call: Any) -> float:
     """Seconds for ``n`` images of ``steps`` steps in one batch, the better of two."""
+    call = {"num_inference_steps": steps, "guidance_scale": 1.0, "output_type": "pt", **call}
 
     def once() -> float:
         start = time.perf_counter()
-        pipeline(["a circle"] * n, num_inference_steps=steps, guidance_scale=1.0, output_type="pt")
+        pipeline(["a circle"] * n, **call)
         return time.perf_counter() - start
 
     pipeline.set_progress_bar_config(disable=True)
     return min(once(), once())
 
 
-def measure(pipeline: Any, n: int = 1000, seed: int = 5) -> dict[str, Any]:
-    """All figures of the model card."""
+def measure(pipeline: Any, n: int = 1000, seed: int = 5, **call: Any) -> dict[str, Any]:
+    """All figures of the model card.
+
+    Args:
+        call: arguments of the pipeline's call besides steps and guidance.
+    """
     figures: dict[str, Any] = {"autoencoder_psnr_db": autoencoder_psnr(pipeline.vae, n, seed)}
     for guidance in (1.0, 2.0):
-        sampling = {"steps": 20, "eta": 1.0, "guidance": guidance, "seed": seed}
+        sampling = {"steps": 20, "guidance": guidance, "seed": seed, **call}
         figures |= {
             f"named_accuracy_guidance_{guidance:g}": named_accuracy(pipeline, n, **sampling),
             f"free_variation_guidance_{guidance:g}": free_variation(pipeline, n, **sampling),
             f"word_accuracy_guidance_{guidance:g}": word_accuracy(pipeline, n // 4, **sampling),
         }
-    figures["seconds_64_images_20_steps"] = sampling_seconds(pipeline)
+    figures["seconds_64_images_20_steps"] = sampling_seconds(pipeline, **call)
     return figures

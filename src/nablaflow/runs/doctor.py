@@ -112,7 +112,7 @@ def examine(model: str = "nano") -> dict[str, Any]:
     """Versions, device, memory (GiB), precision, which models fit, and what is adapted of one.
 
     Args:
-        model: ``nano``, a diffusers folder, or a hub id.
+        model: ``nano``, ``flow``, a diffusers folder, or a hub id.
 
     Raises:
         UserError: there is no such model.

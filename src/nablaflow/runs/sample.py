@@ -35,6 +35,11 @@ from nablaflow.storage.run_folder import CONFIG
 from nablaflow.typing import Images
 
 BATCH = 16
+EMBEDDED: dict[str, dict[str, Any]] = {
+    "nano": {"guidance_scale": 2.0},
+    "flow": {"guidance_scale": 2.0, "max_sequence_length": 16},
+}
+"""How the embedded models are sampled, besides their pipelines' defaults."""
 SHEET = Path("sheet", "sheet.png")  # in a folder of its own: a metric reads every image of `out`
 
 
@@ -79,7 +84,7 @@ def _model(
     pipeline = load_pipeline(model_source(source) if isinstance(source, str) else source)
     sampler = _sampler(pipeline, source, of_model)
     model = load_model(pipeline, sampler, AdapterSettings(), best_device())
-    return model, prompts or ["a circle" if source == "nano" else ""]
+    return model, prompts or ["a circle" if source in EMBEDDED else ""]
 
 
 def _sampler(pipeline: Any, source: ModelSource, asked: dict[str, Any]) -> SamplerSettings:
@@ -93,8 +98,8 @@ def _sampler(pipeline: Any, source: ModelSource, asked: dict[str, Any]) -> Sampl
     if name is not None and name not in known:
         raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, known)}")
     settings = family_of(pipeline).defaults_of(pipeline)
-    if source == "nano":
-        settings |= {"guidance_scale": 2.0}
+    if isinstance(source, str):
+        settings |= EMBEDDED.get(source, {})
     settings |= {side: asked[side] for side in ("height", "width") if side in asked}
     settings["name"] = name or settings.get("name") or _fitting(pipeline)
     return SamplerSettings(**settings)
@@ -135,7 +140,7 @@ def sample_to_folder(
     """Write ``n`` images, prompts in turns, and a sheet of all of them to a folder of its own.
 
     Args:
-        source: a run folder, a model folder or hub id, or ``nano``.
+        source: a run folder, a model folder or hub id, ``nano`` or ``flow``.
         prompts: default: the run's own.
         trusted: whether the user's word is given for what a run asks for.
         of_model: ``sampler``, ``height`` and ``width`` for a model as it is; of a run of flow

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nablaflow import nano
 from nablaflow.config.overrides import parse_override
 from nablaflow.config.recipe import Config, FindMethod
 from nablaflow.errors import UserError
@@ -45,7 +46,7 @@ def asked_for(config: Config, parts: Collection[str] = ALL) -> list[Reference]:
         found.append(Reference(CODE, place))
     if "reward" in parts:
         found += references(config.reward)
-    if "model" in parts and config.model != "nano" and is_path(config.model, or_name=True):
+    if "model" in parts and config.model not in nano.MODELS and is_path(config.model, or_name=True):
         found.append(Reference(FILE, config.model))
     sources: list[Any] = [config.prompts] if "prompts" in parts else []
     if "evaluation" in parts:

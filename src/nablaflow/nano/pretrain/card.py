@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from nablaflow.nano.quality import measure
 
@@ -18,9 +19,9 @@ license: apache-2.0
 pipeline_tag: text-to-image
 library_name: diffusers
 ---
-# nablaflow nano
+# {title}
 
-A latent text-to-image diffusion model in miniature, {parameters:.1f} M parameters, trained from
+{kind}, {parameters:.1f} M parameters, trained from
 scratch by
 
     {command}
@@ -29,8 +30,8 @@ on scenes that the same package draws: one object on a grey background, with sha
 size and background shade; captions name any subset of these.
 
 - commit {commit}, {machine}, torch {torch}
-- images 64x64, latents 8x8x4, DDIM scheduler with Stable Diffusion's betas, epsilon prediction
-
+- images 64x64, latents 8x8x4, {scheduler}
+{notes}
 | figure | value |
 |---|---|
 {rows}
@@ -38,9 +39,52 @@ size and background shade; captions name any subset of these.
 Named accuracy: share of 1,000 images for "a COLOUR SHAPE" that show both as one clean object. Word
 accuracy: share of 250 images for "a circle" and one more word that show it; 0.5 is chance. Free
 variation: total variation between the histogram of an attribute that the prompts leave free, over
-1,000 images, and the scenes' own. 20 steps, eta 1. All read off the pixels by
+1,000 images, and the scenes' own. {sampling}. All read off the pixels by
 `nablaflow.nano.reader`, without a network.
 """
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the card says of a model besides its figures.
+
+    Attributes:
+        arguments: of the command that trains it.
+        notes: lines of a list.
+        sampling: how the images were sampled that were measured.
+        call: of the stock pipeline, besides 20 steps and the guidance: so they are sampled.
+    """
+
+    title: str
+    kind: str
+    arguments: str
+    scheduler: str
+    sampling: str
+    call: dict[str, Any]
+    notes: str = ""
+
+
+DIFFUSION = Subject(
+    title="nablaflow nano",
+    kind="A latent text-to-image diffusion model in miniature",
+    arguments="",
+    scheduler="DDIM scheduler with Stable Diffusion's betas, epsilon prediction",
+    sampling="20 steps, eta 1",
+    call={"eta": 1.0},
+)
+FLOW = Subject(
+    title="nablaflow nano flow",
+    kind="A latent text-to-image flow-matching model in miniature (Stable Diffusion 3's classes)",
+    arguments=" --model flow",
+    scheduler="flow-matching Euler scheduler, shift 3",
+    sampling="20 steps of the scheduler, which adds no noise, max_sequence_length 16",
+    call={"max_sequence_length": 16},
+    notes="""- the autoencoder is nablaflow nano's, unchanged; transformer and text encoders are its own
+- its T5 is silent: it gives `max_sequence_length` zero tokens, 256 by default, as the pipeline's
+  class does where it is given none; trained with any number from 1 to 256. 16 are a call's that is
+  several times as fast
+""",
+)
 
 
 def _commit() -> str:
@@ -64,14 +108,21 @@ def _rows(figures: dict[str, Any]) -> str:
     return "\n".join(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in flat.items())
 
 
-def write_card(folder: Path, seed: int) -> None:
+def write_card(folder: Path, subject: Subject, seed: int) -> None:
     """Measure the pipeline in ``folder`` in float32; write its README.md and quality.json."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    figures = measure(pipeline)
-    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    figures = measure(pipeline, **subject.call)
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     text = _TEXT.format(
+        title=subject.title,
+        kind=subject.kind,
+        scheduler=subject.scheduler,
+        notes=subject.notes,
+        sampling=subject.sampling,
         parameters=sum(p.numel() for part in parts for p in part.parameters()) / 1e6,
-        command="python -m nablaflow.nano.pretrain" + (f" --seed {seed}" if seed else ""),
+        command="python -m nablaflow.nano.pretrain"
+        + subject.arguments
+        + (f" --seed {seed}" if seed else ""),
         commit=_commit(),
         machine=f"{platform.machine()} with {torch.get_num_threads()} threads",
         torch=torch.__version__,

@@ -91,10 +91,10 @@ def encode(autoencoder: Any, scenes: Scenes, device: torch.device) -> Tensor:
 
 
 def encoded_scenes(
-    autoencoder: AutoencoderKL, cache: Path, seed: int, device: torch.device
+    autoencoder: AutoencoderKL, cache: Path, seed: int, device: torch.device, n: int = SCENES
 ) -> LatentScenes:
     """The training set, encoded on the first call and read from ``cache`` afterwards."""
-    scenes = sample_scenes(SCENES, torch.Generator().manual_seed(seed))
+    scenes = sample_scenes(n, torch.Generator().manual_seed(seed))
     if not cache.is_file():
         save_file({"latents": encode(autoencoder, scenes, device)}, cache)
     return LatentScenes(load_file(cache)["latents"], scenes)
