@@ -81,8 +81,7 @@ FLOW = Subject(
     call={"max_sequence_length": 16},
     notes="""- the autoencoder is nablaflow nano's, unchanged; transformer and text encoders are its own
 - its T5 is silent: it gives `max_sequence_length` zero tokens, 256 by default, as the pipeline's
-  class does where it is given none; trained with any number from 1 to 256. 16 are a call's that is
-  several times as fast
+  class does where it is given none; trained with any number from 1 to 256, and faster with few
 """,
 )
 
