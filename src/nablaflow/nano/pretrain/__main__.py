@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -54,7 +54,7 @@ def pretrain(
     place = torch.device(device)
     tokenizer = build_tokenizer()
     if model == Model.flow:
-        vae = shipped_autoencoder().to(place)
+        vae = shipped_autoencoder(place)
         flow = train_flow(vae, tokenizer, work, flow_steps, seed, place, bfloat16)
         export_flow(vae, tokenizer, flow, out)
         write_card(out, FLOW, seed)
@@ -66,11 +66,11 @@ def pretrain(
     write_card(out, DIFFUSION, seed)
 
 
-def shipped_autoencoder() -> AutoencoderKL:
+def shipped_autoencoder(device: torch.device) -> AutoencoderKL:
     """The embedded diffusion model's, in float32."""
     folder = nano.path()
-    found = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
-    return found.eval().requires_grad_(False)
+    found: Any = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
+    return found.to(device).eval().requires_grad_(False)
 
 
 if __name__ == "__main__":

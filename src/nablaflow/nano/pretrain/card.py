@@ -79,9 +79,9 @@ FLOW = Subject(
     scheduler="flow-matching Euler scheduler, shift 3",
     sampling="20 steps of the scheduler, which adds no noise, max_sequence_length 16",
     call={"max_sequence_length": 16},
-    notes="""- the autoencoder is nablaflow nano's, unchanged; transformer and text encoders are its own
-- its T5 is silent: it gives `max_sequence_length` zero tokens, 256 by default, as the pipeline's
-  class does where it is given none; trained with any number from 1 to 256, and faster with few
+    notes="""- the autoencoder is nablaflow nano's, unchanged; all other parts are its own
+- its T5 is silent: it gives `max_sequence_length` zero tokens, 256 by default, as the stock class
+  does where it is given none; trained with any number from 1 to 256, and faster with few
 """,
 )
 
