@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import Result
 
 from nablaflow import nano
@@ -18,6 +19,32 @@ Cli = Callable[..., Result]
 def _nano_is_there():
     if not (nano.path() / "model_index.json").is_file():
         pytest.fail(f"{nano.path()} holds no model: run python -m nablaflow.nano.pretrain")
+
+
+def test_the_demo_has_two_models_and_names_them(cli: Cli):
+    assert "--model" in cli("demo", "--help").stdout
+    refused = cli("demo", "--model", "flwo")
+    assert refused.exit_code == 2
+    assert "--model: 'flwo' is none of the demo's; did you mean flow?" in refused.stderr
+
+
+def test_the_flow_matching_model_makes_an_update_and_is_measured(cli: Cli, here: Path):
+    result = cli(
+        "demo",
+        *("--model", "flow", "output_dir=run", "guard=null"),
+        *("training.updates=1", "training.images_per_prompt=2", "training.prompts_per_update=2"),
+        *("sampler.steps=4", "training.transition_fraction=0.5"),
+        *("evaluation.n=8", "evaluation.bank=16"),
+    )
+    assert result.exit_code == 0, result.stderr
+    config = yaml.safe_load((here / "run" / "config.yaml").read_text())
+    assert (config["model"], config["sampler"]["name"]) == ("flow", "memoryless")
+    summary = json.loads((here / "run" / "summary.json").read_text())
+    assert summary["updates"] == 1
+    assert {"reference", "policy", "exact_tilt"} <= summary.keys()
+    assert (here / "run" / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    sampled = cli("sample", "run", "--sampler", "euler", "--n", "2", "--out", "images")
+    assert sampled.exit_code == 0, sampled.stderr
 
 
 @pytest.mark.slow

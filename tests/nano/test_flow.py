@@ -18,9 +18,10 @@ from safetensors import safe_open
 
 import nablaflow as nf
 from nablaflow.errors import UserError
-from nablaflow.nano.quality import named_accuracy
+from nablaflow.nano.quality import color_fits, generate
+from nablaflow.nano.reader import read
 
-SAMPLING = {"steps": 20, "guidance": 2.0, "seed": 5, "max_sequence_length": 16}
+SAMPLING: dict[str, Any] = {"steps": 20, "guidance": 2.0, "seed": 99, "max_sequence_length": 16}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,31 @@ def test_its_card_says_where_it_comes_from_and_what_was_measured(folder: Path):
     figures = json.loads((folder / "quality.json").read_text())
     first = json.loads((nf.nano.path() / "quality.json").read_text())
     assert figures.keys() == first.keys()
+
+
+def test_it_shows_the_named_colour_and_leaves_the_rest_free(pipeline: Any):
+    """What the card says of both, on images that are not its own."""
+    wanted = ("red", "green", "blue", "purple") * 6
+    prompts = [f"a {color} shape" for color in wanted]
+    scenes = read(generate(pipeline, prompts, **SAMPLING)).scenes
+    right = [bool(color_fits(hue, color)) for hue, color in zip(scenes.hue, wanted, strict=True)]
+    assert sum(right) >= 20
+    assert scenes.x.std() > 0.15, "a uniform place has 0.29"
+    assert scenes.shade.std() > 0.15, "a uniform shade has 0.24"
+
+
+def test_the_prompt_matters_and_so_does_the_default_call(pipeline: Any):
+    def latents(prompt: str, **call: Any) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        call |= {"num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent"}
+        return pipeline(prompt, generator=generator, **call).images
+
+    few = {"max_sequence_length": 16}
+    found = [latents(prompt, **few) for prompt in ("", "a red star", "a small blue circle")]
+    assert all(part.isfinite().all() for part in found)
+    assert min(float((found[i] - found[i - 1]).abs().max()) for i in range(3)) > 0.1
+    many = latents("a red star")
+    assert float((many - found[1]).abs().mean()) < 0.2, "trained with 1 to 256 of a silent T5"
 
 
 def test_a_model_that_is_not_embedded_is_refused():

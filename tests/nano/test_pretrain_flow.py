@@ -20,6 +20,7 @@ from nablaflow.nano.pretrain.export import export_flow
 from nablaflow.nano.pretrain.text import build_tokenizer
 from nablaflow.nano.pretrain.velocity import TextToVelocity, sample_levels, train_flow
 
+CPU = torch.device("cpu")
 CAPTIONS = ["a red circle", "", "a zebra on the left"]
 
 
@@ -33,7 +34,7 @@ def networks() -> TextToVelocity:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, networks: TextToVelocity) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    export_flow(shipped_autoencoder(), build_tokenizer(), copy.deepcopy(networks), folder)
+    export_flow(shipped_autoencoder(CPU), build_tokenizer(), copy.deepcopy(networks), folder)
     return folder
 
 
@@ -99,13 +100,12 @@ def test_it_learns_the_velocity_from_the_image_to_the_noise(
     """Of scenes that are all the same, x_0: it is (x_s - x_0) / s, and no state is off the line."""
     monkeypatch.setattr(velocity, "SCENES", 4)
     monkeypatch.setattr(velocity, "EMA_DECAY", 0.9)
-    monkeypatch.setattr(velocity, "BATCH", 8)
+    monkeypatch.setattr(velocity, "BATCH", 4)
     monkeypatch.setattr(velocity, "warmup_cosine", lambda *_: 0.5)
     clean = torch.full((4, 4, 8, 8), 0.7)
     save_file({"latents": clean}, tmp_path / "flow-latents.safetensors")
-    cpu = torch.device("cpu")
     trained = train_flow(
-        shipped_autoencoder(), build_tokenizer(), tmp_path, 50, 0, cpu, autocast=False
+        shipped_autoencoder(CPU), build_tokenizer(), tmp_path, 40, 0, CPU, autocast=False
     )
     noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     s = torch.tensor([0.3, 0.6, 0.9])[:, None, None, None]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -45,6 +45,7 @@ def pretrain(
     denoiser_steps: Annotated[int, typer.Option(min=1, help="of nano")] = 5000,
     flow_steps: Annotated[int, typer.Option(min=1, help="of flow")] = 9000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    images: Annotated[int, typer.Option(min=8, help="for each figure of the card")] = 1000,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps")] = "cpu",
     bfloat16: Annotated[bool, typer.Option(help="train under bfloat16 autocast")] = True,
 ) -> None:
@@ -54,23 +55,23 @@ def pretrain(
     place = torch.device(device)
     tokenizer = build_tokenizer()
     if model == Model.flow:
-        vae = shipped_autoencoder().to(place)
+        vae = shipped_autoencoder(place)
         flow = train_flow(vae, tokenizer, work, flow_steps, seed, place, bfloat16)
         export_flow(vae, tokenizer, flow, out)
-        write_card(out, FLOW, seed)
+        write_card(out, FLOW, seed, images)
         return
     autoencoder = train_autoencoder(work, autoencoder_steps, seed, place, bfloat16)
     standardize_latents(autoencoder, seed)
     networks = train_denoiser(autoencoder, tokenizer, work, denoiser_steps, seed, place, bfloat16)
     export(autoencoder, tokenizer, networks, out)
-    write_card(out, DIFFUSION, seed)
+    write_card(out, DIFFUSION, seed, images)
 
 
-def shipped_autoencoder() -> AutoencoderKL:
+def shipped_autoencoder(device: torch.device) -> AutoencoderKL:
     """The embedded diffusion model's, in float32."""
     folder = nano.path()
-    found = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
-    return found.eval().requires_grad_(False)
+    found: Any = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
+    return found.to(device).eval().requires_grad_(False)
 
 
 if __name__ == "__main__":

@@ -36,10 +36,10 @@ size and background shade; captions name any subset of these.
 |---|---|
 {rows}
 
-Named accuracy: share of 1,000 images for "a COLOUR SHAPE" that show both as one clean object. Word
-accuracy: share of 250 images for "a circle" and one more word that show it; 0.5 is chance. Free
+Named accuracy: share of {images:,} images for "a COLOUR SHAPE" that show both as one clean object. Word
+accuracy: share of {each_word:,} images for "a circle" and one more word that show it; 0.5 is chance. Free
 variation: total variation between the histogram of an attribute that the prompts leave free, over
-1,000 images, and the scenes' own. {sampling}. All read off the pixels by
+{images:,} images, and the scenes' own. {sampling}. All read off the pixels by
 `nablaflow.nano.reader`, without a network.
 """
 
@@ -79,10 +79,9 @@ FLOW = Subject(
     scheduler="flow-matching Euler scheduler, shift 3",
     sampling="20 steps of the scheduler, which adds no noise, max_sequence_length 16",
     call={"max_sequence_length": 16},
-    notes="""- the autoencoder is nablaflow nano's, unchanged; transformer and text encoders are its own
-- its T5 is silent: it gives `max_sequence_length` zero tokens, 256 by default, as the pipeline's
-  class does where it is given none; trained with any number from 1 to 256. 16 are a call's that is
-  several times as fast
+    notes="""- the autoencoder is nablaflow nano's, unchanged; all other parts are its own
+- its T5 is silent: it gives `max_sequence_length` zero tokens, 256 by default, as the stock class
+  does where it is given none; trained with any number from 1 to 256, and faster with few
 """,
 )
 
@@ -108,10 +107,14 @@ def _rows(figures: dict[str, Any]) -> str:
     return "\n".join(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in flat.items())
 
 
-def write_card(folder: Path, subject: Subject, seed: int) -> None:
-    """Measure the pipeline in ``folder`` in float32; write its README.md and quality.json."""
+def write_card(folder: Path, subject: Subject, seed: int, images: int = 1000) -> None:
+    """Measure the pipeline in ``folder`` in float32; write its README.md and quality.json.
+
+    Args:
+        images: for each figure.
+    """
     pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    figures = measure(pipeline, **subject.call)
+    figures = measure(pipeline, images, **subject.call)
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     text = _TEXT.format(
         title=subject.title,
@@ -119,6 +122,8 @@ def write_card(folder: Path, subject: Subject, seed: int) -> None:
         scheduler=subject.scheduler,
         notes=subject.notes,
         sampling=subject.sampling,
+        images=images,
+        each_word=images // 4,
         parameters=sum(p.numel() for part in parts for p in part.parameters()) / 1e6,
         command="python -m nablaflow.nano.pretrain"
         + subject.arguments
