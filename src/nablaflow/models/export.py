@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def lora_layers(model: PipelineModel) -> dict[str, Tensor]:
     assert isinstance(model.adapter, LoraAdapter)
     scale = model.adapter.config.lora_alpha / model.adapter.config.r
     return {
-        name: (scale * value if ".lora_B." in name else value).detach().contiguous()
+        name: (scale * value if ".lora_B." in name else value).detach().cpu().contiguous()
         for name, value in state.items()
     }
 
@@ -69,10 +69,8 @@ def save_policy(model: PipelineModel, source: ModelSource, folder: Path) -> Path
     partial = folder / f".partial-{final.name}"
     remove_tree(partial)
     try:
-        if as_lora:
-            _write_lora(model, partial)
-        else:
-            _merged(model).save_pretrained(partial)
+        write = write_lora if as_lora else write_merged
+        write(model, partial)
         check_same_image(model, source, partial, as_lora=as_lora)
         put_in_place(partial, final)
     except (OSError, SafetensorError) as error:
@@ -83,9 +81,14 @@ def save_policy(model: PipelineModel, source: ModelSource, folder: Path) -> Path
     return final
 
 
-def _write_lora(model: PipelineModel, folder: Path) -> None:
+def write_lora(model: PipelineModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the LoRA as diffusers has it.
+
+    Raises:
+        UserError: a value is too large for ``dtype``.
+    """
     assert isinstance(model.adapter, LoraAdapter)
-    layers: dict[str, Any] = dict(lora_layers(model))
+    layers: dict[str, Any] = rounded(lora_layers(model), dtype)
     part = model.denoiser
     given = {
         f"{part}_lora_layers": layers,
@@ -93,6 +96,35 @@ def _write_lora(model: PipelineModel, folder: Path) -> None:
     }
     type(model.pipeline).save_lora_weights(folder, **given)
     put_in_order(folder / LORA_FILE)
+
+
+def write_merged(model: PipelineModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a whole pipeline whose network is the policy.
+
+    Raises:
+        UserError: a value is too large for ``dtype``.
+    """
+    pipeline = _merged(model)
+    if dtype != torch.float32:
+        for name, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module):
+                rounded(dict(part.named_parameters()), dtype)
+                pipeline.register_modules(**{name: copy.deepcopy(part).to(dtype)})
+    pipeline.save_pretrained(folder)
+
+
+def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same in another precision.
+
+    Raises:
+        UserError: a value is too large for it.
+    """
+    found = {name: value.detach().to(dtype) for name, value in tensors.items()}
+    for name, value in found.items():
+        if not value.isfinite().all() and tensors[name].isfinite().all():
+            kind = str(dtype).removeprefix("torch.")
+            raise UserError(f"--dtype: {name} is too large for {kind}; use bfloat16 or float32")
+    return found
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
