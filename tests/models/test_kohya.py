@@ -52,9 +52,10 @@ def policy(pipeline: Any, **adapter: Any) -> PipelineModel:
 
 def own_updates(model: PipelineModel) -> dict[str, Tensor]:
     """By peft's own rule, of each layer that has a LoRA."""
+    layers: list[tuple[str, Any]] = list(model.network.named_modules())
     return {
         name: layer.get_delta_weight("default").flatten(1).detach()
-        for name, layer in model.network.named_modules()
+        for name, layer in layers
         if hasattr(layer, "get_delta_weight")
     }
 

@@ -61,8 +61,8 @@ def of_unet(config: Mapping[str, Any]) -> dict[str, str]:
             if crossed:
                 own = f"up_blocks.{level}.attentions.{i}"
                 found |= _attention(own, f"{place}.1", depths[-1 - level])
-        upsampler = f"{place}.{2 if crossed else 1}.conv"
-        found[f"up_blocks.{level}.upsamplers.0.conv"] = upsampler
+        last = f"output_blocks.{(layers + 1) * level + layers}.{2 if crossed else 1}"
+        found[f"up_blocks.{level}.upsamplers.0.conv"] = f"{last}.conv"
     return found
 
 
