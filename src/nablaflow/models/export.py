@@ -32,8 +32,9 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 def lora_layers(model: PipelineModel) -> dict[str, Tensor]:
     """The LoRA's weights by peft's names, without the adapter's, and with its scale in them.
 
-    The update is (alpha / rank) B A. Some readers know alpha from the file's metadata, some from a
-    tensor of its own, some not at all; so B has the scale, and alpha is the rank for all of them.
+    The update is (alpha / rank) B A, or by rsLoRA (alpha / sqrt(rank)) B A. Some readers know alpha
+    from the file's metadata, some from a tensor of its own, some not at all; so B has the scale,
+    and alpha is the rank for all of them.
     """
     state = get_peft_model_state_dict(
         _with_config(model),
@@ -43,7 +44,7 @@ def lora_layers(model: PipelineModel) -> dict[str, Tensor]:
         save_embedding_layers=False,
     )
     assert isinstance(model.adapter, LoraAdapter)
-    scale = model.adapter.config.lora_alpha / model.adapter.config.r
+    scale = model.adapter.factor
     return {
         name: (scale * value if ".lora_B." in name else value).detach().cpu().contiguous()
         for name, value in state.items()
@@ -136,7 +137,7 @@ def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a LoRA's configuration that another peft needs, in types that JSON has."""
-    names = ("r", "target_modules", "init_lora_weights")
+    names = ("r", "target_modules", "init_lora_weights", "use_dora")
     plain = {name: sorted(v) if isinstance(v := config[name], set) else v for name in names}
     return plain | {"lora_alpha": config["r"]}  # see `lora_layers`
 
@@ -175,10 +176,10 @@ def check_same_image(
     # Both in float32, from weights that were rounded alike: half precision would hide a fault.
     dtype = next(model.network.parameters()).dtype if as_lora else torch.float32
     stock = _in_float32(load_pipeline(source if as_lora else str(folder), dtype).to(model.device))
+    # As the policy's: it selects the kernels. Before the LoRA, whose layout is the plain one.
+    getattr(stock, model.denoiser).to(memory_format=torch.channels_last)
     if as_lora:
         stock.load_lora_weights(folder)
-    # As the policy's: it selects the kernels.
-    getattr(stock, model.denoiser).to(memory_format=torch.channels_last)
     with model.as_in_stock(), _full_float32():
         policy = _in_float32(model.pipeline)
         image = _image(model, policy)

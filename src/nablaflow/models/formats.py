@@ -58,7 +58,8 @@ def check_format(model: PipelineModel, name: str) -> None:
     """Refuse what cannot be written so.
 
     Raises:
-        UserError: the policy is no LoRA, or no pipeline of its class takes one.
+        UserError: the policy is no LoRA, no pipeline of its class takes one, or the format's
+            readers would not agree on it.
     """
     if name == "merged":
         return
@@ -70,6 +71,13 @@ def check_format(model: PipelineModel, name: str) -> None:
     if not model.saves_lora:
         kind = type(model.pipeline).__name__
         raise UserError(f"--format: nothing reads a LoRA of a {kind}; use merged, not {name}")
+    if name == "kohya" and model.adapter.config.use_dora:
+        # ComfyUI divides by the lengths of the weight's rows, others by those of the updated
+        # weight's, A1111 by those of its columns, and diffusers leaves the lengths out.
+        raise UserError(
+            "--format: the readers of kohya's names do not agree on what DoRA's lengths are "
+            "(adapter.dora=true); use diffusers or merged"
+        )
 
 
 def write_policy(

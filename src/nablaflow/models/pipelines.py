@@ -162,7 +162,8 @@ class PipelineModel(DiffusionModel):
             return FullAdapter(network)
         targets = self.lora_targets(network) if settings.targets == "auto" else settings.targets
         alpha = float(settings.rank) if settings.alpha is None else settings.alpha
-        return LoraAdapter(network, settings.rank, alpha, targets)
+        kind = {"rslora": settings.rslora, "dora": settings.dora}
+        return LoraAdapter(network, settings.rank, alpha, targets, **kind)
 
     def allow_second_derivatives(self) -> None:
         use_plain_attention(self.network)
