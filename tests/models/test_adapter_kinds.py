@@ -81,8 +81,8 @@ def test_a_layer_is_the_closed_form_at_every_strength(dora: bool, rslora: bool) 
     """DoRA (equation 5): the lengths m over those of W + s B A, times it; at 0 the reference."""
     for strength in (0.0, 0.5, 1.0):
         torch.manual_seed(0)
-        network = torch.nn.Sequential(torch.nn.Linear(5, 3, bias=False))
-        plain = network[0].weight.detach().clone()
+        layer = torch.nn.Linear(5, 3, bias=False)
+        network, plain = torch.nn.Sequential(layer), layer.weight.detach().clone()
         adapter = LoraAdapter(network, 4, 3.0, ["0"], rslora=rslora, dora=dora)
         perturb(network)
         factors = {name: p.detach().clone() for name, p in network.named_parameters()}
