@@ -14,6 +14,7 @@ from nablaflow.commands.compare import compare
 from nablaflow.commands.doctor import doctor
 from nablaflow.commands.evaluate import evaluate
 from nablaflow.commands.exact import exact
+from nablaflow.commands.export import export
 from nablaflow.commands.gallery import gallery
 from nablaflow.commands.named_help import naming
 from nablaflow.commands.reward import app as reward_app
@@ -30,6 +31,7 @@ _MEASURED = naming({"--metric": "metrics", "reward": "rewards", "--prompts": "pr
 app.command(cls=_OF_A_RUN)(demo)
 app.command(cls=_OF_A_RUN)(train)
 app.command()(sample)
+app.command()(export)
 app.command()(gallery)
 app.command("eval", cls=_MEASURED)(evaluate)
 app.command(cls=naming({"--method": "entrants", "--reward": "rewards"}))(compare)

@@ -133,7 +133,7 @@ def test_the_exact_tilt_is_of_the_bank_reweighted(run: Path):
 
     summary = json.loads((run / "summary.json").read_text())
     (bank,) = (run.parent / "cache").iterdir()
-    model, config = load_policy(run)
+    model, config, _ = load_policy(run)
     prompts = config.prompts
     images = model.decode(load_file(bank)["states"].float())
     rewards = load("warmth")(images, [prompts[i % 2] for i in range(420)]).double()

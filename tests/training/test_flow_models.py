@@ -112,7 +112,7 @@ def test_a_run_is_saved_and_sampled_without_noise_as_the_stock_pipeline_does(
     few = ["training.updates=1", "evaluation.n=6", "optimizer.learning_rate=0.05"]
     config = make_config(*overrides(folders["sd3"], "residual-nabla-db"), *few)
     run = align.run(config)
-    model, _ = load_policy(run.folder, sampler="euler")
+    model, *_ = load_policy(run.folder, sampler="euler")
     stock: Any = load_pipeline(str(folders["sd3"]))
     stock.load_lora_weights(run.folder / "lora")
     generator = torch.Generator().manual_seed(3)

@@ -97,7 +97,7 @@ def test_all_that_reads_a_run_takes_its_kernels(
     monkeypatch.setattr(evaluate, "prepare", spy)
     align.run(make_config(ANALYTIC, "training.updates=2"), resume=True)
     evaluate.evaluate_run(finished.output_dir, 6, metrics=["reward"], only_last=True)
-    model, _ = policy.load_policy(finished.output_dir)
+    model, *_ = policy.load_policy(finished.output_dir)
     for found in (seen[0].model, seen[1].model, model):
         assert torch.equal(found.left_open, kept)
     assert torch.equal(stored(finished.output_dir), kept)

@@ -52,15 +52,31 @@ class LoraAdapter:
 
     Args:
         targets: names of the layers, matched from the end of their path, as peft does.
+        rslora: scale them by alpha over the root of the rank (arXiv 2312.03732).
+        dora: train the lengths of a weight's rows besides (arXiv 2402.09353).
 
     Raises:
         UserError: no layer of the network has such a name.
     """
 
-    def __init__(self, network: nn.Module, rank: int, alpha: float, targets: list[str]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        rank: int,
+        alpha: float,
+        targets: list[str],
+        *,
+        rslora: bool = False,
+        dora: bool = False,
+    ) -> None:
         scale: Any = alpha  # peft's annotation is narrower than what it takes
         self.config = LoraConfig(
-            r=rank, lora_alpha=scale, init_lora_weights="gaussian", target_modules=targets
+            r=rank,
+            lora_alpha=scale,
+            init_lora_weights="gaussian",
+            target_modules=targets,
+            use_rslora=rslora,
+            use_dora=dora,
         )
         network.requires_grad_(False)
         try:
@@ -93,10 +109,21 @@ class LoraAdapter:
         finally:
             self._enable(True)
 
+    @property
+    def factor(self) -> float:
+        """By which the product of the two factors is multiplied."""
+        rank = self.config.r
+        return self.config.lora_alpha / (rank**0.5 if self.config.use_rslora else rank)
+
+    @torch.no_grad()
     def scale(self, strength: float) -> None:
         layer: Any  # peft's LoRA layers have it, their common base does not
         for layer in self._layers:
             layer.set_scale(ADAPTER, strength)
+            if self.config.use_dora:
+                length = layer.lora_magnitude_vector[ADAPTER].weight
+                before = layer.get_base_layer().weight.float().flatten(1).norm(dim=1)
+                length.copy_(torch.lerp(before.view_as(length), length, strength))
 
     def _enable(self, enabled: bool) -> None:
         for layer in self._layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 def lora_layers(model: PipelineModel) -> dict[str, Tensor]:
     """The LoRA's weights by peft's names, without the adapter's, and with its scale in them.
 
-    The update is (alpha / rank) B A. Some readers know alpha from the file's metadata, some from a
-    tensor of its own, some not at all; so B has the scale, and alpha is the rank for all of them.
+    The update is (alpha / rank) B A, or by rsLoRA (alpha / sqrt(rank)) B A. Some readers know alpha
+    from the file's metadata, some from a tensor of its own, some not at all; so B has the scale,
+    and alpha is the rank for all of them.
     """
     state = get_peft_model_state_dict(
         _with_config(model),
@@ -43,9 +44,9 @@ def lora_layers(model: PipelineModel) -> dict[str, Tensor]:
         save_embedding_layers=False,
     )
     assert isinstance(model.adapter, LoraAdapter)
-    scale = model.adapter.config.lora_alpha / model.adapter.config.r
+    scale = model.adapter.factor
     return {
-        name: (scale * value if ".lora_B." in name else value).detach().contiguous()
+        name: (scale * value if ".lora_B." in name else value).detach().cpu().contiguous()
         for name, value in state.items()
     }
 
@@ -75,10 +76,8 @@ def save_policy(model: PipelineModel, source: ModelSource, folder: Path) -> Path
     partial = folder / f".partial-{final.name}"
     remove_tree(partial)
     try:
-        if as_lora:
-            _write_lora(model, partial)
-        else:
-            _merged(model).save_pretrained(partial)
+        write = write_lora if as_lora else write_merged
+        write(model, partial)
         check_same_image(model, source, partial, as_lora=as_lora)
         put_in_place(partial, final)
     except (OSError, SafetensorError) as error:
@@ -90,9 +89,14 @@ def save_policy(model: PipelineModel, source: ModelSource, folder: Path) -> Path
     return final
 
 
-def _write_lora(model: PipelineModel, folder: Path) -> None:
+def write_lora(model: PipelineModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the LoRA as diffusers has it.
+
+    Raises:
+        UserError: a value is too large for ``dtype``.
+    """
     assert isinstance(model.adapter, LoraAdapter)
-    layers: dict[str, Any] = dict(lora_layers(model))
+    layers: dict[str, Any] = rounded(lora_layers(model), dtype)
     part = model.denoiser
     given = {
         f"{part}_lora_layers": layers,
@@ -102,9 +106,38 @@ def _write_lora(model: PipelineModel, folder: Path) -> None:
     put_in_order(folder / LORA_FILE)
 
 
+def write_merged(model: PipelineModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a whole pipeline whose network is the policy.
+
+    Raises:
+        UserError: a value is too large for ``dtype``.
+    """
+    pipeline = _merged(model)
+    if dtype != torch.float32:
+        for name, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module):
+                rounded(dict(part.named_parameters()), dtype)
+                pipeline.register_modules(**{name: copy.deepcopy(part).to(dtype)})
+    pipeline.save_pretrained(folder)
+
+
+def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same in another precision.
+
+    Raises:
+        UserError: a value is too large for it.
+    """
+    found = {name: value.detach().to(dtype) for name, value in tensors.items()}
+    for name, value in found.items():
+        if not value.isfinite().all() and tensors[name].isfinite().all():
+            kind = str(dtype).removeprefix("torch.")
+            raise UserError(f"--dtype: {name} is too large for {kind}; use bfloat16 or float32")
+    return found
+
+
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a LoRA's configuration that another peft needs, in types that JSON has."""
-    names = ("r", "target_modules", "init_lora_weights")
+    names = ("r", "target_modules", "init_lora_weights", "use_dora")
     plain = {name: sorted(v) if isinstance(v := config[name], set) else v for name in names}
     return plain | {"lora_alpha": config["r"]}  # see `lora_layers`
 
@@ -143,10 +176,10 @@ def check_same_image(
     # Both in float32, from weights that were rounded alike: half precision would hide a fault.
     dtype = next(model.network.parameters()).dtype if as_lora else torch.float32
     stock = _in_float32(load_pipeline(source if as_lora else str(folder), dtype).to(model.device))
+    # As the policy's: it selects the kernels. Before the LoRA, whose layout is the plain one.
+    getattr(stock, model.denoiser).to(memory_format=torch.channels_last)
     if as_lora:
         stock.load_lora_weights(folder)
-    # As the policy's: it selects the kernels.
-    getattr(stock, model.denoiser).to(memory_format=torch.channels_last)
     with model.as_in_stock(), _full_float32():
         policy = _in_float32(model.pipeline)
         image = _image(model, policy)

@@ -16,6 +16,7 @@ from nablaflow.diffusion.prediction import FLOW
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.samplers import build_process
 from nablaflow.errors import UserError
+from nablaflow.models.kohya import Layout
 from nablaflow.models.long_prompts import note_cuts
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import sides
@@ -26,6 +27,18 @@ TARGETS = (
     *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
 )
 """The projections of attention, of image and text tokens (as in arXiv 2505.05470's code)."""
+
+
+def in_blocks(published: str, own: str, layers: Layout) -> Layout:
+    """The layout of the blocks of a transformer, from that of one block.
+
+    Args:
+        published: what the checkpoint calls the list of blocks; ``own`` is diffusers' name.
+    """
+    return {
+        f"{published}.{{}}.{layer}": tuple(f"{own}.{{}}.{part}" for part in parts)
+        for layer, parts in layers.items()
+    }
 
 
 class FlowMatching(TextToImage):

@@ -17,7 +17,8 @@ from torch import Tensor
 from nablaflow.diffusion.flow_schedule import FlowSchedule, shift_by_tokens
 from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
-from nablaflow.models.flow_matching import FlowMatching
+from nablaflow.models.flow_matching import FlowMatching, in_blocks
+from nablaflow.models.kohya import Layout
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.typing import Images, Latents
@@ -38,6 +39,36 @@ class Flux(FlowMatching):
     }
     reads = PipelineModel.reads | {"guidance_scale", "max_sequence_length"}
     reads_tokens = 512
+    published_layers: ClassVar[Layout | None] = {
+        **in_blocks(
+            "double_blocks",
+            "transformer_blocks",
+            {
+                "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+                "img_attn.proj": ("attn.to_out.0",),
+                "img_mlp.0": ("ff.net.0.proj",),
+                "img_mlp.2": ("ff.net.2",),
+                "img_mod.lin": ("norm1.linear",),
+                "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+                "txt_attn.proj": ("attn.to_add_out",),
+                "txt_mlp.0": ("ff_context.net.0.proj",),
+                "txt_mlp.2": ("ff_context.net.2",),
+                "txt_mod.lin": ("norm1_context.linear",),
+            },
+        ),
+        **in_blocks(
+            "single_blocks",
+            "single_transformer_blocks",
+            {
+                "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+                "linear2": ("proj_out",),
+                "modulation.lin": ("norm.linear",),
+            },
+        ),
+        "img_in": ("x_embedder",),
+        "txt_in": ("context_embedder",),
+        "final_layer.linear": ("proj_out",),
+    }
 
     def __init__(
         self,

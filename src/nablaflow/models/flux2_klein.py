@@ -17,7 +17,8 @@ from torch import Tensor
 from nablaflow.diffusion.flow_schedule import FlowSchedule
 from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
-from nablaflow.models.flow_matching import FlowMatching
+from nablaflow.models.flow_matching import FlowMatching, in_blocks
+from nablaflow.models.kohya import Layout
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.typing import Images, Latents
@@ -36,6 +37,30 @@ class Flux2Klein(FlowMatching):
     }
     reads = PipelineModel.reads | {"guidance_scale", "max_sequence_length"}
     reads_tokens = 512
+    published_layers: ClassVar[Layout | None] = {
+        **in_blocks(
+            "double_blocks",
+            "transformer_blocks",
+            {
+                "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+                "img_attn.proj": ("attn.to_out.0",),
+                "img_mlp.0": ("ff.linear_in",),
+                "img_mlp.2": ("ff.linear_out",),
+                "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+                "txt_attn.proj": ("attn.to_add_out",),
+                "txt_mlp.0": ("ff_context.linear_in",),
+                "txt_mlp.2": ("ff_context.linear_out",),
+            },
+        ),
+        **in_blocks(
+            "single_blocks",
+            "single_transformer_blocks",
+            {"linear1": ("attn.to_qkv_mlp_proj",), "linear2": ("attn.to_out",)},
+        ),
+        "img_in": ("x_embedder",),
+        "txt_in": ("context_embedder",),
+        "final_layer.linear": ("proj_out",),
+    }
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from nablaflow.models.adapters import Adapter, FullAdapter, LoraAdapter
 from nablaflow.models.attention import fused_attention, use_plain_attention
 from nablaflow.models.conditioning import check_network
 from nablaflow.models.contract import DiffusionModel
+from nablaflow.models.kohya import Layout
 from nablaflow.models.lora_targets import automatic_targets
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.typing import Images, Latents
@@ -42,6 +43,8 @@ class PipelineModel(DiffusionModel):
         may_lack: parts that a folder may have or not, and that change what the model is.
         call_defaults: how a stock pipeline samples if nothing is said, as sampler settings.
         reads: sampler settings that have an effect; another one is refused.
+        published_layers: names that the published checkpoint has for the denoiser's layers; None:
+            those who read its LoRAs know diffusers' names too.
         left_open: variance of x_0 given x_k, by k, that the kernels have besides their own; None:
             they have their own alone.
     """
@@ -55,6 +58,7 @@ class PipelineModel(DiffusionModel):
     reads: ClassVar[frozenset[str]] = frozenset(
         {"name", "steps", "eta", "sigma_floor", "variance", "height", "width"}
     )
+    published_layers: ClassVar[Layout | None] = None
 
     pipeline: Any
     left_open: Float[Tensor, "levels"] | None
@@ -158,7 +162,8 @@ class PipelineModel(DiffusionModel):
             return FullAdapter(network)
         targets = self.lora_targets(network) if settings.targets == "auto" else settings.targets
         alpha = float(settings.rank) if settings.alpha is None else settings.alpha
-        return LoraAdapter(network, settings.rank, alpha, targets)
+        kind = {"rslora": settings.rslora, "dora": settings.dora}
+        return LoraAdapter(network, settings.rank, alpha, targets, **kind)
 
     def allow_second_derivatives(self) -> None:
         use_plain_attention(self.network)

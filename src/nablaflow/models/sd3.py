@@ -10,7 +10,8 @@ from torch import Tensor
 from nablaflow.diffusion.flow_schedule import FlowSchedule, shift_by_tokens
 from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
-from nablaflow.models.flow_matching import FlowMatching
+from nablaflow.models.flow_matching import FlowMatching, in_blocks
+from nablaflow.models.kohya import Layout
 from nablaflow.models.settings import SamplerSettings
 from nablaflow.typing import Latents
 
@@ -28,6 +29,27 @@ class StableDiffusion3(FlowMatching):
         "guidance_scale": 7.0,
     }
     reads_tokens = 256
+    published_layers: ClassVar[Layout | None] = {
+        **in_blocks(
+            "joint_blocks",
+            "transformer_blocks",
+            {
+                "x_block.attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+                "x_block.attn.proj": ("attn.to_out.0",),
+                "x_block.attn2.qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+                "x_block.attn2.proj": ("attn2.to_out.0",),
+                "x_block.mlp.fc1": ("ff.net.0.proj",),
+                "x_block.mlp.fc2": ("ff.net.2",),
+                "context_block.attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+                "context_block.attn.proj": ("attn.to_add_out",),
+                "context_block.mlp.fc1": ("ff_context.net.0.proj",),
+                "context_block.mlp.fc2": ("ff_context.net.2",),
+            },
+        ),
+        "x_embedder.proj": ("pos_embed.proj",),
+        "context_embedder": ("context_embedder",),
+        "final_layer.linear": ("proj_out",),
+    }
 
     @staticmethod
     def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from nablaflow.diffusion.variance import Variance
 from nablaflow.settings import Settings
@@ -80,6 +80,15 @@ class AdapterSettings(Settings):
     alpha: float | None = Field(
         default=None, gt=0, description="the LoRA's alpha; null: as rank, a scale of 1"
     )
+    rslora: bool = Field(
+        default=False,
+        description="scale the update by alpha over the root of the rank (arXiv 2312.03732)",
+    )
+    dora: bool = Field(
+        default=False,
+        description="train the length of each row of a weight beside the update of its direction "
+        "(DoRA, arXiv 2402.09353)",
+    )
     targets: Literal["auto"] | list[str] = Field(
         default="auto",
         description="layers that get a LoRA, by the end of their names; auto: the projections "
@@ -88,6 +97,13 @@ class AdapterSettings(Settings):
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="decay per update of a saved average of the policy"
     )
+
+    @model_validator(mode="after")
+    def _of_a_lora(self) -> AdapterSettings:
+        for name in ("rslora", "dora"):
+            if self.kind == "full" and getattr(self, name):
+                raise ValueError(f"adapter.{name}: every weight trains; leave it out, or kind=lora")
+        return self
 
     @field_validator("targets", mode="before")
     @classmethod

@@ -144,7 +144,7 @@ def write_gallery(
 
 
 def _drawer(run: Path, n: int, seed: int, *, trusted: bool) -> Drawer:
-    model, config = load_policy(run, ("model", "prompts", "reward"), trusted=trusted)
+    model, config, _ = load_policy(run, ("model", "prompts", "reward"), trusted=trusted)
     check_count("--n", n, 2 * image_bytes(model))
     prompts = load_prompts(config.prompts, Path(), config.seed)
     return Drawer(model, config.model, load(config.reward), prompts, n, seed)

@@ -42,8 +42,8 @@ def load_policy(
     sampler: str | None = None,
     pipeline: LivePipeline | None = None,
     method: type[Method] | None = None,
-) -> tuple[PipelineModel, Config]:
-    """The policy of a run, and the run's configuration.
+) -> tuple[PipelineModel, Config, Path]:
+    """The policy of a run, the run's configuration, and the folder of the checkpoint.
 
     Args:
         parts: groups of the configuration that will be used.
@@ -76,7 +76,7 @@ def load_policy(
         model.adapter.scale(strength)
     if analytic:
         load_kernels(model, folder)
-    return model, config
+    return model, config, folder
 
 
 def _read(

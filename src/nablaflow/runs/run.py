@@ -16,6 +16,7 @@ from nablaflow.models import LivePipeline, load_pipeline
 from nablaflow.models.export import LORA_FILE
 from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import NamedReward
+from nablaflow.runs.export import export_run
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import reference_of
 from nablaflow.runs.trust import check_trusted, methods_of
@@ -111,6 +112,38 @@ class Run:
             raise UserError(f"{file} is damaged; train the run with --resume to write it again")
         pipeline.load_lora_weights(self.lora)
         return pipeline
+
+    def export(
+        self,
+        form: str,
+        out: str | Path | None = None,
+        *,
+        dtype: str = "float32",
+        checkpoint: str = "last",
+        overwrite: bool = False,
+        trusted: bool = False,
+    ) -> Path:
+        """Write the policy to a folder of its own, in a format that other programs read.
+
+        Args:
+            form: ``diffusers``, ``kohya`` (the names of ComfyUI and A1111) or ``merged`` (a whole
+                pipeline).
+            out: the folder; default: ``exports/`` and the names of run and format.
+            dtype: ``float32``, ``bfloat16`` or ``float16``, of the weights.
+            checkpoint: ``last``, ``best`` or ``step-12``.
+            overwrite: replace an earlier export there.
+            trusted: whether your word is given for what the run asks for.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UserError: a mistake in any of these, or a format that cannot hold the policy.
+        """
+        own = {"pipeline": self.live, "method": self.method, "trusted": trusted}
+        given = {"dtype": dtype, "checkpoint": checkpoint, "overwrite": overwrite}
+        place = None if out is None else Path(out).expanduser()
+        return export_run(self.folder, form, place, **given, **own).folder
 
     def _reference(self, dtype: torch.dtype | None) -> Any:
         if self.live is not None:

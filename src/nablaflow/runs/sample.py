@@ -76,7 +76,7 @@ def _model(
             option = next(iter(of_model))
             raise UserError(f"--{option}: a run is sampled as it was trained; leave it out")
         parts = ("model",) if prompts else ("model", "prompts")
-        model, config = load_policy(Path(source), parts, trusted=trusted, **here, **of_run)
+        model, config, _ = load_policy(Path(source), parts, trusted=trusted, **here, **of_run)
         return model, prompts or load_prompts(config.prompts, Path(), config.seed)
     if of_run:
         option = next(iter(of_run))

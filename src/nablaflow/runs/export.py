@@ -1,0 +1,253 @@
+"""A run's policy in a folder of its own, in a format that other programs read, with its card."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from nablaflow.config.overrides import plain_config
+from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError, nearest, show
+from nablaflow.hub import is_local
+from nablaflow.methods import Method
+from nablaflow.models import LivePipeline
+from nablaflow.models.export import LORA_FILE
+from nablaflow.models.formats import DTYPES, FORMATS, KOHYA_FILE, write_policy
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.report.card import Card, card_text
+from nablaflow.report.privacy import without_folders_in
+from nablaflow.runs.policy import LAST, REFERENCE, load_policy
+from nablaflow.runs.pretrained import source_of
+from nablaflow.storage import checksums
+from nablaflow.storage.files import (
+    PARTIAL,
+    put_in_place,
+    remove_tree,
+    what_failed,
+    write_whole,
+)
+from nablaflow.storage.header import put_in_order
+from nablaflow.storage.run_folder import SUMMARY
+
+CARD, MANIFEST = "README.md", "export.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: with everything in it.
+        files: names in it, to their SHA-256.
+        update: after which the policy was taken.
+    """
+
+    folder: Path
+    format: str
+    dtype: str
+    update: int
+    files: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def export_run(
+    run: Path,
+    form: str,
+    out: Path | None = None,
+    *,
+    dtype: str = "float32",
+    checkpoint: str = LAST,
+    overwrite: bool = False,
+    trusted: bool = False,
+    pipeline: LivePipeline | None = None,
+    method: type[Method] | None = None,
+) -> Exported:
+    """Write a run's policy, as a checkpoint has it, to a folder; all of it or nothing.
+
+    Args:
+        form: ``diffusers``, ``kohya`` or ``merged``.
+        out: the folder; default: ``exports/`` and the names of run and format.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, of the weights.
+        checkpoint: ``last``, ``best`` or ``step-12``.
+        overwrite: replace an earlier export there.
+        trusted: whether the user's word is given for what the run asks for.
+        pipeline: the one that the run was begun with, where it has no name.
+        method: the class of the one that it was begun with, where it has no file.
+
+    Raises:
+        UserError: a mistake in any of these, no such checkpoint, or a format that cannot hold it.
+        ExportError: a stock pipeline gives another image; nothing is left behind.
+    """
+    _check_choices(form, dtype, checkpoint)
+    final = Path("exports", f"{run.resolve().name}-{form}") if out is None else out
+    _check_out(final, overwrite=overwrite)
+    given = {"trusted": trusted, "pipeline": pipeline, "method": method}
+    model, config, folder = load_policy(run, ("model",), checkpoint=checkpoint, **given)
+    update = int(folder.name.partition("-")[2])
+    with _beside(final) as partial:
+        write_policy(model, source_of(config, pipeline), partial, form, DTYPES[dtype])
+        for path in sorted(partial.rglob("*.safetensors")):
+            put_in_order(path)
+        card = _card(run, config, model, update, form, dtype)
+        write_whole(partial / CARD, _text(card, run))
+        files = _checksums(partial)
+        exported = Exported(final, form, dtype, update, files)
+        write_whole(partial / MANIFEST, checksums.sealed(_manifest(exported)))
+    return exported
+
+
+def _check_choices(form: str, dtype: str, checkpoint: str) -> None:
+    for option, value, known in (("format", form, FORMATS), ("dtype", dtype, DTYPES)):
+        if value not in known:
+            raise UserError(f"--{option}: {show(value)} is none; {nearest(value, known)}")
+    if checkpoint == REFERENCE:
+        raise UserError("--checkpoint: the reference is the base model; use last, best or step-N")
+
+
+# --- the folder -----------------------------------------------------------------------------------
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    """Find out before the work whether the folder may be written."""
+    try:
+        there, empty = os.path.lexists(out), out.is_dir() and not any(out.iterdir())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--out: no folder can have this name ({reason})") from None
+    if out.suffix == ".safetensors":
+        raise UserError(f"--out: {out} would be a file; give a folder, for it and its card")
+    if not there:
+        return
+    if out.is_symlink() or not out.is_dir():
+        raise UserError(f"--out: {out} is a link or a file; give another folder")
+    if empty:
+        return
+    if not _is_export(out):
+        raise UserError(f"--out: {out} holds something else; give another folder")
+    if not overwrite:
+        raise UserError(f"--out: {out} holds an export already; use --overwrite or another folder")
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether an export wrote the folder, and nobody put anything else there."""
+    try:
+        known = checksums.unseal((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        found = {path.relative_to(folder).as_posix() for path in _files(folder)}
+        return found == {*known, MANIFEST}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): checksums.of_file(p) for p in _files(folder)}
+
+
+def _manifest(exported: Exported) -> dict[str, Any]:
+    return {name: value for name, value in exported.as_dict().items() if name != "folder"}
+
+
+@contextmanager
+def _beside(final: Path) -> Iterator[Path]:
+    """A folder to write to, which takes its name at the end or is removed."""
+    partial = final.with_name(f"{PARTIAL}{final.name}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        remove_tree(partial)
+        yield partial
+        put_in_place(partial, final)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--out: cannot write {final} ({what_failed(error)})") from error
+    finally:
+        remove_tree(partial)
+
+
+# --- the card -------------------------------------------------------------------------------------
+
+
+def _card(
+    run: Path, config: Config, model: PipelineModel, update: int, form: str, dtype: str
+) -> Card:
+    plain = without_folders_in(plain_config(config))
+    base = plain["model"]
+    hub_id = None if base == "nano" or is_local(config.model) else config.model
+    kind = type(model.pipeline).__name__
+    facts = {
+        "base model": base,
+        "pipeline": kind,
+        "reward": _shown(plain["reward"]),
+        "method": plain["method"]["name"],
+        "beta": f"{config.method.beta:g}" if isinstance(config.method.beta, float) else "none",
+        "sampler": f"{config.sampler.name}, {config.sampler.steps} steps",
+        "guidance scale": f"{config.sampler.guidance_scale:g}",
+        "adapter": str(model.adapter.coverage).removeprefix("adapter: "),
+        "updates": str(update),
+        "weights": dtype,
+    }
+    place = f"{kind}.from_pretrained({base!r})" if form != "merged" else ""
+    return Card(
+        "the embedded model nano" if base == "nano" else base,
+        hub_id,
+        _CONTENT[form],
+        kind,
+        facts,
+        _summary_of(run, update),
+        _LOADING[form].format(kind=kind, place=place),
+    )
+
+
+_CONTENT = {
+    "diffusers": f"A LoRA in diffusers format, `{LORA_FILE}`; its scale is in its weights.",
+    "kohya": f"A LoRA by kohya's names, `{KOHYA_FILE}`, for ComfyUI and A1111.",
+    "merged": "A whole pipeline in diffusers format; nothing has to be loaded beside it.",
+}
+_LOADING = {
+    "diffusers": "```python\nfrom diffusers import {kind}\n\npipeline = {place}\n"
+    'pipeline.load_lora_weights("this/folder")\n```',
+    "kohya": f"Put `{KOHYA_FILE}` into the folder of LoRAs (ComfyUI: `models/loras`; A1111: "
+    "`models/Lora`), and load it at strength 1 on the base model.",
+    "merged": "```python\nfrom diffusers import {kind}\n\n"
+    'pipeline = {kind}.from_pretrained("this/folder")\n```',
+}
+
+
+def _shown(spec: Any) -> str:
+    return spec if isinstance(spec, str) else json.dumps(spec, sort_keys=True)
+
+
+def _summary_of(run: Path, update: int) -> dict[str, Any] | None:
+    """The figures of the run, if they are of the policy after this update."""
+    file = run / SUMMARY
+    if not file.is_file():
+        return None
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        return summary if summary["updates"] == update else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(file, error) from None
+
+
+def _text(card: Card, run: Path) -> str:
+    try:
+        return card_text(card)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(run / SUMMARY, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{file} is damaged ({type(error).__name__}); remove it to export without its figures"
+    )

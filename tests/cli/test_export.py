@@ -1,0 +1,258 @@
+"""`export RUN`: three formats that stock pipelines read; a mistake is one line and no file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import Result
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from nablaflow.cli import app
+from nablaflow.runs.policy import load_policy
+from nablaflow.runs.run import Run
+from nablaflow.storage import checksums
+from tests.support.pipelines import render
+
+Cli = Callable[..., Result]
+FILES = {"diffusers": "pytorch_lora_weights.safetensors", "kohya": "kohya_lora.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def trained(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Far from its reference, with alpha other than rank and a checkpoint after each update."""
+    root = tmp_path_factory.mktemp("exported")
+    training = {**settings["training"], "checkpoint_every": 1}
+    own = {"optimizer": {"learning_rate": 0.05}, "output_dir": str(root / "run")}
+    own |= {"adapter": {"rank": 2, "alpha": 5.0}, "training": training}
+    recipe = root / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**settings, **own}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NABLAFLOW_CACHE", str(root / "cache"))
+        result = CliRunner().invoke(app, ["train", str(recipe)])
+    assert result.exit_code == 0, result.stderr
+    return root / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy to do harm to."""
+    return Path(shutil.copytree(trained, tmp_path / "mine"))
+
+
+def stock(tiny_model: Path) -> Any:
+    return StableDiffusionPipeline.from_pretrained(tiny_model)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "merged"])
+def test_a_stock_pipeline_gives_the_policys_image(
+    cli: Cli, trained: Path, tiny_model: Path, form: str
+) -> None:
+    result = cli("export", trained, "--format", form, "--out", "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout)
+    assert said["update"] == 2
+    assert {"README.md"} < said["files"].keys()
+    pipeline = stock(Path("out") if form == "merged" else tiny_model)
+    if form != "merged":
+        pipeline.load_lora_weights("out", weight_name=FILES[form])
+    policy, *_ = load_policy(trained)
+    with policy.as_in_stock():
+        expected = render(policy.pipeline)
+    torch.testing.assert_close(render(pipeline), expected, rtol=0, atol=1e-4)
+    assert (expected - render(stock(tiny_model))).abs().max() > 1e-3
+    assert {p.name for p in Path().iterdir()} == {"out"}
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "merged"])
+def test_the_same_tensors_are_the_same_bytes(cli: Cli, trained: Path, form: str) -> None:
+    for name in "ab":
+        assert cli("export", trained, "--format", form, "--out", name).exit_code == 0
+    assert bytes_of(Path("a")) == bytes_of(Path("b"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "merged"])
+def test_half_precision_is_the_same_rounded(cli: Cli, trained: Path, form: str, dtype: str) -> None:
+    for name in ("float32", dtype):
+        result = cli("export", trained, "--format", form, "--dtype", name, "--out", name)
+        assert result.exit_code == 0, result.stderr
+    kind = getattr(torch, dtype)
+    for file in Path("float32").rglob("*.safetensors"):
+        whole = load_file(file)
+        half = load_file(Path(dtype) / file.relative_to("float32"))
+        assert whole.keys() == half.keys()
+        for name, value in whole.items():
+            exact = name.endswith(".alpha")
+            assert half[name].dtype == (torch.float32 if exact else kind)
+            assert torch.equal(half[name], value.to(half[name].dtype)), name
+
+
+def test_a_run_that_was_killed_has_its_checkpoint(cli: Cli, run: Path) -> None:
+    for name in ("summary.json", "report.html"):
+        (run / name).unlink()
+    shutil.rmtree(run / "lora")
+    result = cli("export", run, "--checkpoint", "step-1")
+    assert result.exit_code == 0, result.stderr
+    folder = Path("exports", "mine-diffusers")
+    assert "after update 1" in result.stdout
+    assert "was not measured" in (folder / "README.md").read_text()
+    assert cli("export", run, "--out", "last").exit_code == 0
+    first, last = (load_file(f / FILES["diffusers"]) for f in (folder, Path("last")))
+    assert any((first[name] != last[name]).any() for name in first)
+
+
+def test_the_card_says_what_it_is(cli: Cli, trained: Path, tiny_model: Path) -> None:
+    assert cli("export", trained, "--out", "out").exit_code == 0
+    card = Path("out", "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head == {"library_name": "diffusers", "tags": ["nablaflow"]}
+    for word in ("`warmth`", "`5`", "residual-nabla-db", "mean reward", "Licence", "load_lora"):
+        assert word in card
+    assert str(tiny_model.parent) not in card
+    assert str(trained.parent) not in card
+    (row,) = (line for line in card.splitlines() if line.startswith("| mean reward"))
+    shown = float(row.split("|")[3].split("±")[0])
+    figures = json.loads((trained / "summary.json").read_text())["policy"]
+    assert abs(shown - figures["reward_mean"]) < figures["reward_mean_se"]
+
+
+def test_python_has_the_same(trained: Path, here: Path) -> None:
+    folder = Run.open(trained).export("kohya", dtype="float16")
+    assert folder == Path("exports", "run-kohya")
+    with safe_open(folder / FILES["kohya"], "pt") as file:
+        assert all(name.startswith("lora_unet_") for name in file.keys())  # noqa: SIM118
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+def in_one_line(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--format", "khoya"), ("--format", "did you mean kohya?")),
+        (("--dtype", "fp16"), ("--dtype", "float16")),
+        (("--checkpoint", "step-9"), ("--checkpoint", "step-000002")),
+        (("--checkpoint", "best"), ("--checkpoint", "guard")),
+        (("--checkpoint", "reference"), ("--checkpoint", "base model")),
+        (("--out", "lora.safetensors"), ("--out", "give a folder")),
+        (("--out", "a" * 300), ("--out", "no folder can have this name")),
+    ],
+)
+def test_a_mistake_is_one_line(
+    cli: Cli, trained: Path, here: Path, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    in_one_line(cli("export", trained, *options), *words)
+    assert list(here.iterdir()) == []
+
+
+def test_what_is_there_is_not_replaced_unasked(cli: Cli, trained: Path, here: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine", "thesis.txt").write_text("years of work")
+    for options in ((), ("--overwrite",)):
+        in_one_line(cli("export", trained, "--out", "mine", *options), "holds something else")
+    Path("link").symlink_to("mine")
+    in_one_line(cli("export", trained, "--out", "link", "--overwrite"), "is a link")
+    assert cli("export", trained, "--out", "out").exit_code == 0
+    in_one_line(cli("export", trained, "--out", "out"), "--overwrite")
+    Path("out", "note.txt").write_text("mine")
+    in_one_line(cli("export", trained, "--out", "out", "--overwrite"), "holds something else")
+    Path("out", "note.txt").unlink()
+    result = cli("export", trained, "--out", "out", "--overwrite", "--format", "kohya")
+    assert result.exit_code == 0, result.stderr
+    assert Path("out", FILES["kohya"]).is_file()
+    assert not Path("out", FILES["diffusers"]).exists()
+    assert Path("mine", "thesis.txt").read_text() == "years of work"
+    assert {p.name for p in here.iterdir()} == {"mine", "link", "out"}
+
+
+def test_a_value_too_large_for_half_precision_is_one_line(cli: Cli, run: Path, here: Path) -> None:
+    enlarge_down(run / "checkpoints" / "step-000002", 1e6)
+    in_one_line(cli("export", run, "--dtype", "float16"), "--dtype", "too large for float16")
+    assert [p.name for p in here.iterdir()] in ([], ["exports"])
+    assert not any(Path("exports").glob("*"))
+
+
+def enlarge_down(folder: Path, factor: float) -> None:
+    """The same updates from other factors; as whoever hands a run on could, checksums and all."""
+    policy = folder / "policy.safetensors"
+    factors = {"lora_A": factor, "lora_B": 1 / factor}
+    changed = {
+        name: value * next(by for part, by in factors.items() if part in name)
+        for name, value in load_file(policy).items()
+    }
+    save_file(changed, policy)
+    manifest = checksums.unseal((folder / "progress.json").read_text())
+    manifest["files"]["policy.safetensors"] = checksums.of_file(policy)
+    (folder / "progress.json").write_text(checksums.sealed(manifest))
+
+
+def test_a_damaged_checkpoint_is_not_exported(cli: Cli, run: Path) -> None:
+    for folder in (run / "checkpoints").iterdir():
+        data = bytearray((folder / "policy.safetensors").read_bytes())
+        data[-1] ^= 1
+        (folder / "policy.safetensors").write_bytes(bytes(data))
+    in_one_line(cli("export", run), "policy.safetensors is not what was written")
+
+
+def test_a_run_folder_is_data(cli: Cli, run: Path, tmp_path: Path, here: Path) -> None:
+    """Of somebody who means harm: their figures and names are text, their model needs a word."""
+    summary = json.loads((run / "summary.json").read_text())
+    change(run, output_dir=str(tmp_path / "elsewhere"), reward="warmth + 0.1*contrast")
+    result = cli("export", run, "--out", "out")
+    assert result.exit_code == 0, result.stderr
+    assert not (tmp_path / "elsewhere").exists()
+    (run / "summary.json").write_text(json.dumps({**summary, "policy": "<script>"}))
+    in_one_line(cli("export", run, "--out", "bad"), "summary.json is damaged")
+    assert not Path("bad").exists()
+    change(run, model=str(tmp_path / "other"))
+    in_one_line(cli("export", run, "--out", "bad"), "--trust-run")
+    assert {p.name for p in here.iterdir()} == {"out"}
+
+
+def change(run: Path, **values: Any) -> None:
+    text = (run / "config.yaml").read_text()
+    text = yaml.safe_dump({**yaml.safe_load(text), **values})
+    (run / "config.yaml").write_text(text)
+    for folder in (run / "checkpoints").iterdir():
+        manifest = checksums.unseal((folder / "progress.json").read_text())
+        (folder / "progress.json").write_text(checksums.sealed({**manifest, "config": text}))
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_a_fully_trained_run_has_no_lora(
+    cli: Cli, settings: dict[str, Any], tmp_path: Path, form: str
+) -> None:
+    recipe = tmp_path / "full.yaml"
+    recipe.write_text(yaml.safe_dump({**settings, "adapter": {"kind": "full"}}))
+    result = cli("train", recipe, "training.updates=1")
+    assert result.exit_code == 0, result.stderr
+    in_one_line(cli("export", "run", "--format", form), "adapter.kind=full", "use merged")
+    result = cli("export", "run", "--format", "merged", "--out", "out")
+    assert result.exit_code == 0, result.stderr
+    policy, *_ = load_policy(Path("run"))
+    with policy.as_in_stock():
+        expected = render(policy.pipeline)
+    torch.testing.assert_close(render(stock(Path("out"))), expected, rtol=0, atol=1e-4)
