@@ -177,14 +177,23 @@ def test_only_memoryless_noise_forgets_where_it_began(sampler: str, forgets: boo
 
 
 @pytest.mark.parametrize(
-    ("sampler", "share"), [("memoryless", 1.0), ("flow-grpo", 0.9491), ("euler", 0.0)]
+    ("sampler", "steps", "share"),
+    [
+        ("memoryless", 50, 1.0),
+        ("flow-grpo", 10, 0.9138),
+        ("flow-grpo", 20, 0.9281),
+        ("flow-grpo", 50, 0.9491),
+        ("euler", 50, 0.0),
+    ],
 )
-def test_the_share_of_an_images_variance_that_is_the_steps_own(sampler: str, share: float) -> None:
-    """Of a unit normal, 50 steps; by the published formulas in numbers of Python's own.
+def test_the_share_of_an_images_variance_that_is_the_steps_own(
+    sampler: str, steps: int, share: float
+) -> None:
+    """Of a unit normal; the shares were found from the published formulas alone.
 
     With a linear reward the best kernels move the images by this share of the tilt's way.
     """
-    process = bare_process(50, "flow", sampler)
+    process = bare_process(steps, "flow", sampler)
     kept, noise = 1.0, 0.0
     for k in range(process.steps, 0, -1):
         signal = float(process.alpha_bar[k].double())
