@@ -21,7 +21,7 @@ from nablaflow.evaluation.measure import SECOND, measure_states
 from nablaflow.evaluation.path_kl import PathKL
 from nablaflow.evaluation.plan import PIXELS, EvaluationPlan
 from nablaflow.evaluation.sampled import ImageLook, Sampled
-from nablaflow.memory import in_parts
+from nablaflow.evaluation.shares import in_shares
 from nablaflow.metrics.diversity import diversity
 from nablaflow.metrics.reward import reward_mean
 from nablaflow.models.pipelines import PipelineModel
@@ -42,6 +42,8 @@ class _Measured:
 
 class Guard:
     """Looks, decides, and remembers; all it remembers is in `state` and `restore`.
+
+    A look is shared by the processes of a run, so every one of them must begin it.
 
     Attributes:
         n: images of a look.
@@ -195,10 +197,9 @@ class Guard:
 
         def work(rows: slice) -> tuple[Tensor, Tensor]:
             x0, kl = sample(texts[rows], seeds[rows])
-            on_progress(len(x0))
             return x0.cpu(), kl.cpu()
 
-        parts = in_parts(work, self.n, self._batch, "evaluation.batch")
+        parts = in_shares(work, self.n, self._batch, "evaluation.batch", on_progress)
         states, kl = (torch.cat(part) for part in zip(*parts, strict=True))
         if not states.isfinite().all():
             raise FloatingPointError("a state that the policy sampled for the guard")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nablaflow.diffusion import ReverseProcess
@@ -23,8 +23,11 @@ from nablaflow.exact.paths import Sampling
 from nablaflow.exact.problem import STEPS, Problem
 from nablaflow.exact.process import bare_process
 from nablaflow.exact.random_problems import random_name
+from nablaflow.storage import checksums
+from nablaflow.storage.files import write_whole
 from nablaflow.storage.study import Study, at_least, chosen, slug, unwritable_is_the_users
 
+MOST = {"seeds": 10**4, "updates": 10**9}
 Row = dict[str, Any]
 """All figures of a `Result`; None is one that is not finite."""
 
@@ -83,14 +86,14 @@ class LabStudy(Study[LabCell]):
     sampler: str | None = None
 
     def __post_init__(self) -> None:
-        at_least("steps", self.steps, 2)
+        at_least("steps", self.steps, 2, 10**5)
         _ = self.sampling
         for problem in self.problems:
             self._problem(problem)
         for method in self.methods:
             contender(method)
         for name, least in (("seeds", 1), ("updates", 0), ("batch", 1), ("n", 100)):
-            at_least(name, getattr(self, name), least)
+            at_least(name, getattr(self, name), least, MOST.get(name, 10**6))
         for found in map(contender, self.methods):
             check_batch(found.method(1.0), self.batch, found.settings.steps_per_rollout)
         process = bare_process(self.steps, self.process, self.sampling.sampler)
@@ -118,7 +121,7 @@ class LabStudy(Study[LabCell]):
             UserError: a name that is none, or too small a number.
         """
         if random is not None:
-            at_least("random", random, 1)
+            at_least("random", random, 1, MOST["seeds"])
             problems = [*problems, *map(random_name, range(random))]
         study = LabStudy(chosen(problems, tuple(PROBLEMS), tuple(PROBLEMS)), (), out, **settings)
         sampler = study.sampling.sampler
@@ -159,8 +162,18 @@ class LabStudy(Study[LabCell]):
         return [self.read(cell)["row"] for cell in self.cells]
 
     def samples(self, cell: LabCell) -> Float[Tensor, "n dim"]:
-        """Samples of a cell's policy, float32."""
-        return load_file(self._samples_path(cell))["samples"]
+        """Samples of a cell's policy, float32.
+
+        Raises:
+            UserError: they are not what was written.
+        """
+        path, known = self._samples_path(cell), self.read(cell).get("samples")
+        try:
+            if known not in (None, checksums.of_file(path)):
+                raise ValueError("another content")
+            return load_file(path)["samples"]
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise UserError(f"--out: {path} is damaged; remove it, and it is made again") from error
 
     def carry_out(self, cell: LabCell, on_update: Callable[[], None]) -> None:
         """Train, measure, and store one cell."""
@@ -194,11 +207,9 @@ class LabStudy(Study[LabCell]):
         path, samples = self.path(cell), self._samples_path(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        partial = samples.with_name(f".partial-{samples.name}")
-        save_file({"samples": result.samples.float().contiguous()}, partial)
-        os.replace(partial, samples)
+        write_whole(samples, save({"samples": result.samples.float().contiguous()}))
         row = {name: _finite_or_none(value) for name, value in result.row().items()}
-        self.store(cell, {"row": row})
+        self.store(cell, {"row": row, "samples": checksums.of_file(samples)})
 
 
 @cache

@@ -38,10 +38,10 @@ class SamplerSettings(Settings):
         description="variance of the kernels; analytic adds what x_k leaves open of x_0",
     )
     height: int | None = Field(
-        default=None, ge=1, description="of an image, pixels; null: the network's own"
+        default=None, ge=1, le=2**14, description="of an image, pixels; null: the network's own"
     )
     width: int | None = Field(
-        default=None, ge=1, description="of an image, pixels; null: the network's own"
+        default=None, ge=1, le=2**14, description="of an image, pixels; null: the network's own"
     )
     original_size: Pair | None = Field(
         default=None,
@@ -57,6 +57,7 @@ class SamplerSettings(Settings):
     prompt_chunks: int | None = Field(
         default=None,
         ge=1,
+        le=2**10,
         description="pieces that every prompt is embedded in, each as long as the text encoder "
         "reads; null: one; what is longer is cut, and said",
     )
