@@ -7,7 +7,7 @@ from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from nablaflow.exact.counter import PassCounter
-from nablaflow.exact.paths import DIFFUSION, TIMESTEPS, NoisePath
+from nablaflow.exact.paths import DIFFUSION, FLOW, TIMESTEPS, NoisePath
 from nablaflow.models import Condition, FlowScore
 from nablaflow.typing import Latents, Timesteps
 
@@ -26,6 +26,7 @@ class ValueNetwork(nn.Module):
     Args:
         inputs: values beside x that the field may depend on.
         path: that tells alpha_bar.
+        in_signal: whether the output is in those units.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class ValueNetwork(nn.Module):
         layers: int,
         inputs: int = 0,
         path: NoisePath = DIFFUSION,
+        *,
+        in_signal: bool = True,
     ) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.in_signal = path, in_signal
         self.time = nn.Linear(2 * FREQUENCIES + 1, width)
         self.modulations = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(layers + 1))
         self.layers = nn.ModuleList(
@@ -64,7 +67,8 @@ class ValueNetwork(nn.Module):
             scale, shift = modulation(time)[index].chunk(2, 1)
             after = nn.functional.silu(layer(h if place else inputs) * (1.0 + scale) + shift)
             h = h + after
-        return self.path.signal(timestep).to(x)[:, None] * self.last(h)
+        found = self.last(h)
+        return self.path.signal(timestep).to(x)[:, None] * found if self.in_signal else found
 
 
 def _time_features(timestep: Real[Tensor, "batch"]) -> Float[Tensor, "batch feature"]:
@@ -74,7 +78,10 @@ def _time_features(timestep: Real[Tensor, "batch"]) -> Float[Tensor, "batch feat
 
 
 class VectorFlowScore(FlowScore):
-    """g_phi for states of shape (1, 1, dim)."""
+    """g_phi for states of shape (1, 1, dim).
+
+    By an ODE an image depends on its noise, so that there is a value gradient at pure noise too.
+    """
 
     def __init__(
         self,
@@ -85,7 +92,8 @@ class VectorFlowScore(FlowScore):
         path: NoisePath = DIFFUSION,
     ) -> None:
         super().__init__()
-        self.network = ValueNetwork(dim, width, layers, path=path)
+        in_signal = path is not FLOW
+        self.network = ValueNetwork(dim, width, layers, path=path, in_signal=in_signal)
         self._counter = counter
 
     def forward(self, x: Latents, timestep: Timesteps, condition: Condition) -> Latents:

@@ -75,32 +75,37 @@ class VGGFlow(StepwiseMethod):
     )
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
-        model, t = networks.model, batch.transitions
-        policy = model.predict(t.x, t.k, batch.condition)
-        change = velocity(policy)
-        here = self._looked_ahead(policy.x0_hat.detach(), t.k, batch, networks)
-        value = here
-        terms: dict[str, Tensor] = {}
+        t = batch.transitions
+        policy = networks.model.predict(t.x, t.k, batch.condition)
+        ahead = self._looked_ahead(policy.x0_hat.detach(), t.k, batch, networks)
         if networks.flow is None:
-            with model.reference(), torch.no_grad():
-                reference = velocity(model.predict(t.x, t.k, batch.condition))
+            value, reference, terms = ahead, _reference(batch, networks), {}
         else:
-            flow_here, flow_next = flow_scores(networks.flow, model.process, batch)
-            value, following = here + flow_here, self._next(batch, networks) + flow_next
-            reference, pulled = _pulled_back(following.detach(), batch, networks)
-            residual = (following - value) / _step(batch, networks) - pulled
-            ended = (t.k == 1).float()
-            terms["consistency"] = self.consistency_weight * mean_square(residual)
-            terms["terminal"] = self.terminal_weight * ended * mean_square(flow_next)
-        change = change - reference
-        asked = -self.beta * value.detach()
-        terms = {"matching": mean_square(change - asked), **terms}
+            value, reference, terms = self._corrected(ahead, batch, networks)
+        change = velocity(policy) - reference
+        matching = mean_square(change + self.beta * value.detach())
         metrics = {
             "value_gradient_norm": self.beta * norm(value),
-            "flow_score_norm": self.beta * norm(value - here),
-            "velocity_change": mean_square(change.detach()),
+            "flow_score_norm": self.beta * norm(value - ahead),
+            "velocity_change": mean_square(change),
         }
-        return Losses(terms, metrics)
+        return Losses({"matching": matching, **terms}, metrics)
+
+    def _corrected(
+        self, ahead: Latents, batch: TrainingBatch, networks: Networks
+    ) -> tuple[Latents, Latents, dict[str, Tensor]]:
+        """G, the reference's v, and what trains the flow network."""
+        assert networks.flow is not None
+        correction, next_correction = flow_scores(networks.flow, networks.model.process, batch)
+        value, following = ahead + correction, self._next(batch, networks) + next_correction
+        reference, pulled = _pulled_back(following.detach(), batch, networks)
+        residual = (following - value) / _step(batch, networks) - pulled
+        ended = (batch.transitions.k == 1).float()
+        terms = {
+            "consistency": self.consistency_weight * mean_square(residual),
+            "terminal": self.terminal_weight * ended * mean_square(next_correction),
+        }
+        return value, reference, terms
 
     def _next(self, batch: TrainingBatch, networks: Networks) -> Latents:
         """The first part of G at x_{k-1}; at x_0 that is all of it."""
@@ -126,6 +131,14 @@ class VGGFlow(StepwiseMethod):
 def velocity(prediction: Prediction) -> Latents:
     """Of x_s by s, epsilon - x0_hat."""
     return prediction.epsilon - prediction.x0_hat
+
+
+@torch.no_grad()
+def _reference(batch: TrainingBatch, networks: Networks) -> Latents:
+    """Its v at x_k."""
+    t = batch.transitions
+    with networks.model.reference():
+        return velocity(networks.model.predict(t.x, t.k, batch.condition))
 
 
 def _step(batch: TrainingBatch, networks: Networks) -> Tensor:
