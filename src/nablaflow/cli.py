@@ -18,6 +18,7 @@ from nablaflow.commands.gallery import gallery
 from nablaflow.commands.named_help import naming
 from nablaflow.commands.reward import app as reward_app
 from nablaflow.commands.sample import sample
+from nablaflow.commands.streams import steady_streams
 from nablaflow.commands.studio import studio
 from nablaflow.commands.train import demo, train
 
@@ -65,6 +66,7 @@ def _quiet_libraries() -> None:
 
 def main() -> None:
     """Entry point of the command ``nablaflow``."""
+    steady_streams()
     _quiet_libraries()
     app()
 

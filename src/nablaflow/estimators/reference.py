@@ -13,7 +13,7 @@ from nablaflow.diffusion import jump_mean
 from nablaflow.diffusion.prediction import Prediction
 from nablaflow.estimators.contract import Networks
 from nablaflow.models import Condition, DiffusionModel
-from nablaflow.rewards import check_finite
+from nablaflow.rewards.contract import gradient_of
 from nablaflow.typing import Latents, Steps
 
 
@@ -26,9 +26,7 @@ def reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Late
     with torch.enable_grad():
         leaf = x0.detach().requires_grad_()
         scores = networks.reward(networks.model.decode(leaf), prompts)
-        (gradient,) = torch.autograd.grad(scores.sum(), leaf)
-    check_finite(networks.reward.name, gradient, "gradient")
-    return gradient
+        return gradient_of(networks.reward.name, scores, leaf)
 
 
 def vector_jacobian(output: Latents, x: Latents, cotangent: Latents, what: str) -> Latents:

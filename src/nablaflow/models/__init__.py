@@ -9,6 +9,7 @@ with quiet_libraries():  # pipelines name optional packages as they are imported
     from nablaflow.models.flow_size import make_flow_score
     from nablaflow.models.live import AnyPipeline, LivePipeline
     from nablaflow.models.load import FAMILIES, family_of, hand_over, load_model, load_pipeline
+    from nablaflow.models.old_policy import OldPolicy
     from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
     from nablaflow.models.source import ModelSource, fingerprint, model_source
 
@@ -22,6 +23,7 @@ __all__ = [
     "FlowSettings",
     "LivePipeline",
     "ModelSource",
+    "OldPolicy",
     "SamplerSettings",
     "UNetFlowScore",
     "family_of",
