@@ -14,12 +14,11 @@ from nablaflow.studio.site import Site
 from tests.studio.conftest import write_images
 from tests.studio.runs import make_finished
 
-
 POSITIONS = {"reference": 0.0, "step-000003": 1.0, "strength-0.5": 0.5}
 
 
 def make_gallery(root: Path, run: Path, count: int = 4) -> Path:
-    """The reference, a checkpoint and a strength, with rewards that fall and distances that rise."""
+    """A reference, a checkpoint and a strength; rewards fall and distances rise over the images."""
     place = place_of(root, run)
     rows = []
     for number, (name, strength) in enumerate(POSITIONS.items()):

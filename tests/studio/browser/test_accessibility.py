@@ -79,7 +79,9 @@ def test_tab_goes_through_the_rating_in_the_order_that_is_seen(opened: Opened, i
     order = []
     for _ in range(4):
         page.keyboard.press("Tab")
-        name = "document.activeElement.getAttribute('aria-label') || document.activeElement.innerText"
+        name = (
+            "document.activeElement.getAttribute('aria-label') || document.activeElement.innerText"
+        )
         order.append(page.evaluate(name).split()[0:2])
     assert order == [["the", "left"], ["the", "right"], ["skip", "space"], ["undo", "u"]]
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
