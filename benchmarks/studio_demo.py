@@ -40,7 +40,7 @@ from nablaflow.nano.taste import preference_rule
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 DESKTOP, PHONE = {"width": 1000, "height": 720}, {"width": 390, "height": 780}
-LONGEST = 3600 * 1000  # milliseconds of a command
+PATIENCE, LONGEST = 120 * 1000, 3600 * 1000  # milliseconds: of a page, of a command
 RECIPE, IMAGES = "recipe.yaml", 200
 MEASURED = 128  # images of the run's own evaluation
 BANK, SAMPLES = 2048, 384  # of the reference and of the aligned model, that taste is measured on
@@ -128,6 +128,7 @@ class Walk:
 
     def __post_init__(self) -> None:
         self.page = self.browser.new_page(viewport=DESKTOP)
+        self.page.set_default_timeout(PATIENCE)
         self.page.goto(self.address)
         self.base = self.address.split("/?")[0]
         self.seconds: dict[str, float] = {}
@@ -150,6 +151,8 @@ class Walk:
 
     def run_command(self, button: str) -> None:
         """Press a button that starts a command, and wait until that has ended well."""
+        ended = "#job:not(.running)"  # the one before: it ends a moment after its files are there
+        self.page.wait_for_selector(ended, state="attached", timeout=LONGEST)
         self.page.click(button)
         self.page.wait_for_selector("#job.running", state="attached")
         self.page.wait_for_selector("#job:not(.running)", timeout=LONGEST)
@@ -206,7 +209,7 @@ class Walk:
     def look(self) -> None:
         with self.timed("gallery"):
             self.run_command("button[data-post$='/draw']")
-            self.page.wait_for_selector(".cards img")
+            self.page.wait_for_selector(".cards img", timeout=LONGEST)
         self.page.locator("#gallery").scroll_into_view_if_needed()
         self.page.evaluate("document.getElementById('gallery').scrollIntoView()")
         self.shoot("gallery")
