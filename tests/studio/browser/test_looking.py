@@ -118,7 +118,9 @@ def test_ten_thousand_images_can_be_gone_through(opened: Opened, site: Site):
     for _ in range(2):
         last = page.locator(".gallery img").last
         last.scroll_into_view_if_needed()
-        page.wait_for_function("[...document.querySelectorAll('.gallery img')].at(-1).complete")
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.gallery img')].at(-1).complete"
+        )
         assert last.evaluate("image => image.naturalWidth") == 8
         page.get_by_role("link", name="next").click()
     assert "page 3 of 20" in page.inner_text(".pages")
