@@ -5,7 +5,7 @@ WORKERS ?= 2
 PYTEST := $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check docs reference format clean
+.PHONY: help demo test test-slow browser screenshots check docs reference format clean
 
 help:  ## show this list
 	@echo "make TARGET [PYTHON=python3.11]"
@@ -19,6 +19,11 @@ test: $(VENV)/.test  ## all tests but the slow ones, on WORKERS=2 processes
 
 test-slow: $(VENV)/.test  ## the tests that take minutes each
 	$(PYTEST) -m slow --timeout 3600
+
+browser: $(VENV)/.browser  ## what the tests in a real browser need besides Chromium itself
+
+screenshots: $(VENV)/.browser  ## walk through the studio with a scripted rater; docs/images/studio
+	$(VENV)/bin/python benchmarks/studio_demo.py --folder runs/studio --screenshots docs/images/studio
 
 check: $(VENV)/.dev  ## style, types, and which room imports which
 	$(VENV)/bin/ruff check
@@ -50,6 +55,10 @@ $(VENV)/.package: $(INPUTS) | $(VENV)/bin/pip
 $(VENV)/.test: $(INPUTS) | $(VENV)/bin/pip
 	$(install) -e '.[test]'
 	@touch $(VENV)/.package $@
+
+$(VENV)/.browser: $(INPUTS) | $(VENV)/bin/pip
+	$(install) -e '.[test-browser]'
+	@touch $(VENV)/.package $(VENV)/.test $@
 
 $(VENV)/.dev: $(INPUTS) | $(VENV)/bin/pip
 	$(install) -e '.[dev]'

@@ -1,12 +1,13 @@
 """From clicks to an aligned model with nobody at the keys: a scripted rater with a known taste.
 
-    python benchmarks/studio_demo.py [--folder runs/studio] [--pairs 200] [--updates 20]
+    python benchmarks/studio_demo.py [--folder runs/studio] [--pairs 200] [--updates 60]
         [--screenshots docs/images/studio] [--out result.json]
 
 It writes images of the reference bank to a folder, starts `nablaflow studio`, opens it in headless
 Chromium, and does what a person would: judges pairs of what the page shows, fits a reward, takes
 the beta that the page proposes, aligns as the demo does (with fewer images to measure, and no
-guard), samples a few fresh images, draws the gallery. The rater's taste is `nablaflow.nano.taste`, with the odds of the
+guard), samples a few fresh images, draws the gallery. The rater's taste is that of
+`nablaflow.nano.taste`, with the odds of the
 shipped pairs. Then the aligned model is held against the exact tilt *of that taste*: the reference
 bank reweighted by exp(b u), u the true taste, and b such that as large a share of the bank counts
 as under the fitted reward at the page's beta. The way to it is a share of the mean u.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -38,10 +40,10 @@ from nablaflow.nano.taste import preference_rule
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 DESKTOP, PHONE = {"width": 1000, "height": 720}, {"width": 390, "height": 780}
-LONGEST = 3600 * 1000  # milliseconds of a command
+PATIENCE, LONGEST = 120 * 1000, 3600 * 1000  # milliseconds: of a page, of a command
 RECIPE, IMAGES = "recipe.yaml", 200
 MEASURED = 128  # images of the run's own evaluation
-SAMPLES = 512  # of the aligned model, that its taste is measured on
+BANK, SAMPLES = 2048, 384  # of the reference and of the aligned model, that taste is measured on
 COLOURS = 256  # of a screenshot
 
 
@@ -126,6 +128,7 @@ class Walk:
 
     def __post_init__(self) -> None:
         self.page = self.browser.new_page(viewport=DESKTOP)
+        self.page.set_default_timeout(PATIENCE)
         self.page.goto(self.address)
         self.base = self.address.split("/?")[0]
         self.seconds: dict[str, float] = {}
@@ -148,6 +151,8 @@ class Walk:
 
     def run_command(self, button: str) -> None:
         """Press a button that starts a command, and wait until that has ended well."""
+        ended = "#job:not(.running)"  # the one before: it ends a moment after its files are there
+        self.page.wait_for_selector(ended, state="attached", timeout=LONGEST)
         self.page.click(button)
         self.page.wait_for_selector("#job.running", state="attached")
         self.page.wait_for_selector("#job:not(.running)", timeout=LONGEST)
@@ -204,7 +209,7 @@ class Walk:
     def look(self) -> None:
         with self.timed("gallery"):
             self.run_command("button[data-post$='/draw']")
-            self.page.wait_for_selector(".cards img")
+            self.page.wait_for_selector(".cards img", timeout=LONGEST)
         self.page.locator("#gallery").scroll_into_view_if_needed()
         self.page.evaluate("document.getElementById('gallery').scrollIntoView()")
         self.shoot("gallery")
@@ -248,13 +253,14 @@ def walk(folder: Path, pairs: int, updates: int, shots: Path | None, seed: int) 
     return {"pairs": pairs, "updates": updates, "beta": beta, "fit": told, "seconds": steps.seconds}
 
 
-def against_the_taste(run: Path, beta: float) -> dict[str, float]:
-    """How far the aligned model has come to the exact tilt of the true taste."""
-    from nablaflow.comparison.gauge import score_states, scored_bank
-    from nablaflow.evaluation.bank import sample_states
+def scored(run: Path) -> tuple[Any, Any]:
+    """Images of the reference bank and of the aligned model, by the fitted reward and by the taste.
+
+    The fitted reward's scores are the samples' own, the taste's are those that are held out.
+    """
+    from nablaflow.comparison.gauge import score_states
+    from nablaflow.evaluation.bank import reference_bank, sample_states
     from nablaflow.evaluation.policy_state import load_policy_state
-    from nablaflow.metrics import ImportanceWeights, diversity, reward_mean
-    from nablaflow.metrics.strength import Strength, beta_of_effective_share
     from nablaflow.progress import show
     from nablaflow.rewards import NamedReward
     from nablaflow.runs.accelerator import fresh_accelerator
@@ -263,41 +269,55 @@ def against_the_taste(run: Path, beta: float) -> dict[str, float]:
     from nablaflow.storage.checkpoint import list_checkpoints
 
     config, last = load_run_config(run, ["guard=null"]), list_checkpoints(run)[-1]
+    batch, size = config.evaluation.batch, config.evaluation.bank
     with fresh_accelerator(), show() as progress:
         parts = prepare(config, run, checkpoint=last)
-        model, prompts, batch = parts.model, parts.evaluated, config.evaluation.batch
+        model, prompts = parts.model, parts.evaluated
         rewards = (parts.reward, NamedReward("taste", preference_rule))
-        bank = scored_bank(
-            model, rewards, config, prompts, parts.fingerprint, run.parent, progress.start
+
+        def score(states: torch.Tensor, what: str) -> Any:
+            told = progress.start(what, len(states))
+            return score_states(model, rewards, states, prompts, batch=batch, on_progress=told)
+
+        told = progress.start("read the bank", size)
+        states = reference_bank(
+            model, parts.fingerprint, prompts, config.sampler, size, batch=batch, on_progress=told
         )
+        bank = score(states[:BANK], "score the bank")
         load_policy_state(model.network, last, config.model)
         told = progress.start("sample", SAMPLES)
         states = sample_states(
             model, prompts, SAMPLES, seed=7, batch=batch, purpose="taste", on_progress=told
         )
-        policy = score_states(
-            model, rewards, states, prompts, batch=batch, on_progress=lambda done: None
-        )
-    index, taste = bank.samples.prompt_index, bank.held_out
-    assert taste is not None
-    assert policy.held_out is not None
-    share = Strength.of_rewards(bank.samples.rewards, index, beta).effective_share
-    weights = ImportanceWeights.of_rewards(
-        taste, index, beta_of_effective_share(taste, index, share)
-    ).weights
-    fitted = ImportanceWeights.of_rewards(bank.samples.rewards, index, beta).weights
+        return bank, score(states, "score the policy")
+
+
+def against_the_taste(run: Path, beta: float) -> dict[str, float]:
+    """How far the aligned model has come to the exact tilt of the true taste."""
+    from nablaflow.metrics import ImportanceWeights, diversity, reward_mean
+    from nablaflow.metrics.strength import Strength, beta_of_effective_share
+
+    bank, policy = scored(run)
+    index, taste, fitted = bank.samples.prompt_index, bank.held_out, bank.samples.rewards
+    share = Strength.of_rewards(fitted, index, beta).effective_share
+    own = beta_of_effective_share(taste, index, share)
+    weights = ImportanceWeights.of_rewards(taste, index, own).weights
+    of_fit = ImportanceWeights.of_rewards(fitted, index, beta).weights
     start, goal = reward_mean(taste, index), reward_mean(taste, index, weights)
-    found = reward_mean(policy.held_out, policy.samples.prompt_index)
+    by_fit, found = (
+        reward_mean(taste, index, of_fit),
+        reward_mean(policy.held_out, policy.samples.prompt_index),
+    )
     length = goal.value - start.value
     return {
         "share": share,
         "taste_of_reference": start.value,
         "taste_of_tilt": goal.value,
-        "taste_of_fitted_tilt": reward_mean(taste, index, fitted).value,
+        "taste_of_fitted_tilt": by_fit.value,
         "taste_of_policy": found.value,
         "way": (found.value - start.value) / length,
-        "way_se": found.se / length,
-        "way_of_fitted_tilt": (reward_mean(taste, index, fitted).value - start.value) / length,
+        "way_se": math.hypot(found.se, goal.se) / length,
+        "way_of_fitted_tilt": (by_fit.value - start.value) / length,
         "diversity_of_tilt": diversity(bank.samples.features, index, weights).value,
         "diversity_of_policy": diversity(
             policy.samples.features, policy.samples.prompt_index
@@ -309,7 +329,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/studio"))
     parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--updates", type=int, default=20)
+    parser.add_argument("--updates", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--screenshots", type=Path)
     parser.add_argument("--out", type=Path)

@@ -145,3 +145,16 @@ def test_two_hundred_pairs_are_enough_for_nine_in_ten(tmp_path, seed):
     write_judged(tmp_path, draw_pairs(200, torch.Generator().manual_seed(seed)))
     found = fit_folder(tmp_path, "nano", HeadSettings(), seed=seed)
     assert found.about["held_out"]["accuracy"] >= 0.9
+
+
+def test_accuracy_on_what_was_drawn_at_random_is_told_apart(tmp_path):
+    """Random pairs follow grey; those that were picked go against it, so a fit misses them."""
+    for n in range(40):
+        Image.new("RGB", (8, 8), (6 * n,) * 3).save(tmp_path / f"{n}.png")
+    lines = ["preferred,rejected,pick"]
+    lines += [f"{n + 10}.png,{n}.png,random" for n in range(30)]
+    lines += [f"{n}.png,{n + 1}.png,unsure" for n in range(0, 20, 2)]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    held_out = fit_folder(tmp_path, "pixels", QUICK).about["held_out"]
+    assert held_out["accuracy_at_random"] == 1.0
+    assert held_out["accuracy"] == pytest.approx(0.75)

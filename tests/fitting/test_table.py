@@ -87,6 +87,21 @@ def test_folders_without_one_table(folder, tmp_path):
     pairs(folder, RING)
     with pytest.raises(UserError, match="choose with --judgements"):
         read_judgements(folder)
+    assert [read_judgements(folder, kind).kind for kind in ("pairs", "ratings")] == [
+        "pairs",
+        "ratings",
+    ]
+    (folder / "pairs.csv").unlink()
+    with pytest.raises(UserError, match=r"holds no pairs\.csv.*--judgements"):
+        read_judgements(folder, "pairs")
+
+
+def test_the_table_tells_what_was_drawn_at_random(folder):
+    picks = ["random", "unsure"] * 10
+    lines = [f"{line},me,{pick}" for line, pick in zip(RING, picks, strict=True)]
+    pairs(folder, lines, "preferred,rejected,rater,pick")
+    found = read_judgements(folder)
+    assert found.at_random.tolist() == [True, False] * 10
 
 
 def test_an_empty_table_and_one_that_is_no_text(folder):

@@ -14,16 +14,18 @@ from nablaflow.studio.site import Site
 from tests.studio.conftest import write_images
 from tests.studio.runs import make_finished
 
+POSITIONS = {"reference": 0.0, "step-000003": 1.0, "strength-0.5": 0.5}
+
 
 def make_gallery(root: Path, run: Path, count: int = 4) -> Path:
-    """The reference, a checkpoint and a strength, with rewards that fall and distances that rise."""
+    """A reference, a checkpoint and a strength; rewards fall and distances rise over the images."""
     place = place_of(root, run)
     rows = []
-    for number, name in enumerate(("reference", "step-000003", "strength-0.5")):
+    for number, (name, strength) in enumerate(POSITIONS.items()):
         write_images(place / name, count)
         rewards = [number - 0.1 * at for at in range(count)]
         distances = [float(number * at) for at in range(count)]
-        row = {"folder": name, "checkpoint": name, "strength": number / 2, "rewards": rewards}
+        row = {"folder": name, "checkpoint": name, "strength": strength, "rewards": rewards}
         rows.append({**row, "distances": distances})
     prompts = ["a star", "<b>"] * (count // 2)
     (place / "gallery.json").write_text(json.dumps({"prompts": prompts, "positions": rows}))
@@ -40,7 +42,7 @@ def test_positions_and_their_images(client: TestClient, site: Site, run: Path):
     place = make_gallery(site.root, run)
     site.found(now=True)
     found = client.get(f"/run/{address(run)}/gallery").json()
-    assert [at["name"] for at in found["positions"]] == ["reference", "step-000003", "strength-0.5"]
+    assert [at["name"] for at in found["positions"]] == list(POSITIONS)
     assert found["prompts"][1] == "<b>"
     first = found["positions"][0]
     path = place / "reference" / "0000-a-star.png"

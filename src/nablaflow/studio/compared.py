@@ -19,7 +19,7 @@ Task = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Group:
+class TaskRuns:
     """Finished runs of one task.
 
     Attributes:
@@ -32,18 +32,18 @@ class Group:
     curve: Sequence[Mapping[str, float]]
 
 
-def groups(runs: Mapping[str, Path], root: Path) -> list[Group]:
+def groups(runs: Mapping[str, Path], root: Path) -> list[TaskRuns]:
     """Finished runs by their tasks, those of most runs first."""
     found: dict[Task, dict[str, Shown]] = {}
     for key, path in runs.items():
         shown = look(path, root)
         if {"reference", "policy"} <= shown.summary.keys():
             found.setdefault(shown.task, {})[key] = shown
-    grouped = [Group(task, runs, _curve(root, task)) for task, runs in found.items()]
+    grouped = [TaskRuns(task, runs, _curve(root, task)) for task, runs in found.items()]
     return sorted(grouped, key=lambda group: -len(group.runs))
 
 
-def picture(group: Group, chosen: Sequence[str], theme: str) -> Figure:
+def picture(group: TaskRuns, chosen: Sequence[str], theme: str) -> Figure:
     """The chosen runs of a group against the tilt."""
     from nablaflow.report.curves import DARK, LIGHT
     from nablaflow.report.runs_plot import RunsAndTilt, runs_figure

@@ -13,7 +13,7 @@ from starlette.templating import Jinja2Templates
 from nablaflow.errors import UserError
 from nablaflow.studio import commands
 from nablaflow.studio.answers import Given, changes, shows, whole_number
-from nablaflow.studio.compared import Group, groups, picture
+from nablaflow.studio.compared import TaskRuns, groups, picture
 from nablaflow.studio.folders import COMPARISONS
 from nablaflow.studio.site import Site
 
@@ -64,5 +64,5 @@ class ComparePages:
             raise UserError("runs: choose one at least")
         return {"command": self.site.compare(chosen).command}
 
-    def _groups(self) -> list[Group]:
+    def _groups(self) -> list[TaskRuns]:
         return groups(self.site.found().runs, self.site.root)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, Literal
+from typing import Any, ClassVar, Generic, Literal
 
 from nablaflow.studio.table import JudgementTable, Row
 
@@ -122,7 +122,7 @@ class Questions(ABC, Generic[Row]):
             given.pop()
             return True
 
-    def go_on_from(self, before: Questions[Row]) -> None:
+    def go_on_from(self, before: Questions[Any]) -> None:
         """Take over what was asked and answered, so that no number means two questions."""
         with before._lock:
             self._open, self._answered = before._open, before._answered

@@ -1,0 +1,76 @@
+"""`gallery`: a run at each checkpoint and strength, from the same noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from nablaflow.cli import app
+from nablaflow.features import pooled_pixels
+from nablaflow.fitting.images import read_image
+from nablaflow.rewards import load
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def run(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained far from its reference, with a checkpoint after each of two updates."""
+    root = tmp_path_factory.mktemp("gallery")
+    training = {**settings["training"], "checkpoint_every": 1}
+    own = {"optimizer": {"learning_rate": 0.05}, "output_dir": str(root / "run")}
+    recipe = root / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**settings, **own, "training": training}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NABLAFLOW_CACHE", str(root / "cache"))
+        result = CliRunner().invoke(app, ["train", str(recipe)])
+    assert result.exit_code == 0, result.stderr
+    return root / "run"
+
+
+def test_every_position_and_what_it_scores(cli: Cli, run: Path, settings: dict[str, Any]):
+    made = cli("gallery", run, "--n", 2, "--strength", 0, "--strength", 1, "--out", "g", "--json")
+    assert made.exit_code == 0, made.stderr
+    table = json.loads(Path(json.loads(made.stdout)["gallery"]).read_text())
+    rows = {row["folder"]: row for row in table["positions"]}
+    checkpoints = [path.name for path in sorted((run / "checkpoints").glob("step-*"))]
+    assert list(rows) == ["reference", *checkpoints, "strength-0", "strength-1"]
+
+    def images(name: str) -> torch.Tensor:
+        return torch.cat([read_image(path) for path in sorted(Path("g", name).glob("*.png"))])
+
+    # No strength is the reference, all of it the last checkpoint: the noise is the same.
+    assert torch.equal(images("strength-0"), images("reference"))
+    assert torch.equal(images("strength-1"), images(checkpoints[-1]))
+    assert not torch.equal(images("strength-1"), images("reference"))
+    reward = load(settings["reward"])
+    for name, row in rows.items():
+        # A picture has 8 bits, what was scored has more.
+        scores = reward(images(name), table["prompts"])
+        torch.testing.assert_close(torch.tensor(row["rewards"]), scores, atol=0.02, rtol=0.02)
+        moved = (pooled_pixels(images(name)) - pooled_pixels(images("reference"))).norm(dim=1)
+        torch.testing.assert_close(torch.tensor(row["distances"]), moved, atol=0.1, rtol=0.02)
+
+
+def test_its_images_are_those_of_sample(cli: Cli, run: Path):
+    assert cli("gallery", run, "--n", 2, "--strength", 0.5, "--out", "g").exit_code == 0
+    assert cli("sample", run, "--n", 2, "--strength", 0.5, "--out", "s").exit_code == 0
+    for path in Path("s").glob("*.png"):
+        assert path.read_bytes() == Path("g", "strength-0.5", path.name).read_bytes()
+
+
+def test_a_gallery_there_is_kept(cli: Cli, run: Path):
+    Path("g").mkdir()
+    Path("g/gallery.json").write_text("{}")
+    refused = cli("gallery", run, "--n", 1, "--out", "g")
+    assert refused.exit_code == 2
+    assert "--overwrite" in refused.stderr
+    assert Path("g/gallery.json").read_text() == "{}"
