@@ -105,6 +105,16 @@ def test_foreign_files_in_a_run_that_is_replaced_stay(cli: Cli, recipe: Path, ru
     assert not (run / ".replaced").exists()
 
 
+@pytest.mark.parametrize("name", ["reference/thesis.txt", "step-000001/progress.json", "reference"])
+def test_a_gallery_replaces_nothing_but_images(cli: Cli, run: Path, here: Path, name: str):
+    place = here / "out" / name
+    place.parent.mkdir(parents=True)
+    place.write_text("years of work")
+    told = cli("gallery", run, "--n", "1", "--out", "out", "--overwrite", "--trust-run")
+    assert name in one_line(told, "--out")
+    assert place.read_text() == "years of work"
+
+
 def test_a_run_comes_back_where_the_new_one_fails_at_once(
     cli: Cli, recipe: Path, run: Path, tmp_path: Path
 ):

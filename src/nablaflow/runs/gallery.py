@@ -23,11 +23,12 @@ from nablaflow.rewards import NamedReward, load
 from nablaflow.runs.checks import check_count, image_bytes
 from nablaflow.runs.policy import load_policy
 from nablaflow.runs.sample import BATCH, image_name
-from nablaflow.storage.files import remove_tree, write_whole
+from nablaflow.storage.files import write_whole
 from nablaflow.storage.gallery import GALLERY, REFERENCE
 from nablaflow.storage.whole import steady, whole_checkpoints
 from nablaflow.typing import Batch, Images
 
+_IMAGES = "[0-9][0-9][0-9][0-9]*-*.png"  # as `image_name` calls them
 STRENGTHS = (0.25, 0.5, 0.75, 1.25, 1.5)
 
 
@@ -129,7 +130,8 @@ def write_gallery(
         pooled pixels.
 
     Raises:
-        UserError: the run has no checkpoint, or there is a gallery already.
+        UserError: the run has no checkpoint; there is a gallery already, or other files are where
+            its images would be.
     """
     table = out / GALLERY
     if table.exists() and not overwrite:
@@ -137,6 +139,7 @@ def write_gallery(
     drawer = _drawer(run, n, seed, trusted=trusted)
     with steady(run) as place, show() as progress:
         positions = list(_positions(whole_checkpoints(place), strengths))
+        _check_apart(positions, out)
         rows = drawer.draw_all(positions, out, progress.start("sample", n * len(positions)))
     content = {"run": str(run), "seed": seed, "prompts": drawer.texts, "positions": rows}
     write_whole(table, json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -159,6 +162,16 @@ def _positions(checkpoints: list[Path], strengths: Sequence[float]) -> Iterator[
         yield Position(f"strength-{strength:g}", checkpoints[-1], strength)
 
 
+def _check_apart(positions: Sequence[Position], out: Path) -> None:
+    """A folder of images replaces nothing but images of an earlier gallery."""
+    for folder in (out / position.name for position in positions):
+        own = set(folder.glob(_IMAGES)) if folder.is_dir() and not folder.is_symlink() else set()
+        others = {folder} if folder.is_symlink() or folder.is_file() else set()
+        others |= set(folder.iterdir()) - own if folder.is_dir() else set()
+        if others:
+            raise UserError(f"--out: {min(others)} is no image of a gallery; use another folder")
+
+
 def _row(position: Position, rewards: list[float], distances: list[float]) -> dict[str, object]:
     return {
         "folder": position.name,
@@ -174,7 +187,8 @@ def _parts(texts: list[str]) -> list[list[str]]:
 
 
 def _write_images(images: Images, texts: list[str], folder: Path) -> None:
-    remove_tree(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(_IMAGES):
+        old.unlink()
     for index, (image, prompt) in enumerate(zip(images, texts, strict=True)):
         save_picture(to_picture(image), folder / image_name(index, prompt))
