@@ -6,6 +6,7 @@ from nablaflow.models.flow_score import FlowScore, UNetFlowScore
 from nablaflow.models.flow_size import make_flow_score
 from nablaflow.models.live import AnyPipeline, LivePipeline
 from nablaflow.models.load import FAMILIES, family_of, hand_over, load_model, load_pipeline
+from nablaflow.models.random_weights import random
 from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
 from nablaflow.models.source import ModelSource, fingerprint, model_source
 
@@ -28,4 +29,5 @@ __all__ = [
     "load_pipeline",
     "make_flow_score",
     "model_source",
+    "random",
 ]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from nablaflow.devices import without_autocast
 from nablaflow.models.condition import Condition
 from nablaflow.models.embeddings import Embeddings
 from nablaflow.models.long_prompts import note_cuts
@@ -102,7 +103,7 @@ class TextToImage(PipelineModel):
     # --- images -----------------------------------------------------------------------------------
 
     def decode(self, x0: Latents) -> Images:
-        with torch.autocast(x0.device.type, enabled=False):
+        with without_autocast(x0.device):
             return self.pixels_of(self.to_autoencoder(x0.float()))
 
     def pixels_of(self, latents: Latents) -> Images:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from nablaflow.devices import without_autocast
 from nablaflow.errors import UserError
 from nablaflow.rewards.calling import calling
 from nablaflow.typing import Batch, Images, Reward
@@ -78,7 +79,7 @@ class NamedReward:
             UserError: as in a call.
         """
         images = at_least_float32(images)
-        with calling(self.name, self.timeout), torch.autocast(images.device.type, enabled=False):
+        with calling(self.name, self.timeout), without_autocast(images.device):
             if isinstance(self.function, Composite):
                 scores, components = self.function.evaluate(images, prompts)
             else:
