@@ -9,8 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from nablaflow.errors import UserError
 from nablaflow.devices import without_autocast
+from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
 from nablaflow.models.settings import FlowSettings
 from nablaflow.typing import Latents, Timesteps
