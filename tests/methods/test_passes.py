@@ -160,9 +160,7 @@ def as_it_is_written(batch: TrainingBatch, networks: Networks) -> Tensor:
 def test_fewer_passes_give_the_same_gradients(networks: Networks):
     """Relative 1e-6 of float64's own 1e-16: the products are summed in another order, no more."""
     batch = any_transitions(networks.model, each=2, seed=5)
-    method = paper(
-        beta=BETA, prior_strength=STRENGTH, reverse_last=False, forward_flow="attached"
-    )
+    method = paper(beta=BETA, prior_strength=STRENGTH, reverse_last=False, forward_flow="attached")
     assert networks.flow is not None
     weights = [*networks.model.network.parameters(), *networks.flow.parameters()]
     expected = torch.autograd.grad(as_it_is_written(batch, networks), weights)

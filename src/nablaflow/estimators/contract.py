@@ -27,6 +27,7 @@ class Networks:
         flow: the flow-score network, or None where it is off.
         flow_target: its average, read where a target must not follow the network.
         measured_gamma: by k, see the module of that name; None where no setting asks for it.
+        decode_batch: images at once through the decoder under a reward's gradient; None: all.
     """
 
     model: DiffusionModel
@@ -34,6 +35,7 @@ class Networks:
     flow: FlowScore | None = None
     flow_target: FlowScore | None = None
     measured_gamma: Float[Tensor, "levels"] | None = None
+    decode_batch: int | None = None
 
 
 @dataclass(frozen=True)

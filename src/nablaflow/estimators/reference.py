@@ -21,14 +21,26 @@ from nablaflow.typing import Latents, Steps
 def reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Latents:
     """Grad r(decode(x0), prompt) by x0, detached, at least float32.
 
+    Rows do not depend on each other, so `Networks.decode_batch` of them at a time give the same.
+
     Raises:
         UserError: it is not finite.
     """
+    size = networks.decode_batch or max(1, len(x0))
+    parts = [
+        _reward_gradient(networks, x0[start : start + size], prompts[start : start + size])
+        for start in range(0, len(x0), size)
+    ]
+    gradient = torch.cat(parts)
+    check_finite(networks.reward.name, gradient, "gradient")
+    return gradient
+
+
+def _reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Latents:
     with torch.enable_grad():
         leaf = x0.detach().requires_grad_()
         scores = networks.reward(networks.model.decode(leaf), prompts)
         (gradient,) = torch.autograd.grad(scores.sum(), leaf)
-    check_finite(networks.reward.name, gradient, "gradient")
     return gradient
 
 

@@ -100,6 +100,11 @@ class TextToImage(PipelineModel):
         tokenizer = getattr(self.pipeline, self.tokenizers[0])
         return note_cuts(tokenizer, prompts, self._sampler.prompt_chunks or 1)
 
+    def checkpoint_activations(self) -> None:
+        """The decoder's too: in float32, under a reward's gradient, they are the largest."""
+        super().checkpoint_activations()
+        self._autoencoder.enable_gradient_checkpointing()
+
     # --- images -----------------------------------------------------------------------------------
 
     def decode(self, x0: Latents) -> Images:

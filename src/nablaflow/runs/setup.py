@@ -28,6 +28,7 @@ from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import load_prompts, prompt_metadata, prompt_sets
 from nablaflow.rewards import NamedReward, load, probe, tell_metadata
 from nablaflow.runs.accelerator import make_accelerator
+from nablaflow.runs.budget import with_batches
 from nablaflow.runs.checks import check_metrics, check_model, check_settings, check_shares
 from nablaflow.runs.choices import settle
 from nablaflow.runs.pretrained import load_pretrained, source_of
@@ -176,6 +177,7 @@ def prepare(
     config, choices = settle(config, model, reward, prompts, start)
     _suit(model, config)
     config, flow, sizes = _flow(config, model)
+    config, fitted = with_batches(config, model, reward, flow, accelerator.num_processes)
     guard = make_guard(config, prompts, model, reward)
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard)
     return Parts(
@@ -189,7 +191,7 @@ def prepare(
         accelerator,
         evaluated=sets.evaluation,
         notes=sets.notes,
-        choices=(*choices, *sizes),
+        choices=(*choices, *sizes, *fitted),
     )
 
 
@@ -218,8 +220,7 @@ def _suit(model: PipelineModel, config: Config) -> None:
     if config.method.needs_second_derivatives:
         model.allow_second_derivatives()
     if config.training.gradient_checkpointing:
-        network: Any = model.network
-        network.enable_gradient_checkpointing()
+        model.checkpoint_activations()
 
 
 def _flow(config: Config, model: PipelineModel) -> tuple[Config, FlowScore | None, list[str]]:

@@ -63,7 +63,8 @@ class Trainer:
         flow_target = None if flow is None else copy.deepcopy(flow).requires_grad_(False)
         levels = model.process.steps + 1
         self.gamma = torch.full((levels,), torch.nan) if self.method.needs_measured_gamma else None
-        self.networks = Networks(model, reward, flow, flow_target, self.gamma)
+        decode_batch = config.training.decode_batch
+        self.networks = Networks(model, reward, flow, flow_target, self.gamma, decode_batch)
         core = Update(self.method, self.networks)
         self.batches = Batches(config, prompts, core, accelerator)
         self.stepper = Stepper(config, core.objective, accelerator)
