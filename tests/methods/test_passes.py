@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,12 +12,13 @@ from nablaflow.diffusion import build_process, kernel_mean
 from nablaflow.estimators import gamma_table
 from nablaflow.methods import Method, NablaDB, Networks, ResidualNablaDB, TrainingBatch
 from nablaflow.models import Condition
-from nablaflow.models.contract import DiffusionModel
 from nablaflow.rewards import NamedReward
+from tests.support.benchmarks import benchmark
 from tests.support.gaussian import GaussianModel, NetworkFlow, SmallNetwork, any_transitions
 from tests.support.paper import paper
 from tests.support.schedules import STABLE_DIFFUSION
 
+Passes = benchmark("update_cost").Passes
 STEPS, BETA, STRENGTH = 4, 1.5, 0.6
 
 
@@ -34,46 +34,6 @@ def networks() -> Networks:
     model = GaussianModel(process, mean, covariance, SmallNetwork(STEPS, 2, seed=1), bend=0.3)
     flow, target = (NetworkFlow(process, SmallNetwork(STEPS, 2, seed=seed)) for seed in (2, 3))
     return Networks(model, NamedReward("bent", bent_reward), flow, target)
-
-
-def count(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Rows that pass the model from now on: forward, backward, and through its decoder."""
-    found: Counter[str] = Counter()
-    predict, decode = model.predict, model.decode
-
-    def predicted(x: Tensor, k: Tensor, condition: Condition) -> object:
-        prediction = predict(x * 1.0, k, condition)  # a node by which all that comes back goes
-        found["forward"] += len(x)
-        if x.requires_grad or prediction.epsilon.requires_grad:
-            seen = Once(found, len(x))
-            prediction = replace(
-                prediction, x0_hat=seen(prediction.x0_hat), epsilon=seen(prediction.epsilon)
-            )
-        return prediction
-
-    def decoded(x0: Tensor) -> Tensor:
-        found["decode"] += len(x0)
-        return decode(x0)
-
-    monkeypatch.setattr(model, "predict", predicted)
-    monkeypatch.setattr(model, "decode", decoded)
-    return found
-
-
-class Once:
-    """Marks the outputs of one pass: a backward pass that enters by several of them is one."""
-
-    def __init__(self, found: Counter[str], rows: int) -> None:
-        self.found, self.rows, self.task = found, rows, -1
-
-    def __call__(self, output: Tensor) -> Tensor:
-        output.register_hook(self.enter)
-        return output
-
-    def enter(self, gradient: Tensor) -> None:
-        task = torch._C._current_graph_task_id()
-        self.found["backward"] += self.rows if task != self.task else 0
-        self.task = task
 
 
 PUBLISHED = ResidualNablaDB.published(BETA, 0.0)
@@ -98,7 +58,6 @@ def test_a_transition_costs_no_more_passes_than_its_formula_has(
     backward: int,
     decode: int,
     networks: Networks,
-    monkeypatch: pytest.MonkeyPatch,
 ):
     """The published form has three networks' passes: the policy's and the reference's at x_k, the
     policy's at x_{k-1}; and backward one for each gradient by a state, and one for the weights."""
@@ -106,7 +65,7 @@ def test_a_transition_costs_no_more_passes_than_its_formula_has(
         networks = replace(networks, flow=None, flow_target=None)
     batch = any_transitions(networks.model, each=2, seed=5)
     batch = batch[(batch.transitions.k == k).nonzero()[:, 0]]
-    found = count(networks.model, monkeypatch)
+    found = Passes(networks.model).rows
     method.losses(batch, networks).total.sum().backward()
     assert {name: rows / len(batch) for name, rows in found.items() if rows} == {
         name: rows

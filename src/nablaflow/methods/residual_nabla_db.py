@@ -299,7 +299,7 @@ class ResidualNablaDB(StepwiseMethod):
     ) -> Latents:
         """The forward-looking part at `TrainingBatch.state`; exact at x_0, the state itself."""
         value = torch.zeros_like(batch.transitions.x)
-        asked = torch.ones(len(batch), dtype=torch.bool, device=value.device)
+        asked = torch.ones_like(batch.level, dtype=torch.bool)
         if reference.value is not None:
             here = batch.level == batch.transitions.k
             value[here], asked = reference.value[here], ~here

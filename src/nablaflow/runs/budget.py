@@ -103,11 +103,10 @@ def with_batches(
         if training.micro_batch is None and counts.transitions > MOST:
             config = _with_training(config, micro_batch=MOST)
         return config, []
-    budget = training.memory_budget_gb
-    allowed = SHARE * device_memory(model.device) if budget is None else budget * GIB
+    allowed = allowance(config, model.device)
     plan = plan_for(config, model, reward, flow, allowed, processes)
     if plan.peak > allowed:
-        raise _too_small(config, model, reward, flow, allowed, processes)
+        raise too_small(config, plan, allowed)
     line = f"memory: {plan.peak / GIB:.2f} of {allowed / GIB:.2f} GB planned; " + ", ".join(
         f"{name} {value}" for name, value in plan.batches.items() if value is not None
     )
@@ -121,15 +120,22 @@ def plan_for(
     flow: FlowScore | None,
     allowed: float,
     processes: int = 1,
+    device: torch.device | None = None,
 ) -> MemoryPlan:
-    """The plan with the largest batches in ``allowed`` bytes; of 1 where nothing fits."""
+    """The plan with the largest batches in ``allowed`` bytes; of 1 where nothing fits.
+
+    Args:
+        device: that it is for; None: the model's.
+    """
+    device = device or model.device
     training, counts = config.training, _Counts.of(config, processes)
     decode = training.decode_batch
     if decode is None and model.image_size[0] * model.image_size[1] >= LARGE_IMAGE:
         decode = 1
     needs = needs_of(config, model, reward, flow, decode)
-    always = _always(needs, counts, model.device)
-    factor = HEAP if model.device.type == "cpu" else 1.0
+    here = model.device.type != "meta"
+    always = _always(needs, counts, device, needs.weights if here else 0)
+    factor = HEAP if device.type == "cpu" else 1.0
     room = (allowed - sum(always.values())) / factor
 
     def chosen(given: int | None, line: Any, most: int) -> int:
@@ -160,29 +166,31 @@ def plan_for(
     return MemoryPlan(parts, stages, needs.saved, batches, needs.rewarded)
 
 
-def _always(needs: Needs, counts: _Counts, device: torch.device) -> dict[str, int]:
-    weights = needs.weights
+def _always(needs: Needs, counts: _Counts, device: torch.device, here: int) -> dict[str, int]:
+    """What is there all the time.
+
+    Args:
+        here: bytes of the weights that this process holds already.
+    """
     process = CONTEXT
-    if device.type == "cpu":  # libraries, what was loaded for other ends, and the weights
-        process = max(0, psutil.Process().memory_info().rss - weights)
+    if device.type == "cpu":  # libraries, and what was loaded for other ends
+        process = max(0, psutil.Process().memory_info().rss - here)
     return {
         "the process": process,
-        "weights": weights,
+        "weights": needs.weights,
         "adapter and optimizer": needs.trained,
         "rollout, kept": needs.kept * counts.trajectories,
     }
 
 
-def _too_small(
-    config: Config,
-    model: PipelineModel,
-    reward: NamedReward,
-    flow: FlowScore | None,
-    allowed: float,
-    processes: int,
-) -> UserError:
-    least = plan_for(config, model, reward, flow, 0.0, processes).peak / GIB
-    remedy = f"set training.memory_budget_gb={least * 1.005 + 0.005:.2f} or more"
+def too_small(config: Config, least: MemoryPlan, allowed: float) -> UserError:
+    """What to say where not even single rows fit.
+
+    Args:
+        least: the plan, which then is of single rows.
+    """
+    peak = least.peak / GIB
+    remedy = f"set training.memory_budget_gb={peak * 1.005 + 0.005:.2f} or more"
     if config.training.memory_budget_gb is None:
         remedy = "use a device with more"
     others = "a lower adapter.rank, smaller images"
@@ -190,8 +198,14 @@ def _too_small(
         others = "training.gradient_checkpointing=true, " + others
     return UserError(
         f"training.memory_budget_gb: nothing fits in {allowed / GIB:.2f} GB; the least that would "
-        f"is {least:.2f} GB, one row at a time; {remedy}, or {others}"
+        f"is {peak:.2f} GB, with batches of 1; {remedy}, or {others}"
     )
+
+
+def allowance(config: Config, device: torch.device) -> float:
+    """Bytes that training may take: the budget, or what a device has but for a reserve."""
+    budget = config.training.memory_budget_gb
+    return SHARE * device_memory(device) if budget is None else budget * GIB
 
 
 def device_memory(device: torch.device) -> int:

@@ -175,8 +175,8 @@ def prepare(
         seen = start if accelerator.is_main_process else unseen
         _settle_kernels(config, model, prompts, checkpoint, seen)
     config, choices = settle(config, model, reward, prompts, start)
-    _suit(model, config)
-    config, flow, sizes = _flow(config, model)
+    suit(model, config)
+    config, flow, sizes = flow_beside(config, model)
     config, fitted = with_batches(config, model, reward, flow, accelerator.num_processes)
     guard = make_guard(config, prompts, model, reward)
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard)
@@ -215,7 +215,7 @@ def _load(
     return model, mark
 
 
-def _suit(model: PipelineModel, config: Config) -> None:
+def suit(model: PipelineModel, config: Config) -> None:
     """Have the network do what the method and the settings ask of it."""
     if config.method.needs_second_derivatives:
         model.allow_second_derivatives()
@@ -223,7 +223,7 @@ def _suit(model: PipelineModel, config: Config) -> None:
         model.checkpoint_activations()
 
 
-def _flow(config: Config, model: PipelineModel) -> tuple[Config, FlowScore | None, list[str]]:
+def flow_beside(config: Config, model: PipelineModel) -> tuple[Config, FlowScore | None, list[str]]:
     """With the channels of the flow network, the network, and a line about it; if there is one."""
     if not config.method.uses_flow or config.flow is None:
         return config, None, []
