@@ -53,3 +53,16 @@ def test_a_value_that_is_asked_for_is_told_and_real_tensors_keep_theirs():
         assert k.tolist() == [3, 1, 2, 1]
         assert states.cpu().is_meta
         states[k == 1] = 5.0
+
+
+def test_attention_holds_no_matrix_of_all_pairs():
+    """What a fused kernel keeps: query, key, value, result, and a number for each query."""
+    tokens, heads, width = 4096, 8, 40
+    with Shapes() as shapes:
+        q, k, v = (
+            torch.zeros(1, heads, tokens, width, device=META, requires_grad=True) for _ in range(3)
+        )
+        result = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        result.sum().backward()
+    assert result.shape == q.shape
+    assert shapes.peak < 10 * heads * tokens * width * 4 < heads * tokens * tokens * 4

@@ -12,6 +12,8 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -42,6 +44,16 @@ class Shapes(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._sizes: dict[int, int] = {}
+        self._attention = _FusedAttention()
+
+    def __enter__(self) -> Shapes:
+        super().__enter__()
+        self._attention.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._attention.__exit__(*raised)
+        super().__exit__(*raised)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -70,6 +82,22 @@ class Shapes(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """On shapes torch would write attention's matrix out, which no device with a kernel does."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention and args and args[0].is_meta:
+            further = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+            asked = dict(zip(further, args[3:], strict=False)) | kwargs
+            same = args[0].shape[-1] == args[1].shape[-1] == args[2].shape[-1]
+            if same and asked.get("attn_mask") is None and not asked.get("enable_gqa"):
+                causal, scale = asked.get("is_causal", False), asked.get("scale")
+                fused = _aten._scaled_dot_product_flash_attention_for_cpu.default
+                return fused(*args[:3], 0.0, causal, scale=scale)[0]
+        return func(*args, **kwargs)
 
 
 def _told(dtype: torch.dtype) -> bool | int | float:
