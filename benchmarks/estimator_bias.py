@@ -34,7 +34,7 @@ from nablaflow.exact import GaussianMixture, Problem, QuadraticReward
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.networks import VectorFlowScore
-from nablaflow.exact.process import ALPHA_BAR
+from nablaflow.exact.paths import ALPHA_BAR
 from nablaflow.report.curves import LIGHT
 
 PROBLEM = Problem(

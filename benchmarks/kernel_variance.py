@@ -21,7 +21,7 @@ from nablaflow.exact import GaussianMixture, Problem, named_problem
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.distances import energy_distance, mean_distance, mode_weight_error
 from nablaflow.exact.model import MixtureModel
-from nablaflow.exact.process import ALPHA_BAR
+from nablaflow.exact.paths import ALPHA_BAR
 from nablaflow.memory import keep_freed_memory
 
 

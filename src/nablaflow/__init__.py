@@ -38,7 +38,9 @@ if TYPE_CHECKING:
         BestOfN,
         DagDB,
         DagKL,
+        DiffusionNFT,
         Draft,
+        FlowGRPO,
         GuidedSampling,
         Losses,
         Method,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
         TrainingBatch,
         Untrained,
         ValueMatching,
+        VGGFlow,
     )
     from nablaflow.models import AdapterSettings, DiffusionModel, FlowSettings, SamplerSettings
     from nablaflow.runs.run import Run
@@ -69,10 +72,12 @@ __all__ = [
     "DagDB",
     "DagKL",
     "DiffusionModel",
+    "DiffusionNFT",
     "Draft",
     "Estimator",
     "EvaluationSettings",
     "ExportError",
+    "FlowGRPO",
     "FlowSettings",
     "GuardSettings",
     "GuidedSampling",
@@ -97,6 +102,7 @@ __all__ = [
     "TrainingStopped",
     "Untrained",
     "UserError",
+    "VGGFlow",
     "ValueMatching",
     "align",
     "choose_beta",

@@ -271,7 +271,7 @@ def sample(
         seed: of the noise.
         checkpoint: of a run: last, best, step-12 or reference; default: last.
         strength: of a run: how much of what was trained; default: 1.
-        sampler: of a model: ddim, ddpm or sde-dpmsolver++; default: what fits it.
+        sampler: of a model: ddim, ddpm, sde-dpmsolver++ or euler; default: what fits it.
         height: of a model's image, pixels; and ``width``.
         overwrite: replace images in ``out``.
         trusted: whether your word is given for what a run asks for.

@@ -14,9 +14,11 @@ from nablaflow.commands.compare import compare
 from nablaflow.commands.doctor import doctor
 from nablaflow.commands.evaluate import evaluate
 from nablaflow.commands.exact import exact
+from nablaflow.commands.gallery import gallery
 from nablaflow.commands.named_help import naming
 from nablaflow.commands.reward import app as reward_app
 from nablaflow.commands.sample import sample
+from nablaflow.commands.streams import steady_streams
 from nablaflow.commands.studio import studio
 from nablaflow.commands.train import demo, train
 
@@ -28,6 +30,7 @@ _MEASURED = naming({"--metric": "metrics", "reward": "rewards", "--prompts": "pr
 app.command(cls=_OF_A_RUN)(demo)
 app.command(cls=_OF_A_RUN)(train)
 app.command()(sample)
+app.command()(gallery)
 app.command("eval", cls=_MEASURED)(evaluate)
 app.command(cls=naming({"--method": "entrants", "--reward": "rewards"}))(compare)
 app.command(cls=naming({"--problem": "problems", "--method": "contenders"}))(exact)
@@ -63,6 +66,7 @@ def _quiet_libraries() -> None:
 
 def main() -> None:
     """Entry point of the command ``nablaflow``."""
+    steady_streams()
     _quiet_libraries()
     app()
 

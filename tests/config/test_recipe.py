@@ -1,5 +1,6 @@
 """Settings from recipes and the command line: what is read, what is saved, what is refused."""
 
+import math
 import re
 from typing import Any, Literal
 
@@ -129,6 +130,17 @@ def test_later_layers_win(tmp_path):
         ("a.b=[a cat, no, 2]", ["a cat", "no", 2]),
         ("a.b={warmth: 1, contrast: -1e-1}", {"warmth": 1, "contrast": -0.1}),
         ("a.b=path/to/file.py:function", "path/to/file.py:function"),
+        ("a.b=017", "017"),
+        ("a.b=1:30", "1:30"),
+        ("a.b=1:30.5", "1:30.5"),
+        ("a.b=2001-01-01", "2001-01-01"),
+        ("a.b=0", 0),
+        ("a.b=-10", -10),
+        ("a.b=1_000", 1000),
+        ("a.b=0x1f", 31),
+        ("a.b=5.", 5.0),
+        ("a.b=.5", 0.5),
+        ("a.b=-.inf", -math.inf),
     ],
 )
 def test_override_values_are_yaml(text, value):
@@ -395,7 +407,7 @@ def test_eta_is_ddims_alone(name):
         (b"seed: 1\nsampler:\n  steps: 1\n  steps: 2\n", r"line 4: .*steps comes twice"),
         (b"seed: 1\n2: x\n", r"line 2: .*a key must be text"),
         (b"seed: !!python/object/apply:os.getcwd []\n", r"not valid YAML"),
-        (b"seed: 2024-13-45\n", r"not valid YAML"),
+        (b"seed: !!timestamp 2024-13-45\n", r"not valid YAML"),
         (b"- seed\n", r"no settings"),
         (b"# nothing\n", r"empty"),
         (b"\x89PNG\xff", r"not UTF-8 text"),

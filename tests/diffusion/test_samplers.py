@@ -224,8 +224,35 @@ def test_every_kernel_is_finite_and_has_noise(name: str, steps: int, base: dict[
 def test_an_unknown_sampler_is_an_error_and_not_another_one() -> None:
     with pytest.raises(UserError, match=r"sampler\.name.*'ddims'.*did you mean ddim\?"):
         build_process(STABLE_DIFFUSION, "ddims", STEPS, 1.0, sigma_floor=0.01)
-    with pytest.raises(UserError, match=r"sampler\.name.*'euler'.*ddim, ddpm, sde-dpmsolver\+\+"):
-        build_process(STABLE_DIFFUSION, "euler", STEPS, 1.0, sigma_floor=0.01)
+    with pytest.raises(
+        UserError, match=r"sampler\.name.*'heun'.*ddim, ddpm, euler, sde-dpmsolver\+\+"
+    ):
+        build_process(STABLE_DIFFUSION, "heun", STEPS, 1.0, sigma_floor=0.01)
+
+
+def test_euler_is_the_stock_ddim_without_noise() -> None:
+    process = build_process(STABLE_DIFFUSION, "euler", STEPS, 1.0, sigma_floor=0.01)
+    assert process.sigma.eq(0).all()
+    scheduler: Any = DDIMScheduler.from_config(STABLE_DIFFUSION)
+    scheduler.set_timesteps(STEPS)
+    generator = torch.Generator().manual_seed(0)
+    theirs = ours = torch.randn(2, 4, 3, 3, generator=generator, dtype=torch.float64)
+    for k, timestep in zip(range(STEPS, 0, -1), scheduler.timesteps, strict=True):
+        epsilon, steps = torch.sin(theirs), torch.full((2,), k)
+        alpha_bar = process.alpha_bar[k].double()
+        theirs = scheduler.step(epsilon, timestep, theirs, eta=0.0).prev_sample.double()
+        ours = kernel_mean(
+            process, ours, predict_from(torch.sin(ours), ours, alpha_bar, "epsilon"), steps
+        )
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_what_euler_does_not_have_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"^sampler\.eta: euler adds no noise[^\n]*$"):
+        build_process(STABLE_DIFFUSION, "euler", STEPS, 0.5, sigma_floor=0.01)
+    wide = torch.ones(STEPS + 1)
+    with pytest.raises(UserError, match=r"^sampler\.variance: euler adds no noise[^\n]*$"):
+        build_process(STABLE_DIFFUSION, "euler", STEPS, 1.0, sigma_floor=0.01, left_open=wide)
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])

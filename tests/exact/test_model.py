@@ -10,7 +10,8 @@ from nablaflow.exact.distances import energy_distance, mean_distance, mode_weigh
 from nablaflow.exact.mixture import GaussianMixture
 from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.networks import ValueNetwork, VectorFlowScore
-from nablaflow.exact.process import ALPHA_BAR, exact_process
+from nablaflow.exact.paths import ALPHA_BAR
+from nablaflow.exact.process import exact_process
 from nablaflow.exact.rewards import LinearReward
 from nablaflow.exact.training import sample_policy
 from nablaflow.models import Condition

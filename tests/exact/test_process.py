@@ -9,12 +9,8 @@ from nablaflow.errors import UserError
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.mixture import GaussianMixture
 from nablaflow.exact.model import MixtureModel
-from nablaflow.exact.process import (
-    ALPHA_BAR,
-    MOMENT_SAMPLES,
-    TIMESTEPS,
-    exact_process,
-)
+from nablaflow.exact.paths import ALPHA_BAR, TIMESTEPS
+from nablaflow.exact.process import MOMENT_SAMPLES, exact_process
 from nablaflow.models import Condition
 
 NORMAL = GaussianMixture([[0.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]])

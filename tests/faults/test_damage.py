@@ -12,6 +12,7 @@ from click.testing import Result
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.runs.folder import load_run_config
+from nablaflow.runs.run import Run
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.records import read_records
 from nablaflow.storage.whole import last_whole
@@ -74,6 +75,37 @@ def test_the_checkpoint_before_is_sampled_and_resumed(cli: Cli, recipe: Path, ru
     resumed = cli("train", recipe, *SHORT, "--resume")
     assert resumed.exit_code == 0, resumed.stderr
     assert load_checkpoint(list_checkpoints(run)[-1]).update == 2
+
+
+def test_a_damaged_adapter_is_not_loaded(run: Path):
+    file = run / "lora" / "pytorch_lora_weights.safetensors"
+    whole = file.read_bytes()
+    for damage in (whole[:-1] + b"!", whole[:100], b""):
+        file.write_bytes(damage)
+        with pytest.raises(UserError, match=r"weights\.safetensors is damaged; .*--resume"):
+            Run.open(run, trusted=True).pipeline()
+    file.unlink()
+    with pytest.raises(UserError, match="is damaged"):
+        Run.open(run, trusted=True).pipeline()
+
+
+def test_a_summary_that_is_none_is_one_line(run: Path):
+    for content in (b"[1, 2]", b"[" * 100_000, b"\xff", b""):
+        (run / "summary.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"summary\.json is damaged"):
+            Run.open(run, trusted=True)
+
+
+def test_runs_without_lines_are_compared(cli: Cli, run: Path):
+    (run / "metrics.jsonl").write_bytes(b'{"update": 1}\n')
+    result = cli("compare", run, "--n", "2", "--out", "compared", "--json")
+    assert result.exit_code == 0, result.stderr
+    tilt = Path("compared", "tilt.json")
+    tilt.write_text(tilt.read_text().replace("beta", "bela", 1))
+    again = cli("compare", run, "--n", "2", "--out", "compared", "--json")
+    assert again.exit_code == 0, again.stderr
+    assert "tilt.json is damaged; what it holds is made anew" in again.stderr
+    assert again.stdout == result.stdout
 
 
 def flips(run: Path, count: int) -> list[str]:

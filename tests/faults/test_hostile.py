@@ -134,3 +134,20 @@ def test_pickled_code_is_not_run(cli: Cli, recipe: Path, run: Path, tmp_path: Pa
         (folder / "progress.json").write_text(checksums.sealed(manifest))
     one_line(cli("train", recipe, *SHORT, "training.updates=3", "--resume"), "UnpicklingError")
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", [*LINKS, "log.txt", "summary.json", "report.html"])
+def test_a_pipe_is_not_waited_for(cli: Cli, recipe: Path, run: Path, tmp_path: Path, name: str):
+    if (run / name).exists():
+        (run / name).rename(tmp_path / "elsewhere")
+    os.mkfifo(run / name)
+    for flag in ("--resume", "--overwrite"):
+        one_line(cli("train", recipe, *SHORT, "training.updates=3", flag), name)
+
+
+def test_a_tracker_is_told_nothing_without_the_users_word(cli: Cli, run: Path):
+    training = yaml.safe_load((run / "config.yaml").read_text())["training"]
+    change(run, training={**training, "trackers": ["wandb"]})
+    one_line(cli("train", run / "config.yaml", "output_dir=other"), "tracker wandb", "--trust-run")
+    measured = cli("eval", run, "--json")
+    assert measured.exit_code == 0, measured.stderr

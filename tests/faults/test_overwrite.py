@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from nablaflow.config.overrides import load_config
+from nablaflow.errors import UserError
+from nablaflow.runs.folder import open_run
 from nablaflow.storage.lock import held
 from tests.faults.conftest import SHORT, contents, one_line
 
@@ -74,6 +77,17 @@ def test_the_model(cli: Cli, recipe: Path, run: Path, tiny_model: Path):
     before = contents(run)
     one_line(cli("train", recipe, *SHORT, f"model={run}/stock", "--overwrite"), "stock")
     assert contents(run) == before
+
+
+def test_a_folder_that_is_refused_gets_no_marker(recipe: Path, here: Path):
+    """Else the next ``--overwrite`` would take it for a run's."""
+    (here / "run").mkdir()
+    (here / "run" / "thesis.txt").write_text("years of work")
+    config = load_config(recipe, [], {})
+    for overwrite in (False, True):
+        with pytest.raises(UserError), open_run(config, overwrite=overwrite):
+            pass
+    assert contents(here) == {"run/thesis.txt": b"years of work"}
 
 
 def test_foreign_files_in_a_run_that_is_replaced_stay(cli: Cli, recipe: Path, run: Path):

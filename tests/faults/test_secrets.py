@@ -64,6 +64,33 @@ def test_secrets_of_an_address(
     assert again.exit_code == 0, again.stderr
 
 
+ADDRESS = "https://me:sesame@judge.example/score?key=sesame"
+MISTAKES = {
+    "alone": f"reward={ADDRESS}",
+    "in a sum": f"reward=warmth + {ADDRESS}",
+    "as a key": f"reward={{'{ADDRESS}': 1}}",
+    "as a weight": f"reward={{warmth: '{ADDRESS}'}}",
+    "of a list": f"reward=['{ADDRESS}']",
+    "of a misspelt key": f"reward={{name: remote, ulr: '{ADDRESS}'}}",
+    "in a list": f"reward={{name: remote, url: ['{ADDRESS}']}}",
+    "as a number": f"seed={ADDRESS}",
+    "as a model": f"model={ADDRESS}",
+    "as prompts": f"prompts={ADDRESS}",
+    "of a device": f"reward={{name: pickscore, device: '{ADDRESS}'}}",
+    "not a setting": ADDRESS.replace("=", ":"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_message_about_an_address_in_the_wrong_place(
+    cli: Cli, recipe: Path, here: Path, mistake: str
+):
+    result = cli("train", recipe, *SHORT, MISTAKES[mistake])
+    one_line(result)
+    assert "sesame" not in result.output
+    assert not (here / "run").exists()
+
+
 def test_a_report_holds_no_absolute_path(cli: Cli, recipe: Path, here: Path):
     (here / "my prompts.txt").write_text("a circle\n")
     (here / "mine.py").write_text("def f(images, prompts): return -images[:, 2].mean((1, 2))\n")

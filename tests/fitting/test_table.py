@@ -85,7 +85,7 @@ def test_folders_without_one_table(folder, tmp_path):
         read_judgements(folder)
     ratings(folder, GOOD)
     pairs(folder, RING)
-    with pytest.raises(UserError, match="keep one of them"):
+    with pytest.raises(UserError, match="choose with --judgements"):
         read_judgements(folder)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
+from torch.backends import cudnn
 
 from nablaflow.errors import UserError
 from nablaflow.rewards import NamedReward
@@ -43,6 +46,25 @@ EFFECTS = {
         torch.get_float32_matmul_precision,
     ),
     "seed": (lambda: torch.manual_seed(99), torch.initial_seed),
+    "default device": (lambda: torch.set_default_device("meta"), torch.get_default_device),
+    "searched for NaN": (
+        lambda: torch.autograd.set_detect_anomaly(True),
+        torch.is_anomaly_enabled,
+    ),
+    "cuDNN": (lambda: setattr(cudnn, "benchmark", True), lambda: cudnn.benchmark),
+    "smallest numbers": (lambda: torch.set_flush_denormal(True), lambda: torch.tensor(1e-40) * 1),
+    "working directory": (lambda: os.chdir("/"), os.getcwd),
+    "standard streams": (lambda: setattr(sys, "stderr", None), lambda: sys.stderr),
+    "Ctrl-C": (
+        lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+        lambda: signal.getsignal(signal.SIGTERM),
+    ),
+    "recursion limit": (lambda: sys.setrecursionlimit(5000), sys.getrecursionlimit),
+    "environment": (os.environ.clear, lambda: dict(os.environ)),
+    "filters of warnings": (
+        lambda: warnings.simplefilter("error"),
+        lambda: list(warnings.filters),
+    ),
 }
 
 
@@ -52,12 +74,47 @@ def test_what_it_changes_for_all_is_put_back_and_named(
 ):
     effect, read = EFFECTS[word]
     before = read()
-    changing = reward(effect, f"changes {word}")
+    changing = reward(effect, f"alters {word}")
     changing(IMAGES, ["a", "b"])
     assert read() == before
-    assert word in capsys.readouterr().err
+    told = capsys.readouterr().err.replace(f"alters {word}", "")
+    assert word in told
     changing(IMAGES, ["a", "b"])
     assert capsys.readouterr().err == "", "said once"
+
+
+def test_what_it_prints_is_kept_from_the_result(capsys: pytest.CaptureFixture[str]):
+    reward(lambda: print("a score"), "prints")(IMAGES, ["a", "b"])
+    assert capsys.readouterr() == ("", "a score\n")
+
+
+def test_what_it_writes_into_its_input_changes_nothing_here():
+    def score(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        prompts.clear()
+        pixels = images.detach().numpy()
+        pixels *= 0.5
+        return images.mean((1, 2, 3))
+
+    images, prompts = IMAGES.clone(), ["a", "b"]
+    assert torch.equal(NamedReward("writes", score)(images, prompts), 0.5 * IMAGES.mean((1, 2, 3)))
+    assert torch.equal(images, IMAGES)
+    assert prompts == ["a", "b"]
+
+
+def fails(error: BaseException) -> Callable[[], None]:
+    def effect() -> None:
+        raise error
+
+    return effect
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), GeneratorExit()], ids=["disk", "end"]
+)
+def test_what_a_command_would_take_for_its_own_keeps_its_trace(error: BaseException):
+    with pytest.raises(RewardFailed, match=type(error).__name__) as found:
+        reward(fails(error), "fails")(IMAGES, ["a", "b"])
+    assert found.value.__cause__ is error
 
 
 def test_numbers_after_a_reward_that_seeds_are_those_without_it():

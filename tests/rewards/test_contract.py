@@ -105,3 +105,25 @@ def test_what_cannot_be_called_is_refused():
 def test_summary_is_one_line():
     assert summary(ValueError("first\nsecond")) == "ValueError: first"
     assert summary(KeyError()) == "KeyError"
+
+
+def test_scores_that_lose_their_gradient_are_named():
+    calls: list[int] = []
+
+    def forgets(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        calls.append(1)
+        scores = images.mean((1, 2, 3))
+        return scores if len(calls) == 1 else scores.detach()
+
+    images = torch.rand(2, 3, 4, 4)
+    score_and_gradient(NamedReward("forgets", forgets), images, ["a", "b"])
+    with pytest.raises(UserError, match="'forgets' gave scores without a gradient"):
+        score_and_gradient(NamedReward("forgets", forgets), images, ["a", "b"])
+
+
+def test_a_sparse_tensor_is_no_score():
+    def sparse(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return images.mean((1, 2, 3)).to_sparse()
+
+    with pytest.raises(UserError, match=r"end it with \.to_dense\(\)"):
+        NamedReward("sparse", sparse)(torch.rand(2, 3, 4, 4), ["a", "b"])

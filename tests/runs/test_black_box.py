@@ -26,6 +26,9 @@ METHODS = {
     "dag-kl": ["method=dag-kl"],
     "rwr": ["method=reward-weighted-regression"],
     "rwr, tilt": ["method=reward-weighted-regression", "method.weights=tilt"],
+    "flow-grpo": ["method=flow-grpo"],
+    "diffusion-nft": ["method=diffusion-nft"],
+    "diffusion-nft, without noise": ["method=diffusion-nft", "sampler.name=euler"],
 }
 GIVEN = ["reward=jpeg_compressibility", "method.beta=0.5"]
 

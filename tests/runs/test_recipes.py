@@ -76,12 +76,15 @@ ENTERED = {
     "dag_db": "dag-db",
     "dag_kl": "dag-kl",
     "ddpo": "ddpo",
+    "diffusion_nft": "diffusion-nft",
     "draft": "draft-tilted",
+    "flow_grpo": "flow-grpo",
     "nabla_db": "nabla-db",
     "nabla_td": "nabla-td",
     "refl": "refl",
     "reward_weighted": "reward-weighted-regression",
     "terminal": "terminal",
+    "vgg_flow": "vgg-flow",
     "path_weighted_matching": "path-weighted-matching-adjoint",
 }
 
@@ -93,6 +96,7 @@ def test_a_method_s_recipe_has_what_the_comparison_measured(stem):
     (cell, *_) = study.cells
     entered = study.config(cell)
     assert (recipe.method, recipe.flow) == (entered.method, entered.flow)
+    assert recipe.sampler == entered.sampler
     unused = {"flow_learning_rate"} if recipe.flow is None else set()
     optimizers = [c.optimizer.model_dump(exclude=unused) for c in (recipe, entered)]
     assert optimizers[0] == optimizers[1]

@@ -11,9 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
+from nablaflow.storage import checksums
 from nablaflow.storage.checkpoint import Checkpoint, save_checkpoint
-from nablaflow.storage.files import append_line, write_whole
-from nablaflow.storage.header import in_order
+from nablaflow.storage.files import append_line, read_text, write_whole
+from nablaflow.storage.header import in_order, is_whole, put_in_order
 
 
 class Disk:
@@ -110,3 +111,37 @@ def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path: Path):
     assert all(torch.equal(read[name], value) for name, value in tensors.items())
     with safe_open(tmp_path / "file", "pt") as file:
         assert file.metadata() == metadata
+
+
+def test_every_flipped_bit_of_a_file_with_a_checksum_is_noticed(tmp_path: Path):
+    path = tmp_path / "lora.safetensors"
+    path.write_bytes(save({"a": torch.arange(3.0)}, {"format": "pt", "own": "{}"}))
+    put_in_order(path)
+    whole = path.read_bytes()
+    assert is_whole(path)
+    assert torch.equal(load_file(path)["a"], torch.arange(3.0))
+    unnoticed = []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        if is_whole(path):
+            unnoticed.append(place)
+    # But for the key of the checksum, without which there is none to compare with.
+    key = whole.index(b'"sha256"')
+    assert set(unnoticed) <= set(range(key, key + len(b'"sha256"')))
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        for read in (read_text, checksums.of_file):
+            with pytest.raises(OSError, match="no file"):
+                read(path)
+    with pytest.raises(IsADirectoryError):
+        read_text(tmp_path)
+
+
+def test_a_text_is_read_without_a_mark_up_to_a_size(tmp_path: Path):
+    (tmp_path / "text").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    assert read_text(tmp_path / "text") == "one\ntwo\nthree\n"
+    with pytest.raises(ValueError, match="more than 0 MiB"):
+        read_text(tmp_path / "text", most=3)

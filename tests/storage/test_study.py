@@ -60,6 +60,19 @@ def test_what_is_no_finished_cell_is_named_or_redone(tmp_path: Path, text: str) 
     assert study.missing(overwrite=True) == ["a", "b"]
 
 
+def test_another_digit_in_a_cell_is_noticed_and_a_cell_without_a_checksum_is_read(
+    tmp_path: Path,
+) -> None:
+    study = Letters(tmp_path)
+    study.store("a", {"figure": {"x": 1.5}})
+    path = study.path("a")
+    path.write_text(path.read_text().replace("1.5", "1.4"))
+    with pytest.raises(UserError, match=r"cell\.json is not a finished cell"):
+        study.read("a")
+    path.write_text('{"figure": {}, "settings": {}}')  # as versions before wrote it
+    assert study.read("a") == {"figure": {}, "settings": {}}
+
+
 def test_names_are_taken_once_and_all_is_the_list() -> None:
     assert chosen([], ("a", "b"), ("b",)) == ("b",)
     assert chosen(["c", "all", "a"], ("a", "b"), ()) == ("a", "b", "c")

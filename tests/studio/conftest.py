@@ -21,23 +21,27 @@ URL = "http://127.0.0.1:8000"
 Open = Callable[..., TestClient]
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Twelve images of two prompts, named as `nablaflow sample` names them."""
-    folder = tmp_path / "root" / "images"
+def write_images(folder: Path, count: int = 12) -> Path:
+    """Images of two prompts, named as `nablaflow sample` names them; later ones are redder."""
     folder.mkdir(parents=True)
-    for number in range(12):
-        picture = Image.new("RGB", (8, 8), (20 * number, 100, 255 - 20 * number))
+    for number in range(count):
+        red = 240 * number // count
         prompt = "a-circle" if number % 2 else "a-star"
+        picture = Image.new("RGB", (8, 8), (red, 100, 255 - red))
         picture.save(folder / f"{number:04d}-{prompt}.png")
     return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "root" / "images")
 
 
 @pytest.fixture
 def site(images: Path) -> Iterator[Site]:
     site = Site(images.parent, write=True, features="pixels")
     yield site
-    site.jobs.close()
+    site.close()
 
 
 @pytest.fixture
@@ -50,4 +54,4 @@ def client(site: Site) -> TestClient:
 
 @pytest.fixture
 def rate(images: Path) -> str:
-    return f"/rate/{address(images)}"
+    return f"/rate/{address(images)}/pairs"

@@ -27,7 +27,7 @@ from tests.support.flow_pipelines import FLOW_FAMILIES
 MakeParts = Callable[..., Parts]
 KINDS = ["sd3", "flux-dev", "klein"]
 EULER = {"sampler": "euler"}
-QUICK = ["residual-nabla-db", "nabla-td", "ddpo"]
+QUICK = ["residual-nabla-db", "nabla-td", "ddpo", "vgg-flow"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def overrides(folder: Path, method: str) -> list[str]:
     size = ["sampler.height=16", "sampler.width=16"]
-    of_model = [f"model={folder}", "adapter.targets=auto", "sampler.name=memoryless", *size]
+    noise = METHODS[method].sampler_noise
+    sampler = f"sampler.name={'euler' if noise == 'none' else 'memoryless'}"
+    of_model = [f"model={folder}", "adapter.targets=auto", sampler, *size]
     extra = ["method.estimator=adjoint"] if method == "value-matching" else []
     return [*of_model, f"method={method}", *extra]
 
@@ -158,6 +160,36 @@ def test_a_folder_is_sampled_as_its_own_call_does(
     assert len(list(out.glob("0000*.png"))) == 1
 
 
-def test_euler_is_no_sampler_to_train_with(make_parts: MakeParts, folders: dict[str, Path]) -> None:
+def test_the_samplers_noise_must_suit_the_method(
+    make_parts: MakeParts, folders: dict[str, Path]
+) -> None:
+    def made(method: str, *more: str) -> Parts:
+        return make_parts(*overrides(folders["sd3"], method), *more)
+
     with pytest.raises(UserError, match=r"sampler\.name: euler adds no noise"):
-        make_parts(*overrides(folders["sd3"], "ddpo"), "sampler.name=euler")
+        made("ddpo", "sampler.name=euler")
+    with pytest.raises(UserError, match=r"sampler\.name: vgg-flow controls the ODE.* use euler$"):
+        made("vgg-flow", "sampler.name=memoryless")
+    with pytest.raises(UserError, match=r"guard\.max_kl: without noise .*guard\.min_diversity"):
+        made("vgg-flow", "guard={every: 1, max_kl: 3.0}")
+    with pytest.raises(UserError, match=r"sampler\.variance: euler's steps have none"):
+        made("vgg-flow", "sampler.variance=analytic")
+    for sampler in ("memoryless", "flow-grpo", "euler"):
+        assert_trains(made("diffusion-nft", f"sampler.name={sampler}").trainer)
+
+
+def test_a_resumed_run_has_its_old_policy(make_parts: MakeParts, folders: dict[str, Path]) -> None:
+    """It samples, and is another than the policy by then: the rewards would tell."""
+    given = [*overrides(folders["sd3"], "diffusion-nft"), "optimizer.learning_rate=0.05"]
+    given += ["method.decay_rise=0.3", "method.decay_most=0.9"]
+    whole, first, second = (make_parts(*given).trainer for _ in range(3))
+    for trainer in (whole, first):
+        trainer.step()
+        trainer.step()
+    tensors = first.checkpoint().tensors
+    assert any(not torch.equal(tensors["old_policy"][n], v) for n, v in tensors["policy"].items())
+    second.restore(first.checkpoint())
+    assert whole.step()["reward_mean"] == second.step()["reward_mean"]
+    expected, found = (t.checkpoint().tensors for t in (whole, second))
+    for group in ("policy", "old_policy"):
+        assert all(torch.equal(expected[group][n], found[group][n]) for n in expected[group])

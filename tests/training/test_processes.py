@@ -1,4 +1,4 @@
-"""Two processes over gloo do what one does."""
+"""Several processes over gloo do what one does, whole (DDP) or divided (FSDP2)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from nablaflow.config.overrides import dump_config
 from nablaflow.config.recipe import Config
 from nablaflow.diffusion import draw_transitions
 from nablaflow.runs.align import run
+from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.training.batches import RolloutPlan, Share
 
 MakeConfig = Callable[..., Config]
@@ -29,47 +31,188 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if not k.endswith("seconds")} for r in lines]
 
 
-def launch(recipe: Path, processes: int) -> subprocess.CompletedProcess[str]:
+CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+ENGINES = {"ddp": {}, "fsdp2": FSDP2}
+FULL = ("adapter.kind=full", "adapter.ema_decay=0.9", "optimizer.learning_rate=1e-4")
+
+
+def launch(
+    recipe: Path, processes: int, *more: str, env: dict[str, str] | None = None, restarts: int = 0
+) -> subprocess.CompletedProcess[str]:
     """``nablaflow train RECIPE --json`` under torch's own launcher."""
     path = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *(f"--nproc-per-node={processes}", "-m", "nablaflow.cli", "train", str(recipe)),
-            "--json",
+            *(f"--nproc-per-node={processes}", f"--max-restarts={restarts}"),
+            *("-m", "nablaflow", "train", str(recipe), "--json", *more),
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
+        env={**os.environ, "PYTHONPATH": path, **CPU, **(env or {})},
         check=False,
     )
 
 
-@pytest.mark.parametrize("method", ["residual-nabla-db", "nabla-td", "path-weighted-matching"])
-def test_one_process_and_two_give_the_same_run(
-    make_config: MakeConfig, tmp_path: Path, method: str
-):
-    # Two transitions at once: each process accumulates as well.
-    overrides = (f"method={method}", "training.updates=3", "training.micro_batch=2")
-    one, two = tmp_path / "one", tmp_path / "two"
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(dump_config(make_config(f"output_dir={two}", *overrides)))
-    done = launch(recipe, processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    # One object, although two processes ran; gloo itself may greet on stdout.
-    (printed,) = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
-    summary = json.loads(printed)
-    assert summary["updates"] == 3
-
-    run(make_config(f"output_dir={one}", *overrides))
-    for found, wanted in zip(records(two), records(one), strict=True):
-        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-7)
-    name = "lora/pytorch_lora_weights.safetensors"
-    found, wanted = load_file(two / name), load_file(one / name)
-    assert found.keys() == wanted.keys()
+def assert_same_figures(found: Path, wanted: Path) -> None:
+    """Of every update, of the guard's looks and at the end."""
+    for ours, theirs in zip(records(found), records(wanted), strict=True):
+        # A mean's shift of nothing is rounding, of channels_last weights or of others.
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (found, wanted))
+    assert ours["policy"] == pytest.approx(theirs["policy"], rel=1e-4, nan_ok=True)
+    name = "policy.safetensors"
+    ours, theirs = (load_file(list_checkpoints(run)[-1] / name) for run in (found, wanted))
+    assert ours.keys() == theirs.keys()
     # Adam makes full steps of gradients that are nothing but rounding, so not value by value.
-    ours, theirs = (torch.cat([f[key].flatten() for key in wanted]) for f in (found, wanted))
+    ours, theirs = (torch.cat([f[key].flatten() for key in theirs]) for f in (ours, theirs))
     assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+def compare_with_one(
+    make_config: MakeConfig, tmp_path: Path, processes: int, engine: str, *overrides: str
+) -> Path:
+    """Train by several processes and by this one; the run of the several."""
+    one, many = tmp_path / "one", tmp_path / "many"
+    recipe = tmp_path / "recipe.yaml"
+    # Where nothing else is, the processes find the CPU by themselves.
+    recipe.write_text(
+        dump_config(make_config(f"output_dir={many}", "training.device=auto", *overrides))
+    )
+    done = launch(recipe, processes, env=ENGINES[engine])
+    assert done.returncode == 0, done.stderr[-3000:]
+    # One object, although several processes ran; gloo itself may greet on stdout.
+    (printed,) = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
+    assert json.loads(printed)["updates"] == 3
+    run(make_config(f"output_dir={one}", *overrides))
+    assert_same_figures(many, one)
+    return many
+
+
+# Two transitions at once: each process accumulates as well.
+SHORT = ("training.updates=3", "training.micro_batch=2")
+GUARD = 'guard={"every": 2, "n": 7, "held_out": {"reward": "contrast"}}'
+
+
+def test_two_processes_with_a_guard_give_the_run_of_one(make_config: MakeConfig, tmp_path: Path):
+    many = compare_with_one(make_config, tmp_path, 2, "ddp", *SHORT, GUARD)
+    assert [r["update"] for r in records(many) if "guard_kl" in r] == [2, 3]
+
+
+def test_two_processes_that_divide_all_weights_give_the_run_of_one(
+    make_config: MakeConfig, tmp_path: Path
+):
+    many = compare_with_one(make_config, tmp_path, 2, "fsdp2", *SHORT, *FULL)
+    # What was saved is whole, and a stock pipeline of its own.
+    for saved in (many / "model", many / "ema" / "model"):
+        pipeline = StableDiffusionPipeline.from_pretrained(saved)
+        assert type(pipeline.unet).__name__ == "UNet2DConditionModel"
+        config = json.loads((saved / "unet" / "config.json").read_text())
+        assert config["_class_name"] == "UNet2DConditionModel"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["nabla-td", "path-weighted-matching"])
+def test_other_methods_too(make_config: MakeConfig, tmp_path: Path, method: str):
+    compare_with_one(make_config, tmp_path, 2, "ddp", *SHORT, f"method={method}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_four_processes_give_the_run_of_one(
+    make_config: MakeConfig, tmp_path: Path, engine: str, adapter: str
+):
+    full = FULL if adapter == "full" else ()
+    compare_with_one(make_config, tmp_path, 4, engine, *SHORT, GUARD, *full)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_another_number_of_processes_goes_on(make_config: MakeConfig, tmp_path: Path, engine: str):
+    """Two processes begin, one goes on, four end it, by either engine."""
+    straight, parted = tmp_path / "straight", tmp_path / "parted"
+    recipe = tmp_path / "recipe.yaml"
+    overrides = (*SHORT, *FULL, "training.checkpoint_every=1")
+    run(make_config(f"output_dir={straight}", *overrides))
+    recipe.write_text(dump_config(make_config(f"output_dir={parted}", *overrides)))
+    for updates, processes in ((1, 2), (2, 1), (3, 4)):
+        resume = ["--resume"] if updates > 1 else []
+        env = ENGINES[engine] if processes > 1 else {}
+        done = launch(recipe, processes, f"training.updates={updates}", *resume, env=env)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_figures(parted, straight)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_mid_update_changes_no_bit(
+    make_config: MakeConfig, tmp_path: Path
+):
+    """Torchrun starts both again; they go on with their own run and end as an undisturbed one."""
+    reward = tmp_path / "deadly.py"
+    reward.write_text(DEADLY)
+    recipe = tmp_path / "recipe.yaml"
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    overrides = ("training.updates=4", "training.checkpoint_every=1", f"reward={reward}:score")
+    for folder, calls in ((straight, 0), (killed, 6)):
+        recipe.write_text(dump_config(make_config(f"output_dir={folder}", *overrides)))
+        done = launch(recipe, 2, env={"KILL_AT_CALL": str(calls)}, restarts=1)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert ("killed" in done.stderr) == (calls > 0)
+    assert records(killed) == records(straight)
+    ours, theirs = (load_checkpoint(list_checkpoints(run)[-1]) for run in (killed, straight))
+    for group, tensors in theirs.tensors.items():
+        for name, value in tensors.items():
+            assert torch.equal(ours.tensors[group][name], value), (group, name)
+
+
+DEADLY = """
+import os, signal, sys
+
+calls = 0
+
+def score(images, prompts):
+    global calls
+    first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+    if images.requires_grad and os.environ.get("RANK") == "1":
+        calls += 1
+        if first and calls == int(os.environ["KILL_AT_CALL"]):
+            print("killed", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return images.mean((1, 2, 3))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--num_processes", "2"], "launch: accelerate launch was asked for several"),
+        (
+            ["--num_processes", "2", "--use_fsdp", "--fsdp_version", "1"],
+            "FSDP_VERSION: FSDP is served as version 2 alone",
+        ),
+    ],
+)
+def test_accelerate_launch_is_refused_before_a_folder_is_touched(
+    make_config: MakeConfig, tmp_path: Path, options: list[str], words: str
+):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_config(make_config(f"output_dir={tmp_path}/run")))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", *options),
+            *("-m", "nablaflow", "train", str(recipe)),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE), **CPU},
+        check=False,
+    )
+    assert done.returncode != 0
+    assert f"nablaflow: {words}" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def draw(trajectories: int, generator: torch.Generator) -> torch.Tensor:

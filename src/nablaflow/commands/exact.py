@@ -29,8 +29,8 @@ def exact(
         typer.Option(
             "--method",
             "--methods",
-            help="names with commas, or again for more; or all; default: this project's and the "
-            "published form",
+            help="names with commas, or again for more; or all that the sampler suits; default: "
+            "this project's and the published form",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="runs of each, seeds 0 to N - 1")] = 1,
@@ -38,9 +38,23 @@ def exact(
     batch: Annotated[int, typer.Option(help="trajectories of an update")] = 256,
     n: Annotated[int, typer.Option("--n", help="samples that are compared")] = 8000,
     steps: Annotated[int, typer.Option(metavar="K", help="of the sampler")] = 50,
+    process: Annotated[
+        str, typer.Option(metavar="PATH", help="how it noises: diffusion, or flow (matching)")
+    ] = "diffusion",
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="of diffusion ddim or euler; of flow memoryless, flow-grpo or euler; default: the "
+            "first"
+        ),
+    ] = None,
     variance: Annotated[
-        str, typer.Option(help="of the sampler's kernels: analytic, or posterior as images have")
-    ] = "analytic",
+        str | None,
+        typer.Option(
+            help="of ddim's and memoryless kernels: analytic, or posterior as images have; "
+            "default: analytic"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder for figures and samples")] = Path("runs/exact"),
     workers: Annotated[int | None, typer.Option(help="processes; default: one a core")] = None,
     overwrite: Annotated[
@@ -64,9 +78,8 @@ def exact(
         from nablaflow.report.exact_table import exact_table
 
         numbers = {"seeds": seeds, "updates": updates, "batch": batch, "n": n, "steps": steps}
-        study = LabStudy.named(
-            listed(problem), listed(method), out, random, variance=variance, **numbers
-        )
+        names = {"process": process, "sampler": sampler, "variance": variance}
+        study = LabStudy.named(listed(problem), listed(method), out, random, **names, **numbers)
         rows = _shown(plan(study, workers=workers, overwrite=overwrite))
         pictures = write_plots(out, rows, study.samples) if plot else []
         if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,6 +29,9 @@ def fit(
     pessimism: Annotated[
         float, typer.Option(min=0.0, help="standard deviations the file's default subtracts")
     ] = 0.0,
+    judgements: Annotated[
+        Literal["ratings", "pairs"] | None, typer.Option(help="where the folder has both tables")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="folder of the features' weights")] = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
@@ -55,6 +58,7 @@ def fit(
                 HeadSettings(members=members, hidden=hidden),
                 pessimism=pessimism,
                 seed=seed,
+                kind=judgements,
                 weights=weights,
                 device=place,
                 start=progress.start,

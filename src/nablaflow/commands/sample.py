@@ -32,7 +32,7 @@ def sample(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="of a model: ddim, ddpm or sde-dpmsolver++, of flow matching euler, memoryless or "
+            help="of a model: ddim, ddpm, sde-dpmsolver++ or euler, of flow matching memoryless or "
             "flow-grpo; default: what fits it; of a run of flow matching: euler"
         ),
     ] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
@@ -34,15 +35,20 @@ def listed(given: Sequence[str] | None) -> list[str]:
 
 def guarded(work: Callable[[], None], debug: bool) -> None:
     """A mistake becomes one line and status 2; what only the program can be blamed for, a trace."""
-    from nablaflow.runs.stopping import Interrupted
+    from nablaflow.runs.stopping import Interrupted, stopped_by_sigterm
 
     try:
-        work()
+        with stopped_by_sigterm():
+            work()
+            sys.stdout.flush()
     except (UserError, TrainingStopped, ExportError, Interrupted) as error:
         status = 2 if isinstance(error, UserError) else 130 if isinstance(error, Interrupted) else 1
         _end(error, str(error), status, debug)
     except KeyboardInterrupt as error:
         _end(error, "stopped", 130, debug)
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains of it at its end
+        _end(error, "nobody reads standard output any more", 1, debug)
     except OSError as error:
         if error.errno not in _DISK:
             raise
@@ -53,6 +59,8 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
             2,
             debug,
         )
+    except SystemExit as error:  # of code of the user's: no success, whatever it says
+        raise RuntimeError(f"code that was called ended the program ({error!r})") from error
 
 
 _DISK = {
@@ -65,6 +73,8 @@ _DISK = {
 def _end(error: BaseException, text: str, status: int, debug: bool) -> NoReturn:
     if debug:
         raise error
-    shown = "".join(c if c.isprintable() else " " for c in text)
+    from nablaflow.rewards.secrets import masked_text
+
+    shown = "".join(c if c.isprintable() else " " for c in masked_text(text))
     print(f"nablaflow: {' '.join(shown.split())}", file=sys.stderr)
     raise typer.Exit(status) from None

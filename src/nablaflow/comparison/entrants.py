@@ -24,12 +24,14 @@ class Entrant:
         learning_rate: of the policy; docs/comparison.md has the grid that it was chosen from.
         training: laid over `TRAINING`.
         flow: settings of the flow network; None: there is none.
+        sampler: laid over `SAMPLER`, for methods of another noise.
     """
 
     variant: str
     learning_rate: float
     training: Changes = field(default_factory=dict)
     flow: Changes | None = None
+    sampler: Changes = field(default_factory=dict)
 
     def method(self, beta: float) -> Method:
         return VARIANTS[self.variant](beta)
@@ -41,6 +43,9 @@ TRAINING: Changes = {
     "transition_fraction": 0.2,
 }
 """The demo's."""
+
+SAMPLER: Changes = {"name": "ddim", "steps": 10}
+"""The demo's, whose images everything is measured against."""
 
 FLOW: Changes = {"channels": [64, 128], "ema_decay": 0.9}
 GROUPS: Changes = {"images_per_prompt": 16}
@@ -68,6 +73,9 @@ ENTRANTS: dict[str, Entrant] = {
         Entrant("draft-tilted", 3e-3, WHOLE),
         Entrant("alignprop", 3e-3, WHOLE),
         Entrant("reward-weighted-regression", 1e-2, GROUPS),
+        Entrant("flow-grpo", 1e-2, ALL_STEPS),
+        Entrant("diffusion-nft", 1e-2, ALL_STEPS),
+        Entrant("vgg-flow", 3e-3, flow=FLOW, sampler={"name": "euler"}),
     )
 }
 """By name; adding an entrant is one line here."""
@@ -118,5 +126,6 @@ def entrant_settings(name: str, beta: float, learning_rate: float | None) -> dic
             "schedule": "cosine",
             "warmup": 5,
         },
+        "sampler": {**SAMPLER, **entrant.sampler},
         "training": {**TRAINING, **entrant.training},
     }

@@ -76,10 +76,11 @@ def _config(
         raise UserError(f"{folder} holds no run: there is no {CONFIG} in it")
     if not list_checkpoints(folder):
         raise UserError(f"{folder} has no checkpoint yet; train it first")
-    overrides = [] if n is None else [f"evaluation.n={n}"]
+    overrides = ["guard=null", "training.trackers=[]"]
+    overrides += [] if n is None else [f"evaluation.n={n}"]
     overrides += [] if metrics is None else [f"evaluation.metrics=[{','.join(metrics)}]"]
     find = methods_of(folder, trusted=trusted)
-    return load_run_config(folder, ["guard=null", *overrides, *settings], find)
+    return load_run_config(folder, [*overrides, *settings], find)
 
 
 def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from nablaflow.comparison.figures import comparison_rows, front_area
 from nablaflow.comparison.gauge import CURVE, Gauge
 from nablaflow.metrics.summary import Column
 from nablaflow.progress import StartProgress
+from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
 
 TILT = "tilt.json"
@@ -78,13 +79,22 @@ def tilt_curve(gauge: Gauge, folder: Path, start: StartProgress) -> list[Column]
     """The exact tilt over beta, from the folder if it is there."""
     path, settings = folder / TILT, {"beta": gauge.beta, "multiples": list(CURVE)}
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["settings"] == settings:
+        found = _curve_there(path)
+        if found.get("settings") == settings:
             return found["curve"]
     curve = gauge.tilt_curve(start("measure the exact tilt", len(CURVE)))
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({"settings": settings, "curve": curve}, indent=1) + "\n")
+    write_whole(path, checksums.sealed({"settings": settings, "curve": curve}))
     return curve
+
+
+def _curve_there(path: Path) -> dict[str, Any]:
+    """What the file of the curve holds; nothing, and that is said, where it is damaged."""
+    try:
+        return checksums.checked(path.read_text(encoding="utf-8"))
+    except ValueError:
+        print(f"{path} is damaged; what it holds is made anew", file=sys.stderr)
+        return {}
 
 
 def outcome_of(gauge: Gauge, curve: list[Column], cells: list[Mapping[str, Any]]) -> Outcome:

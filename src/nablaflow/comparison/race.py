@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from nablaflow.runs.folder import goes_on, open_run
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.stopping import Interrupted, stopping
 from nablaflow.seeds import stream
+from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.records import append_record, drop_records_after, read_records
 from nablaflow.storage.run_folder import CELL, POINTS
@@ -164,7 +164,7 @@ def _train_in(
         if len(points) < len(times) and trainer.seconds >= times[len(points)]:
             figures = gauge.measure_policy(parts.model, config, lambda done: None)
             points.append({"update": trainer.update, "seconds": trainer.seconds, **figures})
-            write_whole(folder / POINTS, json.dumps(points))
+            write_whole(folder / POINTS, checksums.sealed({"points": points}))
             trainer.save(folder)
         return bool(pressed)
 
@@ -210,9 +210,8 @@ def _opened(parts: Parts) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
 def _points(folder: Path) -> list[dict[str, Any]]:
     path = folder / POINTS
     try:
-        found = json.loads(path.read_text()) if path.is_file() else []
-        assert all(isinstance(point["update"], int) for point in found)
-    except (ValueError, TypeError, KeyError, AssertionError):
+        found = checksums.unseal(path.read_text())["points"] if path.is_file() else []
+    except (ValueError, KeyError):
         raise UserError(f"--out: {path} is damaged; remove {folder}, and it is run again") from None
     return found
 
@@ -221,9 +220,12 @@ def curve_of_run(folder: Path) -> dict[str, list[float]]:
     """Reward of the rollouts by seconds of training."""
     seconds, rewards, spent = [], [], 0.0
     for record in read_records(folder):
+        reward, took = record.get("reward_mean"), record.get("seconds")
+        if reward is None or took is None:  # it was not finite, or the line is damaged
+            continue
         seconds.append(round(spent, 3))  # a rollout is of the policy before its update
-        rewards.append(record["reward_mean"])
-        spent += record["seconds"]
+        rewards.append(reward)
+        spent += took
     return {"seconds": seconds, "reward": rewards}
 
 

@@ -146,7 +146,6 @@ class ComparisonStudy(Study[ComparisonCell]):
             "guard": None,  # all of the time is the method's
             "output_dir": str(self.folder(cell)),
             "seed": cell.seed,
-            "sampler": {"name": "ddim", "steps": 10},
             "adapter": {"rank": 16},
             "evaluation": {
                 "n": self.n,

@@ -8,6 +8,7 @@ from pathlib import Path
 from nablaflow.comparison.outcome import Outcome
 from nablaflow.report.comparison_plot import comparison_figure
 from nablaflow.report.comparison_table import comparison_markdown
+from nablaflow.report.pictures import save_figure
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.study import slug
 
@@ -19,5 +20,5 @@ def write_outcome(out: Path, outcome: Outcome) -> Path:
     write_whole(out / f"{stem}.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
     write_whole(out / f"{stem}.md", comparison_markdown(outcome.rows()))
     picture = out / f"{stem}.png"
-    comparison_figure(data).savefig(picture)
+    save_figure(comparison_figure(data), picture)
     return picture

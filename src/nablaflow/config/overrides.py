@@ -25,6 +25,7 @@ from nablaflow.prompts.source import absolute
 from nablaflow.rewards.custom import is_custom
 from nablaflow.rewards.secrets import masked
 from nablaflow.settings import Kinds, named_kinds
+from nablaflow.storage.files import read_text
 
 Values = dict[str, Any]
 MOST_VALUES = 100_000  # that aliases may stand for
@@ -88,14 +89,19 @@ def dump_values(values: Values) -> str:
 
 # --- YAML -----------------------------------------------------------------------------------------
 
-_FLOAT_TAG, _BOOL_TAG = "tag:yaml.org,2002:float", "tag:yaml.org,2002:bool"
-_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$")
+_TAG = "tag:yaml.org,2002:"
+_INT = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+|0b[01]+)$")
+_FLOAT = re.compile(
+    r"[-+]?((0|[1-9]\d*)(\.\d*([eE][-+]?\d+)?|[eE][-+]?\d+)|\.\d+([eE][-+]?\d+)?"
+    r"|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+)
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-3 is a number, and a prompt ``no`` or ``on`` is text.
 
-    Keys must be text and must not come twice.
+    So are 017, 1:30 and 2001-01-01, which YAML 1.1 takes for 15, 90 and a date. Keys must be text
+    and must not come twice.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -125,13 +131,15 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_str)
 
 # PyYAML follows YAML 1.1, where 1e-3 is text and yes, no, on and off are booleans.
+_OTHERWISE = {f"{_TAG}{kind}" for kind in ("bool", "int", "float", "timestamp")}
 _Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL_TAG]
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag not in _OTHERWISE]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(_BOOL_TAG, re.compile(r"(true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"(true|True|false|False)$"), list("tTfF"))
 for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
+    _kind.add_implicit_resolver(f"{_TAG}int", _INT, list("-+0123456789"))
+    _kind.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
 
 
 def read_yaml(text: str, source: str) -> Any:
@@ -203,7 +211,7 @@ def read_recipe(path: Path) -> Values:
         UserError: it cannot be read, or holds something else.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; give the path of a YAML file") from None
     except IsADirectoryError:

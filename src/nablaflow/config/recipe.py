@@ -33,6 +33,7 @@ from nablaflow.config.settings import (
 from nablaflow.config.values import RewardSpec, check_path, check_scalar
 from nablaflow.errors import UserError, nearest, one_line, show
 from nablaflow.methods import Method
+from nablaflow.methods.contract import check_noise
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings
 from nablaflow.prompts.source import PromptSource
 from nablaflow.rewards.custom import is_custom
@@ -98,15 +99,24 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _only_ddim_has_eta(self) -> Config:
-        if self.sampler.name == "euler":
-            raise ValueError(
-                "sampler.name: euler adds no noise, so that there is no kernel to align; use "
-                "memoryless, and sample the result by euler"
-            )
         if self.sampler.name != "ddim" and self.sampler.eta != 1.0:
             raise ValueError(
                 f"sampler.eta: {self.sampler.name} has none; leave it out or set sampler.name=ddim"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _noise_fits_the_method(self) -> Config:
+        noisy = self.sampler.name != "euler"
+        check_noise(self.method, noisy=noisy)
+        limited = self.guard is not None and self.guard.max_kl is not None
+        if limited and not noisy and self.guard != GuardSettings.that_warns():
+            raise ValueError(
+                "guard.max_kl: without noise there is no divergence of paths to bound; leave it "
+                "out, and use guard.min_diversity or guard.budgets"
+            )
+        if not noisy and self.sampler.variance == "analytic":
+            raise ValueError("sampler.variance: euler's steps have none; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -88,7 +88,7 @@ class TrainingSettings(Settings):
         description="trajectories whose value gradients are found at once, for methods with an "
         "estimator; null starts at micro_batch, or all, and halves on out-of-memory",
     )
-    gamma_trajectories: Annotated[int, Field(ge=2)] = Field(
+    gamma_trajectories: Annotated[int, Field(ge=2, le=2**20)] = Field(
         default=128,
         description="trajectories of the reference on which a measured gamma is found before the "
         "first update",

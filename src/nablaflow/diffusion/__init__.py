@@ -3,6 +3,7 @@
 from nablaflow.diffusion.flow_samplers import FLOW_SAMPLERS
 from nablaflow.diffusion.flow_schedule import FlowSchedule, shift_by_tokens
 from nablaflow.diffusion.kernels import (
+    adds_noise,
     has_posterior_means,
     jump_mean,
     kernel_mean,
@@ -12,7 +13,13 @@ from nablaflow.diffusion.kernels import (
     score_of_next,
     score_of_state,
 )
-from nablaflow.diffusion.prediction import Prediction, network_input, predict_from, score
+from nablaflow.diffusion.prediction import (
+    Prediction,
+    flow_time,
+    network_input,
+    predict_from,
+    score,
+)
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.renoising import noised_afresh
 from nablaflow.diffusion.samplers import SAMPLERS, build_process
@@ -39,10 +46,12 @@ __all__ = [
     "Transitions",
     "ValueStep",
     "Variance",
+    "adds_noise",
     "build_process",
     "check_step",
     "check_variance",
     "draw_transitions",
+    "flow_time",
     "has_posterior_means",
     "jump_mean",
     "kernel_mean",

@@ -47,6 +47,11 @@ def mean_per_score(process: ReverseProcess) -> Float[Tensor, "levels"]:
     return mean_per_x0(process) * (1.0 - alpha_bar) / alpha_bar.sqrt()
 
 
+def adds_noise(process: ReverseProcess) -> bool:
+    """Whether the sampler draws any; without it there are no kernels, but an ODE's steps."""
+    return bool((process.sigma > 0).any())
+
+
 def has_posterior_means(process: ReverseProcess) -> bool:
     """Whether the kernels' means are those of q(x_{k-1} | x_k, x_0) at x0_hat.
 

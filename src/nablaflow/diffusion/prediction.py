@@ -70,6 +70,12 @@ def network_input(x: Latents, alpha_bar: Tensor, parameterization: str) -> Laten
     return x / (alpha_bar.sqrt() + (1.0 - alpha_bar).sqrt())
 
 
+def flow_time(alpha_bar: Tensor) -> Tensor:
+    """S of the flow-matching state x_s that a state of this signal power is, in other units."""
+    noise = (1.0 - alpha_bar).sqrt()
+    return noise / (alpha_bar.sqrt() + noise)
+
+
 def score(prediction: Prediction, alpha_bar: Tensor) -> Latents:
     """Grad log p(x_k) = -epsilon / sqrt(1 - alpha_bar)."""
     return -prediction.epsilon / (1.0 - alpha_bar).sqrt()

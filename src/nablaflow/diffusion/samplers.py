@@ -68,6 +68,13 @@ def ddim(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
     return ddim_kernels(levels, eta, _clip(config))
 
 
+def euler(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
+    """DDIM without noise, which in units of flow matching is the Euler step of its ODE."""
+    if eta != 1.0:
+        raise UserError("sampler.eta: euler adds no noise, so it has no eta; leave it out")
+    return ddim(config, steps, 0.0)
+
+
 def ddpm(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
     """DDPM (arXiv 2006.11239) with the variance that the model's scheduler names."""
     if eta != 1.0:
@@ -129,6 +136,9 @@ SAMPLERS: dict[str, Callable[[Mapping[str, Any], int, float], ReverseProcess]] =
     "ddpm": ddpm,
     "sde-dpmsolver++": sde_dpmsolver,
 }
+"""Those with noise, whose kernels can be aligned."""
+
+NOISELESS = {"euler": euler}
 
 
 def build_process(
@@ -157,7 +167,8 @@ def build_process(
         process = flow_process(schedule, name, steps, eta)
     else:
         process = _with_betas(schedule, name, steps, eta)
-    if name == "euler" and isinstance(schedule, FlowSchedule):
+    if name in NOISELESS:
+        _check_no_variance(left_open)
         return process  # without noise, the last step's too
     if left_open is not None:
         _check_widens(schedule, name)
@@ -168,13 +179,21 @@ def build_process(
 
 
 def _with_betas(config: Mapping[str, Any], name: str, steps: int, eta: float) -> ReverseProcess:
-    if name not in SAMPLERS:
-        raise UserError(f"sampler.name: unknown sampler {name!r}; {nearest(name, SAMPLERS)}")
+    known = {**SAMPLERS, **NOISELESS}
+    if name not in known:
+        raise UserError(f"sampler.name: unknown sampler {name!r}; {nearest(name, known)}")
     most = int(config.get("num_train_timesteps", 1000))
     if steps > most:
         raise UserError(f"sampler.steps: {steps} are more than the model's {most}; use fewer")
     check_schedule(config)
-    return SAMPLERS[name](config, steps, eta)
+    return known[name](config, steps, eta)
+
+
+def _check_no_variance(left_open: Float[Tensor, "levels"] | None) -> None:
+    if left_open is not None:
+        raise UserError(
+            "sampler.variance: euler adds no noise, so its steps have no variance; use posterior"
+        )
 
 
 def _check_widens(schedule: Mapping[str, Any] | FlowSchedule, name: str) -> None:

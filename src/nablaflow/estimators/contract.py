@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nablaflow.diffusion import Transitions
 from nablaflow.diffusion.process import ReverseProcess
-from nablaflow.models import Condition, DiffusionModel, FlowScore
+from nablaflow.models import Condition, DiffusionModel, FlowScore, OldPolicy
 from nablaflow.rewards import NamedReward
 from nablaflow.settings import Settings
 from nablaflow.typing import Batch, Latents, Steps
@@ -27,6 +27,7 @@ class Networks:
         flow: the flow-score network, or None where it is off.
         flow_target: its average, read where a target must not follow the network.
         measured_gamma: by k, see the module of that name; None where no setting asks for it.
+        old_policy: for methods that have one, see `Method.old_policy_decay`.
         decode_batch: images at once through the decoder under a reward's gradient; None: all.
     """
 
@@ -35,6 +36,7 @@ class Networks:
     flow: FlowScore | None = None
     flow_target: FlowScore | None = None
     measured_gamma: Float[Tensor, "levels"] | None = None
+    old_policy: OldPolicy | None = None
     decode_batch: int | None = None
 
 
@@ -73,6 +75,7 @@ class TrainingBatch:
         credit: what each transition's own trajectory is worth, for methods that weigh by it.
         states: x_k by k of each transition's own trajectory, for methods that replay it.
         levels: as in `Path`.
+        x0: the clean state of each transition's own trajectory.
     """
 
     transitions: Transitions
@@ -82,6 +85,7 @@ class TrainingBatch:
     credit: Float[Tensor, "batch"] | None = None
     states: Float[Tensor, "levels batch channel h w"] | None = None
     levels: Int[Tensor, "levels"] | None = None
+    x0: Latents | None = None
 
     def __len__(self) -> int:
         return len(self.transitions)
@@ -113,6 +117,7 @@ class TrainingBatch:
             None if self.credit is None else self.credit[rows],
             None if self.states is None else self.states[:, rows],
             self.levels,
+            None if self.x0 is None else self.x0[rows],
         )
 
 
@@ -163,6 +168,7 @@ class Path:
             credit=None if credits is None else credits.to(rows.device)[rows],
             states=self.states[:, rows] if with_states and self.states is not None else None,
             levels=self.levels,
+            x0=self.x0[rows],
         )
 
     def parts(self) -> Iterator[TrainingBatch]:

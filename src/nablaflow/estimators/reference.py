@@ -14,7 +14,7 @@ from nablaflow.diffusion import jump_mean
 from nablaflow.diffusion.prediction import Prediction
 from nablaflow.estimators.contract import Networks
 from nablaflow.models import Condition, DiffusionModel
-from nablaflow.rewards import check_finite
+from nablaflow.rewards.contract import gradient_of
 from nablaflow.typing import Latents, Steps
 
 
@@ -31,17 +31,14 @@ def reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Late
         _reward_gradient(networks, x0[start : start + size], prompts[start : start + size])
         for start in range(0, len(x0), size)
     ]
-    gradient = torch.cat(parts)
-    check_finite(networks.reward.name, gradient, "gradient")
-    return gradient
+    return torch.cat(parts)
 
 
 def _reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Latents:
     with torch.enable_grad():
         leaf = x0.detach().requires_grad_()
         scores = networks.reward(networks.model.decode(leaf), prompts)
-        (gradient,) = torch.autograd.grad(scores.sum(), leaf)
-    return gradient
+        return gradient_of(networks.reward.name, scores, leaf)
 
 
 def vector_jacobian(

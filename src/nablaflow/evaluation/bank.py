@@ -18,7 +18,7 @@ from torch import Tensor
 from nablaflow import nano
 from nablaflow.diffusion import trajectory_noise
 from nablaflow.diffusion.process import ReverseProcess
-from nablaflow.memory import in_parts
+from nablaflow.evaluation.shares import all_of_them, in_shares
 from nablaflow.models import SamplerSettings
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import Done
@@ -45,6 +45,8 @@ def sample_states(
 ) -> Latents:
     """``n`` clean states of whichever network is active, prompts in turns, on the processor.
 
+    Each process of a run makes its share of them, and has all afterwards; so every one must call.
+
     Sample i depends on the seed and on ``purpose`` alone: the reference and the policy get the
     same noise, and a bank another.
     """
@@ -53,11 +55,9 @@ def sample_states(
     def work(part: slice) -> Latents:
         rows = range(part.start, part.stop)
         noise = trajectory_noise([stream(seed, purpose, row) for row in rows])
-        found = model.sample([prompts[index[row]] for row in rows], noise)
-        on_progress(len(rows))
-        return found.x0.cpu()
+        return model.sample([prompts[index[row]] for row in rows], noise).x0.cpu()
 
-    return torch.cat(list(in_parts(work, n, batch, "evaluation.batch")))
+    return torch.cat(in_shares(work, n, batch, "evaluation.batch", on_progress))
 
 
 def bank_key(
@@ -115,7 +115,7 @@ def reference_bank(
     cached = cache_folder() / f"bank-{key}.safetensors"
     path = _shipped(key) or cached
     found = read_cached(path) if path.is_file() else None
-    if found is not None:
+    if all_of_them(found is not None) and found is not None:
         on_progress(n)
         return found["states"]
     with model.reference():

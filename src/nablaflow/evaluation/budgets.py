@@ -12,7 +12,7 @@ class Look:
     """What the guard saw after ``update``.
 
     Attributes:
-        kl: of the policy's paths from the reference's, nats.
+        kl: of the policy's paths from the reference's, nats; None where they have no noise.
         diversity: within prompts, as a share of the reference's own on the same noise.
         reward: mean of the reward that is trained.
         held_out: mean of the one that is not; None without one.
@@ -20,7 +20,7 @@ class Look:
     """
 
     update: int
-    kl: float
+    kl: float | None
     diversity: float
     reward: float
     held_out: float | None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.config.settings import GuardSettings
-from nablaflow.diffusion import trajectory_noise
+from nablaflow.diffusion import adds_noise, trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank import spread
 from nablaflow.evaluation.budgets import Look, Trip, exceeds, is_ceiling
@@ -21,7 +21,7 @@ from nablaflow.evaluation.measure import SECOND, measure_states
 from nablaflow.evaluation.path_kl import PathKL
 from nablaflow.evaluation.plan import PIXELS, EvaluationPlan
 from nablaflow.evaluation.sampled import ImageLook, Sampled
-from nablaflow.memory import in_parts
+from nablaflow.evaluation.shares import in_shares
 from nablaflow.metrics.diversity import diversity
 from nablaflow.metrics.reward import reward_mean
 from nablaflow.models.pipelines import PipelineModel
@@ -33,7 +33,7 @@ from nablaflow.typing import Latents
 
 @dataclass(frozen=True)
 class _Measured:
-    kl: float
+    kl: float | None
     diversity: float
     reward: float
     held_out: float | None
@@ -42,6 +42,8 @@ class _Measured:
 
 class Guard:
     """Looks, decides, and remembers; all it remembers is in `state` and `restore`.
+
+    A look is shared by the processes of a run, so every one of them must begin it.
 
     Attributes:
         n: images of a look.
@@ -86,6 +88,11 @@ class Guard:
         """Whether a budget is exceeded by a guard that does more than to warn."""
         return self.trip is not None and self.settings.action != "warn"
 
+    @property
+    def _noisy(self) -> bool:
+        """Without noise paths are of different measures, and no divergence is finite."""
+        return adds_noise(self.model.process)
+
     # --- looking ----------------------------------------------------------------------------------
 
     def begin(self, on_progress: Done) -> None:
@@ -101,7 +108,8 @@ class Guard:
                 "guard.prompts: the reference's images of a prompt are all alike, so there is no "
                 "diversity to keep; use other prompts, or guard=null"
             )
-        self.best = self.last = Look(0, 0.0, 1.0, found.reward, found.held_out, found.metrics)
+        kl = 0.0 if self._noisy else None
+        self.best = self.last = Look(0, kl, 1.0, found.reward, found.held_out, found.metrics)
         self.reference = {**self.best.figures(), "diversity": found.diversity}
         del self.reference["kl"]
         trip = self._exceeded(self.best)
@@ -121,7 +129,8 @@ class Guard:
             FloatingPointError: a state that it samples is not finite.
         """
         assert self.reference is not None
-        found = self._measure(self._sample_with_kl, on_progress)
+        sample = self._sample_with_kl if self._noisy else self._sample_plain
+        found = self._measure(sample, on_progress)
         own = self.reference["diversity"]
         share = found.diversity / own if own else 1.0  # nothing to lose
         return Look(update, found.kl, share, found.reward, found.held_out, found.metrics)
@@ -156,7 +165,7 @@ class Guard:
         found = self._scored(states, looks)
         held_out = found.rows.get("held_out")
         return _Measured(
-            reward_mean(kl, index).value,
+            reward_mean(kl, index).value if self._noisy else None,
             diversity(found.samples.features, index).value,
             reward_mean(found.samples.rewards, index).value,
             None if held_out is None else reward_mean(held_out, index).value,
@@ -188,10 +197,9 @@ class Guard:
 
         def work(rows: slice) -> tuple[Tensor, Tensor]:
             x0, kl = sample(texts[rows], seeds[rows])
-            on_progress(len(x0))
             return x0.cpu(), kl.cpu()
 
-        parts = in_parts(work, self.n, self._batch, "evaluation.batch")
+        parts = in_shares(work, self.n, self._batch, "evaluation.batch", on_progress)
         states, kl = (torch.cat(part) for part in zip(*parts, strict=True))
         if not states.isfinite().all():
             raise FloatingPointError("a state that the policy sampled for the guard")

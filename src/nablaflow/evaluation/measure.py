@@ -12,8 +12,8 @@ from nablaflow.config.recipe import Config
 from nablaflow.evaluation.bank import reference_bank, sample_states, spread
 from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.sampled import ImageLook, Sampled
+from nablaflow.evaluation.shares import in_shares
 from nablaflow.features import pooled_pixels
-from nablaflow.memory import in_parts
 from nablaflow.metrics.summary import SampleSet, Summary, add_figures, summarize
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress
@@ -39,6 +39,8 @@ def measure_states(
 ) -> Sampled:
     """Decode states, prompts in turns, to features and rewards; keep the first images.
 
+    Each process of a run looks at its share of them, and has all figures afterwards.
+
     Args:
         reward: None where nobody asks for the rewards, which are then NaN.
         states: (n, ...), clean ones.
@@ -59,11 +61,10 @@ def measure_states(
         if reward is not None:
             scores = reward(pictures, texts)
         seen = [look(pictures, texts).cpu() for look in looks.values()]
-        on_progress(len(pictures))
         kept = pictures[: max(0, shown - rows.start)]
         return pooled_pixels(pictures).cpu(), scores.cpu(), kept.cpu(), *seen
 
-    parts = in_parts(work, len(states), batch, "evaluation.batch")
+    parts = in_shares(work, len(states), batch, "evaluation.batch", on_progress)
     features, rewards, images, *seen = (torch.cat(part) for part in zip(*parts, strict=True))
     shown_prompts = [prompts[i] for i in index[:shown].tolist()]
     rows = dict(zip(looks, seen, strict=True))

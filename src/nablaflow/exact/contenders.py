@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from nablaflow.diffusion import ReverseProcess, adds_noise
 from nablaflow.errors import UserError, nearest
 from nablaflow.exact.training import LabSettings
 from nablaflow.methods import Method, Untrained
+from nablaflow.methods.contract import check_noise
 from nablaflow.methods.own import load_method
 from nablaflow.methods.variants import UNTRAINED_VARIANTS, VARIANTS
 from nablaflow.rewards.custom import is_custom
@@ -39,10 +41,12 @@ TUNED = LabSettings(
 
 _TUNED = (
     "adjoint-matching-constant",
+    "adjoint-matching-exact",
     PUBLISHED,
     "residual-nabla-db",
     "terminal",
     "nabla-td",
+    "vgg-flow",
     DEFAULT,
 )
 _UNTUNED = (
@@ -58,6 +62,8 @@ _UNTUNED = (
     "dag-kl",
     "reward-weighted-regression-tilted",
     "reward-weighted-regression",
+    "flow-grpo",
+    "diffusion-nft",
 )
 
 CONTENDERS: dict[str, Contender] = {
@@ -67,6 +73,26 @@ CONTENDERS: dict[str, Contender] = {
     for name in (*_TUNED, *_UNTUNED)
 }
 """Those of `nablaflow.methods.variants` that run here; adding one is its name above."""
+
+
+def default_names(sampler: str) -> tuple[str, ...]:
+    """The project's default and the published form; where neither can be, what is made for it."""
+    others = {
+        "flow-grpo": ("flow-grpo", "diffusion-nft"),
+        "euler": ("vgg-flow", "diffusion-nft"),
+    }
+    return others.get(sampler, (DEFAULT, PUBLISHED))
+
+
+def fits(each: Contender, process: ReverseProcess) -> None:
+    """Raise `UserError` where a contender cannot be trained, or sample, with such kernels."""
+    method = each.method(1.0)
+    if isinstance(method, Untrained):
+        method.check(process)
+        return
+    check_noise(method, noisy=adds_noise(process))
+    on_policy = each.settings.steps_per_rollout == 1
+    method.check(process, flow=method.uses_flow, on_policy=on_policy)
 
 
 def contender(name: str) -> Contender:

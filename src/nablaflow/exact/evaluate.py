@@ -37,7 +37,7 @@ class Result:
     Attributes:
         samples: (n, dim), of the trained policy, or of a reference that is not trained.
         steps: K, of the sampler.
-        variance: of the sampler's kernels.
+        variance, path, sampler: as `Problem.sampling` has them.
         updates: 0 for such a one.
         energy_distance: squared energy distance to the exact tilt, over all pairs; mean over
             `TARGETS` exact sets.
@@ -58,6 +58,8 @@ class Result:
     seed: int
     steps: int
     variance: str
+    path: str
+    sampler: str
     updates: int
     batch: int
     n: int
@@ -125,7 +127,9 @@ def evaluate(
         method=label,
         seed=seed,
         steps=problem.steps,
-        variance=problem.variance,
+        variance=problem.sampling.variance,
+        path=problem.sampling.path,
+        sampler=problem.sampling.sampler,
         updates=updates,
         batch=batch,
         n=n,
@@ -171,7 +175,7 @@ def _trained(
 def _sampled(problem: Problem, reference: Untrained, n: int, seed: int) -> _Made:
     reference.check(problem.process)
     counter = PassCounter()
-    model = MixtureModel(problem.prior, problem.process, nn.Identity(), counter)
+    model = MixtureModel(problem.prior, problem.process, nn.Identity(), counter, problem.noise_path)
     networks = Networks(model, problem.named_reward())
     started = time.perf_counter()
     x0 = reference.sample(networks, [""] * n, torch.Generator().manual_seed(seed + 1))

@@ -131,6 +131,14 @@ class GaussianMixture:
         pulls = torch.einsum("cij,ncj->nci", self.axes.to(x), coordinates * precisions)
         return -torch.einsum("nc,nci->ni", joint.softmax(1), pulls)
 
+    def posterior_mean(self, x: Points, alpha_bar: AlphaBar) -> Points:
+        """E[x_0 | x] of the noised point, in closed form; at pure noise the mixture's mean."""
+        joint, coordinates, precisions = self._joint(x, alpha_bar)
+        levels = torch.as_tensor(alpha_bar, dtype=x.dtype, device=x.device).reshape(-1, 1, 1)
+        pulls = levels.sqrt() * self.variances.to(x) * precisions * coordinates
+        means = self.means.to(x) + torch.einsum("cij,ncj->nci", self.axes.to(x), pulls)
+        return torch.einsum("nc,nci->ni", joint.softmax(1), means)
+
     def _joint(self, x: Points, alpha_bar: AlphaBar) -> tuple[Tensor, Tensor, Tensor]:
         """Log of weight times density, coordinates along the axes, and precisions along them."""
         if x.shape[1] != self.dim:  # one column would be broadcast

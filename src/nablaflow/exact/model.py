@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nablaflow.diffusion import ReverseProcess
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.mixture import GaussianMixture, Points
-from nablaflow.exact.process import ALPHA_BAR
+from nablaflow.exact.paths import DIFFUSION, NoisePath
 from nablaflow.models import Condition, DiffusionModel
 from nablaflow.typing import Images, Latents
 
@@ -28,6 +28,7 @@ class MixtureModel(DiffusionModel):
     Args:
         network: ``(x, timestep, x0_hat) -> `` value gradient of the flattened state, at first 0.
         counter: counts the passes of this model.
+        path: by which the process noises.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class MixtureModel(DiffusionModel):
         process: ReverseProcess,
         network: nn.Module,
         counter: PassCounter,
+        path: NoisePath = DIFFUSION,
     ) -> None:
         self.center, self.scale = prior.mean, prior.scale
         self.standard = prior.standardized()
@@ -45,7 +47,7 @@ class MixtureModel(DiffusionModel):
         self.parameterization = "sample"
         self.guidance_scale = 1.0
         self.device = torch.device("cpu")
-        self._counter = counter
+        self._counter, self._path = counter, path
         self._policy_active = True
 
     def condition(self, prompts: list[str]) -> Condition:
@@ -60,11 +62,11 @@ class MixtureModel(DiffusionModel):
 
     def forward(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
         """x0_hat: the reference's posterior mean, and the policy's change of it."""
-        flat, alpha_bar = x.flatten(1), ALPHA_BAR.to(x)[timestep]
-        score = self.standard.score(flat, alpha_bar)
-        x0_hat = (flat + (1.0 - alpha_bar)[:, None] * score) / alpha_bar.sqrt()[:, None]
+        flat, alpha_bar = x.flatten(1), self._path.alpha_bar(timestep).to(x)
+        x0_hat = self.standard.posterior_mean(flat, alpha_bar)
         if self._policy_active:
-            change = ((1.0 - alpha_bar) / alpha_bar.sqrt())[:, None]  # of x0_hat with the score
+            signal = self._path.signal(timestep).to(x)
+            change = ((1.0 - alpha_bar) / signal)[:, None]  # of x0_hat with the score
             x0_hat = x0_hat + change * self.network(flat, timestep, x0_hat)
         return self._counter.forward(x0_hat.reshape(x.shape))
 

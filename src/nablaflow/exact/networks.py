@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from nablaflow.exact.counter import PassCounter
-from nablaflow.exact.process import ALPHA_BAR
+from nablaflow.exact.paths import DIFFUSION, TIMESTEPS, NoisePath
 from nablaflow.models import Condition, FlowScore
 from nablaflow.typing import Latents, Timesteps
 
-TIMESTEPS = 1000
 FREQUENCIES = 6
 
 
@@ -26,10 +25,19 @@ class ValueNetwork(nn.Module):
 
     Args:
         inputs: values beside x that the field may depend on.
+        path: that tells alpha_bar.
     """
 
-    def __init__(self, dim: int, width: int, layers: int, inputs: int = 0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        layers: int,
+        inputs: int = 0,
+        path: NoisePath = DIFFUSION,
+    ) -> None:
         super().__init__()
+        self.path = path
         self.time = nn.Linear(2 * FREQUENCIES + 1, width)
         self.modulations = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(layers + 1))
         self.layers = nn.ModuleList(
@@ -42,7 +50,7 @@ class ValueNetwork(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch dim"],
-        timestep: Int[Tensor, "batch"],
+        timestep: Real[Tensor, "batch"],
         beside: Float[Tensor, "batch input"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
         inputs = x if beside is None else torch.cat([x, beside], 1)
@@ -56,10 +64,10 @@ class ValueNetwork(nn.Module):
             scale, shift = modulation(time)[index].chunk(2, 1)
             after = nn.functional.silu(layer(h if place else inputs) * (1.0 + scale) + shift)
             h = h + after
-        return ALPHA_BAR.to(x).sqrt()[timestep][:, None] * self.last(h)
+        return self.path.signal(timestep).to(x)[:, None] * self.last(h)
 
 
-def _time_features(timestep: Int[Tensor, "batch"]) -> Float[Tensor, "batch feature"]:
+def _time_features(timestep: Real[Tensor, "batch"]) -> Float[Tensor, "batch feature"]:
     t = timestep[:, None] / TIMESTEPS
     angles = torch.pi * t * torch.arange(1, FREQUENCIES + 1)
     return torch.cat([t, angles.sin(), angles.cos()], 1)
@@ -68,9 +76,16 @@ def _time_features(timestep: Int[Tensor, "batch"]) -> Float[Tensor, "batch featu
 class VectorFlowScore(FlowScore):
     """g_phi for states of shape (1, 1, dim)."""
 
-    def __init__(self, dim: int, width: int, layers: int, counter: PassCounter) -> None:
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        layers: int,
+        counter: PassCounter,
+        path: NoisePath = DIFFUSION,
+    ) -> None:
         super().__init__()
-        self.network = ValueNetwork(dim, width, layers)
+        self.network = ValueNetwork(dim, width, layers, path=path)
         self._counter = counter
 
     def forward(self, x: Latents, timestep: Timesteps, condition: Condition) -> Latents:

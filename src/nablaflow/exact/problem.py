@@ -8,10 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nablaflow.diffusion import ReverseProcess, check_variance
+from nablaflow.diffusion import ReverseProcess
 from nablaflow.errors import UserError
 from nablaflow.exact.mixture import GaussianMixture, Points
-from nablaflow.exact.process import TIMESTEPS, exact_process
+from nablaflow.exact.paths import PATHS, TIMESTEPS, NoisePath, Sampling
+from nablaflow.exact.process import exact_process
 from nablaflow.exact.rejection import Target
 from nablaflow.exact.rewards import ExactReward, check_dimension
 from nablaflow.rewards import NamedReward
@@ -28,11 +29,14 @@ class Problem:
         beta: the tilt.
         steps: K, of the sampler.
         name: for tables.
-        variance: of the sampler's kernels, see `nablaflow.diffusion.variance`.
+        variance: of the sampler's kernels, see `nablaflow.diffusion.variance`; None: analytic where
+            the sampler's noise is the posterior's.
+        path: by which it noises, ``diffusion`` or ``flow``, see `nablaflow.exact.paths`.
+        sampler: of the path; None: its default.
 
     Raises:
         UserError: the tilt cannot be normalised, dimensions disagree, fewer than 2 steps, more
-            than the schedule has, or a variance that is none.
+            than the schedule has, or a path, sampler or variance that is none.
     """
 
     prior: GaussianMixture
@@ -40,7 +44,9 @@ class Problem:
     beta: float
     steps: int = STEPS
     name: str = "problem"
-    variance: str = "analytic"
+    variance: str | None = None
+    path: str = "diffusion"
+    sampler: str | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 2:
@@ -49,7 +55,7 @@ class Problem:
             raise UserError(f"steps: {self.steps}; the laboratory's schedule has {TIMESTEPS}")
         if not 0 <= self.beta < float("inf"):
             raise UserError(f"beta: {self.beta:g}; give a finite tilt of at least 0")
-        check_variance(self.variance, "variance")
+        _ = self.sampling
         check_dimension(self.reward, self.prior)
         _ = self.target  # refuse now what has no tilt
 
@@ -59,8 +65,20 @@ class Problem:
         return self.reward.tilt(self.prior, self.beta)
 
     @cached_property
+    def sampling(self) -> Sampling:
+        """Path, sampler and variance, defaults filled in."""
+        fields = ("path", "sampler", "variance")
+        return Sampling.named(self.path, self.sampler, self.variance, fields)
+
+    @property
+    def noise_path(self) -> NoisePath:
+        return PATHS[self.path]
+
+    @cached_property
     def process(self) -> ReverseProcess:
-        return exact_process(self.prior.standardized(), self.steps, self.variance)
+        chosen = self.sampling
+        prior = self.prior.standardized()
+        return exact_process(prior, self.steps, chosen.variance, chosen.path, chosen.sampler)
 
     @property
     def modes(self) -> GaussianMixture:

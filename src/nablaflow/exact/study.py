@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,17 +10,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from nablaflow.diffusion import check_variance
+from nablaflow.diffusion import ReverseProcess
+from nablaflow.errors import UserError
 from nablaflow.exact.catalog import PROBLEMS, named_problem
-from nablaflow.exact.contenders import CONTENDERS, DEFAULT, PUBLISHED, contender
+from nablaflow.exact.contenders import CONTENDERS, Contender, contender, default_names, fits
 from nablaflow.exact.evaluate import Result, check_batch, evaluate
+from nablaflow.exact.paths import Sampling
 from nablaflow.exact.problem import STEPS, Problem
+from nablaflow.exact.process import bare_process
 from nablaflow.exact.random_problems import random_name
+from nablaflow.storage import checksums
+from nablaflow.storage.files import write_whole
 from nablaflow.storage.study import Study, at_least, chosen, slug, unwritable_is_the_users
 
+MOST = {"seeds": 10**4, "updates": 10**9}
 Row = dict[str, Any]
 """All figures of a `Result`; None is one that is not finite."""
 
@@ -56,12 +62,13 @@ class LabStudy(Study[LabCell]):
     Attributes:
         seeds: how many: 0, 1, ...
         updates, batch, n: of each training, as in `evaluate`.
-        steps, variance: of the sampler, on every problem.
+        steps, process, sampler, variance: as `steps`, `path`, ... of a `Problem`, on every one.
         out: folder; a finished cell is ``<problem>/<method>/seed-<s>.json`` in it, with its samples
             as ``.safetensors`` beside.
 
     Raises:
-        UserError: a name that is none, or too small a number.
+        UserError: a name that is none, too small a number, or a method that the sampler's noise
+            does not suit.
     """
 
     holds: ClassVar[str] = "row"
@@ -74,19 +81,24 @@ class LabStudy(Study[LabCell]):
     batch: int = 256
     n: int = 8000
     steps: int = STEPS
-    variance: str = "analytic"
+    variance: str | None = None
+    process: str = "diffusion"
+    sampler: str | None = None
 
     def __post_init__(self) -> None:
-        at_least("steps", self.steps, 2)
-        check_variance(self.variance, "--variance")
+        at_least("steps", self.steps, 2, 10**5)
+        _ = self.sampling
         for problem in self.problems:
             self._problem(problem)
         for method in self.methods:
             contender(method)
         for name, least in (("seeds", 1), ("updates", 0), ("batch", 1), ("n", 100)):
-            at_least(name, getattr(self, name), least)
+            at_least(name, getattr(self, name), least, MOST.get(name, 10**6))
         for found in map(contender, self.methods):
             check_batch(found.method(1.0), self.batch, found.settings.steps_per_rollout)
+        process = bare_process(self.steps, self.process, self.sampling.sampler)
+        for name in self.methods:
+            fits(contender(name), process)
 
     @staticmethod
     def named(
@@ -99,23 +111,29 @@ class LabStudy(Study[LabCell]):
         """By names as the command line has them: none for the default, ``all`` for the list.
 
         The defaults are every named problem, or the random ones where those are asked for, and the
-        project's default method with the published form.
+        methods of `default_names`; all methods are those that the sampler's noise suits.
 
         Args:
             random: so many random problems besides.
+            settings: the rest.
 
         Raises:
             UserError: a name that is none, or too small a number.
         """
         if random is not None:
-            at_least("random", random, 1)
+            at_least("random", random, 1, MOST["seeds"])
             problems = [*problems, *map(random_name, range(random))]
-        return LabStudy(
-            chosen(problems, tuple(PROBLEMS), tuple(PROBLEMS)),
-            chosen(methods, tuple(CONTENDERS), (DEFAULT, PUBLISHED)),
-            out,
-            **settings,
-        )
+        study = LabStudy(chosen(problems, tuple(PROBLEMS), tuple(PROBLEMS)), (), out, **settings)
+        sampler = study.sampling.sampler
+        process = bare_process(study.steps, study.process, sampler)
+        able = tuple(name for name, each in CONTENDERS.items() if _suits(each, process))
+        return replace(study, methods=chosen(methods, able, default_names(sampler)))
+
+    @property
+    def sampling(self) -> Sampling:
+        """Path, sampler and variance, defaults filled in."""
+        fields = ("--process", "--sampler", "--variance")
+        return Sampling.named(self.process, self.sampler, self.variance, fields)
 
     @property
     def cells(self) -> list[LabCell]:
@@ -134,7 +152,7 @@ class LabStudy(Study[LabCell]):
             "batch": self.batch,
             "n": self.n,
             "steps": self.steps,
-            "variance": self.variance,
+            **vars(self.sampling),
             "method": found.method(problem.beta).model_dump_named(),
             "training": found.settings.model_dump(mode="json"),
         }
@@ -144,8 +162,18 @@ class LabStudy(Study[LabCell]):
         return [self.read(cell)["row"] for cell in self.cells]
 
     def samples(self, cell: LabCell) -> Float[Tensor, "n dim"]:
-        """Samples of a cell's policy, float32."""
-        return load_file(self._samples_path(cell))["samples"]
+        """Samples of a cell's policy, float32.
+
+        Raises:
+            UserError: they are not what was written.
+        """
+        path, known = self._samples_path(cell), self.read(cell).get("samples")
+        try:
+            if known not in (None, checksums.of_file(path)):
+                raise ValueError("another content")
+            return load_file(path)["samples"]
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise UserError(f"--out: {path} is damaged; remove it, and it is made again") from error
 
     def carry_out(self, cell: LabCell, on_update: Callable[[], None]) -> None:
         """Train, measure, and store one cell."""
@@ -162,7 +190,7 @@ class LabStudy(Study[LabCell]):
             self._store_result(cell, result)
 
     def _problem(self, name: str) -> Problem:
-        return _problem(name, self.steps, self.variance)
+        return _problem(name, self.steps, self.sampling)
 
     def path(self, cell: LabCell) -> Path:
         return self.out / cell.problem / slug(cell.method) / f"seed-{cell.seed}.json"
@@ -179,17 +207,23 @@ class LabStudy(Study[LabCell]):
         path, samples = self.path(cell), self._samples_path(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        partial = samples.with_name(f".partial-{samples.name}")
-        save_file({"samples": result.samples.float().contiguous()}, partial)
-        os.replace(partial, samples)
+        write_whole(samples, save({"samples": result.samples.float().contiguous()}))
         row = {name: _finite_or_none(value) for name, value in result.row().items()}
-        self.store(cell, {"row": row})
+        self.store(cell, {"row": row, "samples": checksums.of_file(samples)})
 
 
 @cache
-def _problem(name: str, steps: int, variance: str) -> Problem:
+def _problem(name: str, steps: int, sampling: Sampling) -> Problem:
     """With what it has found out about itself, which takes seconds for some."""
-    return replace(named_problem(name), steps=steps, variance=variance)
+    return replace(named_problem(name), steps=steps, **vars(sampling))
+
+
+def _suits(each: Contender, process: ReverseProcess) -> bool:
+    try:
+        fits(each, process)
+    except UserError:
+        return False
+    return True
 
 
 def _finite_or_none(value: Any) -> Any:

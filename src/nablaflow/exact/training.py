@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from nablaflow.config.settings import OptimizerSettings
-from nablaflow.diffusion import strata_count
+from nablaflow.diffusion import adds_noise, strata_count
 from nablaflow.errors import TrainingStopped
 from nablaflow.estimators import TrainingBatch, measure_gamma
 from nablaflow.exact.counter import PassCounter
@@ -20,6 +20,7 @@ from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.networks import ValueNetwork, VectorFlowScore
 from nablaflow.exact.problem import Problem
 from nablaflow.methods import Method, Networks
+from nablaflow.methods.contract import check_noise
 from nablaflow.settings import Settings
 from nablaflow.training.optimization import (
     Average,
@@ -86,16 +87,18 @@ class LabTrainer:
     def __init__(self, problem: Problem, method: Method, settings: LabSettings, seed: int) -> None:
         self.problem, self.method, self.settings = problem, method, settings
         on_policy = settings.steps_per_rollout == 1
+        check_noise(method, noisy=adds_noise(problem.process))
         method.check(problem.process, flow=method.uses_flow, on_policy=on_policy)
         self.generator = torch.Generator().manual_seed(seed)
         self.counter = PassCounter()
         dim, sizes = problem.prior.dim, (settings.width, settings.layers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # layers draw their weights from the global state
-            policy = ValueNetwork(dim, *sizes, inputs=dim)
-            flow = VectorFlowScore(dim, *sizes, self.counter) if method.uses_flow else None
-            target = VectorFlowScore(dim, *sizes, self.counter) if method.uses_flow else None
-        self.model = MixtureModel(problem.prior, problem.process, policy, self.counter)
+            path = problem.noise_path
+            policy = ValueNetwork(dim, *sizes, inputs=dim, path=path)
+            flows = [VectorFlowScore(dim, *sizes, self.counter, path) for _ in range(2)]
+        flow, target = flows if method.uses_flow else (None, None)
+        self.model = MixtureModel(problem.prior, problem.process, policy, self.counter, path)
         self.average = Average(policy, settings.policy_ema)
         self._averages = [self.average]
         if flow is not None and target is not None:
@@ -106,8 +109,8 @@ class LabTrainer:
         if method.needs_measured_gamma:
             seeds = [GAMMA_SEED + row for row in range(GAMMA_TRAJECTORIES)]
             gamma = measure_gamma(self.model, reward, [""] * len(seeds), seeds, batch=len(seeds))
-        self.networks = Networks(self.model, reward, flow, target, gamma)
-        self.core = Update(method, self.networks)
+        self.core = Update(method, Networks(self.model, reward, flow, target, gamma))
+        self.networks = self.core.networks
         self.optimizer = make_optimizer(settings.optimizer(), self.core.objective)
         self._schedule = Schedule(settings.optimizer(), self.optimizer)
 
@@ -116,6 +119,7 @@ class LabTrainer:
         self._schedule.set_rates(update, updates)
         parts = self._rows(batch).split(self.settings.steps_per_rollout)
         records = [self._optimizer_step(part) for part in parts]
+        self.core.end(update + 1)
         return {name: fmean(record[name] for record in records) for name in records[0]}
 
     def _rows(self, batch: int) -> TrainingBatch:

@@ -9,6 +9,7 @@ from nablaflow.errors import UserError
 from nablaflow.fitting.card import card
 from nablaflow.fitting.fit import Fit
 from nablaflow.rewards.heads import save_heads
+from nablaflow.storage.files import write_whole
 
 SUFFIX = ".safetensors"
 CARD, PICTURE = ".md", ".png"
@@ -40,7 +41,5 @@ def save(fitted: Fit, out: Path) -> Path:
     """Write the reward and its card, each whole or not at all; returns the card's path."""
     text = out.with_suffix(CARD)
     save_heads(out, fitted.heads, fitted.about)
-    partial = text.with_name(f".partial-{text.name}")
-    partial.write_text(card(out.name, fitted.about), encoding="utf-8")
-    partial.replace(text)
+    write_whole(text, card(out.name, fitted.about))
     return text

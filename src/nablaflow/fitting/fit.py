@@ -15,7 +15,7 @@ from nablaflow.fitting.folds import folds, groups
 from nablaflow.fitting.images import check_images, image_features
 from nablaflow.fitting.table import Judgements, read_judgements
 from nablaflow.fitting.training import HeadSettings, Told, bootstrap, train_heads
-from nablaflow.fitting.validation import HeldOut, figures, predictions
+from nablaflow.fitting.validation import HeldOut, accuracy, figures, predictions
 from nablaflow.progress import StartProgress, unseen
 from nablaflow.rewards.heads import Heads
 from nablaflow.typing import Features
@@ -42,6 +42,7 @@ def fit_folder(
     *,
     pessimism: float = 0.0,
     seed: int = 0,
+    kind: str | None = None,
     weights: str | None = None,
     device: str | torch.device = "cpu",
     start: StartProgress = unseen,
@@ -51,6 +52,7 @@ def fit_folder(
     Args:
         name: of the features, see ``features.FEATURES``.
         pessimism: the file's default, in standard deviations of the ensemble.
+        kind: "ratings" or "pairs", where the folder has both.
         weights: of the features.
         device: that the features are computed on; the heads are trained on the processor.
         start: shows how the work goes.
@@ -59,7 +61,7 @@ def fit_folder(
         UserError: the judgements, an image or the features cannot be used.
     """
     features.check_name(name)
-    judgements = read_judgements(folder)
+    judgements = read_judgements(folder, kind)
     check_images(judgements.images, start("images", len(judgements.images)))
     extractor = features.load(name, weights=weights, device=device)
     told = start("features", len(judgements.images))
@@ -104,9 +106,17 @@ def fit(
         "hidden": settings.hidden,
         "seed": seed,
         "pessimism": pessimism,
-        "held_out": figures(held_out),
+        "held_out": figures(held_out) | _at_random(held_out, judgements.at_random),
     }
     return Fit(_in_units(heads, judgements, found), held_out, about)
+
+
+def _at_random(held_out: HeldOut, chosen: Tensor | None) -> dict[str, float]:
+    """The accuracy on pairs that were drawn at random, where others were chosen for being hard."""
+    if chosen is None or held_out.kind != "pairs" or bool(chosen.all()) or not bool(chosen.any()):
+        return {}
+    share, error = accuracy(held_out.take(chosen))
+    return {"accuracy_at_random": share, "accuracy_at_random_se": error}
 
 
 def _cross_validate(

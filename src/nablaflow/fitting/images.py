@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 
 from nablaflow.errors import UserError
 from nablaflow.features import FeatureExtractor
+from nablaflow.storage.judged import SUFFIXES
 from nablaflow.typing import Features, Images
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 BATCH = 16
 NAMED = 3  # of the images that cannot be used; the rest are counted
 SIXTEEN_BITS = 2**16 - 1

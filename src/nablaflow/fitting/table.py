@@ -5,19 +5,17 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from nablaflow.errors import UserError, nearest
 from nablaflow.fitting.training import Rows
+from nablaflow.storage.judged import COLUMNS, PAIRS, PICK, PROMPT, RANDOM, RATER, RATINGS
 
-RATINGS, PAIRS = "ratings.csv", "pairs.csv"
-COLUMNS = {RATINGS: ("image", "score"), PAIRS: ("preferred", "rejected")}
-PROMPT = "prompt"
-RATER, PICK = "rater", "pick"
-"""Columns that `nablaflow studio` writes besides; a fit does not look at them."""
 SMALLEST, LARGEST = 1e-30, 1e30  # standard deviation: heads are float32
 LEAST = 20  # rows: with fewer, no fold has enough to say how good the fit is
 
@@ -33,6 +31,7 @@ class Judgements:
         prompts: one a row; None where the table has no such column.
         shift: mean of the ratings; 0 for pairs.
         scale: their standard deviation; 1 for pairs.
+        at_random: (row,) which rows were drawn at random; None where the table does not tell.
     """
 
     kind: str
@@ -41,38 +40,50 @@ class Judgements:
     prompts: list[str] | None
     shift: float = 0.0
     scale: float = 1.0
+    at_random: Bool[Tensor, "row"] | None = None
 
 
-def read_judgements(folder: Path) -> Judgements:
+def read_judgements(folder: Path, kind: str | None = None) -> Judgements:
     """The judgements of a folder; images are looked for beside the table, and not opened yet.
+
+    Args:
+        kind: "ratings" or "pairs"; None: of the table that is there.
 
     Raises:
         UserError: one line that names the file, the line in it and the remedy.
     """
-    path = _table(folder)
+    path = _table(folder, kind)
     lines = _read(path)
     if len(lines) < LEAST:
         raise UserError(
             f"{path}: {len(lines)} rows are too few to learn from; give {LEAST} or more"
         )
     prompts = [line[PROMPT] for _, line in lines] if PROMPT in lines[0][1] else None
-    if path.name == PAIRS:
-        return _pairs(path, lines, prompts)
-    return _ratings(path, lines, prompts)
+    read = _pairs if path.name == PAIRS else _ratings
+    return replace(read(path, lines, prompts), at_random=_at_random(lines))
+
+
+def _at_random(lines: _Lines) -> Bool[Tensor, "row"] | None:
+    if PICK not in lines[0][1]:
+        return None
+    return torch.tensor([line[PICK] == RANDOM for _, line in lines])
 
 
 _Lines = list[tuple[int, dict[str, str]]]
 """Number of a line in the file, and its cells by column."""
 
 
-def _table(folder: Path) -> Path:
+def _table(folder: Path, kind: str | None) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give one with {RATINGS} or {PAIRS} in it")
-    found = [folder / name for name in COLUMNS if (folder / name).is_file()]
+    if kind is not None and not (folder / f"{kind}.csv").is_file():
+        raise UserError(f"{folder}: holds no {kind}.csv; write it, or leave --judgements out")
+    names = COLUMNS if kind is None else [f"{kind}.csv"]
+    found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
         raise UserError(f"{folder}: holds neither {RATINGS} nor {PAIRS}; write one of them")
     if len(found) > 1:
-        raise UserError(f"{folder}: holds {RATINGS} and {PAIRS}; keep one of them")
+        raise UserError(f"{folder}: holds {RATINGS} and {PAIRS}; choose with --judgements")
     return found[0]
 
 

@@ -34,6 +34,12 @@ class HeldOut:
     target: Float[Tensor, "row"] | None
     fold: Float[Tensor, "row"]
 
+    def take(self, chosen: Bool[Tensor, "row"]) -> HeldOut:
+        """Those of some rows."""
+        target = None if self.target is None else self.target[chosen]
+        kept = (self.predicted[chosen], self.spread[chosen], target, self.fold[chosen])
+        return HeldOut(self.kind, *kept)
+
 
 def predictions(
     scores: Float[Tensor, "member image"], rows: Rows

@@ -8,7 +8,9 @@ from nablaflow.methods.contract import Losses, Method
 from nablaflow.methods.dag_db import DagDB
 from nablaflow.methods.dag_kl import DagKL
 from nablaflow.methods.ddpo import DDPO
+from nablaflow.methods.diffusion_nft import DiffusionNFT
 from nablaflow.methods.draft import Draft
+from nablaflow.methods.flow_grpo import FlowGRPO
 from nablaflow.methods.guided_sampling import GuidedSampling
 from nablaflow.methods.matching import ValueMatching
 from nablaflow.methods.nabla_db import NablaDB
@@ -19,6 +21,7 @@ from nablaflow.methods.residual_nabla_db import ResidualNablaDB
 from nablaflow.methods.reward_weighted import RewardWeightedRegression
 from nablaflow.methods.terminal import TerminalMatching
 from nablaflow.methods.untrained import Untrained
+from nablaflow.methods.vgg_flow import VGGFlow
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -37,6 +40,9 @@ METHODS: dict[str, type[Method]] = {
         DagDB,
         DagKL,
         RewardWeightedRegression,
+        FlowGRPO,
+        DiffusionNFT,
+        VGGFlow,
     )
 }
 """Adding a method is one file and one entry here."""
@@ -55,7 +61,9 @@ __all__ = [
     "BestOfN",
     "DagDB",
     "DagKL",
+    "DiffusionNFT",
     "Draft",
+    "FlowGRPO",
     "GuidedSampling",
     "Losses",
     "Method",
@@ -69,5 +77,6 @@ __all__ = [
     "TerminalMatching",
     "TrainingBatch",
     "Untrained",
+    "VGGFlow",
     "ValueMatching",
 ]

@@ -29,6 +29,7 @@ from nablaflow.settings import Settings
 from nablaflow.typing import Latents
 
 CreditGroup = Literal["prompt", "batch"]
+SamplerNoise = Literal["needed", "any", "none"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Method(Settings, abc.ABC):
         credit_group: whose trajectories are compared for `credits`: each prompt's by themselves, or
             all of the batch; None: there are no credits.
         needs_path_ratio: whether `credits` reads the trajectories' log ratio.
+        sampler_noise: what the method makes of the sampler's: most align kernels, which are none
+            without noise; `any` learns from clean states alone; `none` controls the ODE.
     """
 
     name: ClassVar[str]
@@ -80,6 +83,7 @@ class Method(Settings, abc.ABC):
     needs_states: ClassVar[bool] = False
     credit_group: ClassVar[CreditGroup | None] = None
     needs_path_ratio: ClassVar[bool] = False
+    sampler_noise: ClassVar[SamplerNoise] = "needed"
 
     beta: TiltStrength = Field(
         description="the tilt: p* is p_ref exp(beta r); auto, {effective_share: …} or {nats: …} "
@@ -166,6 +170,16 @@ class Method(Settings, abc.ABC):
             on_policy: whether the policy that trains is the one that sampled.
         """
 
+    def old_policy_decay(self, update: int) -> float | None:
+        """What the old policy keeps of itself after an update; None: there is no old policy.
+
+        Where there is one it samples the rollouts, and `Networks.old_policy` predicts by it.
+
+        Args:
+            update: updates done, this one included.
+        """
+        return None
+
     def model_dump_named(self) -> dict[str, Any]:
         """The settings with the method's name, as a recipe has them."""
         return {"name": self.name, **self.model_dump(mode="json")}
@@ -184,6 +198,19 @@ class StepwiseMethod(Method, abc.ABC):
     ) -> Int[Tensor, "trajectory transition"]:
         return draw_transitions(
             trajectories, process.steps, strata, generator, always_last=self.always_last
+        )
+
+
+def check_noise(method: Method, *, noisy: bool) -> None:
+    """Raise `UserError` where the sampler adds noise and the method cannot have it, or needs it."""
+    if method.sampler_noise == "needed" and not noisy:
+        raise UserError(
+            "sampler.name: euler adds no noise, so that there is no kernel to align; use ddim, or "
+            "memoryless for flow matching, and sample the result by euler"
+        )
+    if method.sampler_noise == "none" and noisy:
+        raise UserError(
+            f"sampler.name: {method.name} controls the ODE, which has no noise; use euler"
         )
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 Scores = Float[Tensor, "trajectory"]
 
+EPSILON = 1e-6  # beside a standard deviation
+
 
 def by_group(
     function: Callable[[Scores, Scores | None], Scores],
@@ -28,7 +30,7 @@ def by_group(
 
 def standardized(scores: Scores) -> Scores:
     """Mean 0, standard deviation 1; all 0 where the scores are equal."""
-    return (scores - scores.mean()) / (scores.std(correction=0) + 1e-6)
+    return (scores - scores.mean()) / (scores.std(correction=0) + EPSILON)
 
 
 def less_the_others(scores: Scores) -> Scores:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from nablaflow.diffusion import Noise, Step, check_step, value_step
+from nablaflow.diffusion import Noise, Step, adds_noise, check_step, value_step
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.estimators import Gamma, Networks, check_gamma, forward_looking, gamma_table
@@ -44,6 +44,11 @@ class GuidedSampling(Untrained):
 
     def check(self, process: ReverseProcess) -> None:
         check_step(self.step, process)
+        if self.step == "published" and not adds_noise(process):
+            raise UserError(
+                "method.step: the published step is by the noise's variance, and this sampler has "
+                "none; use another sampler"
+            )
         if self.gamma == "measured":
             raise UserError(
                 "method.gamma: guided sampling measures nothing beforehand; give a number, a list "

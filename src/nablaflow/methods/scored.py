@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nablaflow.estimators import Networks
-from nablaflow.rewards import check_finite
+from nablaflow.rewards.contract import gradient_of
 from nablaflow.typing import Latents
 
 
@@ -41,8 +41,7 @@ def score(networks: Networks, x0: Latents, prompts: list[str]) -> ScoredStates:
     with torch.enable_grad():
         leaf = x0.detach().requires_grad_()
         scores = networks.reward(networks.model.decode(leaf), prompts)
-        (gradient,) = torch.autograd.grad(scores.sum(), leaf)
-    check_finite(networks.reward.name, gradient, "gradient")
+        gradient = gradient_of(networks.reward.name, scores, leaf)
     return ScoredStates(scores.detach() + slope(x0, gradient), gradient)
 
 

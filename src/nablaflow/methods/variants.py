@@ -16,7 +16,9 @@ from nablaflow.methods.contract import Method
 from nablaflow.methods.dag_db import DagDB
 from nablaflow.methods.dag_kl import DagKL
 from nablaflow.methods.ddpo import DDPO
+from nablaflow.methods.diffusion_nft import DiffusionNFT
 from nablaflow.methods.draft import Draft
+from nablaflow.methods.flow_grpo import FlowGRPO
 from nablaflow.methods.guided_sampling import GuidedSampling
 from nablaflow.methods.nabla_db import NablaDB
 from nablaflow.methods.nabla_td import NablaTD
@@ -26,6 +28,7 @@ from nablaflow.methods.residual_nabla_db import ResidualNablaDB
 from nablaflow.methods.reward_weighted import RewardWeightedRegression
 from nablaflow.methods.terminal import TerminalMatching
 from nablaflow.methods.untrained import Untrained
+from nablaflow.methods.vgg_flow import VGGFlow
 
 CLIP = 1e-2  # per value, for states of some hundred values; the published 1e-4 is for 16,384
 
@@ -36,6 +39,7 @@ VARIANTS: Mapping[str, Callable[[float], Method]] = {
     "nabla-td": lambda beta: NablaTD(beta=beta, td_lambda=0.5),
     "adjoint-matching": lambda beta: AdjointMatching(beta=beta),
     "adjoint-matching-constant": lambda beta: AdjointMatching(beta=beta, weighting="constant"),
+    "adjoint-matching-exact": lambda beta: AdjointMatching(beta=beta, step="exact"),
     "terminal": lambda beta: TerminalMatching(beta=beta),
     "path-weighted-matching": lambda beta: PathWeightedMatching(beta=beta),
     "path-weighted-matching-adjoint": lambda beta: PathWeightedMatching(
@@ -57,6 +61,9 @@ VARIANTS: Mapping[str, Callable[[float], Method]] = {
     "reward-weighted-regression-tilted": lambda beta: RewardWeightedRegression(
         beta=beta, weights="tilt"
     ),
+    "flow-grpo": lambda beta: FlowGRPO(beta=beta, clip_range=CLIP),
+    "diffusion-nft": lambda beta: DiffusionNFT(beta=beta),
+    "vgg-flow": lambda beta: VGGFlow(beta=beta),
 }
 """Name to what makes the method for a tilt by beta; adding one is one line here."""
 

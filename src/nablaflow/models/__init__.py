@@ -1,14 +1,18 @@
 """The contract of a model to align, and one file per family that meets it."""
 
-from nablaflow.models.condition import Condition
-from nablaflow.models.contract import DiffusionModel
-from nablaflow.models.flow_score import FlowScore, UNetFlowScore
-from nablaflow.models.flow_size import make_flow_score
-from nablaflow.models.live import AnyPipeline, LivePipeline
-from nablaflow.models.load import FAMILIES, family_of, hand_over, load_model, load_pipeline
-from nablaflow.models.random_weights import random
-from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
-from nablaflow.models.source import ModelSource, fingerprint, model_source
+from nablaflow.quiet import quiet_libraries
+
+with quiet_libraries():  # pipelines name optional packages as they are imported
+    from nablaflow.models.condition import Condition
+    from nablaflow.models.contract import DiffusionModel
+    from nablaflow.models.flow_score import FlowScore, UNetFlowScore
+    from nablaflow.models.flow_size import make_flow_score
+    from nablaflow.models.live import AnyPipeline, LivePipeline
+    from nablaflow.models.load import FAMILIES, family_of, hand_over, load_model, load_pipeline
+    from nablaflow.models.old_policy import OldPolicy
+    from nablaflow.models.random_weights import random
+    from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
+    from nablaflow.models.source import ModelSource, fingerprint, model_source
 
 __all__ = [
     "FAMILIES",
@@ -20,6 +24,7 @@ __all__ = [
     "FlowSettings",
     "LivePipeline",
     "ModelSource",
+    "OldPolicy",
     "SamplerSettings",
     "UNetFlowScore",
     "family_of",

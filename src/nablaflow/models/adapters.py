@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from nablaflow.errors import UserError
+from nablaflow.models.divided import part_like
 from nablaflow.models.live import with_the_same_weights
 from nablaflow.models.lora_targets import (
     Coverage,
@@ -158,7 +159,7 @@ def load_trainable_state(network: nn.Module, state: dict[str, Tensor]) -> None:
     if {n: p.shape for n, p in own.items()} != {n: value.shape for n, value in state.items()}:
         raise ValueError("the saved parameters are another network's")
     for name, parameter in own.items():
-        parameter.copy_(state[name])
+        parameter.copy_(part_like(state[name], parameter))
 
 
 @contextmanager

@@ -13,12 +13,14 @@ from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
 
-from nablaflow.errors import ExportError, UserError
-from nablaflow.models.adapters import ADAPTER, LoraAdapter
+from nablaflow.errors import ExportError, TrainingStopped, UserError
+from nablaflow.models.adapters import ADAPTER, LoraAdapter, trainable_state
+from nablaflow.models.divided import plain_copy
 from nablaflow.models.load import load_pipeline
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.source import ModelSource
-from nablaflow.storage.files import put_in_place, remove_tree
+from nablaflow.quiet import quiet_libraries
+from nablaflow.storage.files import put_in_place, remove_tree, what_failed
 from nablaflow.storage.header import put_in_order
 
 TOLERANCE = 1e-4  # largest difference of a pixel in [0, 1], in float32 whatever was trained in
@@ -34,7 +36,11 @@ def lora_layers(model: PipelineModel) -> dict[str, Tensor]:
     tensor of its own, some not at all; so B has the scale, and alpha is the rank for all of them.
     """
     state = get_peft_model_state_dict(
-        _with_config(model), adapter_name=ADAPTER, save_embedding_layers=False
+        _with_config(model),
+        # As they are now: FSDP2 divides what it is asked for a state_dict.
+        state_dict=trainable_state(model.network),
+        adapter_name=ADAPTER,
+        save_embedding_layers=False,
     )
     assert isinstance(model.adapter, LoraAdapter)
     scale = model.adapter.config.lora_alpha / model.adapter.config.r
@@ -76,8 +82,9 @@ def save_policy(model: PipelineModel, source: ModelSource, folder: Path) -> Path
         check_same_image(model, source, partial, as_lora=as_lora)
         put_in_place(partial, final)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"output_dir: cannot write {final} ({reason}); free some space") from error
+        raise UserError(
+            f"output_dir: cannot write {final} ({what_failed(error)}); free some space"
+        ) from error
     finally:
         remove_tree(partial)
     return final
@@ -105,7 +112,7 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 def _merged(model: PipelineModel) -> Any:
     """The pipeline with the policy as its own network, float32; the model's is left alone."""
     pipeline = copy.copy(model.pipeline)
-    network = copy.deepcopy(model.network).float()
+    network = plain_copy(model.network).float()
     if isinstance(model.adapter, LoraAdapter):
         network = _unwrap_lora(network)
     pipeline.register_modules(**{model.denoiser: network})
@@ -122,6 +129,7 @@ def _unwrap_lora(network: Any) -> Any:
     return network
 
 
+@quiet_libraries()
 @torch.no_grad()
 def check_same_image(
     model: PipelineModel, source: ModelSource, folder: Path, *, as_lora: bool
@@ -130,6 +138,7 @@ def check_same_image(
 
     Raises:
         ExportError: they differ.
+        TrainingStopped: the policy's is not finite.
     """
     # Both in float32, from weights that were rounded alike: half precision would hide a fault.
     dtype = next(model.network.parameters()).dtype if as_lora else torch.float32
@@ -140,7 +149,13 @@ def check_same_image(
     getattr(stock, model.denoiser).to(memory_format=torch.channels_last)
     with model.as_in_stock(), _full_float32():
         policy = _in_float32(model.pipeline)
-        difference = float((_image(model, stock) - _image(model, policy)).abs().max())
+        image = _image(model, policy)
+        difference = float((_image(model, stock) - image).abs().max())
+    if not image.isfinite().all():
+        raise TrainingStopped(
+            "the policy's image is not finite: nothing is exported; use a smaller "
+            "optimizer.learning_rate, optimizer.weight_decay or adapter.alpha"
+        )
     if not difference <= TOLERANCE:
         raise ExportError(
             f"{folder} gives another image in a stock pipeline: largest difference "
@@ -165,7 +180,7 @@ def _in_float32(pipeline: Any) -> Any:
     raised = copy.copy(pipeline)
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module) and not _is_float32(part):
-            raised.register_modules(**{name: copy.deepcopy(part).float()})
+            raised.register_modules(**{name: plain_copy(part).float()})
     return raised
 
 

@@ -91,11 +91,12 @@ class FlowMatching(TextToImage):
 
     def notes(self) -> list[str]:
         """What is to be said of the model and its sampler, one line each."""
-        if self._sampler.name != "flow-grpo":
+        name = self._sampler.name
+        if name not in ("flow-grpo", "euler"):
             return []
         told = (
-            "sampler.name: flow-grpo's noise is not memoryless, so that what a method aims at is "
-            "not the tilt of the images; sampler.name=memoryless makes it so"
+            f"sampler.name: with {name} an image depends on the noise it began with, so that what "
+            "a method aims at is not the tilt of the images; sampler.name=memoryless makes it so"
         )
         return [told]
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from nablaflow.errors import UserError
 from nablaflow.models.folder import INDEX
+from nablaflow.quiet import quiet_libraries
 
 AnyPipeline = DiffusionPipeline
 """What a user may hand over; `FAMILIES` says which classes are served."""
@@ -63,6 +64,7 @@ class LivePipeline:
         """A pipeline that shares nothing with the user's; in its precision without ``dtype``."""
         return self._made_of(copy.deepcopy, dtype)
 
+    @quiet_libraries()
     def _made_of(self, make: Any, dtype: torch.dtype | None) -> Any:
         parts = {name: make(part).to(dtype) for name, part in self._networks()}
         unused = {name: None for name in self.unused if name in self.pipeline.components}

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils.logging import disable_progress_bar
-from transformers.utils import logging as transformers_logging
 
 from nablaflow.errors import UserError, show
 from nablaflow.models.ddpm import UnconditionalDDPM
@@ -24,6 +22,7 @@ from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.single_file import load_single_file
 from nablaflow.models.source import ModelSource
 from nablaflow.models.stable_diffusion import StableDiffusion
+from nablaflow.quiet import quiet_libraries
 
 FAMILIES: list[type[PipelineModel]] = [
     StableDiffusion,
@@ -67,6 +66,7 @@ def hand_over(pipeline: Any) -> LivePipeline:
     return LivePipeline(pipeline, tuple(name for name, part in options if part is None))
 
 
+@quiet_libraries()
 def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any:
     """A diffusers pipeline from a folder, a file or a hub id; no pickle, no remote code.
 
@@ -87,8 +87,6 @@ def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any
         return random_by_name(model, dtype)
     path = Path(model).expanduser()
     looks_local = path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
-    disable_progress_bar()
-    transformers_logging.disable_progress_bar()
     if path.is_file():
         return load_single_file(path, dtype)
     if not looks_local:

@@ -20,7 +20,7 @@ class SamplerSettings(Settings):
         default="ddim",
         description="kind of reverse kernel; of flow matching memoryless, which is ddim with eta 1 "
         "there, or flow-grpo, whose noise does not make for the tilt; euler, without noise, is for "
-        "sampling only",
+        "sampling, and for the methods that need none",
     )
     steps: int = Field(default=20, ge=2, le=10**5, description="K, transitions of a trajectory")
     eta: float = Field(default=1.0, gt=0, le=1, description="DDIM's share of DDPM's noise")
@@ -38,10 +38,10 @@ class SamplerSettings(Settings):
         description="variance of the kernels; analytic adds what x_k leaves open of x_0",
     )
     height: int | None = Field(
-        default=None, ge=1, description="of an image, pixels; null: the network's own"
+        default=None, ge=1, le=2**14, description="of an image, pixels; null: the network's own"
     )
     width: int | None = Field(
-        default=None, ge=1, description="of an image, pixels; null: the network's own"
+        default=None, ge=1, le=2**14, description="of an image, pixels; null: the network's own"
     )
     original_size: Pair | None = Field(
         default=None,
@@ -57,6 +57,7 @@ class SamplerSettings(Settings):
     prompt_chunks: int | None = Field(
         default=None,
         ge=1,
+        le=2**10,
         description="pieces that every prompt is embedded in, each as long as the text encoder "
         "reads; null: one; what is longer is cut, and said",
     )

@@ -17,6 +17,7 @@ from nablaflow.models.long_prompts import note_cuts
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import latent_size
+from nablaflow.quiet import quiet_libraries
 from nablaflow.typing import Images, Latents
 
 
@@ -121,6 +122,7 @@ class TextToImage(PipelineModel):
         config = self._autoencoder.config
         return x0 / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
 
+    @quiet_libraries()
     @torch.no_grad()
     def overflows(self, x0: Latents, dtype: torch.dtype) -> bool:
         decoder = copy.deepcopy(self._autoencoder).to(dtype)

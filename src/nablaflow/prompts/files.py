@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from nablaflow.errors import UserError, nearest
+from nablaflow.storage import files
 
 COLUMN = "prompt"
 """Where no column is named."""
+LARGEST = 1 << 28  # bytes of a file
 Row = tuple[int, str, Any]
 """A line's number, its prompt, and what stands beside it: a reward's metadata."""
 
@@ -166,8 +168,7 @@ def read_text(path: Path) -> str:
         UserError: it is none.
     """
     try:
-        # "utf-8-sig" also takes off the mark that some editors put first.
-        text = path.read_text(encoding="utf-8-sig")
+        text = files.read_text(path, LARGEST)
     except UnicodeDecodeError:
         raise UserError(f"prompts: {path} is not UTF-8 text; save it with one per line") from None
     except FileNotFoundError:

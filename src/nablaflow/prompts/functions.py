@@ -14,6 +14,7 @@ from nablaflow.errors import UserError
 from nablaflow.prompts.files import FoundPrompts, Row
 from nablaflow.prompts.source import FUNCTION
 from nablaflow.rewards.custom import load_function
+from nablaflow.rewards.process import left_as_it_was
 from nablaflow.seeds import stream
 
 
@@ -47,8 +48,9 @@ def _draws(source: str, function: Callable[[], Any], count: int, seed: int) -> I
     with _seeded(stream(seed, "prompts") % 2**32):
         for number in range(1, count + 1):
             try:
-                drawn = function()
-            except Exception as error:
+                with left_as_it_was(f"prompts {source}"):
+                    drawn = function()
+            except (Exception, SystemExit) as error:
                 raise UserError(
                     f"prompts: {source} fails ({type(error).__name__}: {error}); it must take no "
                     "arguments and return (prompt, metadata)"

@@ -204,7 +204,7 @@ def _draw_levels(axes: Axes, data: Mapping[str, Any]) -> None:
 
 
 def _draw_time(axes: Axes, cells: Sequence[CellFigures], look: MarkerStyle) -> None:
-    curves = [cell["curve"] for cell in cells if cell.get("curve")]
+    curves = [cell["curve"] for cell in cells if (cell.get("curve") or {}).get("seconds")]
     if not curves:
         return
     end = min(curve["seconds"][-1] for curve in curves)

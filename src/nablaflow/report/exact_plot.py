@@ -23,6 +23,7 @@ from nablaflow.exact.problem import Problem
 from nablaflow.exact.study import LabCell
 from nablaflow.report.curves import LIGHT
 from nablaflow.report.exact_table import Row, groups, over_floor, significant, spread
+from nablaflow.report.pictures import save_figure
 
 POINTS = 2000  # shown of each distribution
 TARGET = 3.0  # times the floor: what counts as having found the tilt
@@ -103,7 +104,7 @@ def write_plots(out: Path, rows: Sequence[Row], samples: SamplesOf) -> list[Path
     }
     figures["pareto.png"] = pareto_figure(rows)
     for name, figure in figures.items():
-        figure.savefig(out / name, facecolor=_PAPER, metadata={"Software": None})
+        save_figure(figure, out / name, facecolor=_PAPER, metadata={"Software": None})
     return [out / name for name in figures]
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from nablaflow.fitting.validation import HeldOut, reliability
 from nablaflow.report.curves import LIGHT
+from nablaflow.report.pictures import save_figure
 
 
 def write_fit_plot(path: Path, held_out: HeldOut) -> Path:
@@ -24,9 +25,7 @@ def write_fit_plot(path: Path, held_out: HeldOut) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(LIGHT.line)
         axes.tick_params(colors=LIGHT.ink)
-    partial = path.with_name(f".partial-{path.name}")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(path)
+    save_figure(figure, path, dpi=120)
     return path
 
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -29,6 +31,17 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """As a PNG, whole or not at all."""
     content = BytesIO()
     picture.save(content, "PNG")
+    write_whole(path, content.getvalue())
+
+
+def save_figure(figure: Figure, path: Path, **options: Any) -> None:
+    """As a PNG, whole or not at all.
+
+    Args:
+        options: of matplotlib's ``savefig``.
+    """
+    content = BytesIO()
+    figure.savefig(content, format="png", **options)
     write_whole(path, content.getvalue())
 
 

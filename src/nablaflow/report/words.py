@@ -26,9 +26,11 @@ GUARDED = {
 _LOSSES = {
     "loss": "sum of all terms",
     "loss_balance": "detailed balance residual",
+    "loss_consistency": "value gradient along a step",
     "loss_flow": "fit of the flow score",
     "loss_forward": "forward residual",
     "loss_kl": "KL to the reference",
+    "loss_matching": "velocity to its target",
     "loss_output_regularization": "change since the rollout",
     "loss_policy": "policy gradient",
     "loss_pretraining": "distance to the reference",

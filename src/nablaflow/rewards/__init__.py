@@ -37,6 +37,7 @@ from nablaflow.rewards.pixels import brightness, colorfulness, contrast, symmetr
 from nablaflow.rewards.preference import Preference
 from nablaflow.rewards.probe import RewardProbe, probe, require_gradient
 from nablaflow.rewards.remote import Remote
+from nablaflow.rewards.secrets import masked_url
 from nablaflow.rewards.settings import RewardSettings, parse_settings
 from nablaflow.rewards.trl import TrlReward, is_trl, load_trl, tell_metadata
 from nablaflow.typing import Reward
@@ -162,6 +163,11 @@ def _find(spec: str) -> NamedReward:
         raise UserError(
             f"reward {spec!r} was a function handed to nablaflow.align: put it in a file and give "
             "reward=path/to/file.py:function"
+        )
+    if spec.lower().startswith(("http://", "https://")):
+        raise UserError(
+            f"reward: {masked_url(spec)} is an address; a judge there is "
+            "reward={name: remote, url: …}"
         )
     if is_trl(spec):
         return load_trl(spec)

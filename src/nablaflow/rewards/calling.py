@@ -3,86 +3,46 @@
 from __future__ import annotations
 
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch
-
 from nablaflow.errors import UserError
+from nablaflow.rewards.process import left_as_it_was, surroundings_left
 
 
 class RewardFailed(Exception):
-    """A reward's code ended the program instead of giving scores."""
+    """A reward's code ended the program, or met an error that a command would take for its own."""
 
 
 @contextmanager
-def calling(name: str, timeout: float | None = None) -> Iterator[None]:
+def calling(name: str, timeout: float | None = None, *, foreign: bool = True) -> Iterator[None]:
     """Around a call of a reward.
 
     Args:
         name: of the reward, for messages.
         timeout: seconds that it may take; None: as many as it likes.
+        foreign: whether the code is the user's own; a built-in reward loads libraries in its first
+            call, and says itself what is wrong with a file.
 
     Raises:
-        RewardFailed: it called ``sys.exit``.
+        RewardFailed: it called ``sys.exit``, or failed by what a disk or a path does to it.
         UserError: it took longer.
     """
-    with left_as_it_was(f"reward {name!r}"), _time_limit(name, timeout):
+    who = f"reward {name!r}"
+    outside = surroundings_left(who) if foreign else nullcontext()
+    with left_as_it_was(who), outside, _time_limit(name, timeout):
         try:
             yield
         except SystemExit as error:
             raise RewardFailed(
-                f"reward {name!r} called sys.exit({error.code!r}); a reward returns scores, or "
-                "raises an error"
+                f"{who} called sys.exit({error.code!r}); a reward returns scores, or raises an "
+                "error"
             ) from error
-
-
-# --- what belongs to the whole process ------------------------------------------------------------
-
-_GLOBAL: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
-    "whether gradients are recorded": (torch.is_grad_enabled, torch.set_grad_enabled),
-    "whether algorithms are deterministic": (
-        torch.are_deterministic_algorithms_enabled,
-        torch.use_deterministic_algorithms,
-    ),
-    "the precision of float32 products": (
-        torch.get_float32_matmul_precision,
-        torch.set_float32_matmul_precision,
-    ),
-}
-"""How each is read and set."""
-
-
-@contextmanager
-def left_as_it_was(who: str) -> Iterator[None]:
-    """Put back what the code inside changes for the whole process, and name it once.
-
-    Numbers that it draws from torch's global generator stay drawn; a seed that it sets does not
-    stay set.
-    """
-    before = {what: read() for what, (read, _) in _GLOBAL.items()}
-    seed, drawn = torch.initial_seed(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        for what, (read, put) in _GLOBAL.items():
-            if read() != before[what]:
-                put(before[what])
-                _say(who, what)
-        if torch.initial_seed() != seed:
-            torch.manual_seed(seed)
-            torch.set_rng_state(drawn)
-            _say(who, "the seed of torch's global generator")
-
-
-@cache
-def _say(who: str, what: str) -> None:
-    print(f"{who} changes {what}, which is put back after each call", file=sys.stderr)
+        except (OSError, GeneratorExit) as error:
+            if not foreign:
+                raise
+            raise RewardFailed(f"{who} raised {type(error).__name__}: {error}") from error
 
 
 @contextmanager

@@ -78,15 +78,24 @@ class NamedReward:
         Raises:
             UserError: as in a call.
         """
-        images = at_least_float32(images)
-        with calling(self.name, self.timeout), without_autocast(images.device):
+        images, foreign = at_least_float32(images), _is_foreign(self.function)
+        whole = calling(self.name, self.timeout, foreign=foreign)
+        with whole, without_autocast(images.device):
             if isinstance(self.function, Composite):
                 scores, components = self.function.evaluate(images, prompts)
             else:
-                scores, components = self.function(images, prompts), {}
+                # The user's code may write into what it is given, through numpy for one.
+                given = (images.clone(), list(prompts)) if foreign else (images, prompts)
+                scores, components = self.function(*given), {}
         check_form(self.name, scores, images)
         check_finite(self.name, scores)
         return scores, components
+
+
+def _is_foreign(function: Any) -> bool:
+    """Whether code of the user's is called, be it through a wrapper's ``function``."""
+    inner = getattr(function, "function", function)
+    return not str(getattr(inner, "__module__", "")).startswith("nablaflow.")
 
 
 def named(reward: Any) -> NamedReward:
@@ -127,6 +136,8 @@ def check_form(name: str, scores: Any, images: Tensor) -> None:
             f"reward {name!r} returned shape {tuple(scores.shape)} for {batch} images: "
             f"return shape ({batch},), one number an image"
         )
+    if scores.layout != torch.strided:
+        raise UserError(f"reward {name!r} returned a sparse tensor: end it with .to_dense()")
     if scores.dtype not in (torch.float32, images.dtype):
         raise UserError(f"reward {name!r} returned {scores.dtype}: end it with .float()")
     if scores.device != images.device:
@@ -160,17 +171,32 @@ def score_and_gradient(
     Works under ``torch.no_grad`` too; the graph behind ``images`` is not followed.
 
     Raises:
-        UserError: one of the two is not finite, or the reward breaks its contract otherwise.
-        RuntimeError: the reward has no gradient; ``probe`` tells beforehand.
+        UserError: one of the two is not finite, the reward has no gradient, or it breaks its
+            contract otherwise.
     """
     with torch.enable_grad():
         leaf = at_least_float32(images.detach()).requires_grad_()
         scores = reward(leaf, prompts)
         # The rows do not depend on one another (``probe`` checks it): one sum gives all gradients.
-        total = scores.sum()
-    (gradient,) = torch.autograd.grad(total, leaf)
-    check_finite(reward.name, gradient, "gradient")
+        gradient = gradient_of(reward.name, scores, leaf)
     return scores.detach(), gradient
+
+
+def gradient_of(name: str, scores: Batch, leaf: Tensor) -> Tensor:
+    """The gradient of the sum of a reward's scores with respect to what they are of.
+
+    Raises:
+        UserError: it is not finite, or there is none in this call.
+    """
+    total = scores.sum()
+    if not total.requires_grad:
+        raise UserError(
+            f"reward {name!r} gave scores without a gradient in this call; it must give them with "
+            "one in every call"
+        )
+    (gradient,) = torch.autograd.grad(total, leaf)
+    check_finite(name, gradient, "gradient")
+    return gradient
 
 
 def summary(error: BaseException) -> str:

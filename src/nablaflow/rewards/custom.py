@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from nablaflow.errors import UserError, nearest
-from nablaflow.rewards.calling import left_as_it_was
 from nablaflow.rewards.contract import summary
+from nablaflow.rewards.process import left_as_it_was
 
 MODULE = "nablaflow_file_"
 """Begins the name of the module that a user's file is."""

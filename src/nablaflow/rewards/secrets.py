@@ -5,12 +5,14 @@ A user name, a password and the values of a query are keys as often as not.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 MASK = "***"
 _WEB = ("http://", "https://")
+_ADDRESS = re.compile(r"https?://[^\s'\"]+", re.IGNORECASE)
 
 
 def masked_url(url: str) -> str:
@@ -28,6 +30,15 @@ def masked_url(url: str) -> str:
         head, found, _ = path.partition(sign)
         path = f"{head}{sign}{MASK}" if found else path
     return f"{scheme}{mark}{place}{path}"
+
+
+def masked_text(text: str) -> str:
+    """A message with every address in it so.
+
+    >>> masked_text("unknown reward 'http://me:word@judge.org/'; give a name")
+    "unknown reward 'http://***@judge.org/'; give a name"
+    """
+    return _ADDRESS.sub(lambda found: masked_url(found[0]), text)
 
 
 def is_masked(url: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from nablaflow.config.settings import TrainingSettings
+from nablaflow.devices import best_device
 from nablaflow.errors import UserError
 from nablaflow.memory import keep_freed_memory
+from nablaflow.runs.launch import PRECISIONS, Launch
 
-# The others wait while the main process measures the run at its end.
-PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-MIXED_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+# The others wait while the main process saves the policy and compares its image with the stock
+# pipeline's, or while one of them writes its share of a slow reward's scores.
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=2))
 
 
 @contextmanager
@@ -38,8 +41,12 @@ def fresh_accelerator() -> Iterator[None]:
 
 
 def make_accelerator(training: TrainingSettings, run: Path) -> Accelerator:
-    """The accelerator of the run, on the device and in the precision asked for, or an error."""
-    device = training.device
+    """The accelerator of the run, on the device and in the precision asked for, or an error.
+
+    Raises:
+        UserError: there is no such device, or the launch is none that a run can be part of.
+    """
+    device, launch = training.device, Launch.read(os.environ, training)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device, True):
         raise UserError(f"training.device: there is no {device} here; use auto or cpu")
@@ -47,16 +54,22 @@ def make_accelerator(training: TrainingSettings, run: Path) -> Accelerator:
     for name in trackers:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"training.trackers: {name} is not installed; pip install {name}")
+    best = best_device() if device == "auto" else torch.device(device)
+    if training.precision == "fp16" and best.type == "cpu":
+        raise UserError("training.precision: fp16 needs a GPU; use float32, or bf16")
+    launch.check_devices(best)
     try:
         accelerator = Accelerator(
-            mixed_precision=MIXED_PRECISION[training.precision],
-            cpu=device == "cpu",
+            mixed_precision=PRECISIONS[training.precision],
+            # Said also where there is nothing else, or accelerate connects no processes there.
+            cpu=best.type == "cpu",
             log_with=trackers or None,  # for an empty list accelerate would warn
             project_config=ProjectConfiguration(str(run), logging_dir=str(run / "logs")),
             kwargs_handlers=[PATIENCE],
         )
     except ValueError as error:
         raise UserError(f"training.precision: {str(error).splitlines()[0]}") from error
+    launch.check_found(accelerator.num_processes)
     if device not in ("auto", accelerator.device.type):
         raise UserError(f"training.device: accelerate chose {accelerator.device.type}; use auto")
     if accelerator.device.type == "cpu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from nablaflow.runs.callback import Callback, OnUpdate
 from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import finish
 from nablaflow.runs.folder import check_run, open_run
+from nablaflow.runs.launch import Launch
 from nablaflow.runs.pretrained import of_live
 from nablaflow.runs.run import Run
 from nablaflow.runs.setup import Parts, prepare
@@ -62,6 +64,9 @@ def run(
         TrainingStopped: training cannot go on; the last checkpoint is whole.
         Interrupted: after Ctrl-C, with a checkpoint.
     """
+    launch = Launch.read(os.environ, config.training)  # one that is none says so before all else
+    if launch.goes_on(config.output_dir):
+        resume, overwrite = True, False
     console = console or Console(stderr=True)
     folder, callback = config.output_dir, Callback(on_update)
     if pipeline is not None:
@@ -78,7 +83,7 @@ def run(
             with _progress(parts, console) as progress:
                 _rehearse(parts, progress)
                 _begin(parts, progress)
-        with _opened(parts, resume=resume, overwrite=overwrite):
+        with _opened(parts, launch, resume=resume, overwrite=overwrite):
             if resume:
                 _restore(parts, folder)
             parts.tell((*parts.notes, *parts.choices))
@@ -111,11 +116,12 @@ def _rehearse(parts: Parts, progress: Progress) -> None:
 
 
 @contextmanager
-def _opened(parts: Parts, *, resume: bool, overwrite: bool) -> Iterator[None]:
+def _opened(parts: Parts, launch: Launch, *, resume: bool, overwrite: bool) -> Iterator[None]:
     """The run's folder, which the main process holds."""
     with ExitStack() as stack:
         if parts.accelerator.is_main_process:
-            stack.enter_context(open_run(parts.config, resume=resume, overwrite=overwrite))
+            given = {"resume": resume, "overwrite": overwrite, "launch": launch.name}
+            stack.enter_context(open_run(parts.config, **given))
             remember(parts.config)
         parts.accelerator.wait_for_everyone()
         yield
@@ -178,7 +184,8 @@ def _restore(parts: Parts, folder: Path) -> None:
         drop_records_after(folder, parts.trainer.update)
         if checkpoint is not None:
             retire_after(folder, checkpoint.update)
-            write_missing_sheet(parts, folder)
+    if checkpoint is not None:
+        write_missing_sheet(parts, folder)
 
 
 def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -> None:
@@ -206,7 +213,7 @@ def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -
         return asked or bool(pressed)
 
     def on_saved() -> None:
-        if shown and trainer.update % config.training.sample_every == 0:
+        if trainer.update % config.training.sample_every == 0:
             write_sheet(parts, folder)
 
     with stopping(pressed):
@@ -223,7 +230,8 @@ def _guard_told(parts: Parts) -> str:
     guard = parts.trainer.guard
     if guard is None or guard.last is None:
         return ""
-    return f", kl {guard.last.kl:.3g}, diversity {guard.last.diversity:.0%}"
+    kl = "" if guard.last.kl is None else f", kl {guard.last.kl:.3g}"
+    return f"{kl}, diversity {guard.last.diversity:.0%}"
 
 
 def _new_warnings(parts: Parts, warned: set[str]) -> list[str]:

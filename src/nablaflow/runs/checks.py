@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import psutil
@@ -52,9 +53,14 @@ def check_shares(training: TrainingSettings, processes: int) -> None:
     """Refuse trajectories that do not divide among the processes and their optimizer steps."""
     total = training.prompts_per_update * training.images_per_prompt
     if total % processes:
+        each = training.images_per_prompt
+        prompts = training.prompts_per_update
+        above = next(n for n in itertools.count(prompts) if n * each % processes == 0)
+        fewer = next(n for n in range(min(processes, total), 0, -1) if total % n == 0)
         raise UserError(
-            f"training.prompts_per_update: {total} trajectories do not divide among {processes} "
-            "processes; choose a multiple"
+            f"training.prompts_per_update: {prompts} x {each} trajectories do not divide among "
+            f"{processes} processes; training.prompts_per_update={above} would, or {fewer} "
+            f"process{'es' * (fewer > 1)}"
         )
     if total // processes % training.steps_per_rollout:
         raise UserError(

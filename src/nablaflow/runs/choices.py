@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 
 from nablaflow.config.recipe import Config
-from nablaflow.errors import UserError
 from nablaflow.evaluation.beta import ChosenBeta, find_beta
 from nablaflow.methods.tilt_rule import TiltRule, Undecided
 from nablaflow.models.adapters import LoraAdapter
@@ -50,18 +48,9 @@ def _found_beta(
     prompts: list[str],
     start: StartProgress,
 ) -> ChosenBeta:
-    """The main process's, on all of them."""
-    found: list[ChosenBeta | UserError | None] = [None]
-    if PartialState().is_main_process:
-        try:
-            found = [find_beta(rule, model, reward, prompts, start, config.evaluation.batch)]
-        except UserError as error:
-            found = [error]
-    (chosen,) = broadcast_object_list(found)
-    if isinstance(chosen, UserError):
-        raise chosen
-    assert chosen is not None
-    return chosen
+    """The main process's, on all of them, which sample for it together."""
+    found = find_beta(rule, model, reward, prompts, start, config.evaluation.batch)
+    return broadcast_object_list([found])[0]
 
 
 def with_targets(config: Config, model: PipelineModel) -> Config:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from nablaflow.models import LivePipeline
 from nablaflow.progress import show
 from nablaflow.prompts.sets import Source
 from nablaflow.report import protocol_curves
+from nablaflow.report.pictures import save_figure
 from nablaflow.rewards import CALLABLE, NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.folder import load_run_config
@@ -31,7 +31,6 @@ from nablaflow.runs.pretrained import check_may_be_given
 from nablaflow.runs.setup import prepare
 from nablaflow.runs.trust import check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import guards_best
-from nablaflow.storage.files import write_whole
 from nablaflow.storage.run_folder import CURVES
 from nablaflow.storage.whole import steady, whole_checkpoints
 
@@ -76,7 +75,8 @@ def evaluate_run(
         UserError: the folder holds no run, or no checkpoint yet; or as `EvaluationPlan.of` and
             `nablaflow.prompts.sets.find_prompts` say.
     """
-    overrides = ["guard=null"]  # it watches training, with rewards and prompts of its own
+    # The guard watches training, with rewards and prompts of its own, and trackers are told of it.
+    overrides = ["guard=null", "training.trackers=[]"]
     overrides += [] if n is None else [f"evaluation.n={n}"]
     overrides += [] if prompts is None else _measured_on(prompts)
     own = parts_of_run(settings, ("reward", "model"))
@@ -153,9 +153,7 @@ def write_curves(protocol: dict[str, Any], folder: Path) -> Path:
     path = folder / CURVES
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        content = BytesIO()
-        protocol_curves(protocol).savefig(content, format="png", metadata={"Software": None})
-        write_whole(path, content.getvalue())
+        save_figure(protocol_curves(protocol), path, metadata={"Software": None})
     except OSError as error:
         raise UserError(f"--out: cannot write {path} ({error.strerror})") from error
     return path

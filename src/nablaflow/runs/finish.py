@@ -11,6 +11,7 @@ from nablaflow.config.overrides import dump_values, plain_config
 from nablaflow.evaluation.measure import Evaluation, evaluate
 from nablaflow.models import model_source
 from nablaflow.models.adapters import swapped
+from nablaflow.models.divided import whole_of
 from nablaflow.models.export import save_policy
 from nablaflow.progress import Progress
 from nablaflow.report import About, Saved, before_after, write_report
@@ -25,14 +26,13 @@ from nablaflow.storage.run_folder import REPORT, SAMPLES, SUMMARY, peak_rss_mb
 
 
 def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
-    """Save the policy, measure it, write summary and report; the main process does."""
+    """Measure the policy, all processes together; the main one saves it and writes the rest."""
+    started = time.perf_counter()
+    saved = _save(parts, folder)
+    evaluation = evaluate(parts.subject, progress.start)
     if not parts.accelerator.is_main_process:
         parts.accelerator.wait_for_everyone()
         return Run(folder, parts.config, {}, folder)
-    started = time.perf_counter()
-    saved = save_policy(parts.model, parts.source, folder)
-    _save_average(parts, folder)
-    evaluation = evaluate(parts.subject, progress.start)
     seconds = parts.trainer.seconds + time.perf_counter() - started
     summary = {
         **evaluation.summary,
@@ -51,11 +51,17 @@ def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
     return Run(folder, parts.config, summary, saved)
 
 
-def _save_average(parts: Parts, folder: Path) -> None:
-    if parts.trainer.average is None:
-        return
-    with swapped(parts.model.network, parts.trainer.average.values):
-        save_policy(parts.model, parts.source, folder / "ema")
+def _save(parts: Parts, folder: Path) -> Path:
+    """The policy, and its average where it has one; on the main process."""
+    trainer = parts.trainer
+    average = None if trainer.average is None else whole_of(trainer.average.values)
+    if not parts.accelerator.is_main_process:
+        return folder
+    saved = save_policy(parts.model, parts.source, folder)
+    if average is not None:
+        with swapped(parts.model.network, average):
+            save_policy(parts.model, parts.source, folder / "ema")
+    return saved
 
 
 def _write_pictures(

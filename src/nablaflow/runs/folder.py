@@ -21,7 +21,7 @@ from nablaflow.errors import UserError
 from nablaflow.runs.trust import NeedsWord, paths_read
 from nablaflow.storage.checkpoint import DamagedCheckpoint, list_checkpoints, read_manifest
 from nablaflow.storage.files import write_whole
-from nablaflow.storage.lock import check_free, held
+from nablaflow.storage.lock import check_free, held, sign_launch
 from nablaflow.storage.run_folder import (
     CONFIG,
     MOVING,
@@ -115,8 +115,13 @@ def _check_apart(config: Config) -> None:
 
 
 @contextmanager
-def open_run(config: Config, *, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
+def open_run(
+    config: Config, *, resume: bool = False, overwrite: bool = False, launch: str | None = None
+) -> Iterator[Path]:
     """The run's folder, made anew or kept for resuming; nobody else writes there meanwhile.
+
+    Args:
+        launch: which one this is; once the run is begun, an elastic restart of it may go on.
 
     A run that is replaced waits until the new one has a checkpoint (`forget_replaced`); if it comes
     to none, the old one is put back.
@@ -129,8 +134,11 @@ def open_run(config: Config, *, resume: bool = False, overwrite: bool = False) -
     with ExitStack() as stack:
         try:
             run.mkdir(parents=True, exist_ok=True)
+            _check_content(config, resume=resume, overwrite=overwrite)  # before the marker
             stack.enter_context(held(run))
             _begin(config, resume=resume, overwrite=overwrite)
+            if launch is not None:
+                sign_launch(run, launch)
         except OSError as error:
             raise UserError(f"output_dir: cannot write {run} ({error.strerror})") from error
         try:

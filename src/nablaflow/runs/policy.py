@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.devices import best_device
@@ -19,9 +19,14 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import reference_of
 from nablaflow.runs.trust import check_trusted, methods_of
-from nablaflow.storage.checkpoint import best_folder, list_checkpoints, load_checkpoint
-from nablaflow.storage.checkpoint import load_policy as read_policy
+from nablaflow.storage.checkpoint import (
+    best_folder,
+    list_checkpoints,
+    load_checkpoint,
+    load_group,
+)
 from nablaflow.storage.whole import last_whole
+from nablaflow.training.kernels import GROUP as KERNELS
 from nablaflow.training.kernels import load_kernels
 
 LAST, BEST, REFERENCE = "last", "best", "reference"
@@ -59,26 +64,32 @@ def load_policy(
         raise UserError("--strength: the reference has none; leave it or --checkpoint out")
     config = load_run_config(run, find=methods_of(run, trusted=trusted, known=method))
     check_trusted(config, run, parts, trusted=trusted)
-    folder, state = _read(run, checkpoint)
+    analytic = config.sampler.variance == "analytic" and sampler is None
+    folder, state = _read(run, checkpoint, ("policy", KERNELS) if analytic else ("policy",))
     settings = config.sampler
     if sampler is not None:
         settings = settings.model_copy(update={"name": sampler, "eta": 1.0})
     pretrained = reference_of(config, pipeline, torch.float32)
     model = load_model(pretrained, settings, config.adapter, best_device())
     if checkpoint != REFERENCE:  # a fresh adapter changes nothing
-        put_policy(model.network, state, folder, config.model)
+        put_policy(model.network, state["policy"], folder, config.model)
         model.adapter.scale(strength)
-    if settings.variance == "analytic" and sampler is None:
+    if analytic:
         load_kernels(model, folder)
     return model, config
 
 
-def _read(run: Path, checkpoint: str) -> tuple[Path, dict[str, Any]]:
-    """A checkpoint's folder and its policy; the reference's kernels are in every one."""
+def _read(
+    run: Path, checkpoint: str, groups: Sequence[str]
+) -> tuple[Path, dict[str, dict[str, Tensor]]]:
+    """A checkpoint's folder and some of its tensors; the reference's kernels are in every one."""
+
+    def read(folder: Path) -> tuple[Path, dict[str, dict[str, Tensor]]]:
+        return folder, {group: load_group(folder, group) for group in groups}
+
     if checkpoint in (LAST, REFERENCE):
-        return last_whole(run, lambda found: (found, read_policy(found)))
-    folder = _best(run) if checkpoint == BEST else _step(run, checkpoint)
-    return folder, read_policy(folder)
+        return last_whole(run, read)
+    return read(_best(run) if checkpoint == BEST else _step(run, checkpoint))
 
 
 def _best(run: Path) -> Path:

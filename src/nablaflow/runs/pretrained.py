@@ -9,6 +9,7 @@ import torch
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.models import LivePipeline, ModelSource, fingerprint, load_pipeline, model_source
+from nablaflow.quiet import quiet_libraries
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,6 +47,7 @@ def load_pretrained(config: Config, given: LivePipeline | None) -> Any:
     return pipeline
 
 
+@quiet_libraries()
 def reference_of(config: Config, given: LivePipeline | None, dtype: torch.dtype) -> Any:
     """The same to sample with, in any precision.
 

@@ -13,10 +13,14 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline, load_pipeline
+from nablaflow.models.export import LORA_FILE
+from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import reference_of
 from nablaflow.runs.trust import check_trusted, methods_of
+from nablaflow.storage.files import read_text
+from nablaflow.storage.header import is_whole
 from nablaflow.storage.records import read_records
 from nablaflow.storage.run_folder import REPORT, SUMMARY
 
@@ -62,11 +66,14 @@ class Run:
         config = load_run_config(folder, find=methods_of(folder, trusted=trusted))
         check_trusted(config, folder, ("model",), trusted=trusted)
         try:
-            return cls(folder, config, json.loads(summary.read_text(encoding="utf-8")), saved)
-        except ValueError as error:
+            figures = json.loads(read_text(summary))
+            if not isinstance(figures, dict):
+                raise ValueError("no object")
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{summary} is damaged ({error}); train the run with --resume to measure it again"
             ) from None
+        return cls(folder, config, figures, saved)
 
     @property
     def method(self) -> type[Method]:
@@ -84,6 +91,7 @@ class Run:
         """The page to look at."""
         return self.folder / REPORT
 
+    @quiet_libraries()
     def pipeline(self, dtype: torch.dtype | None = None) -> Any:
         """The policy as a stock diffusers pipeline, which shares nothing with any other.
 
@@ -93,11 +101,14 @@ class Run:
 
         Raises:
             UserError: the reference cannot be loaded, or is not the one that the run was begun
-                with.
+                with; or the adapter is not what was written.
         """
         if self.lora.name == MODEL:
             return load_pipeline(str(self.lora), dtype or torch.float32)
         pipeline = self._reference(dtype)
+        file = self.lora / LORA_FILE
+        if not (file.is_file() and is_whole(file)):
+            raise UserError(f"{file} is damaged; train the run with --resume to write it again")
         pipeline.load_lora_weights(self.lora)
         return pipeline
 

@@ -214,8 +214,14 @@ def _write(images: Images, prompts: list[str], out: Path) -> Written:
     sheet.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-        words = "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60]
-        paths.append(out / f"{index:04d}-{words or 'image'}.png")
+        paths.append(out / image_name(index, prompt))
         save_picture(to_picture(image), paths[-1])
     save_picture(grid(images, columns=min(8, len(images))), sheet)
     return Written(paths, sheet)
+
+
+def image_name(index: int, prompt: str) -> str:
+    """Of an image's file: its place, and the words of its prompt."""
+    words = "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60]
+    words = words.encode()[:120].decode(errors="ignore")  # a name has room for 255 bytes
+    return f"{index:04d}-{words or 'image'}.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -31,7 +32,9 @@ from nablaflow.runs.accelerator import make_accelerator
 from nablaflow.runs.budget import with_batches
 from nablaflow.runs.checks import check_metrics, check_model, check_settings, check_shares
 from nablaflow.runs.choices import settle
+from nablaflow.runs.launch import Launch
 from nablaflow.runs.pretrained import load_pretrained, source_of
+from nablaflow.storage.whole import last_whole
 from nablaflow.training.kernels import find_kernels, load_kernels
 from nablaflow.training.loop import Trainer
 
@@ -179,7 +182,8 @@ def prepare(
     config, flow, sizes = flow_beside(config, model)
     config, fitted = with_batches(config, model, reward, flow, accelerator.num_processes)
     guard = make_guard(config, prompts, model, reward)
-    trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard)
+    sharded = Launch.read(os.environ, config.training).sharded
+    trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard, sharded=sharded)
     return Parts(
         config,
         prompts,
@@ -241,8 +245,8 @@ def _settle_kernels(
 ) -> None:
     if checkpoint is None:
         find_kernels(model, prompts, config.evaluation.batch, start)
-    else:
-        load_kernels(model, checkpoint)
+    else:  # the same are in every one
+        last_whole(checkpoint.parents[1], lambda folder: load_kernels(model, folder))
 
 
 def _note_cuts(model: PipelineModel, prompts: list[str], accelerator: Accelerator) -> None:

@@ -12,13 +12,14 @@ from nablaflow.report import grid
 from nablaflow.report.pictures import save_picture
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.run_folder import SAMPLES
+from nablaflow.training.processes import from_main
 
 SHEET = 16  # images on one
 
 
 @torch.no_grad()
 def write_sheet(parts: Parts, folder: Path) -> None:
-    """Samples of the policy now, from the same noise each time."""
+    """Samples of the policy now, from the same noise each time; every process must call it."""
     model, batch = parts.model, parts.config.evaluation.batch
     states = sample_states(
         model,
@@ -29,6 +30,8 @@ def write_sheet(parts: Parts, folder: Path) -> None:
         purpose="sheet",
         on_progress=lambda done: None,
     )
+    if not parts.accelerator.is_main_process:
+        return
     images = in_parts(
         lambda rows: model.decode(states[rows].to(model.device)).cpu(),
         SHEET,
@@ -46,5 +49,5 @@ def _sheet(parts: Parts, folder: Path) -> Path:
 def write_missing_sheet(parts: Parts, folder: Path) -> None:
     """The one that a crash came before: its checkpoint was there already."""
     due = parts.trainer.update % parts.config.training.sample_every == 0
-    if due and not _sheet(parts, folder).exists():
+    if from_main(due and not _sheet(parts, folder).exists()):
         write_sheet(parts, folder)

@@ -25,12 +25,12 @@ from nablaflow.methods.own import load_method, own_name
 from nablaflow.prompts.source import FUNCTION, HUB, SETS
 from nablaflow.rewards import CALLABLE
 from nablaflow.rewards.custom import place_of
-from nablaflow.rewards.references import CODE, FILE, Reference, is_path, references
+from nablaflow.rewards.references import CODE, FILE, HOST, Reference, is_path, references
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.lock import MARKER
 from nablaflow.storage.run_folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
 
-ALL = ("method", "model", "reward", "prompts", "evaluation", "guard")
+ALL = ("method", "model", "reward", "prompts", "evaluation", "guard", "training")
 
 
 def asked_for(config: Config, parts: Collection[str] = ALL) -> list[Reference]:
@@ -55,6 +55,9 @@ def asked_for(config: Config, parts: Collection[str] = ALL) -> list[Reference]:
         held_out = config.guard.held_out
         found += [] if held_out is None else references(held_out.reward)
     found += [part for source in sources for part in _of_prompts(source)]
+    if "training" in parts:  # what a tracker is told leaves this machine, but for tensorboard's
+        trackers = set(config.training.trackers) - {"tensorboard"}
+        found += [Reference(HOST, f"of the tracker {name}") for name in trackers]
     return sorted(set(found))
 
 

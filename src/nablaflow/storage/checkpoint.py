@@ -21,7 +21,14 @@ from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.storage import checksums
-from nablaflow.storage.files import PARTIAL, put_in_place, remove_tree, what_failed, write_whole
+from nablaflow.storage.files import (
+    PARTIAL,
+    put_in_place,
+    read_text,
+    remove_tree,
+    what_failed,
+    write_whole,
+)
 from nablaflow.storage.run_folder import CHECKPOINTS
 
 MANIFEST, STATE = "progress.json", "state.pt"
@@ -194,19 +201,26 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def load_policy(folder: Path) -> dict[str, Tensor]:
-    """The policy's parameters in a checkpoint; the rest of it is left unread.
+    """The policy's parameters in a checkpoint, as `load_group`."""
+    return load_group(folder, "policy")
+
+
+def load_group(folder: Path, group: str) -> dict[str, Tensor]:
+    """One group of a checkpoint's tensors; the rest of it is left unread.
 
     Raises:
         DamagedCheckpoint: its file is missing or damaged, or a value is not finite.
     """
-    manifest = read_manifest(folder)
+    manifest, name = read_manifest(folder), f"{group}.safetensors"
+    if name not in manifest["files"]:
+        raise _damaged(folder, f"it has no {name}")
     try:
-        _check_file(folder, "policy.safetensors", manifest)
-        policy = load_file(folder / "policy.safetensors")
+        _check_file(folder, name, manifest)
+        found = load_file(folder / name)
     except (OSError, SafetensorError) as error:
         raise _damaged(folder, type(error).__name__) from error
-    _check_finite(folder, "policy", policy)
-    return policy
+    _check_finite(folder, group, found)
+    return found
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -216,7 +230,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DamagedCheckpoint: it does not.
     """
     try:
-        manifest = checksums.unseal((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = checksums.unseal(read_text(folder / MANIFEST))
         _check_form(manifest)
     except Exception as error:  # of a file that may hold anything
         raise _damaged(folder, f"{MANIFEST}: {type(error).__name__}") from error

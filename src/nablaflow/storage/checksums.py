@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -15,7 +16,13 @@ _PART = 1 << 20
 
 
 def of_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, which might never end.
+    """
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(_PART):
@@ -54,5 +61,20 @@ def unseal(text: str) -> dict[str, Any]:
     return inner
 
 
+def checked(text: str) -> dict[str, Any]:
+    """What `unseal` reads; an object of an older version, without a checksum, as it is.
+
+    Raises:
+        ValueError: it is none, or its checksum is of another content.
+    """
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(values, dict):
+        raise ValueError("no object")
+    return unseal(text) if "sha256" in values else values
+
+
 def _plain(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=1, sort_keys=True) + "\n"
+    return json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"

@@ -6,9 +6,11 @@ only closed; so content is synchronized before the name, and the name's folder a
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,29 @@ from typing import BinaryIO
 
 PARTIAL = ".partial-"
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors says it
+
+
+def read_text(path: Path, most: int = 1 << 22) -> str:
+    """A UTF-8 text file, each line's end a newline, without the mark that some editors put first.
+
+    Args:
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read; what is no file, such as a pipe, is not waited for.
+        ValueError: it is not UTF-8, or larger.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(number, "rb") as file:
+        found = os.fstat(number)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", str(path))
+        if found.st_size > most:
+            raise ValueError(f"it has more than {most >> 20} MiB")
+        text = file.read().decode("utf-8-sig")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def sync(path: Path) -> None:

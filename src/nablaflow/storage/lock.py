@@ -1,7 +1,8 @@
 """One writer at a time in a run folder: a lock that the system lets go when its process dies.
 
-``flock`` of the folder's marker, whose second line says who holds it. `filelock` would empty the
-file on every try, and with it the holder's name.
+``flock`` of the folder's marker, whose second line says who holds it; a third one, where several
+processes were launched together, of which launch that is. `filelock` would empty the file on every
+try, and with it the holder's name.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ MARKER = ".nablaflow-run"
 """In every run folder: it says that nablaflow made the folder, and carries the lock."""
 
 _TITLE = "A run folder of nablaflow.\n"
+_LAUNCH = "launch "
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -74,6 +76,27 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(number)  # and so is the lock gone
+
+
+def sign_launch(folder: Path, launch: str) -> None:
+    """Add to a folder that is held which launch of several processes works there.
+
+    Raises:
+        OSError: the marker cannot be written.
+    """
+    number = os.open(folder / MARKER, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+    try:
+        os.write(number, f"{_LAUNCH}{launch}\n".encode())
+    finally:
+        os.close(number)
+
+
+def is_of_launch(folder: Path, launch: str) -> bool:
+    """Whether the last to hold a folder was of this launch."""
+    if not is_run(folder):
+        return False
+    lines = (folder / MARKER).read_text(errors="replace").splitlines()
+    return f"{_LAUNCH}{launch}" in lines[2:]
 
 
 def _lock(number: int, folder: Path) -> bool:

@@ -70,10 +70,10 @@ def _matches(folder: Path, parts: list[str]) -> Iterator[Path]:
 
 
 def check_no_links(run: Path) -> None:
-    """Refuse to write where a name in the folder leads elsewhere.
+    """Refuse to write where a name in the folder leads elsewhere, by a link or as a pipe.
 
     Raises:
-        UserError: it names the link.
+        UserError: it names it.
     """
     for name in sorted(os.listdir(run)) if run.is_dir() else []:
         if name == MARKER or any(fnmatchcase(name, pattern.split("/")[0]) for pattern in OWN):
@@ -88,6 +88,8 @@ def _refuse_links(path: Path) -> None:
             f"output_dir: {path} is a symbolic link, which a run does not write through; put what "
             "it points to in its place"
         )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"output_dir: {path} is a pipe or a device, and no file; remove it")
     if path.is_dir():
         for entry in os.scandir(path):
             _refuse_links(Path(entry.path))

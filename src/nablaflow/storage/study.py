@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from nablaflow.errors import UserError
+from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
 
 ALL = "all"
@@ -89,7 +89,7 @@ class Study(abc.ABC, Generic[Cell]):
         """Write a finished cell with its settings; ``found`` has what the study ``holds``."""
         path, whole = self.path(cell), found | {"settings": self.settings(cell)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+        write_whole(path, checksums.sealed(whole))
 
     def read(self, cell: Cell) -> dict[str, Any]:
         """A finished cell.
@@ -99,7 +99,7 @@ class Study(abc.ABC, Generic[Cell]):
         """
         path = self.path(cell)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = checksums.checked(path.read_text(encoding="utf-8"))
             whole = isinstance(found["settings"], dict) and isinstance(
                 found[self.holds], dict | list
             )
@@ -128,10 +128,12 @@ def chosen(names: Sequence[str], known: Sequence[str], default: Sequence[str]) -
     return tuple(found) or tuple(default)
 
 
-def at_least(name: str, value: int, least: int) -> None:
-    """Raise `UserError` where an option's number is too small."""
+def at_least(name: str, value: int, least: int, most: int = 10**6) -> None:
+    """Raise `UserError` where an option's number is too small, or no machine could do as many."""
     if value < least:
         raise UserError(f"--{name}: {value} is too few; use {least} or more")
+    if value > most:
+        raise UserError(f"--{name}: {value} is too many; use {most} or fewer")
 
 
 @contextmanager

@@ -9,13 +9,16 @@ from typing import Any, Literal
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from nablaflow.errors import UserError
 from nablaflow.studio.site import Site
 
 Given = dict[str, Any]
 """What a request that changes something says, as JSON."""
+
+MOST = 10**6  # of anything that is counted
 
 
 def shows(path: str, show: Callable[[Request], Response]) -> Route:
@@ -44,18 +47,25 @@ def changes(path: str, change: Callable[[Request, Given], Given]) -> Route:
 
 def folder_of(site: Site, request: Request, kind: Literal["runs", "images"]) -> Path:
     """The folder that a request's address stands for, if it is one of those shown."""
-    known: dict[str, Path] = getattr(site.found(), kind)
-    found = known.get(request.path_params["folder"])
-    if found is None:
-        raise HTTPException(404)
-    return found
-
-
-def file_of(files: list[Path], number: int) -> FileResponse:
-    if not 0 <= number < len(files):
-        raise HTTPException(404)
-    return FileResponse(files[number])
+    address = request.path_params["folder"]
+    for now in (False, True):  # it may be newer than what was found a moment ago
+        known: dict[str, Path] = getattr(site.found(now=now), kind)
+        if address in known:
+            return known[address]
+    raise HTTPException(404)
 
 
 def whole_number(text: str, default: int = 0) -> int:
     return int(text) if text.isdecimal() and len(text) < 9 else default
+
+
+def count(given: Given, field: str) -> int:
+    """A number of things from 1 on.
+
+    Raises:
+        UserError: it is none.
+    """
+    number = whole_number(str(given.get(field)), -1)
+    if not 1 <= number <= MOST:
+        raise UserError(f"{field}: must be a whole number from 1 to {MOST:,}")
+    return number

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import math
-import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.templating import Jinja2Templates
 
 from nablaflow.errors import UserError
-from nablaflow.studio.answers import Given, changes, folder_of, shows, whole_number
-from nablaflow.studio.folders import images_of
-from nablaflow.studio.site import Site, align_command, fit_command
+from nablaflow.storage.judged import PAIRS, RATINGS
+from nablaflow.studio import commands
+from nablaflow.studio.answers import Given, changes, count, folder_of, shows
+from nablaflow.studio.folders import image_address, listing, shown_name
+from nablaflow.studio.judging import ENOUGH, judged
+from nablaflow.studio.pairs import PairRow
+from nablaflow.studio.scoring import PATIENCE
+from nablaflow.studio.showing import version
+from nablaflow.studio.site import Site
+from nablaflow.studio.stars import StarRow
+from nablaflow.studio.table import JudgementTable
+
+if TYPE_CHECKING:
+    pass
 
 SEEN = 8  # images that the reward likes best, and as many that it likes least
-FREQUENT = 12  # images that the tilt makes frequent
-UPDATES, MOST = 60, 10**6
+DRAWN = 24  # images as they are, and as many as the tilt has them
+UPDATES = 60
+KINDS = {"pairs": (PAIRS, PairRow), "ratings": (RATINGS, StarRow)}
 
 
 @dataclass(frozen=True)
@@ -32,77 +46,103 @@ class FitPages:
     def routes(self) -> list[Route]:
         return [
             shows("/fit/{folder}", self.page),
+            shows("/fit/{folder}/calibration", self.calibration),
             shows("/fit/{folder}/preview", self.preview),
-            shows("/job", self.job),
             changes("/fit/{folder}/start", self.start),
             changes("/fit/{folder}/align", self.align),
-            changes("/job/stop", self.stop),
         ]
 
     def page(self, request: Request) -> Response:
         folder = folder_of(self.site, request, "images")
-        rows, taste = self.site.judging(folder).rows(), self.site.taste(folder)
-        place = {path.name: number for number, path in enumerate(images_of(folder))}
-        ranked = [] if taste is None else [(place[n], s) for n, s in taste.best_first()]
+        kinds, fitted = _judged(folder), self.site.scoring.is_fitted(folder)
+        taste = self.site.scoring.taste(folder, PATIENCE)
+        ranked = [] if taste is None else _placed(folder, taste.best_first())
         content = {
-            "name": folder.name,
-            "rows": len(rows),
-            "fitted": taste is not None,
-            "accuracy": None if taste is None else taste.accuracy,
-            "command": _typed(fit_command(folder, self.site.features)),
+            "name": shown_name(folder, self.site.root),
+            "kinds": kinds,
+            "most": max(kinds.values(), default=0),
+            "enough": ENOUGH,
+            "fitted": fitted,
+            "taste": taste,
+            "command": commands.typed(commands.fit(folder, self.site.features, _kind(kinds))),
             "best": ranked[:SEEN],
             "worst": ranked[::-1][:SEEN],
+            "beta": 1.0 if taste is None else taste.usual_beta(),
             "updates": UPDATES,
         }
         return self.pages.TemplateResponse(request, "fit.html", content)
 
+    def calibration(self, request: Request) -> Response:
+        picture = folder_of(self.site, request, "images") / commands.REWARD
+        picture = picture.with_suffix(".png")
+        if picture.is_symlink() or not picture.is_file():
+            raise HTTPException(404)
+        return FileResponse(picture)
+
     def preview(self, request: Request) -> Response:
         folder = folder_of(self.site, request, "images")
-        beta, taste = _beta(request.query_params.get("beta")), self.site.taste(folder)
+        beta = _beta(request.query_params.get("beta"))
+        taste = self.site.scoring.taste(folder, PATIENCE)
         if taste is None:
             raise UserError("fit a reward first")
         seen = taste.preview(beta)
-        order = _largest(seen.weights.tolist(), FREQUENT)
-        place = {path.name: number for number, path in enumerate(images_of(folder))}
+        names, weights = taste.names, seen.weights.tolist()
+        drawn = [(names[at], weights[at]) for at in seen.draw(DRAWN)]
+        plain = [(names[at], weights[at]) for at in _even(len(names), DRAWN)]
+        run = self.site.next_folder("aligned")
         content = {
             "share": seen.strength.effective_share,
             "nats": seen.strength.nats,
-            "reward": seen.strength.reward_mean,
-            "tilted": seen.strength.tilted_reward_mean,
-            "diversity": seen.diversity,
-            "images": [(place[taste.names[at]], seen.weights.tolist()[at]) for at in order],
-            "command": _typed(align_command(self.site, folder, beta, UPDATES)),
+            "reward": vars(seen.reward),
+            "tilted": vars(seen.tilted),
+            "diversity": vars(seen.diversity),
+            "trusted": seen.trusted,
+            "plain": _placed(folder, plain),
+            "images": _placed(folder, drawn),
+            "command": commands.typed(
+                commands.align(self.site.base, folder, beta, UPDATES, run)
+            ).replace(f"training.updates={UPDATES}", "training.updates=UPDATES"),
         }
         return JSONResponse(content)
 
-    def job(self, request: Request) -> Response:
-        last = self.site.jobs.last
-        content: dict[str, Any] = {}
-        if last is not None:
-            content = {"command": last.command, "status": last.status, "log": last.log}
-        return JSONResponse(content)
-
     def start(self, request: Request, given: Given) -> Given:
-        return {"command": self.site.fit(folder_of(self.site, request, "images")).command}
+        folder = folder_of(self.site, request, "images")
+        kinds, asked = _judged(folder), given.get("kind")
+        kind = asked if asked in kinds and len(kinds) > 1 else _kind(kinds)
+        return {"command": self.site.fit(folder, kind).command}
 
     def align(self, request: Request, given: Given) -> Given:
         folder, beta = folder_of(self.site, request, "images"), _beta(given.get("beta"))
-        updates = min(max(whole_number(str(given.get("updates")), UPDATES), 1), MOST)
-        return {"command": self.site.align(folder, beta, updates).command}
-
-    def stop(self, request: Request, given: Given) -> Given:
-        if self.site.jobs.running is not None:
-            self.site.jobs.running.stop()
-        return {}
+        return {"command": self.site.align(folder, beta, count(given, "updates")).command}
 
 
-def _largest(weights: list[float], count: int) -> list[int]:
-    """Places of the largest weights, largest first."""
-    return sorted(range(len(weights)), key=weights.__getitem__, reverse=True)[:count]
+def _judged(folder: Path) -> dict[str, int]:
+    """The kinds of judgements that a folder has, and how many of each."""
+    found = {
+        kind: judged(folder, JudgementTable(folder / file, row))
+        for kind, (file, row) in KINDS.items()
+    }
+    return {kind: number for kind, number in found.items() if number}
 
 
-def _typed(arguments: list[str]) -> str:
-    return shlex.join(["nablaflow", *arguments])
+def _kind(kinds: Mapping[str, int]) -> str | None:
+    """The kind to be named: of two the larger; where there is one it goes without saying."""
+    return max(kinds, key=lambda kind: kinds[kind]) if len(kinds) > 1 else None
+
+
+def _placed(folder: Path, scored: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Images by their addresses, for those that are there still."""
+    known = {path.name: path for path in listing(folder).paths}
+    return [
+        (f"{image_address(known[name])}?small&v={version(known[name])}", value)
+        for name, value in scored
+        if name in known
+    ]
+
+
+def _even(total: int, count: int) -> list[int]:
+    """Places as even as they come."""
+    return [place * total // min(count, total) for place in range(min(count, total))]
 
 
 def _beta(given: Any) -> float:

@@ -1,7 +1,7 @@
 """What the page shows: run folders and folders of images, found below one folder.
 
-A folder's address in the page is a hash of its path, and a file's is its place in a listing, so no
-text from a browser or from a run folder ever becomes a path.
+A folder's address in the page is a hash of its path, and an image's a hash of its name, so no text
+from a browser or from a run folder ever becomes a path.
 """
 
 from __future__ import annotations
@@ -9,63 +9,91 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from nablaflow.fitting.images import SUFFIXES
+from nablaflow.storage.gallery import GALLERY
+from nablaflow.storage.judged import SUFFIXES
 from nablaflow.storage.lock import is_run
 
 DEPTH = 4
+COMPARISONS = "comparisons"  # below the root; what is there are no images to look at
 _SAMPLE = re.compile(r"\d{4,}-(.+)\.png")
 SHEET = "sheet.png"  # what older versions of `sample` wrote beside its images
+SETTLED = 2e9  # nanoseconds after which a folder's time of change tells what is in it
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Folders by their address, in the order of their paths."""
+    """Folders by their address, in the order of their paths.
+
+    Attributes:
+        galleries: folders of galleries; the folders with their images are in ``images`` too.
+    """
 
     runs: dict[str, Path]
     images: dict[str, Path]
+    galleries: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a folder by name, and by their addresses."""
+
+    paths: tuple[Path, ...]
+    by_address: dict[str, Path]
 
 
 def address(folder: Path) -> str:
-    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
+
+
+def image_address(image: Path) -> str:
+    """Within its folder; it stays when other images come or go."""
+    return hashlib.sha256(os.fsencode(image.name)).hexdigest()[:16]
+
+
+def shown_name(folder: Path, root: Path) -> str:
+    """A folder's name below the root, as text that can be shown."""
+    name = str(folder.relative_to(root)) if folder != root else folder.name
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 def find(root: Path) -> Folders:
     """Run folders, and folders with images that belong to no run, ``DEPTH`` below a root."""
-    runs: dict[str, Path] = {}
-    images: dict[str, Path] = {}
-    for folder in _folders(root, DEPTH):
+    found = Folders({}, {}, {})
+    for folder in _folders(root, DEPTH, root / COMPARISONS):
         if is_run(folder):
-            runs[address(folder)] = folder
-        elif images_of(folder):
-            images[address(folder)] = folder
-    return Folders(runs, images)
+            found.runs[address(folder)] = folder
+            continue
+        if images_of(folder):
+            found.images[address(folder)] = folder
+        if (folder / GALLERY).is_file():
+            found.galleries[address(folder)] = folder
+    return found
 
 
-def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    """A folder and those below it, none inside a run, none behind a link."""
+def _folders(folder: Path, depth: int, but: Path) -> Iterator[Path]:
+    """A folder and those below it but one, none inside a run, none behind a link."""
+    if folder == but:
+        return
     yield folder
     if depth == 0 or is_run(folder):
         return
     try:
-        inside = sorted(Path(entry) for entry in os.scandir(folder) if _is_folder(entry))
+        with os.scandir(folder) as entries:
+            inside = sorted(Path(entry) for entry in entries if _is_folder(entry))
     except OSError:  # it may not be read, or is gone
         return
     for below in inside:
-        yield from _folders(below, depth - 1)
+        yield from _folders(below, depth - 1, but)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
-
-
-def is_image(path: Path) -> bool:
-    """Whether it is a picture file itself, and not a link to one elsewhere."""
-    named = path.suffix.lower() in SUFFIXES and path.name.isprintable()
-    return named and path.is_file() and not path.is_symlink()
 
 
 def prompt_of(image: Path) -> str:
@@ -74,15 +102,41 @@ def prompt_of(image: Path) -> str:
     return found[1].replace("-", " ") if found else ""
 
 
-def images_of(folder: Path) -> list[Path]:
+def images_of(folder: Path) -> tuple[Path, ...]:
     """The images of a folder by name; none where the folder is gone."""
+    return listing(folder).paths
+
+
+def listing(folder: Path) -> Listing:
+    """The images of a folder, read again when something was added or removed.
+
+    An image is a picture file itself, no link to one elsewhere, and no picture of something else
+    there: a sheet of all, or of a fitted reward.
+    """
     try:
-        found = sorted(folder.iterdir())
+        changed = folder.stat().st_mtime_ns
+        if time.time_ns() - changed < SETTLED:  # a later change may get the same time
+            return _read(folder)
+        return _known(folder, changed)
     except OSError:
-        return []
-    return [path for path in found if is_image(path) and not _beside_others(path)]
+        return Listing((), {})
 
 
-def _beside_others(path: Path) -> bool:
-    """Whether it is a picture of something else there: a sheet of all, or of a fitted reward."""
-    return path.name == SHEET or path.with_suffix(".safetensors").exists()
+@lru_cache(maxsize=1024)
+def _known(folder: Path, changed: int) -> Listing:
+    return _read(folder)
+
+
+def _read(folder: Path) -> Listing:
+    with os.scandir(folder) as entries:
+        files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    names = sorted(name for name in files if _is_image(name, files))
+    paths = tuple(folder / name for name in names)
+    return Listing(paths, {image_address(path): path for path in paths})
+
+
+def _is_image(name: str, beside: set[str]) -> bool:
+    stem, suffix = os.path.splitext(name)
+    if suffix.lower() not in SUFFIXES or not name.isprintable() or name == SHEET:
+        return False
+    return f"{stem}.safetensors" not in beside

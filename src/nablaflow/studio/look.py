@@ -1,26 +1,26 @@
-"""What a run folder says of a run, read as data: nothing in it is believed to be well formed."""
+"""What a run folder says of a run."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from nablaflow.errors import UserError
-from nablaflow.report.curves import Theme, guard_curve, loss_curves, reward_curve
-from nablaflow.storage.checkpoint import list_checkpoints
 from nablaflow.storage.lock import is_held
 from nablaflow.storage.records import Record, read_records
-from nablaflow.storage.run_folder import CONFIG, SAMPLES, SUMMARY
+from nablaflow.storage.run_folder import CONFIG, METRICS, SAMPLES, SUMMARY, has_checkpoint
+from nablaflow.studio.data import inside, json_of, number, numbers, text_of, yaml_of
+from nablaflow.studio.folders import shown_name
 
-LARGEST = 2**22  # bytes of a text file that are read
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 COLUMNS = ("reference", "policy", "exact_tilt")
 GUARDED = ("kl", "diversity", "held_out")
+BUDGETS = {"kl": "max_kl", "diversity": "min_diversity"}  # settings of the guard
 
 
 @dataclass(frozen=True)
@@ -49,45 +49,72 @@ class Shown:
     def reward(self) -> float | None:
         return self.records[-1].get("reward_mean") if self.records else None
 
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        return yaml_of(self.config)
+
     @property
-    def figures(self) -> Mapping[str, Any]:
-        """Of the summary, all that is a number, for a table."""
-        columns = {key: self.summary[key] for key in COLUMNS if key in self.summary}
-        return {**_figures(self.summary), **columns}
+    def updates(self) -> int | None:
+        """How many the run is to have."""
+        planned = number(self.settings, "training", "updates")
+        return None if planned is None or planned < 1 else int(planned)
+
+    @property
+    def minutes_left(self) -> float | None:
+        """By the mean pace so far; None where the run does not train or has no pace yet."""
+        paces = [pace for record in self.records if (pace := number(record, "seconds"))]
+        if self.state != "training" or self.updates is None or not paces:
+            return None
+        return max(0, self.updates - self.update) * sum(paces) / len(paces) / 60
+
+    @property
+    def task(self) -> tuple[str, str]:
+        """Reward and beta: runs that share them can be held against one tilt."""
+        reward, beta = inside(self.settings, "reward"), number(self.settings, "method", "beta")
+        reward = inside(reward, "name") or reward  # of a mapping without further settings
+        return str(reward or "unknown"), "unknown" if beta is None else f"{beta:g}"
+
+    def budget(self, which: str) -> float | None:
+        """The guard's, as the run ended with it or was told it."""
+        ended = number(self.summary, "guard", "budgets", which)
+        if ended is not None or which not in BUDGETS:
+            return ended
+        return number(self.settings, "guard", BUDGETS[which])
 
 
 def look(folder: Path, root: Path) -> Shown:
     """Read a run folder; what is damaged or missing is left out."""
     summary = _summary(folder / SUMMARY)
     return Shown(
-        str(folder.relative_to(root)) if folder != root else folder.name,
+        shown_name(folder, root),
         _state(folder, summary),
-        _text(folder / CONFIG),
+        text_of(folder / CONFIG),
         summary,
-        read_records(folder),
+        _records(folder),
         _sheets(folder),
     )
 
 
 def stamp(folder: Path) -> str:
     """Another text whenever there is something new to see of a run."""
-    parts = [folder / "metrics.jsonl", folder / SUMMARY, folder / SAMPLES]
+    parts = [folder / METRICS, folder / SUMMARY, folder / SAMPLES]
     sizes = [part.stat() for part in parts if part.exists()]
     return f"{[(s.st_size, s.st_mtime_ns) for s in sizes]}{_held(folder)}"
 
 
-def curve(shown: Shown, which: str, theme: Theme) -> Figure | None:
+def curve(shown: Shown, which: str, theme: str) -> Figure | None:
     """A picture of a run by name: reward, loss, or a figure of the guard; None for no such."""
+    from nablaflow.report.curves import DARK, LIGHT, guard_curve, loss_curves, reward_curve
+
+    colours = DARK if theme == "dark" else LIGHT
     if which == "reward":
-        reference, tilt = (_number(shown.summary, key, "reward_mean") for key in COLUMNS[::2])
-        return reward_curve(shown.records, reference=reference, exact_tilt=tilt, theme=theme)
+        reference, tilt = (number(shown.summary, key, "reward_mean") for key in COLUMNS[::2])
+        return reward_curve(shown.records, reference=reference, exact_tilt=tilt, theme=colours)
     if which == "loss":
-        return loss_curves(shown.records, theme=theme)
+        return loss_curves(shown.records, theme=colours)
     if which in GUARDED:
-        budgets = _mapping(shown.summary.get("guard"), "budgets")
-        start = {"kl": 0.0, "diversity": 1.0}.get(which)
-        budget = _number(budgets, which)
-        return guard_curve(shown.records, which, start=start, budget=budget, theme=theme)
+        start, budget = {"kl": 0.0, "diversity": 1.0}.get(which), shown.budget(which)
+        return guard_curve(shown.records, which, start=start, budget=budget, theme=colours)
     return None
 
 
@@ -99,25 +126,12 @@ def curves_of(shown: Shown) -> list[str]:
     return names + [name for name in GUARDED if f"guard_{name}" in found]
 
 
-def _mapping(value: Any, key: str) -> Mapping[str, Any]:
-    inner = value.get(key) if isinstance(value, Mapping) else None
-    return inner if isinstance(inner, Mapping) else {}
-
-
-def _number(summary: Mapping[str, Any], *keys: str) -> float | None:
-    value: Any = summary
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    finite = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if finite else None
-
-
 def _state(folder: Path, summary: Mapping[str, Any]) -> str:
     if _held(folder):
         return "training"
     if summary:
         return "finished"
-    return "stopped" if list_checkpoints(folder) else "begun"
+    return "stopped" if has_checkpoint(folder) else "begun"
 
 
 def _held(folder: Path) -> bool:
@@ -127,33 +141,20 @@ def _held(folder: Path) -> bool:
         return False
 
 
-def _summary(path: Path) -> Mapping[str, Any]:
+def _records(folder: Path) -> list[Record]:
     try:
-        found = json.loads(_text(path) or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
+        return [] if (folder / METRICS).is_symlink() else read_records(folder)
+    except OSError:
+        return []
+
+
+def _summary(path: Path) -> Mapping[str, Any]:
+    found = json_of(path)
     columns = {key: found.get(key) for key in COLUMNS}
     whole = {key: value for key, value in columns.items() if isinstance(value, dict)}
     others = ((key, value) for key, value in found.items() if key not in COLUMNS)
     kept = {key: value for key, value in others if isinstance(value, int | float | dict)}
-    return {**kept, **{key: _figures(value) for key, value in whole.items()}}
-
-
-def _figures(column: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {key: _number(column, key) for key in column}
-    return {key: value for key, value in numbers.items() if value is not None}
-
-
-def _text(path: Path) -> str:
-    """A text file of the run itself; nothing where it is none, a link, or too large."""
-    try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
-            return ""
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    return {**kept, **{key: numbers(value) for key, value in whole.items()}}
 
 
 def _sheets(folder: Path) -> list[Path]:

@@ -1,29 +1,35 @@
-"""Pages to look at: all runs, one run while it trains, the images of a folder."""
+"""Pages to look at: all runs, one run while it trains, what the words mean."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.templating import Jinja2Templates
 
-from nablaflow.report.curves import DARK, LIGHT, png
-from nablaflow.report.style import CSS
-from nablaflow.report.table import COLUMNS, rows
-from nablaflow.report.words import the_way
-from nablaflow.studio.answers import file_of, folder_of, shows, whole_number
-from nablaflow.studio.folders import images_of
+from nablaflow.studio import commands
+from nablaflow.studio.answers import folder_of, shows
+from nablaflow.studio.figures import further
+from nablaflow.studio.folders import address, images_of, shown_name
+from nablaflow.studio.galleries import place_of, read_gallery
 from nablaflow.studio.look import Shown, curve, curves_of, look, stamp
-from nablaflow.studio.pictures import thumbnail
 from nablaflow.studio.site import Site
 
-PAGE = 500  # images on one page of a gallery
-FOR_EVER = {"cache-control": "private, max-age=3600"}
+COLUMNS = {"reference": "reference", "policy": "aligned", "exact_tilt": "exact tilt"}
+"""Key in ``summary.json`` to the column's heading."""
+
+GALLERY = 16  # images of each position, as the page draws them
+NEEDED = ("nablaflow.report.curves", "nablaflow.studio.taste")
+"""What other pages need, and takes seconds to load."""
+
+WEIGHTS = Path("lora", "pytorch_lora_weights.safetensors")
 
 
 @dataclass(frozen=True)
@@ -36,83 +42,99 @@ class LookPages:
     def routes(self) -> list[Route]:
         return [
             shows("/", self.index),
-            shows("/report.css", lambda request: Response(CSS, media_type="text/css")),
+            shows("/words", self.words),
             shows("/run/{folder}", self.run),
             shows("/run/{folder}/live", self.live),
+            shows("/run/{folder}/gallery", self.gallery),
             shows("/run/{folder}/curve/{which}/{theme}", self.curve),
             shows("/run/{folder}/sheet/{number:int}", self.sheet),
-            shows("/images/{folder}", self.gallery),
-            shows("/images/{folder}/{number:int}", self.image),
+            shows("/run/{folder}/lora", self.lora),
         ]
 
     def index(self, request: Request) -> Response:
-        found, root = self.site.found(), self.site.root
-        runs = {key: look(path, root) for key, path in found.runs.items()}
-        images = {key: _about(path, root) for key, path in found.images.items()}
-        return self.pages.TemplateResponse(request, "index.html", {"runs": runs, "images": images})
+        found, root = self.site.found(now=True), self.site.root
+        drawn = set(found.galleries.values())
+        apart = {key: path for key, path in found.images.items() if path.parent not in drawn}
+        content = {
+            "runs": {key: look(path, root) for key, path in found.runs.items()},
+            "images": {key: _about(path, root) for key, path in apart.items()},
+            "sources": {"": self.site.base.model, **_names(found.runs, root)},
+        }
+        then = BackgroundTask(self.site.scoring.warm_up, *NEEDED)
+        return self.pages.TemplateResponse(request, "index.html", content, background=then)
+
+    def words(self, request: Request) -> Response:
+        return self.pages.TemplateResponse(request, "words.html")
 
     def run(self, request: Request) -> Response:
         folder = folder_of(self.site, request, "runs")
         seen = stamp(folder)  # before what it stands for is read
-        content = {**_content(look(folder, self.site.root)), "stamp": seen}
+        drawn = commands.gallery(folder, GALLERY, place_of(self.site.root, folder))
+        running = self.site.jobs.running
+        content = {
+            **_content(look(folder, self.site.root)),
+            "stamp": seen,
+            "n": GALLERY,
+            "command": commands.typed(drawn),
+            "ours": running is not None and running.leads_to == folder,
+            "has_lora": _lora(folder) is not None,
+        }
         return self.pages.TemplateResponse(request, "run.html", content)
 
     def live(self, request: Request) -> Response:
         return JSONResponse({"stamp": stamp(folder_of(self.site, request, "runs"))})
 
+    def gallery(self, request: Request) -> Response:
+        """Positions and their images, for the sliders; an empty object where none was drawn."""
+        place = place_of(self.site.root, folder_of(self.site, request, "runs"))
+        known = self.site.found().galleries
+        found = read_gallery(place) if address(place) in known else None
+        return JSONResponse(found or {})
+
     def curve(self, request: Request) -> Response:
+        from nablaflow.report.curves import png
+
         shown = look(folder_of(self.site, request, "runs"), self.site.root)
-        theme = DARK if request.path_params["theme"] == "dark" else LIGHT
-        drawn = curve(shown, request.path_params["which"], theme)
+        drawn = curve(shown, request.path_params["which"], request.path_params["theme"])
         if drawn is None:
             raise HTTPException(404)
         return Response(png(drawn), media_type="image/png")
 
     def sheet(self, request: Request) -> Response:
         sheets = look(folder_of(self.site, request, "runs"), self.site.root).sheets
-        return file_of(list(sheets), request.path_params["number"])
-
-    def gallery(self, request: Request) -> Response:
-        folder = folder_of(self.site, request, "images")
-        images, taste = images_of(folder), self.site.taste(folder)
-        by_reward = request.query_params.get("sort") == "reward" and taste is not None
-        order = list(enumerate([None] * len(images)))
-        if by_reward and taste is not None:
-            place = {path.name: number for number, path in enumerate(images)}
-            order = [(place[n], score) for n, score in taste.best_first() if n in place]
-        page = whole_number(request.query_params.get("page", "0"))
-        shown = [(at, images[at].name, score) for at, score in order[page * PAGE :][:PAGE]]
-        content = {
-            "images": shown,
-            "page": page,
-            "last": max(0, (len(images) - 1) // PAGE),
-            "total": len(images),
-            "fitted": taste is not None,
-            "sorted": by_reward,
-            "name": folder.name,
-        }
-        return self.pages.TemplateResponse(request, "gallery.html", content)
-
-    def image(self, request: Request) -> Response:
-        images = images_of(folder_of(self.site, request, "images"))
         number = request.path_params["number"]
-        if "small" in request.query_params and number < len(images):
-            return Response(thumbnail(images[number]), media_type="image/png", headers=FOR_EVER)
-        return file_of(images, number)
+        if not 0 <= number < len(sheets):
+            raise HTTPException(404)
+        return FileResponse(sheets[number])
+
+    def lora(self, request: Request) -> Response:
+        weights = _lora(folder_of(self.site, request, "runs"))
+        if weights is None:
+            raise HTTPException(404)
+        return FileResponse(weights, filename=weights.name)
+
+
+def _lora(run: Path) -> Path | None:
+    """The adapter's file, as diffusers loads it; None where there is none, or a link."""
+    weights = run / WEIGHTS
+    linked = weights.is_symlink() or weights.parent.is_symlink()
+    return weights if weights.is_file() and not linked else None
 
 
 def _about(folder: Path, root: Path) -> dict[str, Any]:
-    name = str(folder.relative_to(root)) if folder != root else folder.name
-    return {"name": name, "count": len(images_of(folder))}
+    return {"name": shown_name(folder, root), "count": len(images_of(folder))}
+
+
+def _names(folders: Mapping[str, Path], root: Path) -> dict[str, str]:
+    return {key: shown_name(path, root) for key, path in folders.items()}
 
 
 def _content(shown: Shown) -> dict[str, Any]:
-    figures = shown.figures
-    closing, error = figures.get("closing"), figures.get("closing_se")
+    columns = {key: shown.summary[key] for key in COLUMNS if key in shown.summary}
     return {
         "shown": shown,
-        "headings": COLUMNS,
-        "rows": rows(figures) if {"reference", "policy"} <= figures.keys() else [],
-        "way": the_way(closing, error) if closing is not None and error is not None else "",
+        "columns": COLUMNS,
+        "further": further(columns),
+        "measured": {"reference", "policy"} <= columns.keys(),
         "curves": curves_of(shown),
     }

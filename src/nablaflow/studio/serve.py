@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nablaflow.errors import UserError
-from nablaflow.features import check_name
 from nablaflow.studio.access import new_token
+from nablaflow.studio.commands import Base
+from nablaflow.studio.data import text_of, yaml_of
 from nablaflow.studio.site import Site
 
 HOST = "127.0.0.1"
+FEATURES = "nano"
 
 
 def check_installed() -> None:
@@ -21,6 +23,7 @@ def check_installed() -> None:
         UserError: one is missing.
     """
     try:
+        import jinja2  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
@@ -49,6 +52,7 @@ def serve(site: Site, port: int, on_ready: Callable[[str], None]) -> None:
         except (OSError, OverflowError) as error:
             raise UserError(f"--port: {port} cannot be used; 0 takes a free one") from error
         config = uvicorn.Config(make_app(site, token), log_level="warning", server_header=False)
+        listening.listen(config.backlog)  # who opens the address at once finds it open
         on_ready(f"http://{HOST}:{listening.getsockname()[1]}/?token={token}")
         uvicorn.Server(config).run(sockets=[listening])
 
@@ -61,8 +65,17 @@ def make_site(root: Path, *, write: bool, features: str, recipe: Path | None) ->
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give one with runs or images in it")
-    check_name(features)
-    if recipe is not None and not recipe.is_file():
+    if features != FEATURES:  # the check loads torch, which takes seconds
+        from nablaflow.features import check_name
+
+        check_name(features)
+    return Site(root.resolve(), write, features, _base(recipe))
+
+
+def _base(recipe: Path | None) -> Base:
+    if recipe is None:
+        return Base()
+    if not recipe.is_file():
         raise UserError(f"--recipe: there is no file {recipe}")
-    base = ("demo",) if recipe is None else ("train", str(recipe.resolve()))
-    return Site(root.resolve(), write, features, base)
+    model = yaml_of(text_of(recipe.resolve())).get("model", "nano")
+    return Base(("train", str(recipe.resolve())), str(model))

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal
 
 from nablaflow.errors import UserError
-from nablaflow.studio.folders import Folders, find, images_of, prompt_of
+from nablaflow.studio import commands
+from nablaflow.studio.commands import Base
+from nablaflow.studio.folders import COMPARISONS, Folders, find, images_of, prompt_of
+from nablaflow.studio.galleries import place_of
 from nablaflow.studio.jobs import Job, Jobs
 from nablaflow.studio.pairs import PairQuestions
-from nablaflow.studio.taste import Taste
+from nablaflow.studio.scoring import Scoring
+from nablaflow.studio.stars import StarQuestions
 
-Value = TypeVar("Value")
-REWARD = "reward.safetensors"
+Kind = Literal["pairs", "stars"]
+IMAGES = "images"  # below the root, what the page samples
+FRESH = 1.0  # seconds for which what was found is believed
 
 
 @dataclass
@@ -26,44 +32,47 @@ class Site:
         root: folder with runs and images.
         write: whether anything may be changed.
         features: that a reward is fitted on.
-        base: the command that aligns, less the reward, beta and the run's folder.
+        base: what it samples and aligns.
     """
 
     root: Path
     write: bool
     features: str
-    base: Sequence[str] = ("demo",)
+    base: Base = field(default_factory=Base)
     jobs: Jobs = field(default_factory=Jobs)
-    _kept: dict[tuple[str, Path], tuple[object, object]] = field(default_factory=dict)
+    scoring: Scoring = field(default_factory=Scoring)
+    _found: tuple[float, Folders] | None = None
+    _asked: dict[tuple[Kind, Path], tuple[object, PairQuestions | StarQuestions]] = field(
+        default_factory=dict
+    )
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def found(self) -> Folders:
-        return find(self.root)
+    def found(self, *, now: bool = False) -> Folders:
+        """What there is to show, as of a second ago or of now."""
+        with self._lock:
+            if now or self._found is None or time.monotonic() - self._found[0] > FRESH:
+                self._found = time.monotonic(), find(self.root)
+            return self._found[1]
 
-    def judging(self, folder: Path) -> PairQuestions:
+    def pairs(self, folder: Path) -> PairQuestions:
         """The pairs of a folder, the same object for all raters; its doubts are the fit's."""
-        images = images_of(folder)
+        found = self._questions("pairs", folder, PairQuestions)
+        assert isinstance(found, PairQuestions)
+        taste = self.scoring.taste(folder)
+        found.doubt = None if taste is None else taste.doubt
+        return found
 
-        def make() -> PairQuestions:
-            return PairQuestions(folder, [i.name for i in images], [prompt_of(i) for i in images])
+    def stars(self, folder: Path) -> StarQuestions:
+        """The same for single images."""
+        found = self._questions("stars", folder, StarQuestions)
+        assert isinstance(found, StarQuestions)
+        taste = self.scoring.taste(folder)
+        found.doubt = None if taste is None else taste.spread
+        return found
 
-        judging = self._keep("judging", folder, tuple(images), make)
-        taste = self.taste(folder)
-        judging.doubt = None if taste is None else taste.doubt
-        return judging
-
-    def taste(self, folder: Path) -> Taste | None:
-        """The fitted reward's view of a folder; None while none is fitted to it."""
-        reward, images = folder / REWARD, images_of(folder)
-        if reward.is_symlink() or not reward.is_file() or not images:
-            return None
-        state = (reward.stat().st_mtime_ns, tuple(images))
-        prompts = [prompt_of(image) for image in images]
-        return self._keep("taste", folder, state, lambda: Taste.of_folder(reward, images, prompts))
-
-    def fit(self, folder: Path) -> Job:
+    def fit(self, folder: Path, kind: str | None) -> Job:
         """Start the fit of a reward to a folder's judgements."""
-        return self.jobs.start(fit_command(folder, self.features))
+        return self.jobs.start(commands.fit(folder, self.features, kind), folder)
 
     def align(self, folder: Path, beta: float, updates: int) -> Job:
         """Start an alignment with the reward that is fitted to a folder.
@@ -71,37 +80,50 @@ class Site:
         Raises:
             UserError: there is none, or another command is running.
         """
-        if not (folder / REWARD).is_file():
+        if not self.scoring.is_fitted(folder):
             raise UserError("fit a reward first")
-        return self.jobs.start(align_command(self, folder, beta, updates))
+        run = self.next_folder("aligned")
+        return self.jobs.start(commands.align(self.base, folder, beta, updates, run), run)
 
-    def next_run(self) -> Path:
+    def sample(self, source: str, prompts: Sequence[str], n: int, seed: int) -> Job:
+        """Start sampling images to rate."""
+        out = self.next_folder("fresh", below=IMAGES)
+        return self.jobs.start(commands.sample(source, prompts, n, seed, out), out)
+
+    def draw_gallery(self, run: Path, n: int) -> Job:
+        """Start drawing a run at each checkpoint and strength."""
+        out = place_of(self.root, run)
+        return self.jobs.start(commands.gallery(run, n, out), out)
+
+    def compare(self, runs: Sequence[Path]) -> Job:
+        """Start measuring runs against the tilt's own curve."""
+        out = self.next_folder("comparison", below=COMPARISONS)
+        return self.jobs.start(commands.compare(runs, out), out)
+
+    def next_folder(self, name: str, below: str = "") -> Path:
         """A name that nothing has yet."""
         number = 1
-        while (self.root / f"aligned-{number}").exists():
+        while (self.root / below / f"{name}-{number}").exists():
             number += 1
-        return self.root / f"aligned-{number}"
+        return self.root / below / f"{name}-{number}"
 
-    def _keep(self, kind: str, folder: Path, state: object, make: Callable[[], Value]) -> Value:
-        """What ``make`` gives, made anew when the state of the folder is another."""
+    def close(self) -> None:
+        self.jobs.close()
+        self.scoring.close()
+
+    def _questions(
+        self, kind: Kind, folder: Path, make: type[PairQuestions] | type[StarQuestions]
+    ) -> PairQuestions | StarQuestions:
+        """Made anew when the images of the folder are others; what was asked stays open."""
         with self._lock:
-            known = self._kept.get((kind, folder))
-            if known is None or known[0] != state:
-                known = self._kept[kind, folder] = (state, make())
-            value: Value = known[1]  # type: ignore[assignment]
-            return value
-
-
-def fit_command(folder: Path, features: str) -> list[str]:
-    out = str(folder / REWARD)
-    return ["reward", "fit", str(folder), "--features", features, "--out", out, "--overwrite"]
-
-
-def align_command(site: Site, folder: Path, beta: float, updates: int) -> list[str]:
-    return [
-        *site.base,
-        f"reward={folder / REWARD}",
-        f"method.beta={beta:g}",
-        f"training.updates={updates}",
-        f"output_dir={site.next_run()}",
-    ]
+            images = images_of(folder)
+            known = self._asked.get((kind, folder))
+            if known is None or known[0] != images:
+                names = [image.name for image in images]
+                prompts = [prompt_of(image) for image in images]
+                asking = make(folder, names, prompts)
+                if known is not None:
+                    asking.go_on_from(known[1])
+                known = images, asking
+                self._asked[kind, folder] = known
+            return known[1]

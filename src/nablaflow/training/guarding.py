@@ -1,4 +1,4 @@
-"""The guard's turns between updates: the main process looks, all obey, the best policy is kept."""
+"""The guard's turns between updates: all processes look together, the best policy is kept."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import final
-
-from accelerate import Accelerator
 
 from nablaflow.errors import TrainingStopped
 from nablaflow.evaluation.guard import Guard, Look, as_record
@@ -21,8 +19,8 @@ from nablaflow.training.stepper import Record
 class Guarding:
     """Of a run that has a guard."""
 
-    def __init__(self, guard: Guard, keeper: Keeper, accelerator: Accelerator) -> None:
-        self.guard, self._keeper, self._accelerator = guard, keeper, accelerator
+    def __init__(self, guard: Guard, keeper: Keeper) -> None:
+        self.guard, self._keeper = guard, keeper
 
     def begin(self, on_look: Callable[[int], None]) -> None:
         """Measure the reference, unless a resumed run has done so.
@@ -32,8 +30,7 @@ class Guarding:
         """
         if self.guard.reference is not None:
             return
-        if self._accelerator.is_main_process:
-            self.guard.begin(on_look)
+        self.guard.begin(on_look)
         self.guard.restore(from_main(self.guard.state()))
 
     def turn(
@@ -50,7 +47,7 @@ class Guarding:
             TrainingStopped: a state that the policy samples is not finite.
         """
         guard = self.guard
-        look = from_main(self._look(update, on_look) if self._accelerator.is_main_process else None)
+        look = from_main(self._look(update, on_look))
         if guard.judge(look):
             self._keeper.save_best(run, update, seconds)
         if guard.trip is not None and guard.settings.action == "roll-back":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import final
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from nablaflow.config.overrides import dump_config
 from nablaflow.config.recipe import Config
@@ -13,6 +14,7 @@ from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.evaluation.guard import Guard
 from nablaflow.methods import Networks
 from nablaflow.models.adapters import load_trainable_state, trainable_state
+from nablaflow.models.divided import part_like, whole_of
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import memory, recall
 from nablaflow.storage.checkpoint import Checkpoint, save_best, save_checkpoint
@@ -56,7 +58,9 @@ class Keeper:
             for name, network in (("flow", networks.flow), ("flow_target", networks.flow_target)):
                 tensors[name] = {k: value.clone() for k, value in network.state_dict().items()}
         if self.stepper.average is not None:
-            tensors["policy_average"] = self.stepper.average.values
+            tensors["policy_average"] = whole_of(self.stepper.average.values)
+        if networks.old_policy is not None:
+            tensors["old_policy"] = networks.old_policy.values
         if kernels := kernel_state(self.model):
             tensors[GROUP] = kernels
         state = {
@@ -74,25 +78,32 @@ class Keeper:
             UserError: it is of another model, or of another number of processes.
         """
         networks, tensors, state = self.networks, checkpoint.tensors, checkpoint.state
+        with self.stepper.divided():
+            self._restore_policy(tensors)
+            self.stepper.restore(state)
+        if networks.flow is not None and networks.flow_target is not None:
+            networks.flow.load_state_dict(tensors["flow"])
+            networks.flow_target.load_state_dict(tensors["flow_target"])
+        if networks.measured_gamma is not None:
+            networks.measured_gamma.copy_(tensors["gamma"]["gamma"])
+        if networks.old_policy is not None:
+            for name, value in tensors["old_policy"].items():
+                networks.old_policy.values[name].copy_(value)
+        recall(networks.reward, state.get("reward", {}))
+        self.batches.restore(state)
+        if self.guard is not None:
+            self.guard.restore(state["guard"])
+
+    def _restore_policy(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         try:
             load_trainable_state(self.model.network, tensors["policy"])
         except ValueError as error:
             raise UserError(
                 f"model: the checkpoint does not fit ({error}); is {self.config.model} the same?"
             ) from error
-        if networks.flow is not None and networks.flow_target is not None:
-            networks.flow.load_state_dict(tensors["flow"])
-            networks.flow_target.load_state_dict(tensors["flow_target"])
-        if networks.measured_gamma is not None:
-            networks.measured_gamma.copy_(tensors["gamma"]["gamma"])
         if self.stepper.average is not None:
-            for name, value in tensors["policy_average"].items():
-                self.stepper.average.values[name].copy_(value)
-        self.stepper.restore(state)
-        recall(networks.reward, state.get("reward", {}))
-        self.batches.restore(state)
-        if self.guard is not None:
-            self.guard.restore(state["guard"])
+            for name, value in self.stepper.average.values.items():
+                value.copy_(part_like(tensors["policy_average"][name], value))
 
     def save(self, run: Path, update: int, seconds: float) -> None:
         """Write a checkpoint, on the main process; a run that this one replaces may go then.

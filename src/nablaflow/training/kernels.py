@@ -10,17 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from nablaflow.diffusion import left_open, squared_errors, trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank import sample_states, spread
-from nablaflow.memory import in_parts
+from nablaflow.evaluation.shares import in_shares
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress, unseen
 from nablaflow.seeds import stream
+from nablaflow.storage.checkpoint import load_group
 
 GROUP = "kernels"  # of a checkpoint's tensors
 SAMPLES = 64  # every one of them has thousands of coordinates, and is noised at every level
@@ -36,16 +35,13 @@ def load_kernels(model: PipelineModel, checkpoint: Path) -> None:
     """Give a model the kernels that a checkpoint was trained with.
 
     Raises:
-        UserError: the file is missing or damaged, or of another number of steps.
+        DamagedCheckpoint: its file is missing or damaged.
+        UserError: it is of another number of steps, or of no kernels.
     """
     path = checkpoint / f"{GROUP}.safetensors"
-    try:
-        found = load_file(path)["left_open"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}), which sampler.variance=analytic "
-            "needs; get the checkpoint again"
-        ) from error
+    found = load_group(checkpoint, GROUP).get("left_open")
+    if found is None:
+        raise UserError(f"{path} holds no kernels, which sampler.variance=analytic needs")
     if len(found) != model.process.steps + 1:
         raise UserError(
             f"{path} is of {len(found) - 1} steps, sampler.steps of {model.process.steps}; "
@@ -90,9 +86,8 @@ def find_kernels(
                 lambda x, k: model.predict(x, k, condition),
                 trajectory_noise([stream(SEED, "left-open", row) for row in rows]),
             )
-            told(len(rows))
-            return found * len(rows)
+            return (found * len(rows)).cpu()
 
-        parts = list(in_parts(errors, SAMPLES, batch, "evaluation.batch"))
+        parts = in_shares(errors, SAMPLES, batch, "evaluation.batch", told)
     total = torch.stack(parts).sum(0) / SAMPLES
     model.widen_kernels(left_open(process, total).float())

@@ -39,6 +39,9 @@ GAMMA_EACH = 16  # trajectories of a prompt, which its mean is taken off
 class Trainer:
     """Aligns a model; all state between two updates is in `checkpoint` and `restore`.
 
+    Args:
+        sharded: whether the processes divide the policy's weights among them (FSDP2).
+
     Attributes:
         update: updates done so far.
         clock: seconds from some moment on, by which training is timed.
@@ -56,6 +59,8 @@ class Trainer:
         flow: FlowScore | None,
         accelerator: Accelerator,
         guard: Guard | None = None,
+        *,
+        sharded: bool = False,
     ) -> None:
         self.config, self.model, self.reward, self.flow = config, model, reward, flow
         self.accelerator, self.prompts, self.guard = accelerator, prompts, guard
@@ -63,15 +68,16 @@ class Trainer:
         flow_target = None if flow is None else copy.deepcopy(flow).requires_grad_(False)
         levels = model.process.steps + 1
         self.gamma = torch.full((levels,), torch.nan) if self.method.needs_measured_gamma else None
-        decode_batch = config.training.decode_batch
-        self.networks = Networks(model, reward, flow, flow_target, self.gamma, decode_batch)
-        core = Update(self.method, self.networks)
-        self.batches = Batches(config, prompts, core, accelerator)
-        self.stepper = Stepper(config, core.objective, accelerator)
+        decode = config.training.decode_batch
+        networks = Networks(model, reward, flow, flow_target, self.gamma, decode_batch=decode)
+        self.core = Update(self.method, networks)
+        self.networks = self.core.networks
+        self.batches = Batches(config, prompts, self.core, accelerator)
+        self.stepper = Stepper(config, self.core.objective, accelerator, sharded=sharded)
         self._keeper = Keeper(
             config, model, self.networks, self.batches, self.stepper, guard, accelerator
         )
-        self._guarding = None if guard is None else Guarding(guard, self._keeper, accelerator)
+        self._guarding = None if guard is None else Guarding(guard, self._keeper)
         self.update = 0
         self._applied = 0
         self.clock: Callable[[], float] = time.perf_counter
@@ -103,6 +109,7 @@ class Trainer:
         self._observe(fresh)
         self.batches.keep(fresh)
         self.update += 1
+        self.core.end(self.update)
         finished = self.clock()
         self._spend(finished - started)
         timing = {"seconds": finished - started, "rollout_seconds": rolled_out - started}
@@ -151,9 +158,11 @@ class Trainer:
 
     def _remedy(self) -> str:
         """While the policy is still the reference, no learning rate has had its effect."""
+        narrow = self.config.training.precision == "fp16"
         if self.update > 0 or self._applied > 0:
-            return "Lower optimizer.learning_rate or method.beta"
-        if self.config.training.precision == "fp16":
+            lower = "Lower optimizer.learning_rate or method.beta"
+            return f"{lower}, or set training.precision=bf16 (fp16 ends at 65504)" * narrow or lower
+        if narrow:
             return "The policy is still the reference: set training.precision to bf16 or float32"
         return (
             "The policy is still the reference: lower method.beta, or use another reward or model"
@@ -208,7 +217,12 @@ class Trainer:
             self._keeper.save_best(run, self.update, self.seconds)
         while not (self.finished or self._tripped):
             record = self._step_or_save(run)
-            record |= self._look(run, on_look)
+            try:
+                record |= self._look(run, on_look)
+            except (Exception, SystemExit):
+                on_update(record)
+                self._save_what_was_done(run)
+                raise
             stop = on_any(self.accelerator, on_update(record)) or self._tripped
             at_interval = self.update % training.checkpoint_every == 0
             if stop or at_interval or self.finished:
@@ -218,18 +232,22 @@ class Trainer:
                 return
 
     def _step_or_save(self, run: Path) -> Record:
-        """An update; where it fails, for the reward's own code say, what was done is kept.
-
-        Not with several processes: the others wait for this one in the middle of theirs.
-        """
+        """An update; where it fails, for the reward's own code say, what was done is kept."""
         try:
             return self.step()
         except TrainingStopped:  # which says itself what is kept
             raise
-        except Exception:
-            if self.accelerator.num_processes == 1 and self.update > 0 and self._applied == 0:
-                self.save(run)
+        except (Exception, SystemExit):
+            self._save_what_was_done(run)
             raise
+
+    def _save_what_was_done(self, run: Path) -> None:
+        """Between two updates that is all; in one of several steps it is the last checkpoint.
+
+        Not with several processes: the others wait for this one in the middle of their update.
+        """
+        if self.accelerator.num_processes == 1 and self.update > 0 and self._applied == 0:
+            self.save(run)
 
     @property
     def _tripped(self) -> bool:
@@ -268,7 +286,7 @@ class Trainer:
         return [text for text in texts for _ in range(max(2, total // len(texts)))]
 
     def begin_guard(self, on_look: Callable[[int], None]) -> None:
-        """Measure the reference on the main process, see `Guarding.begin`."""
+        """Measure the reference, see `Guarding.begin`."""
         if self._guarding is not None:
             self._guarding.begin(on_look)
 

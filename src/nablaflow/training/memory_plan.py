@@ -120,7 +120,7 @@ class _Rehearsal:
         reward = self.reward if self.rewarded else NamedReward(self.reward.name, _mean)
         flows = [None if self.flow is None else network_without_data(self.flow) for _ in range(2)]
         gamma = torch.ones(self.model.process.steps + 1)
-        return Networks(self.model, reward, *flows, gamma, self.decode_batch)
+        return Networks(self.model, reward, *flows, gamma, decode_batch=self.decode_batch)
 
     def _reads_shapes(self, reward: NamedReward) -> bool:
         """Whether a reward runs on shapes; one that leaves torch does not."""

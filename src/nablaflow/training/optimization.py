@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nablaflow.config.settings import OptimizerSettings
 from nablaflow.methods import Losses, Method, Networks, TrainingBatch
 from nablaflow.models.adapters import trainable_parameters, trainable_state
+from nablaflow.models.divided import whole_of
 
 
 @final
@@ -133,7 +134,7 @@ def learning_rate_factor(
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> list[float]:
     """Scale each group's gradient down to a norm of ``limit``; their norms before that."""
     return [
-        float(torch.nn.utils.clip_grad_norm_(group["params"], limit))
+        float(whole_of(torch.nn.utils.clip_grad_norm_(group["params"], limit)))
         for group in optimizer.param_groups
     ]
 

@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
+
+BUCKET = 25 * 2**20  # bytes of gradients that are averaged at once, as torch's own DDP does
+
+
+def average_over_processes(accelerator: Accelerator, gradients: Sequence[Tensor]) -> None:
+    """Put the mean over all processes in place of each gradient, some megabytes at a time.
+
+    Every process must have the same ones in the same order.
+    """
+    if accelerator.num_processes == 1:
+        return
+    for bucket in buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        mean: Any = accelerator.reduce(flat, reduction="mean")
+        sizes = [gradient.numel() for gradient in bucket]
+        for gradient, part in zip(bucket, mean.split(sizes), strict=True):
+            gradient.copy_(part.view(gradient.shape))
+
+
+def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in their order, of one type in each and `BUCKET` bytes at most if not one."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        full = size + tensor.nbytes > BUCKET
+        if bucket and (full or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
 
 
 def wide(value: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ laboratory (`nablaflow.exact.training`) and the trainer (`nablaflow.training.loo
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -22,7 +23,7 @@ from nablaflow.errors import UserError
 from nablaflow.estimators import Networks, Path, TrainingBatch, ValueGradients, path_log_ratio
 from nablaflow.estimators.pull import PullSamples, pull_samples
 from nablaflow.methods import Method
-from nablaflow.models import Condition
+from nablaflow.models import Condition, OldPolicy
 from nablaflow.rewards import Components
 from nablaflow.training.optimization import Objective
 from nablaflow.typing import Batch
@@ -55,9 +56,12 @@ class Update:
         estimator: of the method's value gradients, or None.
         keeps_states: whether a rollout holds every state.
         objective: the loss as a module, whose parameters are the policy's and the flow network's.
+        networks: those that were given, with an old policy where the method has one.
     """
 
     def __init__(self, method: Method, networks: Networks) -> None:
+        if networks.old_policy is None and method.old_policy_decay(1) is not None:
+            networks = replace(networks, old_policy=OldPolicy(networks.model.network))
         self.method, self.networks, self.model = method, networks, networks.model
         self.estimator = method.value_estimator()
         self.objective = Objective(method, networks)
@@ -73,6 +77,8 @@ class Update:
         size: int | None = None,
     ) -> Rollout:
         """Sample a trajectory for each prompt with the policy, and score its image.
+
+        Methods with an old policy have that sample.
 
         Args:
             noise: see `DiffusionModel.sample`.
@@ -135,11 +141,24 @@ class Update:
     def _sample(
         self, prompts: list[str], condition: Condition, noise: Noise, keep: Tensor
     ) -> Trajectories:
-        found = self.model.sample(
-            prompts, noise, condition=condition, keep=keep, keep_states=self.keeps_states
-        )
+        old = self.networks.old_policy
+        with nullcontext() if old is None else old.active():
+            found = self.model.sample(
+                prompts, noise, condition=condition, keep=keep, keep_states=self.keeps_states
+            )
         fresh = self.method.fresh_levels(self.model.process)
         return found if fresh is None else noised_afresh(self.model.process, found, fresh, noise)
+
+    def end(self, update: int) -> None:
+        """Let the old policy follow, where there is one.
+
+        Args:
+            update: updates done, this one included.
+        """
+        decay = self.method.old_policy_decay(update)
+        if decay is not None:
+            assert self.networks.old_policy is not None
+            self.networks.old_policy.follow(decay)
 
     @property
     def _levels(self) -> Int[Tensor, "levels"]:

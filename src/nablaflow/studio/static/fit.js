@@ -1,70 +1,66 @@
 "use strict";
-// The command that runs, and what a tilt of the folder's images would look like.
+// The fit, what a tilt of the folder's images would look like, and the alignment.
 
-const log = document.getElementById("job-log");
-let last = null;
+const kind = byId("kind");
+if (byId("fit")) {
+  byId("fit").addEventListener("click", () => start(byId("fit").dataset.post, kind ? { kind: kind.value } : {}));
+}
+if (byId("align")) {
+  byId("align").addEventListener("click", () =>
+    start(byId("align").dataset.post, { beta: Number(value()), updates: byId("updates").value }));
+}
+document.addEventListener("jobended", (event) => {
+  if (event.detail.command.includes(" reward fit ")) location.reload();
+});
+if (byId("scoring")) setTimeout(() => location.reload(), 3000);
 
-async function watch() {
-  const answer = await fetch("/job").catch(() => null);
-  const job = answer && answer.ok ? await answer.json() : {};
-  const running = job.command !== undefined && job.status === null;
-  if (job.command) {
-    document.getElementById("job-command").textContent =
-      running ? job.command : `${job.command} (ended with status ${job.status})`;
-    log.textContent = job.log;
-    log.hidden = false;
-  }
-  const stop = document.getElementById("stop");
-  if (stop) stop.hidden = !running;
-  if (last === true && !running && job.command.includes("reward fit")) location.reload();
-  last = running;
+const beta = byId("beta");
+const value = () => (Number(beta.dataset.start) * 10 ** Number(beta.value)).toPrecision(2);
+let asked = 0;
+
+function figure([image, weight]) {
+  const place = document.createElement("figure");
+  const picture = document.createElement("img");
+  const caption = document.createElement("figcaption");
+  picture.src = beta.dataset.images + image;
+  picture.alt = `an image that is ${weight.toFixed(1)} times as frequent`;
+  caption.textContent = `× ${weight.toFixed(1)}`;
+  place.append(picture, caption);
+  return place;
 }
 
-for (const button of document.querySelectorAll("button[data-post]")) {
-  button.addEventListener("click", async () => {
-    const content = button.id === "align"
-      ? { beta: Number(value()), updates: document.getElementById("updates").value }
-      : {};
-    try {
-      const found = await post(button.dataset.post, content);
-      if (found.command) say(found.command);
-    } catch (error) {
-      say(error.message);
-    }
-    watch();
-  });
+function item(strong, text, word) {
+  const place = document.createElement("li");
+  const number = document.createElement("strong");
+  const link = document.createElement("a");
+  number.textContent = strong;
+  link.textContent = text;
+  link.href = `/words#${word}`;
+  place.append(number, " ", link);
+  return place;
 }
-
-const beta = document.getElementById("beta");
-const value = () => (10 ** Number(beta.value)).toPrecision(2);
 
 async function preview() {
-  document.getElementById("beta-value").textContent = value();
-  const answer = await fetch(`${beta.dataset.preview}?beta=${value()}`).catch(() => null);
-  if (!answer || !answer.ok) return;
-  const found = await answer.json();
+  const mine = ++asked;
+  byId("beta-value").textContent = value();
+  beta.setAttribute("aria-valuetext", value());
+  const found = await get(`${beta.dataset.preview}?beta=${value()}`);
+  if (!found || mine !== asked) return;  // the slider has moved on
   const percent = (share) => `${Math.round(100 * share)} %`;
-  document.getElementById("strength").textContent =
-    `Mean reward from ${found.reward.toFixed(2)} to ${found.tilted.toFixed(2)}; ` +
-    `${percent(found.share)} of the images still count (${found.nats.toFixed(2)} nats); ` +
-    `diversity ${percent(found.diversity)} of what it is.`;
-  document.getElementById("align-command").textContent = found.command;
-  const frequent = document.getElementById("frequent");
-  frequent.replaceChildren(...found.images.map(([number, weight]) => {
-    const figure = document.createElement("figure");
-    const image = document.createElement("img");
-    const caption = document.createElement("figcaption");
-    image.src = `${beta.dataset.images}${number}?small`;
-    image.alt = `image ${number}, ${weight.toFixed(1)} times as frequent`;
-    caption.textContent = `× ${weight.toFixed(1)}`;
-    figure.append(image, caption);
-    return figure;
-  }));
+  const with_error = ({ value: middle, se }, digits = 2) => `${middle.toFixed(digits)} ± ${se.toFixed(digits)}`;
+  byId("strength").replaceChildren(
+    item(`${with_error(found.reward)} → ${with_error(found.tilted)}`, "mean reward", "reward_mean"),
+    item(`${percent(found.diversity.value)} ± ${percent(found.diversity.se)}`, "of the diversity stays", "diversity"),
+    item(percent(found.share), found.trusted ? "of the images count" : "of the images count: too few to tell much", "share"),
+    item(`${found.nats.toFixed(2)}`, "nats", "nats"),
+  );
+  byId("align-command").textContent = found.command.replace("UPDATES", byId("updates") ? byId("updates").value : "60");
+  byId("plain").replaceChildren(...found.plain.map(figure));
+  byId("tilted").replaceChildren(...found.images.map(figure));
 }
 
 if (beta) {
   beta.addEventListener("input", preview);
+  if (byId("updates")) byId("updates").addEventListener("input", preview);
   preview();
 }
-watch();
-setInterval(watch, 1000);

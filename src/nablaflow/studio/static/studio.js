@@ -1,10 +1,11 @@
 "use strict";
-// What every page has: requests that change something, and a run that is seen while it trains.
+// What every page has: requests that change something, and the command that runs.
 
 const token = document.querySelector('meta[name="token"]').content;
+const byId = (name) => document.getElementById(name);
 
 function say(text) {
-  document.getElementById("said").textContent = text;
+  byId("said").textContent = text;
 }
 
 async function post(address, content) {
@@ -16,7 +17,7 @@ async function post(address, content) {
       body: JSON.stringify(content),
     });
   } catch {
-    throw new Error("the studio does not answer; is it still running?");
+    throw new Error("The studio does not answer; is it still running?");
   }
   const text = await answer.text();
   let found = {};
@@ -25,21 +26,50 @@ async function post(address, content) {
   return found;
 }
 
-const live = document.getElementById("live");
-if (live) {
-  setInterval(async () => {
-    const answer = await fetch(live.dataset.live).catch(() => null);
-    if (answer && answer.ok && (await answer.json()).stamp !== live.dataset.stamp) location.reload();
-  }, 2000);
+async function get(address) {
+  const answer = await fetch(address).catch(() => null);
+  return answer && answer.ok ? answer.json() : null;
 }
 
-const when = document.getElementById("when");
-if (when) {
-  const names = [...document.querySelectorAll("#names li")].map((item) => item.textContent);
-  when.addEventListener("input", () => {
-    const sheet = document.getElementById("sheet");
-    sheet.src = when.dataset.sheets + when.value;
-    sheet.alt = `Samples of the policy at ${names[when.value]}`;
-    document.getElementById("which").textContent = names[when.value];
-  });
+// Starts a command; what is wrong is said.
+async function start(address, content) {
+  say("");
+  try {
+    await post(address, content);
+  } catch (error) {
+    say(error.message);
+  }
+  await watch();
 }
+
+let wasRunning = false;
+
+async function watch() {
+  const job = await get("/job");
+  if (!job || !job.command) return;
+  byId("job").hidden = false;
+  byId("job").className = job.running ? "running" : job.ended.split(" ")[0].replace(":", "");
+  byId("job-command").textContent = job.command;
+  byId("job-log").textContent = job.log;
+  byId("job-commands").textContent = job.commands.join("\n");
+  const state = job.running ? lastLine(job.log) || "running" : job.ended;
+  if (byId("job-state").textContent !== state) byId("job-state").textContent = state;
+  byId("job-leads").hidden = !job.leads;
+  byId("job-leads").href = job.leads || "";
+  if (byId("job-stop")) byId("job-stop").hidden = !job.running;
+  if (wasRunning && !job.running) document.dispatchEvent(new CustomEvent("jobended", { detail: job }));
+  wasRunning = job.running;
+}
+
+function lastLine(log) {
+  return log.trim().split("\n").pop().replace(/^\d+:\d\d:\d\d /, "").slice(0, 60);
+}
+
+for (const button of document.querySelectorAll("button[data-post]")) {
+  if (!["fit", "align"].includes(button.id)) {
+    button.addEventListener("click", () => start(button.dataset.post, {}));
+  }
+}
+if (byId("job-stop")) byId("job-stop").addEventListener("click", () => start("/job/stop", {}));
+watch();
+setInterval(watch, 1000);

@@ -1,0 +1,31 @@
+"""Quiet while this package calls diffusers and transformers.
+
+What they log and draw then is about this package's calls, which the user did not make and cannot
+change: optional packages that are not there, casts, parts that a LoRA has no weights for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+LIBRARIES = (diffusers_logging, transformers_logging)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No notes and no bars of the two libraries but errors; afterwards as before."""
+    before = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in LIBRARIES]
+    for each in LIBRARIES:
+        each.set_verbosity_error()
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each, (verbosity, bars) in zip(LIBRARIES, before, strict=True):
+            each.set_verbosity(verbosity)
+            if bars:
+                each.enable_progress_bar()

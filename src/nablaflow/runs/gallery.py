@@ -1,0 +1,180 @@
+"""Images of a run at each checkpoint and at some strengths of its adapter, from the same noise."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nablaflow.errors import UserError
+from nablaflow.evaluation.bank import sample_states, spread
+from nablaflow.evaluation.policy_state import load_policy_state
+from nablaflow.features import pooled_pixels
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import Done, show
+from nablaflow.prompts.sets import load_prompts
+from nablaflow.report.pictures import save_picture, to_picture
+from nablaflow.rewards import NamedReward, load
+from nablaflow.runs.checks import check_count, image_bytes
+from nablaflow.runs.policy import load_policy
+from nablaflow.runs.sample import BATCH, image_name
+from nablaflow.storage.files import remove_tree, write_whole
+from nablaflow.storage.gallery import GALLERY, REFERENCE
+from nablaflow.storage.whole import steady, whole_checkpoints
+from nablaflow.typing import Batch, Images
+
+STRENGTHS = (0.25, 0.5, 0.75, 1.25, 1.5)
+
+
+@dataclass(frozen=True)
+class Position:
+    """A policy between the reference and what was trained.
+
+    Attributes:
+        name: of the folder with its images.
+        checkpoint: that it is of; None: the reference.
+        strength: of the checkpoint's adapter; 0 is the reference, 1 the policy.
+    """
+
+    name: str
+    checkpoint: Path | None
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """A run's model, and what it draws at every position.
+
+    Attributes:
+        name: of the model, in the run's configuration.
+        seed: of the noise.
+    """
+
+    model: PipelineModel
+    name: str
+    reward: NamedReward
+    prompts: list[str]
+    n: int
+    seed: int
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompt of each image."""
+        return [self.prompts[which] for which in spread(self.n, len(self.prompts)).tolist()]
+
+    def draw_all(
+        self, positions: Sequence[Position], out: Path, told: Done
+    ) -> list[dict[str, object]]:
+        """Write the images of positions, the reference's first; returns what each scores."""
+        rows, reference = [], None
+        for position in positions:
+            images = self._images(position, told)
+            seen = pooled_pixels(images)
+            reference = seen if reference is None else reference
+            _write_images(images, self.texts, out / position.name)
+            distances = (seen - reference).norm(dim=1).tolist()
+            rows.append(_row(position, self._rewards(images).tolist(), distances))
+        return rows
+
+    @torch.no_grad()
+    def _images(self, position: Position, told: Done) -> Images:
+        model = self.model
+        if position.checkpoint is not None:
+            load_policy_state(model.network, position.checkpoint, self.name)
+            model.adapter.scale(position.strength)
+        with nullcontext() if position.checkpoint else model.reference():
+            states = sample_states(
+                model,
+                self.prompts,
+                self.n,
+                seed=self.seed,
+                batch=BATCH,
+                purpose="sample",
+                on_progress=told,
+            )
+        parts = states.to(model.device).split(BATCH)
+        return torch.cat([model.decode(part).float().cpu() for part in parts])
+
+    @torch.no_grad()
+    def _rewards(self, images: Images) -> Batch:
+        pairs = zip(images.split(BATCH), _parts(self.texts), strict=True)
+        return torch.cat([self.reward(part, texts).float().cpu() for part, texts in pairs])
+
+
+def write_gallery(
+    run: Path,
+    out: Path,
+    n: int,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = 0,
+    overwrite: bool = False,
+    trusted: bool = False,
+) -> Path:
+    """Write ``n`` images of each position to a folder of its own, and what they score.
+
+    Image i has the same prompt and the same noise everywhere, so what differs is the training.
+
+    Args:
+        strengths: of the last checkpoint, besides 0 and 1.
+        trusted: whether the user's word is given for what the run asks for.
+
+    Returns:
+        The table of rewards, and of distances from the reference's image of the same noise, in
+        pooled pixels.
+
+    Raises:
+        UserError: the run has no checkpoint, or there is a gallery already.
+    """
+    table = out / GALLERY
+    if table.exists() and not overwrite:
+        raise UserError(f"--out: {out} holds a gallery already; use --overwrite or another folder")
+    drawer = _drawer(run, n, seed, trusted=trusted)
+    with steady(run) as place, show() as progress:
+        positions = list(_positions(whole_checkpoints(place), strengths))
+        rows = drawer.draw_all(positions, out, progress.start("sample", n * len(positions)))
+    content = {"run": str(run), "seed": seed, "prompts": drawer.texts, "positions": rows}
+    write_whole(table, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return table
+
+
+def _drawer(run: Path, n: int, seed: int, *, trusted: bool) -> Drawer:
+    model, config = load_policy(run, ("model", "prompts", "reward"), trusted=trusted)
+    check_count("--n", n, 2 * image_bytes(model))
+    prompts = load_prompts(config.prompts, Path(), config.seed)
+    return Drawer(model, config.model, load(config.reward), prompts, n, seed)
+
+
+def _positions(checkpoints: list[Path], strengths: Sequence[float]) -> Iterator[Position]:
+    """The reference comes first: it is what the others are held against."""
+    yield Position(REFERENCE, None, 0.0)
+    for folder in checkpoints:
+        yield Position(folder.name, folder)
+    for strength in strengths:
+        yield Position(f"strength-{strength:g}", checkpoints[-1], strength)
+
+
+def _row(position: Position, rewards: list[float], distances: list[float]) -> dict[str, object]:
+    return {
+        "folder": position.name,
+        "checkpoint": position.checkpoint.name if position.checkpoint else REFERENCE,
+        "strength": position.strength,
+        "rewards": [value if math.isfinite(value) else None for value in rewards],
+        "distances": distances,
+    }
+
+
+def _parts(texts: list[str]) -> list[list[str]]:
+    return [texts[at : at + BATCH] for at in range(0, len(texts), BATCH)]
+
+
+def _write_images(images: Images, texts: list[str], folder: Path) -> None:
+    remove_tree(folder)
+    folder.mkdir(parents=True)
+    for index, (image, prompt) in enumerate(zip(images, texts, strict=True)):
+        save_picture(to_picture(image), folder / image_name(index, prompt))

@@ -1,0 +1,197 @@
+"""How a run was launched, as its environment says, and whether that is what it will do.
+
+`torchrun`, `accelerate launch`, Slurm and MPI tell a process what it is part of by variables. A
+process that is told of others and does not find them would train alone, beside others that do the
+same, in one folder; what accelerate is asked for and does not do here would be left out unseen.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nablaflow.config.settings import TrainingSettings
+from nablaflow.errors import UserError, one_line
+from nablaflow.storage.lock import is_of_launch
+
+SIZES = (
+    *("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
+    *("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"),
+)
+"""Where launchers say how many processes they started; the first that is there counts."""
+
+PLACE = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What a process must know besides, to find the others."""
+
+ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+}
+PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""What accelerate calls those of ``training.precision``."""
+
+HOW = "start it with torchrun --nproc-per-node N -m nablaflow train … (docs/scaling.md)"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a process was told.
+
+    Attributes:
+        processes: of the run, on all machines.
+        here: of them, on this machine; None: nobody says.
+        sharded: whether FSDP2 is asked for.
+        name: which launch it is, the same after an elastic restart; None: nobody says.
+        restarts: how often torchrun has started these processes again.
+    """
+
+    processes: int
+    here: int | None
+    sharded: bool
+    name: str | None = None
+    restarts: int = 0
+
+    @staticmethod
+    def read(environ: Mapping[str, str], training: TrainingSettings) -> Launch:
+        """From a process's environment.
+
+        Raises:
+            UserError: it asks for what a run does not do, or is no whole launch.
+        """
+        _check_engine(environ)
+        _check_options(environ, training)
+        sizes = {name: _count(environ, name) for name in SIZES if environ.get(name)}
+        processes = next(iter(sizes.values()), 1)
+        _check_whole(environ, processes)
+        here = _count(environ, "LOCAL_WORLD_SIZE") if environ.get("LOCAL_WORLD_SIZE") else None
+        sharded = _is_on(environ, "ACCELERATE_USE_FSDP")
+        if sharded and not environ.get("WORLD_SIZE"):
+            raise UserError(f"ACCELERATE_USE_FSDP: there are no processes to divide among; {HOW}")
+        restarts = int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+        return Launch(processes, here, sharded, _name(environ), restarts)
+
+    def goes_on(self, run: Path) -> bool:
+        """Whether these processes were started again to go on with a run that they began."""
+        return self.restarts > 0 and self.name is not None and is_of_launch(run, self.name)
+
+    def check_devices(self, device: torch.device) -> None:
+        """Refuse more processes than there are GPUs for.
+
+        Raises:
+            UserError: so it is.
+        """
+        if device.type != "cuda" or self.here is None:
+            return
+        found = torch.cuda.device_count()
+        if self.here > found:
+            raise UserError(
+                f"LOCAL_WORLD_SIZE: {self.here} processes were started on a machine with {found} "
+                f"GPU{'s' * (found != 1)}; start {found}, or set training.device=cpu"
+            )
+
+    def check_found(self, processes: int) -> None:
+        """Refuse to train beside others that do the same.
+
+        Args:
+            processes: that found each other.
+
+        Raises:
+            UserError: they are not all.
+        """
+        if processes != self.processes:
+            raise UserError(
+                f"launch: {self.processes} processes were started and {processes} found each "
+                f"other, so each would train for itself; {HOW}"
+            )
+
+
+def _name(environ: Mapping[str, str]) -> str | None:
+    """By the id that torchrun was given, or its own process, which outlives those it starts."""
+    run_id = environ.get("TORCHELASTIC_RUN_ID")
+    if not run_id or run_id == "none":
+        return None if run_id is None else f"of process {os.getppid()} on {socket.gethostname()}"
+    return one_line(run_id)
+
+
+def _count(environ: Mapping[str, str], name: str) -> int:
+    value = environ[name]
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"{name}: must be a number of processes, not {value!r}; {HOW}")
+    return int(value)
+
+
+def _is_on(environ: Mapping[str, str], name: str) -> bool:
+    return environ.get(name, "").lower() in ("1", "true", "yes", "on")
+
+
+def _check_engine(environ: Mapping[str, str]) -> None:
+    for name, engine in ENGINES.items():
+        if _is_on(environ, name):
+            raise UserError(
+                f"{name}: runs are not trained by {engine}; use accelerate's multi_gpu, or its "
+                "FSDP with fsdp_version 2 (recipes/accelerate)"
+            )
+    if not _is_on(environ, "ACCELERATE_USE_FSDP"):
+        return
+    if environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError(
+            "FSDP_VERSION: FSDP is served as version 2 alone; give accelerate launch "
+            "--fsdp_version 2, or recipes/accelerate/fsdp2.yaml"
+        )
+    if _is_on(environ, "FSDP_OFFLOAD_PARAMS"):
+        raise UserError("FSDP_OFFLOAD_PARAMS: weights stay on the GPU; set it to false")
+    if _is_on(environ, "FSDP_ACTIVATION_CHECKPOINTING"):
+        raise UserError(
+            "FSDP_ACTIVATION_CHECKPOINTING: set it to false and, in the recipe, "
+            "training.gradient_checkpointing=true"
+        )
+
+
+def _check_options(environ: Mapping[str, str], training: TrainingSettings) -> None:
+    asked, own = environ.get("ACCELERATE_MIXED_PRECISION", "no"), training.precision
+    if asked not in ("no", PRECISIONS[own]):
+        raise UserError(
+            f"training.precision: accelerate is told {asked} and the recipe says {own}; leave "
+            f"--mixed_precision {asked} out, or set training.precision={asked}"
+        )
+    if own == "fp16" and _is_on(environ, "ACCELERATE_USE_FSDP"):
+        raise UserError(
+            "training.precision: fp16 needs one scale for all of a gradient, which FSDP divides; "
+            "set training.precision=bf16"
+        )
+    if environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") not in ("", "1"):
+        raise UserError(
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS: leave it at 1; training.micro_batch says how "
+            "many transitions are trained at once, and the step is the same whatever it is"
+        )
+    if environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        raise UserError("ACCELERATE_DYNAMO_BACKEND: networks are not compiled; leave it at no")
+
+
+def _check_whole(environ: Mapping[str, str], processes: int) -> None:
+    """Whether a process that is one of several knows where the others are."""
+    if environ.get("WORLD_SIZE"):
+        missing = [name for name in PLACE if not environ.get(name)]
+        if processes > 1 and missing:
+            raise UserError(
+                f"WORLD_SIZE: is {processes}, and nothing says where the others are "
+                f"({', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set); unset it, "
+                f"or {HOW}"
+            )
+        return
+    # For one process, accelerate's simple launcher sets a meeting place only if several were asked
+    # for, and starts one all the same where there is no GPU for each.
+    alone = processes == 1 and not environ.get("LOCAL_RANK")
+    if alone and environ.get("ACCELERATE_MIXED_PRECISION") and environ.get("MASTER_ADDR"):
+        raise UserError(
+            "launch: accelerate launch was asked for several processes and started one, as it "
+            "does without a GPU for each; give it --multi_gpu, or unset MASTER_ADDR for one "
+            "process"
+        )
