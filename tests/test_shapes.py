@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from nablaflow.shapes import META, Shapes
@@ -66,3 +67,16 @@ def test_attention_holds_no_matrix_of_all_pairs():
         result.sum().backward()
     assert result.shape == q.shape
     assert shapes.peak < 10 * heads * tokens * width * 4 < heads * tokens * tokens * 4
+
+
+def test_a_layer_that_is_computed_again_saves_the_same():
+    """Checkpointing compares what its two passes save; attention must be the same in both."""
+    x = torch.zeros(1, 2, 16, 8, device=META, requires_grad=True)
+
+    def layer(x: Tensor) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x) * 2.0
+
+    with Shapes():
+        result = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+        (gradient,) = torch.autograd.grad(result.sum(), x)
+    assert gradient.shape == x.shape

@@ -8,12 +8,13 @@ that do have data, such as step indices and tables of the sampler, keep theirs.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -44,15 +45,15 @@ class Shapes(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._sizes: dict[int, int] = {}
-        self._attention = _FusedAttention()
+        self._attention = ExitStack()
 
     def __enter__(self) -> Shapes:
         super().__enter__()
-        self._attention.__enter__()
+        self._attention.enter_context(_fused_attention())
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        self._attention.__exit__(*raised)
+        self._attention.close()
         super().__exit__(*raised)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -84,20 +85,31 @@ class Shapes(TorchDispatchMode):
         self.now -= self._sizes.pop(key, 0)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """On shapes torch would write attention's matrix out, which no device with a kernel does."""
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """On shapes torch would write attention's matrix out, which no device with a kernel does.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is scaled_dot_product_attention and args and args[0].is_meta:
-            further = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-            asked = dict(zip(further, args[3:], strict=False)) | kwargs
-            same = args[0].shape[-1] == args[1].shape[-1] == args[2].shape[-1]
-            if same and asked.get("attn_mask") is None and not asked.get("enable_gqa"):
-                causal, scale = asked.get("is_causal", False), asked.get("scale")
-                fused = _aten._scaled_dot_product_flash_attention_for_cpu.default
-                return fused(*args[:3], 0.0, causal, scale=scale)[0]
-        return func(*args, **kwargs)
+    The function is replaced where networks look it up: a layer that is computed again in the
+    backward pass must find the same.
+    """
+    plain = functional.scaled_dot_product_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *given: Any, **named: Any) -> Tensor:
+        further = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+        asked = dict(zip(further, given, strict=False)) | named
+        same = query.shape[-1] == key.shape[-1] == value.shape[-1]
+        special = asked.get("attn_mask") is not None or asked.get("enable_gqa")
+        if not query.is_meta or not same or special:
+            return plain(query, key, value, *given, **named)
+        causal, scale = asked.get("is_causal", False), asked.get("scale")
+        fused = _aten._scaled_dot_product_flash_attention_for_cpu.default
+        return fused(query, key, value, 0.0, causal, scale=scale)[0]
+
+    functional.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = plain
 
 
 def _told(dtype: torch.dtype) -> bool | int | float:

@@ -118,9 +118,11 @@ class _Rehearsal:
 
     def _networks(self) -> Networks:
         reward = self.reward if self.rewarded else NamedReward(self.reward.name, _mean)
-        flows = [None if self.flow is None else network_without_data(self.flow) for _ in range(2)]
+        flow, target = (
+            None if self.flow is None else network_without_data(self.flow) for _ in range(2)
+        )
         gamma = torch.ones(self.model.process.steps + 1)
-        return Networks(self.model, reward, *flows, gamma, decode_batch=self.decode_batch)
+        return Networks(self.model, reward, flow, target, gamma, decode_batch=self.decode_batch)
 
     def _reads_shapes(self, reward: NamedReward) -> bool:
         """Whether a reward runs on shapes; one that leaves torch does not."""
@@ -187,7 +189,7 @@ class _Rehearsal:
         if isinstance(self.method, StepwiseMethod):
             k = torch.full_like(k, max(2, self.model.process.steps // 2))
         rows, owner = len(k), torch.arange(n).repeat_interleave(keep.shape[1])
-        t = Transitions(*[self._empty(rows) for _ in range(2)], k, self._empty(rows), owner)
+        x, x_next, epsilon, mean = (self._empty(rows) for _ in range(4))
         levels = self.model.process.steps + 1
         states = torch.zeros(levels, n, *self.model.state_shape, device=META)
         return Path(
@@ -195,7 +197,7 @@ class _Rehearsal:
             states=states if self.core.keeps_states else None,
             condition=self.model.condition(["a"] * n),
             prompts=["a"] * n,
-            transitions=Transitions(**{**vars(t), "mean": self._empty(rows)}),
+            transitions=Transitions(x, x_next, k, epsilon, owner, mean),
             log_prob=torch.zeros(n, device=META),
             levels=self.method.value_step(self.model.process).level,
         )
