@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from nablaflow.errors import UserError
 AUTO = "auto"
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Within this context operations keep the precision of their tensors.
 
     On shapes alone (the meta device) torch has no autocast, and says so.

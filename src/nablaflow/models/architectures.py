@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Settings = Mapping[str, Any]
+Options = Mapping[str, Any]
 
-DECODER: Settings = {
+DECODER: Options = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "block_out_channels": (128, 256, 512, 512),
@@ -20,7 +20,7 @@ DECODER: Settings = {
 }
 """The autoencoder of Stable Diffusion and FLUX, but for its latents."""
 
-SDXL_UNET: Settings = {
+SDXL_UNET: Options = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "block_out_channels": (320, 640, 1280),
@@ -30,21 +30,21 @@ SDXL_UNET: Settings = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-_SMALL_DECODER: Settings = {
+_SMALL_DECODER: Options = {
     "down_block_types": ("DownEncoderBlock2D",) * 2,
     "up_block_types": ("UpDecoderBlock2D",) * 2,
     "block_out_channels": (8, 8),
     "norm_num_groups": 4,
 }
-_NO_QUANT: Settings = {"use_quant_conv": False, "use_post_quant_conv": False}
-_CLIP_L: Settings = {
+_NO_QUANT: Options = {"use_quant_conv": False, "use_post_quant_conv": False}
+_CLIP_L: Options = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "projection_dim": 768,
 }
-_CLIP_G: Settings = {
+_CLIP_G: Options = {
     "hidden_size": 1280,
     "intermediate_size": 5120,
     "num_hidden_layers": 32,
@@ -52,7 +52,7 @@ _CLIP_G: Settings = {
     "hidden_act": "gelu",
     "projection_dim": 1280,
 }
-_T5_XXL: Settings = {
+_T5_XXL: Options = {
     "d_model": 4096,
     "d_ff": 10240,
     "d_kv": 64,
@@ -61,22 +61,22 @@ _T5_XXL: Settings = {
     "feed_forward_proj": "gated-gelu",
     "vocab_size": 32128,
 }
-_SMALL_CLIP: Settings = {
+_SMALL_CLIP: Options = {
     "hidden_size": 8,
     "intermediate_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "projection_dim": 8,
 }
-_SMALL_T5: Settings = {"d_model": 24, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2}
-_SCALED_LINEAR: Settings = {
+_SMALL_T5: Options = {"d_model": 24, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2}
+_SCALED_LINEAR: Options = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
     "timestep_spacing": "leading",
 }
-_SMALL_UNET: Settings = {
+_SMALL_UNET: Options = {
     "sample_size": 8,
     "block_out_channels": (8, 16),
     "layers_per_block": 1,
@@ -85,7 +85,7 @@ _SMALL_UNET: Settings = {
 
 
 @dataclass(frozen=True)
-class Architecture:
+class Blueprint:
     """A pipeline by its parts: class of each by name, its settings, and those of the small form.
 
     Attributes:
@@ -96,14 +96,14 @@ class Architecture:
 
     pipeline: str
     parts: Mapping[str, str]
-    full: Mapping[str, Settings]
-    small: Mapping[str, Settings]
+    full: Mapping[str, Options]
+    small: Mapping[str, Options]
     tokenizers: Mapping[str, str]
-    options: Settings
+    options: Options
 
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "sd15": Architecture(
+ARCHITECTURES: dict[str, Blueprint] = {
+    "sd15": Blueprint(
         "StableDiffusionPipeline",
         {
             "unet": "UNet2DConditionModel",
@@ -136,7 +136,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "requires_safety_checker": False,
         },
     ),
-    "sdxl": Architecture(
+    "sdxl": Blueprint(
         "StableDiffusionXLPipeline",
         {
             "unet": "UNet2DConditionModel",
@@ -178,7 +178,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         tokenizers={"tokenizer": "clip", "tokenizer_2": "clip"},
         options={"add_watermarker": False},
     ),
-    "sd35": Architecture(
+    "sd35": Blueprint(
         "StableDiffusion3Pipeline",
         {
             "transformer": "SD3Transformer2DModel",
@@ -249,7 +249,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         tokenizers={"tokenizer": "clip", "tokenizer_2": "clip", "tokenizer_3": "t5"},
         options={},
     ),
-    "flux": Architecture(
+    "flux": Blueprint(
         "FluxPipeline",
         {
             "transformer": "FluxTransformer2DModel",

@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from nablaflow.errors import UserError, nearest
-from nablaflow.models.architectures import ARCHITECTURES, Architecture
+from nablaflow.models.architectures import ARCHITECTURES, Blueprint
 from nablaflow.nano.captions import WORDS
 from nablaflow.nano.pretrain.text import build_tokenizer
 
@@ -87,7 +87,7 @@ def _free(folder: str | Path, device: str | torch.device) -> Path:
 
 
 def _build(
-    architecture: Architecture, small: bool, seed: int, dtype: torch.dtype, device: torch.device
+    architecture: Blueprint, small: bool, seed: int, dtype: torch.dtype, device: torch.device
 ) -> Any:
     settings = architecture.small if small else architecture.full
     tokenizers = {name: _tokenizer(kind) for name, kind in architecture.tokenizers.items()}
