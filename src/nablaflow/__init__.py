@@ -19,7 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nablaflow import exact, nano
+    from nablaflow import exact, models, nano
     from nablaflow.api import align, compare, evaluate, sample
     from nablaflow.config.settings import (
         EvaluationSettings,
@@ -109,6 +109,7 @@ __all__ = [
     "compare",
     "evaluate",
     "exact",
+    "models",
     "nano",
     "sample",
 ]
@@ -133,7 +134,7 @@ _HOMES = {
     "nablaflow.typing": ("Reward",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_ROOMS = ("exact", "nano")
+_ROOMS = ("exact", "models", "nano")
 
 
 def __getattr__(name: str) -> Any:

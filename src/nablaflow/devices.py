@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 
 from nablaflow.errors import UserError
 
 AUTO = "auto"
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Within this context operations keep the precision of their tensors.
+
+    On shapes alone (the meta device) torch has no autocast, and says so.
+    """
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def best_device() -> torch.device:

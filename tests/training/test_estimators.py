@@ -130,13 +130,13 @@ def test_only_what_needs_the_states_keeps_them(
     trainer = make_parts(*METHODS[name]).trainer
     rollouts: list[Rollout] = []
 
-    make = Update.rollout
+    make = Update.scored
 
     def spy(*arguments: Any, **options: Any) -> Rollout:
         rollouts.append(make(*arguments, **options))
         return rollouts[-1]
 
-    monkeypatch.setattr(Update, "rollout", spy)
+    monkeypatch.setattr(Update, "scored", spy)
     trainer.step()
     (rollout,) = rollouts
     if not kept:

@@ -12,6 +12,7 @@ import torch
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import TrainingStopped
+from nablaflow.estimators import Path
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.training.loop import Trainer
@@ -74,15 +75,39 @@ def test_out_of_memory_halves_the_rollout_batch_and_not_the_figures(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ):
     direct = train(make_parts("training.rollout_batch=2").trainer)
-    whole = Update.rollout
+    whole = Update.sampled
 
-    def limited(self: Update, prompts: Any, noise: Any, keep: Any, size: int) -> Rollout:
+    def limited(self: Update, prompts: Any, noise: Any, keep: Any, size: int) -> Path:
         if size > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(self, prompts, noise, keep, size)
 
-    monkeypatch.setattr(Update, "rollout", limited)
+    monkeypatch.setattr(Update, "sampled", limited)
     assert train(make_parts().trainer) == direct
+
+
+def test_too_many_images_at_once_do_not_cost_the_sampling_again(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    direct = train(make_parts("training.decode_batch=1").trainer)
+    sample, score, samplings = Update.sampled, Update.scored, []
+
+    def counted(*given: Any) -> Path:
+        samplings.append(1)
+        return sample(*given)
+
+    def limited(self: Update, path: Path, size: int) -> Rollout:
+        if size > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return score(self, path, size)
+
+    monkeypatch.setattr(Update, "sampled", counted)
+    monkeypatch.setattr(Update, "scored", limited)
+    trainer = make_parts().trainer
+    assert_close(train(trainer), direct)
+    assert len(samplings) == 3, "one for each update"
+    assert trainer.checkpoint().state["decode_batch"] == 1, "a resumed run starts where this ended"
+    assert capsys.readouterr().err.count("training.decode_batch is now") == 2, "4, 2, 1, once"
 
 
 def test_out_of_memory_with_one_transition_stops_with_a_remedy(
@@ -170,13 +195,13 @@ def test_the_norm_of_the_applied_gradient_is_at_most_the_limit(make_parts: MakeP
 def watch(trainer: Trainer, patch: pytest.MonkeyPatch) -> tuple[list[Rollout], list[Any]]:
     """The rollouts made and the batches trained, in order."""
     rollouts, batches = [], []
-    make = Update.rollout
+    make = Update.scored
 
     def spy(*arguments: Any, **options: Any) -> Rollout:
         rollouts.append(make(*arguments, **options))
         return rollouts[-1]
 
-    patch.setattr(Update, "rollout", spy)
+    patch.setattr(Update, "scored", spy)
     trainer.stepper.objective.register_forward_pre_hook(lambda _, given: batches.append(given[0]))
     return rollouts, batches
 

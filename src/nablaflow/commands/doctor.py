@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, guarded
+from nablaflow.commands.shared import AsJson, Debug, KeyValues, TrustRun, guarded
 
 
 def doctor(
     model: Annotated[
         str,
-        typer.Argument(help="nano, flow, a folder, or a hub id: what the default adapter trains"),
+        typer.Argument(
+            metavar="MODEL|RECIPE.yaml",
+            help="nano, flow, a folder, or a hub id: what the default adapter trains; or a recipe: the "
+            "plan of its memory",
+        ),
     ] = "nano",
+    settings: KeyValues = None,
+    trust_run: TrustRun = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show what this machine has, what will fit on it, and what is adapted of a model."""
+    """Show what this machine has, what will fit on it, and what a model or a recipe asks of it."""
 
     def work() -> None:
         from rich.console import Console
 
-        from nablaflow.runs.doctor import examine, table
+        if Path(model).suffix in (".yaml", ".yml"):
+            from nablaflow.runs.doctor_recipe import plan_of_recipe, plan_table
 
-        found = examine(model)
-        print(json.dumps(found)) if as_json else Console().print(table(found))
+            found = plan_of_recipe(Path(model), settings or [], trusted=trust_run)
+            shown = plan_table
+        else:
+            from nablaflow.runs.doctor import examine, refuse_settings, table
+
+            refuse_settings(settings or [])
+            found, shown = examine(model), table
+        print(json.dumps(found)) if as_json else Console().print(shown(found))
 
     guarded(work, debug)

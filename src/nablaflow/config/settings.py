@@ -63,11 +63,25 @@ class TrainingSettings(Settings):
     steps_per_rollout: Count = Field(
         default=1, description="optimizer steps of one update, each on its own trajectories"
     )
+    memory_budget_gb: Positive | None = Field(
+        default=None,
+        description="GB (2^30 bytes) that training may take; batches that are null are chosen so "
+        "that its plan, see nablaflow doctor RECIPE, stays within; null: for models of 50 M "
+        "parameters and more nine tenths of the device's memory, for smaller ones no plan is made",
+    )
     micro_batch: Count | None = Field(
-        default=None, description="transitions per forward pass; null halves on out-of-memory"
+        default=None,
+        description="transitions per forward pass; null: as many as fit, 64 at most; halves on "
+        "out-of-memory",
     )
     rollout_batch: Count | None = Field(
         default=None, description="trajectories sampled at once; null halves on out-of-memory"
+    )
+    decode_batch: Count | None = Field(
+        default=None,
+        description="images decoded at once, and passed backward through the decoder for a "
+        "reward's gradient; null: where memory is planned for images from 256 pixels on 1, else "
+        "all; halves on out-of-memory when a rollout's images are decoded",
     )
     estimate_batch: Count | None = Field(
         default=None,

@@ -28,6 +28,7 @@ class Networks:
         flow_target: its average, read where a target must not follow the network.
         measured_gamma: by k, see the module of that name; None where no setting asks for it.
         old_policy: for methods that have one, see `Method.old_policy_decay`.
+        decode_batch: images at once through the decoder under a reward's gradient; None: all.
     """
 
     model: DiffusionModel
@@ -36,6 +37,7 @@ class Networks:
     flow_target: FlowScore | None = None
     measured_gamma: Float[Tensor, "levels"] | None = None
     old_policy: OldPolicy | None = None
+    decode_batch: int | None = None
 
 
 @dataclass(frozen=True)

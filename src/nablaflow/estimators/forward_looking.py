@@ -102,14 +102,24 @@ def look_ahead(
     strength: Float[Tensor, "levels"],
     predictor: Predictor,
 ) -> Latents:
-    """The forward-looking gradient at any states; at x_0 it is beta grad r, which is exact."""
-    by_reference = predictor == "reference"
-    with networks.model.reference() if by_reference else nullcontext(), torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        x0_hat = networks.model.predict(leaf, k, condition).x0_hat
-        ended = (k == 0).reshape(-1, *[1] * (x.ndim - 1))
-        reached = torch.where(ended, leaf, x0_hat)
-        return forward_looking(networks, reached, leaf, k, prompts, strength)
+    """The forward-looking gradient at any states.
+
+    At x_0 it is beta grad r, which is exact: there is no network on the way, and none is asked.
+    """
+    rows = (k > 0).nonzero()[:, 0]
+    with networks.model.reference() if predictor == "reference" else nullcontext():
+        leaf, reached, x0_hat = x[rows].detach(), x.detach().clone(), None
+        if len(rows):
+            with torch.enable_grad():
+                leaf.requires_grad_()
+                x0_hat = networks.model.predict(leaf, k[rows], condition[rows]).x0_hat
+            reached[rows] = x0_hat.detach().to(reached.dtype)
+        gradient = reward_gradient(networks, reached, prompts)
+        if x0_hat is not None:
+            gradient[rows] = vector_jacobian(
+                x0_hat, leaf, gradient[rows], "the reward's gradient", keep_graph=False
+            )
+    return at(strength, k, x) * gradient
 
 
 @final

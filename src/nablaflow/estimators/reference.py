@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from nablaflow.diffusion import jump_mean
@@ -20,36 +21,64 @@ from nablaflow.typing import Latents, Steps
 def reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Latents:
     """Grad r(decode(x0), prompt) by x0, detached, at least float32.
 
+    Rows do not depend on each other, so `Networks.decode_batch` of them at a time give the same.
+
     Raises:
         UserError: it is not finite.
     """
+    size = networks.decode_batch or max(1, len(x0))
+    parts = [
+        _reward_gradient(networks, x0[start : start + size], prompts[start : start + size])
+        for start in range(0, len(x0), size)
+    ]
+    return torch.cat(parts)
+
+
+def _reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Latents:
     with torch.enable_grad():
         leaf = x0.detach().requires_grad_()
         scores = networks.reward(networks.model.decode(leaf), prompts)
         return gradient_of(networks.reward.name, scores, leaf)
 
 
-def vector_jacobian(output: Latents, x: Latents, cotangent: Latents, what: str) -> Latents:
-    """J^T cotangent for ``output`` as a function of ``x``; the graph is kept.
+def vector_jacobian(
+    output: Latents, x: Latents, cotangent: Latents, what: str, *, keep_graph: bool = True
+) -> Latents:
+    """J^T cotangent for ``output`` as a function of ``x``.
 
     Each row is brought near 1 on its way, so that a network in half precision keeps its digits.
+
+    Args:
+        keep_graph: for more products through it; without, its memory is given back on the way.
 
     Raises:
         FloatingPointError: the result is not finite; ``what`` names the cotangent.
     """
-    scale = _power_of_two(cotangent)
-    (pulled,) = torch.autograd.grad(output, x, cotangent * scale, retain_graph=True)
+    return sum_of_products([(output, cotangent)], x, what, keep_graph=keep_graph)
+
+
+def sum_of_products(
+    pairs: Sequence[tuple[Latents, Latents]], x: Latents, what: str, *, keep_graph: bool = True
+) -> Latents:
+    """The sum of J^T cotangent over (output, cotangent), as `vector_jacobian`: one backward pass.
+
+    Where outputs share a network, as a kernel's mean and x0_hat do, it is passed once for all.
+    """
+    outputs, cotangents = zip(*pairs, strict=True)
+    scale = _power_of_two(torch.cat([value.flatten(1) for value in cotangents], dim=1), x)
+    scaled = [value * scale for value in cotangents]
+    (pulled,) = torch.autograd.grad(outputs, x, scaled, retain_graph=keep_graph)
     if not pulled.isfinite().all():
         raise FloatingPointError(f"{what}, taken through the network,")
     return pulled / scale
 
 
-def _power_of_two(gradient: Latents) -> Tensor:
-    """Brings each row's largest value near 1, exactly."""
-    largest = gradient.flatten(1).abs().amax(1)
+def _power_of_two(gradient: Float[Tensor, "batch value"], like: Tensor) -> Tensor:
+    """Brings each row's largest value near 1, exactly; shaped to broadcast against ``like``."""
+    largest = gradient.abs().amax(1)
     exponent = torch.frexp(torch.where(largest > 0, largest, 1.0)).exponent
     exponent = exponent.clamp(min=-126)  # float32 has no larger power
-    return torch.ldexp(torch.ones_like(largest), -exponent).reshape(-1, *[1] * (gradient.ndim - 1))
+    return torch.ldexp(torch.ones_like(largest), -exponent).reshape(-1, *[1] * (like.ndim - 1))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -46,6 +47,22 @@ class Losses:
     @property
     def total(self) -> Float[Tensor, "batch"]:
         return torch.stack(list(self.terms.values())).sum(0)
+
+    def __getitem__(self, rows: Tensor) -> Losses:
+        terms, metrics = (
+            {name: value[rows] for name, value in part.items()}
+            for part in (self.terms, self.metrics)
+        )
+        return Losses(terms, metrics)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Losses]) -> Losses:
+        """The rows of several losses of the same terms, one behind the other."""
+        first = parts[0]
+        return Losses(
+            {name: torch.cat([part.terms[name] for part in parts]) for name in first.terms},
+            {name: torch.cat([part.metrics[name] for part in parts]) for name in first.metrics},
+        )
 
 
 class Method(Settings, abc.ABC):

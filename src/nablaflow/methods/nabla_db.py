@@ -21,7 +21,8 @@ from pydantic import Field
 from nablaflow.diffusion import kernel_mean, noising_scores, score_of_next, score_of_state
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
-from nablaflow.estimators import Networks, TrainingBatch, Weighting, forward_looking, step_weight
+from nablaflow.estimators import Networks, TrainingBatch, Weighting, step_weight
+from nablaflow.estimators.reference import reward_gradient
 from nablaflow.methods.contract import (
     Losses,
     StepwiseMethod,
@@ -111,6 +112,9 @@ class NablaDB(StepwiseMethod):
         score = torch.zeros_like(transitions.x_next)
         if len(rows) == 0:
             return score
+        prompts = [batch.prompts[row] for row in rows.tolist()]
+        score[rows] = self.beta * reward_gradient(networks, transitions.x_next[rows], prompts)
+        return score
         x0 = transitions.x_next[rows].detach().requires_grad_()
         prompts = [batch.prompts[row] for row in rows.tolist()]
         strength = torch.full_like(networks.model.process.alpha_bar, self.beta)

@@ -45,11 +45,11 @@ from nablaflow.estimators import (
     TrainingBatch,
     Weighting,
     check_gamma,
-    forward_looking,
     gamma_table,
     look_ahead,
     step_weight,
 )
+from nablaflow.estimators.reference import reward_gradient, sum_of_products
 from nablaflow.methods.contract import (
     Losses,
     StepwiseMethod,
@@ -60,24 +60,24 @@ from nablaflow.methods.contract import (
     norm,
     sigma_at,
 )
-from nablaflow.typing import Latents, Steps
+from nablaflow.typing import Latents
 
 
 @dataclass(frozen=True)
-class _Kernels:
-    """Both kernels at the batch's states; the policy's is a function of ``x``, a leaf.
+class _Reference:
+    """What the reference says at the batch's states, all of it constant: its graph is gone.
 
     Attributes:
-        reference_score: d/dx_k log p_ref(x_{k-1} | x_k), where the reverse residual needs it.
-        reference_value: the forward-looking gradient at x_k by the reference, where it is used.
+        mean: of its kernel.
+        value: the forward-looking gradient at x_k, where it is the forward target and by the
+            reference.
+        reverse: its part of the reverse residual, where there is one: - s d/dx_k log p_ref, and the
+            forward-looking gradient at x_k where that is by the reference.
     """
 
-    x: Latents
-    policy: Prediction
-    policy_mean: Latents
-    reference_mean: Latents
-    reference_score: Latents | None
-    reference_value: Latents | None
+    mean: Latents
+    value: Latents | None
+    reverse: Latents | None
 
 
 @final
@@ -176,65 +176,83 @@ class ResidualNablaDB(StepwiseMethod):
             )
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
-        process, transitions = networks.model.process, batch.transitions
-        step = self.value_step(process)
+        step = self.value_step(networks.model.process)
         batch = replace(batch, levels=step.level)
-        kernels = self._kernels(batch, networks)
-        weight = step_weight(self.weighting, process, transitions.k, step)
+        reversed_ = batch.transitions.k > (0 if self.reverse_last else 1)
+        if self.reverse_weight == 0 or not reversed_.any():
+            return self._losses(batch, networks, step, reverse=False)
+        if reversed_.all():
+            return self._losses(batch, networks, step, reverse=True)
+        # Without the reverse residual the others cost one backward pass of the policy, and no more.
+        rows = [reversed_.nonzero()[:, 0], (~reversed_).nonzero()[:, 0]]
+        parts = [
+            self._losses(batch[part], networks, step, reverse=reverse)
+            for part, reverse in zip(rows, (True, False), strict=True)
+        ]
+        return Losses.concatenate(parts)[torch.cat(rows).argsort()]
+
+    def _losses(
+        self, batch: TrainingBatch, networks: Networks, step: ValueStep, *, reverse: bool
+    ) -> Losses:
+        """Those of transitions that all have the reverse residual, or none."""
+        model, transitions = networks.model, batch.transitions
+        weight = step_weight(self.weighting, model.process, transitions.k, step)
+        reference = self._reference(batch, networks, reverse=reverse)
+        x = transitions.x.detach().requires_grad_(reverse)
+        policy = model.predict(x, transitions.k, batch.condition)
+        mean = kernel_mean(model.process, x, policy, transitions.k)
         flow_here, flow_next, flow_target = self._flows(batch, networks)
 
-        value_gradient = self._value_gradient(kernels, batch, networks)
+        value_gradient = self._value_gradient(reference, batch, networks)
         target = value_gradient + flow_target
-        forward = self._forward_left(kernels, batch, process) - target
+        forward = self._forward_left(mean, reference.mean, batch, model.process) - target
         terms = {"forward": self.forward_weight * weight * mean_square(forward)}
         if self.reverse_weight > 0:
-            reverse = self._reverse_residual(kernels, flow_here, batch, networks)
-            used = torch.ones_like(weight) if self.reverse_last else (transitions.k > 1).float()
-            terms["reverse"] = self.reverse_weight * used * weight * mean_square(reverse)
+            terms["reverse"] = torch.zeros_like(weight)
+        if reverse:
+            found = self._reverse_residual(reference, policy, mean, x, batch, networks) + flow_here
+            terms["reverse"] = self.reverse_weight * weight * mean_square(found)
         if networks.flow is not None:
             last = (transitions.k == 1).float()
             terms["terminal"] = self.terminal_weight * last * weight * mean_square(flow_next)
         if self.output_regularization > 0:
-            change = noise_prediction_change(kernels.policy, transitions)
+            change = noise_prediction_change(policy, transitions)
             terms["output_regularization"] = self.output_regularization * change
-        scale = at(step.scale, transitions.k, transitions.x)
+        scale, shift = at(step.scale, transitions.k, transitions.x), mean - reference.mean
         metrics = {
             "asked_nats": _nats(scale, target),
             "unfollowed_nats": _nats(scale, forward),
             "value_gradient_norm": norm(value_gradient),
             "flow_score_norm": norm(flow_target),
-            "mean_shift": norm(kernels.policy_mean - kernels.reference_mean),
-            "kl": 0.5
-            * norm(
-                (kernels.policy_mean - kernels.reference_mean) / sigma_at(process, transitions)
-            ).square(),
+            "mean_shift": norm(shift),
+            "kl": 0.5 * norm(shift / sigma_at(model.process, transitions)).square(),
         }
         return Losses(terms, metrics)
 
-    def _kernels(self, batch: TrainingBatch, networks: Networks) -> _Kernels:
-        """Both kernels, with graphs from ``x`` where a gradient by it is needed."""
+    def _reference(self, batch: TrainingBatch, networks: Networks, *, reverse: bool) -> _Reference:
+        """One pass of the reference at x_k, with a graph from there where a gradient is needed."""
         model, transitions = networks.model, batch.transitions
-        backward = self.reverse_weight > 0
         here = bool((batch.level == transitions.k).any())
-        valued = (backward or here) and self.forward_looking_predictor == "reference"
-        x = transitions.x.detach().requires_grad_(backward or here)
-        score = value = None
+        valued = (reverse or here) and self.forward_looking_predictor == "reference"
+        x = transitions.x.detach().requires_grad_(reverse or valued)
+        value = backward = None
         # Gradients through the reference are taken inside: a checkpointed layer runs again then.
-        with model.reference(), torch.set_grad_enabled(backward or valued):
-            reference = model.predict(x, transitions.k, batch.condition)
-            reference_mean = kernel_mean(model.process, x, reference, transitions.k)
-            if backward:
-                sigma = sigma_at(model.process, transitions)
-                score = score_of_state(
-                    transitions.x_next, reference_mean, sigma, x, create_graph=False
-                )
+        with model.reference(), torch.set_grad_enabled(reverse or valued):
+            prediction = model.predict(x, transitions.k, batch.condition)
+            mean = kernel_mean(model.process, x, prediction, transitions.k)
+            ahead = []
             if valued:
-                value = self._value(reference.x0_hat, x, transitions.k, batch, networks)
-        if not backward and valued:
-            x = transitions.x  # the policy's pass needs no gradient by it
-        policy = model.predict(x, transitions.k, batch.condition)
-        policy_mean = kernel_mean(model.process, x, policy, transitions.k)
-        return _Kernels(x, policy, policy_mean, reference_mean.detach(), score, value)
+                ahead = [(prediction.x0_hat, self._ahead(prediction, batch, networks))]
+            if here and valued:
+                value = sum_of_products(ahead, x, "the reward's gradient", keep_graph=reverse)
+                ahead = []
+            if reverse:
+                pull = _pull(mean, batch, model.process)
+                pairs = [(mean, -self.prior_strength * pull), *ahead]
+                backward = sum_of_products(pairs, x, "the reverse residual", keep_graph=False)
+        if backward is not None and value is not None:
+            backward = backward + value
+        return _Reference(mean.detach(), value, backward)
 
     def _flows(self, batch: TrainingBatch, networks: Networks) -> tuple[Latents, Latents, Latents]:
         """g_phi at x_k, at x_{k-1}, and as the forward target uses it: 0 at the end."""
@@ -253,7 +271,7 @@ class ResidualNablaDB(StepwiseMethod):
         return here, following, torch.where((batch.level == 0).reshape(shape), 0.0, used)
 
     def _forward_left(
-        self, kernels: _Kernels, batch: TrainingBatch, process: ReverseProcess
+        self, mean: Latents, reference: Latents, batch: TrainingBatch, process: ReverseProcess
     ) -> Latents:
         """The shift of the mean over the step's scale: what the value gradient should be.
 
@@ -262,30 +280,29 @@ class ResidualNablaDB(StepwiseMethod):
         transitions = batch.transitions
         if self.prior_strength == 1.0:
             scale = at(self.value_step(process).scale, transitions.k, transitions.x)
-            return (kernels.policy_mean - kernels.reference_mean) / scale
+            return (mean - reference) / scale
         x_next, sigma = transitions.x_next, sigma_at(process, transitions)
-        reference = score_of_next(x_next, kernels.reference_mean, sigma)
-        return score_of_next(x_next, kernels.policy_mean, sigma) - self.prior_strength * reference
+        prior = score_of_next(x_next, reference, sigma)
+        return score_of_next(x_next, mean, sigma) - self.prior_strength * prior
 
-    def _value(
-        self, x0_hat: Latents, x: Latents, k: Steps, batch: TrainingBatch, networks: Networks
-    ) -> Latents:
-        """Beta gamma_k grad r(x0_hat(x_k)), without its graph; that of ``x0_hat`` is kept."""
-        return forward_looking(networks, x0_hat, x, k, batch.prompts, self._strength(networks))
+    def _ahead(self, prediction: Prediction, batch: TrainingBatch, networks: Networks) -> Latents:
+        """Beta gamma_k grad r at x0_hat(x_k), by x0_hat: to be taken back to x_k."""
+        gradient = reward_gradient(networks, prediction.x0_hat, batch.prompts)
+        return at(self._strength(networks), batch.transitions.k, gradient) * gradient
 
     def _strength(self, networks: Networks) -> Float[Tensor, "levels"]:
         """Beta gamma_k by k."""
         return self.beta * gamma_table(self.gamma, networks.model.process, networks.measured_gamma)
 
     def _value_gradient(
-        self, kernels: _Kernels, batch: TrainingBatch, networks: Networks
+        self, reference: _Reference, batch: TrainingBatch, networks: Networks
     ) -> Latents:
         """The forward-looking part at `TrainingBatch.state`; exact at x_0, the state itself."""
         value = torch.zeros_like(batch.transitions.x)
-        asked = torch.ones(len(batch), dtype=torch.bool, device=value.device)
-        if kernels.reference_value is not None:
+        asked = torch.ones_like(batch.level, dtype=torch.bool)
+        if reference.value is not None:
             here = batch.level == batch.transitions.k
-            value[here], asked = kernels.reference_value[here], ~here
+            value[here], asked = reference.value[here], ~here
         rows = asked.nonzero()[:, 0]
         if len(rows) == 0:
             return value
@@ -302,22 +319,36 @@ class ResidualNablaDB(StepwiseMethod):
         return value
 
     def _reverse_residual(
-        self, kernels: _Kernels, flow: Latents, batch: TrainingBatch, networks: Networks
+        self,
+        reference: _Reference,
+        policy: Prediction,
+        mean: Latents,
+        x: Latents,
+        batch: TrainingBatch,
+        networks: Networks,
     ) -> Latents:
-        """d/dx_k [log p_theta - s log p_ref] + grad V_k."""
-        transitions, reference = batch.transitions, kernels.reference_score
-        assert reference is not None
-        value = kernels.reference_value
-        if value is None:
-            value = self._value(kernels.policy.x0_hat, kernels.x, transitions.k, batch, networks)
-        policy = score_of_state(
-            transitions.x_next,
-            kernels.policy_mean,
-            sigma_at(networks.model.process, transitions),
-            kernels.x,
-            create_graph=self.reverse_policy_graph,
-        )
-        return policy - self.prior_strength * reference + value + flow
+        """d/dx_k [log p_theta - s log p_ref] + beta gamma_k grad r(x0_hat(x_k)).
+
+        Args:
+            policy: its prediction at the leaf ``x``, and ``mean`` of its kernel.
+        """
+        assert reference.reverse is not None
+        process = networks.model.process
+        by_policy = self.forward_looking_predictor == "policy"
+        ahead = [(policy.x0_hat, self._ahead(policy, batch, networks))] if by_policy else []
+        if not self.reverse_policy_graph:
+            pairs = [(mean, _pull(mean, batch, process)), *ahead]
+            return sum_of_products(pairs, x, "the reverse residual") + reference.reverse
+        sigma = sigma_at(process, batch.transitions)
+        score = score_of_state(batch.transitions.x_next, mean, sigma, x, create_graph=True)
+        value = sum_of_products(ahead, x, "the reward's gradient") if ahead else 0.0
+        return score + value + reference.reverse
+
+
+def _pull(mean: Latents, batch: TrainingBatch, process: ReverseProcess) -> Latents:
+    """d/d mean of log N(x_{k-1}; mean, sigma_k^2 I), detached."""
+    sigma = sigma_at(process, batch.transitions)
+    return (batch.transitions.x_next - mean.detach()) / sigma.square()
 
 
 def _nats(scale: Tensor, value_gradient: Latents) -> Float[Tensor, "batch"]:

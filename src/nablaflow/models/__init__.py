@@ -10,6 +10,7 @@ with quiet_libraries():  # pipelines name optional packages as they are imported
     from nablaflow.models.live import AnyPipeline, LivePipeline
     from nablaflow.models.load import FAMILIES, family_of, hand_over, load_model, load_pipeline
     from nablaflow.models.old_policy import OldPolicy
+    from nablaflow.models.random_weights import random
     from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
     from nablaflow.models.source import ModelSource, fingerprint, model_source
 
@@ -33,4 +34,5 @@ __all__ = [
     "load_pipeline",
     "make_flow_score",
     "model_source",
+    "random",
 ]

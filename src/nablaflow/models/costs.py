@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from nablaflow.models.architectures import DECODER, SDXL_UNET
 from nablaflow.models.flow_size import counted
 
 PASSES, RECOMPUTED = 6, 2
@@ -55,12 +56,7 @@ class Architecture:
     def decoder_flops(self) -> int:
         """FLOPs of decoding one image."""
         with torch.device("meta"):
-            options: Any = {
-                "down_block_types": ("DownEncoderBlock2D",) * 4,
-                "up_block_types": ("UpDecoderBlock2D",) * 4,
-                "block_out_channels": (128, 256, 512, 512),
-                "layers_per_block": 2,
-            }
+            options: Any = dict(DECODER)
             decoder: Any = AutoencoderKL(**options)
             with counted() as counter:
                 decoder.decode(torch.zeros(1, 4, self.side // 8, self.side // 8))
@@ -73,16 +69,7 @@ STABLE_DIFFUSION_XL = Architecture(
     1024,
     2048,
     (5, 10, 20),
-    {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "block_out_channels": (320, 640, 1280),
-        "transformer_layers_per_block": (1, 2, 10),
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
+    SDXL_UNET,
     pooled=1280,
 )
 

@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from nablaflow.devices import without_autocast
 from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
 from nablaflow.models.settings import FlowSettings
@@ -63,5 +64,5 @@ class UNetFlowScore(FlowScore):
             tokens = x.new_zeros(len(x), 1, 1)
         elif not self.prompt_conditioned:
             tokens = torch.zeros_like(tokens)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return self.unet(x.float(), timestep, tokens.float(), return_dict=False)[0]

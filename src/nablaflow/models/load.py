@@ -15,6 +15,7 @@ from nablaflow.models.flux2_klein import Flux2Klein
 from nablaflow.models.folder import all_safetensors, check_no_lora_inside, find_variant, read_index
 from nablaflow.models.live import LIVE, LivePipeline
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.random_weights import RANDOM, random_by_name
 from nablaflow.models.sd3 import StableDiffusion3
 from nablaflow.models.sdxl import StableDiffusionXL
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
@@ -82,6 +83,8 @@ def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any
             f"model: {model} was a pipeline handed to nablaflow.align; give it again (model=…), or "
             "save it with save_pretrained and give its folder"
         )
+    if model.startswith(RANDOM):
+        return random_by_name(model, dtype)
     path = Path(model).expanduser()
     looks_local = path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
     if path.is_file():

@@ -168,6 +168,11 @@ class PipelineModel(DiffusionModel):
     def allow_second_derivatives(self) -> None:
         use_plain_attention(self.network)
 
+    def checkpoint_activations(self) -> None:
+        """From now on compute them again in the backward pass, which costs no memory for them."""
+        network: Any = self.network
+        network.enable_gradient_checkpointing()
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         with self.adapter.reference():

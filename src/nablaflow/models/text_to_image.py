@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from nablaflow.devices import without_autocast
 from nablaflow.models.condition import Condition
 from nablaflow.models.embeddings import Embeddings
 from nablaflow.models.long_prompts import note_cuts
@@ -100,10 +101,15 @@ class TextToImage(PipelineModel):
         tokenizer = getattr(self.pipeline, self.tokenizers[0])
         return note_cuts(tokenizer, prompts, self._sampler.prompt_chunks or 1)
 
+    def checkpoint_activations(self) -> None:
+        """The decoder's too: in float32, under a reward's gradient, they are the largest."""
+        super().checkpoint_activations()
+        self._autoencoder.enable_gradient_checkpointing()
+
     # --- images -----------------------------------------------------------------------------------
 
     def decode(self, x0: Latents) -> Images:
-        with torch.autocast(x0.device.type, enabled=False):
+        with without_autocast(x0.device):
             return self.pixels_of(self.to_autoencoder(x0.float()))
 
     def pixels_of(self, latents: Latents) -> Images:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from nablaflow.devices import without_autocast
 from nablaflow.errors import UserError
 from nablaflow.rewards.calling import calling
 from nablaflow.typing import Batch, Images, Reward
@@ -79,7 +80,7 @@ class NamedReward:
         """
         images, foreign = at_least_float32(images), _is_foreign(self.function)
         whole = calling(self.name, self.timeout, foreign=foreign)
-        with whole, torch.autocast(images.device.type, enabled=False):
+        with whole, without_autocast(images.device):
             if isinstance(self.function, Composite):
                 scores, components = self.function.evaluate(images, prompts)
             else:

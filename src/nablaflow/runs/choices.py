@@ -19,6 +19,8 @@ from nablaflow.rewards import NamedReward
 from nablaflow.runs.checks import note_on_speed
 from nablaflow.runs.folder import saved_config
 
+BATCHES = ("micro_batch", "rollout_batch", "estimate_batch", "decode_batch")
+
 
 def settle(
     config: Config,
@@ -83,7 +85,16 @@ def as_chosen(config: Config) -> Config:
         config = _replaced(config, "flow", channels=saved.flow.channels)
     if undecided(config):
         config = with_beta(config, saved.method.beta)
-    return config
+    return _with_saved_batches(config, saved)
+
+
+def _with_saved_batches(config: Config, saved: Config) -> Config:
+    """The run's, but under another budget, which is a reason to choose anew."""
+    training, before = config.training, saved.training
+    if training.memory_budget_gb != before.memory_budget_gb:
+        return config
+    left = [name for name in BATCHES if getattr(training, name) is None]
+    return _replaced(config, "training", **{name: getattr(before, name) for name in left})
 
 
 def _replaced(config: Config, group: str, **values: Any) -> Config:

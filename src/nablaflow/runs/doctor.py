@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from nablaflow.config.settings import TrainingSettings
 from nablaflow.devices import best_device
+from nablaflow.errors import UserError
 from nablaflow.models import (
     AdapterSettings,
     SamplerSettings,
@@ -80,6 +82,12 @@ HOW = (
     "FLOPs of an update of the default settings (32 trajectories of 20 steps, 4 of them trained), "
     "counted on shapes, over what a convolution reaches on this device; the reward's are not in it"
 )
+
+
+def refuse_settings(settings: Sequence[str]) -> None:
+    """A model has no settings here; a recipe does."""
+    if settings:
+        raise UserError(f"{settings[0]}: only a recipe has settings; give doctor RECIPE.yaml")
 
 
 def _version(package: str) -> str:

@@ -29,6 +29,7 @@ from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import load_prompts, prompt_metadata, prompt_sets
 from nablaflow.rewards import NamedReward, load, probe, tell_metadata
 from nablaflow.runs.accelerator import make_accelerator
+from nablaflow.runs.budget import with_batches
 from nablaflow.runs.checks import check_metrics, check_model, check_settings, check_shares
 from nablaflow.runs.choices import settle
 from nablaflow.runs.launch import Launch
@@ -177,8 +178,9 @@ def prepare(
     if config.sampler.variance == "analytic":
         _settle_kernels(config, model, prompts, checkpoint, seen)
     config, choices = settle(config, model, reward, prompts, seen)
-    _suit(model, config)
-    config, flow, sizes = _flow(config, model)
+    suit(model, config)
+    config, flow, sizes = flow_beside(config, model)
+    config, fitted = with_batches(config, model, reward, flow, accelerator.num_processes)
     guard = make_guard(config, prompts, model, reward)
     sharded = Launch.read(os.environ, config.training).sharded
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard, sharded=sharded)
@@ -193,7 +195,7 @@ def prepare(
         accelerator,
         evaluated=sets.evaluation,
         notes=sets.notes,
-        choices=(*choices, *sizes),
+        choices=(*choices, *sizes, *fitted),
     )
 
 
@@ -217,16 +219,15 @@ def _load(
     return model, mark
 
 
-def _suit(model: PipelineModel, config: Config) -> None:
+def suit(model: PipelineModel, config: Config) -> None:
     """Have the network do what the method and the settings ask of it."""
     if config.method.needs_second_derivatives:
         model.allow_second_derivatives()
     if config.training.gradient_checkpointing:
-        network: Any = model.network
-        network.enable_gradient_checkpointing()
+        model.checkpoint_activations()
 
 
-def _flow(config: Config, model: PipelineModel) -> tuple[Config, FlowScore | None, list[str]]:
+def flow_beside(config: Config, model: PipelineModel) -> tuple[Config, FlowScore | None, list[str]]:
     """With the channels of the flow network, the network, and a line about it; if there is one."""
     if not config.method.uses_flow or config.flow is None:
         return config, None, []

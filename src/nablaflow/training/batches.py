@@ -14,6 +14,7 @@ from torch import Tensor
 from nablaflow.config.recipe import Config
 from nablaflow.diffusion import trajectory_noise
 from nablaflow.errors import UserError
+from nablaflow.estimators import Path
 from nablaflow.estimators.pull import FEWEST, Pull
 from nablaflow.memory import halving
 from nablaflow.methods import TrainingBatch
@@ -89,6 +90,7 @@ class Batches:
         self._pending: Rollout | None = None
         training = config.training
         self._rollout_batch = training.rollout_batch
+        self._decode_batch = training.decode_batch
         self._estimate_batch = training.estimate_batch or training.micro_batch
 
     def rollouts(self, number: int) -> tuple[Rollout, Rollout]:
@@ -111,13 +113,22 @@ class Batches:
         plan = self._plan(number)
         n = len(plan.prompts)
 
-        def work(size: int) -> Rollout:
+        def sample(size: int) -> Path:
             with self.accelerator.autocast():
                 noise = trajectory_noise(plan.seeds)
-                return self.core.rollout(plan.prompts, noise, plan.keep, size)
+                return self.core.sampled(plan.prompts, noise, plan.keep, size)
 
-        rollout, size = halving(work, self._rollout_batch or n, "training.rollout_batch")
+        def score(size: int) -> Rollout:
+            with self.accelerator.autocast():
+                return self.core.scored(path, size)
+
+        whole = min(self._rollout_batch or n, n)
+        path, size = halving(sample, whole, "training.rollout_batch")
         self._rollout_batch = size if size < n else self._rollout_batch
+        # Apart, so that too many images at once do not cost the sampling again.
+        whole = min(self._decode_batch or size, n)
+        rollout, size = halving(score, whole, "training.decode_batch")
+        self._decode_batch = size if size < n else self._decode_batch
         return rollout
 
     def _plan(self, number: int) -> RolloutPlan:
@@ -207,7 +218,18 @@ class Batches:
             # Each process has its own share of the rollout that is trained next.
             "pending": gather_object([self._pending and self._pending.state()]),
             "rollout_batch": self._rollout_batch,
+            "decode_batch": self._decode_batch,
             "estimate_batch": self._estimate_batch,
+            "given": self._given(),
+        }
+
+    def _given(self) -> dict[str, int | None]:
+        """What the settings say of how much is done at once."""
+        t = self.config.training
+        return {
+            "rollout_batch": t.rollout_batch,
+            "decode_batch": t.decode_batch,
+            "estimate_batch": t.estimate_batch or t.micro_batch,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -217,11 +239,15 @@ class Batches:
             UserError: it is of another number of processes.
         """
         self._pending = self._own_share(state["pending"])
-        # What this session's settings say comes first: memory may be why they were changed.
-        training = self.config.training
-        self._rollout_batch = training.rollout_batch or state["rollout_batch"]
-        estimate_batch = training.estimate_batch or training.micro_batch
-        self._estimate_batch = estimate_batch or state.get("estimate_batch")
+        # What fitted comes first, unless the settings have changed: memory may be why.
+        given, before = self._given(), state.get("given", {})
+        fitting = {
+            name: state.get(name) if value is None or before.get(name) == value else value
+            for name, value in given.items()
+        }
+        self._rollout_batch = fitting["rollout_batch"]
+        self._decode_batch = fitting["decode_batch"]
+        self._estimate_batch = fitting["estimate_batch"]
 
     def _own_share(self, pending: list[dict[str, Any] | None]) -> Rollout | None:
         if all(share is None for share in pending):

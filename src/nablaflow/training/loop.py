@@ -68,7 +68,8 @@ class Trainer:
         flow_target = None if flow is None else copy.deepcopy(flow).requires_grad_(False)
         levels = model.process.steps + 1
         self.gamma = torch.full((levels,), torch.nan) if self.method.needs_measured_gamma else None
-        networks = Networks(model, reward, flow, flow_target, self.gamma)
+        decode = config.training.decode_batch
+        networks = Networks(model, reward, flow, flow_target, self.gamma, decode_batch=decode)
         self.core = Update(self.method, networks)
         self.networks = self.core.networks
         self.batches = Batches(config, prompts, self.core, accelerator)

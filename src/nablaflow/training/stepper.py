@@ -160,6 +160,7 @@ class Stepper:
             "optimizer": whole_of(optimizer),
             "scaler": None if scaler is None else scaler.state_dict(),
             "micro_batch": self.micro_batch,
+            "given_micro_batch": self.config.training.micro_batch,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -167,8 +168,10 @@ class Stepper:
         self.optimizer.load_state_dict(_divided_as(self.optimizer, state["optimizer"]))
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        # What this session's settings say comes first: memory may be why they were changed.
-        self.micro_batch = self.config.training.micro_batch or state["micro_batch"]
+        # What fitted comes first, unless the setting has changed: memory may be why.
+        given = self.config.training.micro_batch
+        changed = given is not None and given != state.get("given_micro_batch")
+        self.micro_batch = given if changed else state["micro_batch"]
 
 
 def _shards(objective: Objective, accelerator: Accelerator) -> Any:

@@ -54,6 +54,7 @@ class Update:
 
     Attributes:
         estimator: of the method's value gradients, or None.
+        keeps_states: whether a rollout holds every state.
         objective: the loss as a module, whose parameters are the policy's and the flow network's.
         networks: those that were given, with an old policy where the method has one.
     """
@@ -66,9 +67,8 @@ class Update:
         self.objective = Objective(method, networks)
         by_estimator = self.estimator is not None and self.estimator.needs_states
         by_method = method.needs_states or method.needs_path_ratio
-        self._keeps_states = by_method or by_estimator
+        self.keeps_states = by_method or by_estimator
 
-    @torch.no_grad()
     def rollout(
         self,
         prompts: list[str],
@@ -89,9 +89,19 @@ class Update:
             UserError: the reward breaks its contract, or one generator is given for parts.
             FloatingPointError: a state is not finite, so that no reward is blamed for it.
         """
+        return self.scored(self.sampled(prompts, noise, keep, size), size)
+
+    @torch.no_grad()
+    def sampled(
+        self,
+        prompts: list[str],
+        noise: Noise,
+        keep: Int[Tensor, "trajectory transition"],
+        size: int | None = None,
+    ) -> Path:
+        """The first half of `rollout`: trajectories, not yet decoded."""
         n, condition = len(prompts), self.model.condition(prompts)
         size = size or n
-        rows = [slice(start, min(start + size, n)) for start in range(0, n, size)]
         parts = [
             self._sample(
                 prompts[part],
@@ -99,20 +109,13 @@ class Update:
                 noise if size >= n else _of(noise, part),
                 keep[part],
             )
-            for part in rows
+            for part in _rows(n, size)
         ]
         x0 = torch.cat([part.x0 for part in parts])
         if not x0.isfinite().all():
             raise FloatingPointError("a state that the policy sampled")
-        scored = [
-            self.networks.reward.detailed(self.model.decode(x0[part]), prompts[part])
-            for part in rows
-        ]
         states = [part.states for part in parts if part.states is not None]
-        components = {
-            name: torch.cat([inner[name] for _, inner in scored]).float() for name in scored[0][1]
-        }
-        return Rollout(
+        return Path(
             x0=x0,
             states=torch.cat(states, dim=1) if states else None,
             condition=condition,
@@ -120,9 +123,20 @@ class Update:
             transitions=_transitions(parts, size),
             log_prob=torch.cat([part.log_prob for part in parts]),
             levels=self._levels,
-            scores=torch.cat([scores for scores, _ in scored]).float(),
-            components=components,
         )
+
+    @torch.no_grad()
+    def scored(self, path: Path, size: int | None = None) -> Rollout:
+        """The second half of `rollout`, on ``size`` images at a time."""
+        found = [
+            self.networks.reward.detailed(self.model.decode(path.x0[part]), path.prompts[part])
+            for part in _rows(len(path), size or len(path))
+        ]
+        components = {
+            name: torch.cat([inner[name] for _, inner in found]).float() for name in found[0][1]
+        }
+        scores = torch.cat([scores for scores, _ in found]).float()
+        return Rollout(**vars(path), scores=scores, components=components)
 
     def _sample(
         self, prompts: list[str], condition: Condition, noise: Noise, keep: Tensor
@@ -130,7 +144,7 @@ class Update:
         old = self.networks.old_policy
         with nullcontext() if old is None else old.active():
             found = self.model.sample(
-                prompts, noise, condition=condition, keep=keep, keep_states=self._keeps_states
+                prompts, noise, condition=condition, keep=keep, keep_states=self.keeps_states
             )
         fresh = self.method.fresh_levels(self.model.process)
         return found if fresh is None else noised_afresh(self.model.process, found, fresh, noise)
@@ -212,6 +226,10 @@ class Update:
         """`pull_samples`, from ``size`` trajectories at a time."""
         parts = path.pieces(size)
         return torch.cat([pull_samples(part, self.model, levels, generator) for part in parts])
+
+
+def _rows(n: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def _of(noise: Noise, part: slice) -> list[torch.Generator]:

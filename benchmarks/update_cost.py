@@ -1,0 +1,236 @@
+"""What an update needs, what it makes, and how fast: passes, decodes and FLOPs of each method.
+
+    python benchmarks/update_cost.py
+
+runs one update of each method on the embedded model with the demo's batches and prints a table; the
+figures are in runs/benchmark-update-cost.json. *Needed* is what the method's formula has; *made* is
+counted. A pass is of one state through the denoiser. The rate is FLOPs made over seconds, beside
+that of a matrix product of the same machine at the same moment. `--device cuda --model FOLDER` is
+the same on a GPU, of another model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from nablaflow.config.defaults import demo_settings
+from nablaflow.config.overrides import apply_overrides
+from nablaflow.config.recipe import parse_config
+from nablaflow.diffusion import Transitions
+from nablaflow.models import DiffusionModel
+from nablaflow.runs.setup import Parts, prepare
+
+
+class Cost(NamedTuple):
+    """Rows through the denoiser forward and backward, and through the decoder."""
+
+    forward: int
+    backward: int
+    decode: int
+
+    def times(self, rows: int) -> Cost:
+        return Cost(*(rows * value for value in self))
+
+    def plus(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Formula(NamedTuple):
+    """What a method needs besides the rollout.
+
+    Attributes:
+        transition: of each trained transition with k > 1, and ``last`` of one with k = 1.
+        trajectory: of each trajectory, by the largest k that is trained of it.
+    """
+
+    transition: Cost
+    last: Cost
+    trajectory: Callable[[int], Cost] = lambda k: Cost(0, 0, 0)
+
+
+FORMULAS = {
+    # The reference and the policy at x_k; a gradient by the state, and one by the weights.
+    "residual-nabla-db": Formula(Cost(2, 2, 1), Cost(2, 2, 1)),
+    # The policy at x_{k-1} besides; gradients by x_k of both, by x_{k-1}, and by the weights.
+    "published": Formula(Cost(3, 4, 2), Cost(2, 1, 1)),
+    # The policy alone, by its state and by its weights; the reward at the end.
+    "nabla-db": Formula(Cost(1, 2, 0), Cost(1, 2, 1)),
+    # One reward gradient for the whole trajectory.
+    "terminal": Formula(Cost(2, 1, 0), Cost(2, 1, 0), lambda k: Cost(0, 0, 1)),
+    # And the reference's Jacobian at every step from x_1 up to what is trained.
+    "adjoint-matching": Formula(Cost(2, 1, 0), Cost(2, 1, 0), lambda k: Cost(k - 1, k - 1, 1)),
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "residual-nabla-db": {"name": "residual-nabla-db"},
+    "published": {
+        "name": "residual-nabla-db",
+        "step": "published",
+        "gamma": "alpha_bar",
+        "forward_looking_predictor": "policy",
+        "always_last": True,
+        "reverse_weight": 1.0,
+        "reverse_last": False,
+        "forward_flow": "attached",
+        "weighting": "constant",
+    },
+    "nabla-db": {"name": "nabla-db"},
+    "terminal": {"name": "terminal"},
+    "adjoint-matching": {"name": "adjoint-matching"},
+}
+
+
+class Passes:
+    """Counts what passes a model from now on, in ``rows``."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.rows: Counter[str] = Counter()
+        self._predict, self._decode = model.predict, model.decode
+        model.predict, model.decode = self.predict, self.decode  # type: ignore[method-assign]
+
+    def predict(self, x: Tensor, k: Tensor, condition: Any) -> Any:
+        prediction = self._predict(x * 1.0, k, condition)  # * 1.0: a node that all comes back by
+        self.rows["forward"] += len(x)
+        if not prediction.epsilon.requires_grad:
+            return prediction
+        once = _Once(self.rows, len(x))
+        return replace(prediction, x0_hat=once(prediction.x0_hat), epsilon=once(prediction.epsilon))
+
+    def decode(self, x0: Tensor) -> Tensor:
+        self.rows["decode"] += len(x0)
+        return self._decode(x0)
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.rows["forward"], self.rows["backward"], self.rows["decode"])
+
+
+class _Once:
+    """Marks the outputs of one pass: a backward pass that enters by several of them is one."""
+
+    def __init__(self, rows: Counter[str], each: int) -> None:
+        self.rows, self.each, self.task = rows, each, -1
+
+    def __call__(self, output: Tensor) -> Tensor:
+        output.register_hook(self.enter)
+        return output
+
+    def enter(self, gradient: Tensor) -> None:
+        task = torch._C._current_graph_task_id()
+        self.rows["backward"] += self.each if task != self.task else 0
+        self.task = task
+
+
+class Flops(TorchDispatchMode):
+    """FLOPs by torch's formulas; `FlopCounterMode` itself does not work inside `autograd.grad`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def needed(name: str, parts: Parts, trained: Transitions) -> Cost:
+    """Of a whole update that trains these transitions: a rollout, its images, and the formula."""
+    formula, k, owner = FORMULAS[name], trained.k, trained.trajectory
+    last = int((k == 1).sum())
+    total = formula.transition.times(len(k) - last).plus(formula.last.times(last))
+    for trajectory in owner.unique():
+        total = total.plus(Cost(parts.config.sampler.steps, 0, 1))
+        total = total.plus(formula.trajectory(int(k[owner == trajectory].max())))
+    return total
+
+
+def made(parts: Parts) -> tuple[Cost, Transitions]:
+    """By an update, and the transitions that it trained."""
+    passes, batches = Passes(parts.model), parts.trainer.batches
+    training_batch, trained = batches.training_batch, []
+
+    def noted(*given: Any) -> Any:
+        batch = training_batch(*given)
+        trained.append(batch.transitions)
+        return batch
+
+    batches.training_batch = noted  # type: ignore[method-assign]
+    parts.trainer.step()
+    return passes.cost, trained[0]
+
+
+def prepared(name: str, overrides: list[str]) -> Parts:
+    values = {**demo_settings(), "method": {**METHODS[name], "beta": 4.0}}
+    quiet = ["training.trackers=[]", "evaluation.bank=0", "guard=null"]
+    config = parse_config(apply_overrides(values, [*quiet, *overrides]))
+    return prepare(config, config.output_dir)
+
+
+def matrix_rate(device: torch.device, size: int = 1024, repeats: int = 5) -> float:
+    """FLOPs a second of a float32 matrix product, the best of some tries."""
+    a = torch.ones(size, size, device=device)
+    best = float("inf")
+    for _ in range(repeats):
+        began = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def measure(name: str, overrides: list[str]) -> dict[str, Any]:
+    parts = prepared(name, overrides)
+    with sdpa_kernel(SDPBackend.MATH), Flops() as flops:
+        parts.trainer.step()
+    timed = parts.trainer.step()["seconds"]
+    peak = matrix_rate(parts.model.device)
+    found, trained = made(parts)
+    return {
+        "needed": needed(name, parts, trained)._asdict(),
+        "made": found._asdict(),
+        "gflop": flops.total / 1e9,
+        "seconds": timed,
+        "rate_gflops": flops.total / timed / 1e9,
+        "matrix_gflops": peak / 1e9,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What an update needs and makes")
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark-update-cost.json"))
+    parser.add_argument("settings", nargs="*", help="key.sub=value")
+    given = parser.parse_args()
+    own = [f"model={given.model}", f"training.device={given.device}", *given.settings]
+    found = {}
+    print(
+        "| method | passes forward, backward, decodes: needed | made | GFLOP | GFLOP/s | product |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name in given.methods:
+        found[name] = row = measure(name, own)
+        needs, makes = (", ".join(map(str, row[what].values())) for what in ("needed", "made"))
+        rates = f"{row['gflop']:.0f} | {row['rate_gflops']:.1f} | {row['matrix_gflops']:.1f}"
+        print(f"| {name} | {needs} | {makes} | {rates} |")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Stock pipelines of the published architectures with random weights: for memory, speed and tests.
+
+What they make is noise; what an update of them costs is what it costs with the published weights.
+The tokenizers are the embedded model's and a list of its words, since a vocabulary is no
+architecture; they read as many tokens as the published ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from nablaflow.errors import UserError, nearest
+from nablaflow.models.architectures import ARCHITECTURES, Blueprint
+from nablaflow.nano.captions import WORDS
+from nablaflow.nano.pretrain.text import build_tokenizer
+
+RANDOM, SMALL = "random:", "-small"
+"""``random:sd15``, or ``random:sd15-small``, is such a pipeline wherever a model is named."""
+CLIP_TOKENS, T5_TOKENS = 77, 512
+
+
+def random(
+    name: str,
+    folder: str | Path | None = None,
+    *,
+    small: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """A stock diffusers pipeline of a published architecture, with random weights.
+
+    Args:
+        name: ``sd15``, ``sdxl``, ``sd35`` (medium) or ``flux`` (FLUX.1-dev).
+        folder: to save it in besides, in diffusers format; it must not be there yet.
+        small: the same classes with a few thousand weights.
+        seed: of the weights; torch's global state is left as it was.
+        dtype: of the weights.
+        device: they are made on; ``meta`` has shapes alone.
+
+    Raises:
+        UserError: another name, or a folder that is there, or one for shapes alone.
+    """
+    if name not in ARCHITECTURES:
+        raise UserError(
+            f"models.random: {name!r} is no architecture here; {nearest(name, ARCHITECTURES)}"
+        )
+    place = None if folder is None else _free(folder, device)
+    pipeline = _build(ARCHITECTURES[name], small, seed, dtype, torch.device(device))
+    if place is not None:
+        pipeline.save_pretrained(place)
+    return pipeline
+
+
+def random_by_name(model: str, dtype: torch.dtype, device: str | torch.device = "cpu") -> Any:
+    """The pipeline that ``random:NAME`` or ``random:NAME-small`` is.
+
+    Raises:
+        UserError: another name.
+    """
+    name = model.removeprefix(RANDOM)
+    small = name.endswith(SMALL)
+    try:
+        return random(name.removesuffix(SMALL), small=small, dtype=dtype, device=device)
+    except UserError as error:
+        raise UserError(str(error).replace("models.random", "model", 1)) from error
+
+
+def _free(folder: str | Path, device: str | torch.device) -> Path:
+    place = Path(folder).expanduser()
+    if torch.device(device).type == "meta":
+        raise UserError("models.random: shapes alone (device=meta) cannot be saved; leave one out")
+    if place.exists():
+        raise UserError(f"models.random: {place} is there already; give another folder")
+    return place
+
+
+def _build(
+    architecture: Blueprint, small: bool, seed: int, dtype: torch.dtype, device: torch.device
+) -> Any:
+    settings = architecture.small if small else architecture.full
+    tokenizers = {name: _tokenizer(kind) for name, kind in architecture.tokenizers.items()}
+    parts: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for part, kind in architecture.parts.items():
+            own = settings[part]
+            if kind.endswith("Scheduler"):
+                parts[part] = getattr(diffusers, kind)(**own)
+                continue
+            with device, _made_in(dtype):
+                parts[part] = _network(kind, own, tokenizers["tokenizer"]).eval()
+    made = getattr(diffusers, architecture.pipeline)(**parts, **tokenizers, **architecture.options)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@contextmanager
+def _made_in(dtype: torch.dtype) -> Iterator[None]:
+    """Within this context parameters are made in a precision, so that nothing is there twice."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _network(kind: str, settings: Mapping[str, Any], tokenizer: Any) -> torch.nn.Module:
+    if kind.startswith("CLIP"):
+        ends = {
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.eos_token_id,
+        }
+        return getattr(transformers, kind)(transformers.CLIPTextConfig(**settings, **ends))
+    if kind.startswith("T5"):
+        words: dict[str, Any] = {"vocab_size": 3 + len(WORDS), "dropout_rate": 0.0, **settings}
+        return getattr(transformers, kind)(transformers.T5Config(**words))
+    return getattr(diffusers, kind)(**settings)
+
+
+def _tokenizer(kind: str) -> Any:
+    if kind == "t5":
+        return _words_tokenizer()
+    tokenizer = build_tokenizer()
+    tokenizer.model_max_length = CLIP_TOKENS
+    return tokenizer
+
+
+def _words_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """T5's markers around the embedded model's words; all others are one token."""
+    vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *sorted(WORDS)))}
+    tokenizer: Any = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=T5_TOKENS,
+    )

@@ -1,0 +1,220 @@
+"""A run's batches from the memory that it may take; found before any work, and written down.
+
+What is chosen stands in the run's config.yaml: a resumed run sums in the same order, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
+from nablaflow.models import FlowScore
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.rewards import NamedReward
+from nablaflow.training.memory_plan import GIB, Needs, needs_of
+
+MOST = 64
+"""Transitions at once: more make no update of the embedded model faster (docs/benchmarks.md)."""
+PLANNED = 50_000_000
+"""Parameters of a denoiser from which memory is planned where no budget is given."""
+SHARE = 0.9
+"""Of a device's memory: the budget where none is given."""
+LARGE_IMAGE = 256**2
+HEAP = 1.4
+"""What glibc's heap and a convolution's scratch take for each byte of tensors (docs/benchmarks.md).
+An accelerator's own allocator is counted as exact, which has not been measured."""
+CONTEXT = GIB // 2
+"""Of an accelerator: the driver's and the kernels' own, of the usual size, not measured."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a run of these batches takes at most, bytes.
+
+    Attributes:
+        parts: that are there at once, at the peak's time or always; their sum is ``peak``.
+        stages: the peak of each stage of an update, besides what is always there.
+        saved: of a transition for backward, by network.
+        batches: chosen or given, by their settings.
+        rewarded: whether the reward's own is counted.
+    """
+
+    parts: dict[str, int]
+    stages: dict[str, int]
+    saved: dict[str, int]
+    batches: dict[str, int | None]
+    rewarded: bool
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``: GiB, but for the batches."""
+        groups = {"parts": self.parts, "stages": self.stages, "saved_per_transition": self.saved}
+        gib = {
+            group: {name: round(value / GIB, 4) for name, value in values.items()}
+            for group, values in groups.items()
+        }
+        return {
+            "peak_gib": round(self.peak / GIB, 4),
+            **gib,
+            "batches": self.batches,
+            "counts_the_reward": self.rewarded,
+        }
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Of one process: trajectories of a rollout, transitions of an optimizer step."""
+
+    trajectories: int
+    transitions: int
+
+    @staticmethod
+    def of(config: Config, processes: int) -> _Counts:
+        training = config.training
+        n = max(1, training.prompts_per_update * training.images_per_prompt // processes)
+        method: Any = config.method
+        each = config.strata + bool(getattr(method, "always_last", False))
+        return _Counts(n, max(1, n * each // training.steps_per_rollout))
+
+
+def with_batches(
+    config: Config,
+    model: PipelineModel,
+    reward: NamedReward,
+    flow: FlowScore | None,
+    processes: int = 1,
+) -> tuple[Config, list[str]]:
+    """With the batches that it leaves to the run, and a line about them where they were planned.
+
+    Raises:
+        UserError: not even single rows fit in the budget; it says the least that would.
+    """
+    training, counts = config.training, _Counts.of(config, processes)
+    size = sum(parameter.numel() for parameter in model.network.parameters())
+    if training.memory_budget_gb is None and size < PLANNED:
+        if training.micro_batch is None and counts.transitions > MOST:
+            config = _with_training(config, micro_batch=MOST)
+        return config, []
+    allowed = allowance(config, model.device)
+    plan = plan_for(config, model, reward, flow, allowed, processes)
+    if plan.peak > allowed:
+        raise too_small(config, plan, allowed)
+    line = f"memory: {plan.peak / GIB:.2f} of {allowed / GIB:.2f} GB planned; " + ", ".join(
+        f"{name} {value}" for name, value in plan.batches.items() if value is not None
+    )
+    return _with_training(config, **plan.batches), [line]
+
+
+def plan_for(
+    config: Config,
+    model: PipelineModel,
+    reward: NamedReward,
+    flow: FlowScore | None,
+    allowed: float,
+    processes: int = 1,
+    device: torch.device | None = None,
+) -> MemoryPlan:
+    """The plan with the largest batches in ``allowed`` bytes; of 1 where nothing fits.
+
+    Args:
+        device: that it is for; None: the model's.
+    """
+    device = device or model.device
+    training, counts = config.training, _Counts.of(config, processes)
+    decode = training.decode_batch
+    if decode is None and model.image_size[0] * model.image_size[1] >= LARGE_IMAGE:
+        decode = 1
+    needs = needs_of(config, model, reward, flow, decode)
+    here = model.device.type != "meta"
+    always = _always(needs, counts, device, needs.weights if here else 0)
+    factor = HEAP if device.type == "cpu" else 1.0
+    room = (allowed - sum(always.values())) / factor
+
+    def chosen(given: int | None, line: Any, most: int) -> int:
+        return min(most, given) if given else max(1, min(most, line.rows_in(room)))
+
+    n = counts.trajectories
+    micro = chosen(training.micro_batch, needs.loss, min(MOST, counts.transitions))
+    rollout = chosen(training.rollout_batch, needs.rollout, n)
+    decode = chosen(decode, needs.decode, n) if decode is None else min(n, decode)
+    stages = {
+        "rollout": needs.rollout.at(rollout),
+        "decode and reward": needs.decode.at(decode),
+        "losses and gradients": needs.loss.at(micro),
+    }
+    estimate = None
+    if needs.estimate is not None:
+        estimate = chosen(training.estimate_batch, needs.estimate, n)
+        stages["value gradients"] = needs.estimate.at(estimate)
+    stages = {name: round(factor * value) for name, value in stages.items()}
+    largest = max(stages, key=lambda name: stages[name])
+    batches = {
+        "micro_batch": micro,
+        "rollout_batch": rollout,
+        "estimate_batch": estimate,
+        "decode_batch": decode,
+    }
+    parts = {**always, f"largest stage: {largest}": stages[largest]}
+    return MemoryPlan(parts, stages, needs.saved, batches, needs.rewarded)
+
+
+def _always(needs: Needs, counts: _Counts, device: torch.device, here: int) -> dict[str, int]:
+    """What is there all the time.
+
+    Args:
+        here: bytes of the weights that this process holds already.
+    """
+    process = CONTEXT
+    if device.type == "cpu":  # libraries, and what was loaded for other ends
+        process = max(0, psutil.Process().memory_info().rss - here)
+    return {
+        "the process": process,
+        "weights": needs.weights,
+        "adapter and optimizer": needs.trained,
+        "rollout, kept": needs.kept * counts.trajectories,
+    }
+
+
+def too_small(config: Config, least: MemoryPlan, allowed: float) -> UserError:
+    """What to say where not even single rows fit.
+
+    Args:
+        least: the plan, which then is of single rows.
+    """
+    peak = least.peak / GIB
+    remedy = f"set training.memory_budget_gb={peak * 1.005 + 0.005:.2f} or more"
+    if config.training.memory_budget_gb is None:
+        remedy = "use a device with more"
+    others = "a lower adapter.rank, smaller images"
+    if not config.training.gradient_checkpointing:
+        others = "training.gradient_checkpointing=true, " + others
+    return UserError(
+        f"training.memory_budget_gb: nothing fits in {allowed / GIB:.2f} GB; the least that would "
+        f"is {peak:.2f} GB, with batches of 1; {remedy}, or {others}"
+    )
+
+
+def allowance(config: Config, device: torch.device) -> float:
+    """Bytes that training may take: the budget, or what a device has but for a reserve."""
+    budget = config.training.memory_budget_gb
+    return SHARE * device_memory(device) if budget is None else budget * GIB
+
+
+def device_memory(device: torch.device) -> int:
+    """All of it, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
+
+
+def _with_training(config: Config, **values: Any) -> Config:
+    training = config.training.model_copy(update=values)
+    return config.model_copy(update={"training": training})

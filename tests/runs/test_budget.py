@@ -1,0 +1,172 @@
+"""A run's batches from its memory: the plan against what was measured, and the refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nablaflow.config.recipe import Config, parse_config
+from nablaflow.errors import UserError
+from nablaflow.runs.budget import MOST, plan_for
+from nablaflow.runs.choices import as_chosen
+from nablaflow.runs.doctor_recipe import plan_of_recipe
+from nablaflow.runs.folder import dump_config
+from nablaflow.runs.setup import Parts, prepare
+from nablaflow.training.memory_plan import GIB
+
+MakeParts = Callable[..., Parts]
+MakeConfig = Callable[..., Config]
+PLAIN = ["method.reverse_weight=0", "method.gamma=one", "flow=null"]
+
+
+def plan(parts: Parts, gib: float) -> dict[str, int | None]:
+    config = parts.config
+    found = plan_for(config, parts.model, parts.reward, parts.trainer.flow, gib * GIB)
+    return found.batches
+
+
+def test_more_memory_is_never_smaller_batches(make_parts: MakeParts):
+    parts = make_parts(*PLAIN)
+    little, some, much = (plan(parts, gib)["micro_batch"] for gib in (0.0, 100.0, 1000.0))
+    assert (little, some, much) == (1, 8, 8), "one row at least, and no more than there are"
+
+
+@pytest.mark.slow
+def test_the_same_budget_is_the_same_batches(make_parts: MakeParts):
+    first, again = (make_parts("training.memory_budget_gb=50").config for _ in range(2))
+    assert first.training == again.training
+    assert first.training.micro_batch == 8
+
+
+def test_a_budget_that_nothing_fits_in_says_the_least_that_would(make_parts: MakeParts):
+    line = r"training.memory_budget_gb: nothing fits in 0.01 GB; the least that would is .* GB"
+    with pytest.raises(UserError, match=line):
+        make_parts(*PLAIN, "training.memory_budget_gb=0.01")
+
+
+def test_many_transitions_of_a_small_model_are_trained_in_parts_of_64(make_parts: MakeParts):
+    parts = make_parts(*PLAIN, "training.images_per_prompt=40", "training.transition_fraction=1.0")
+    assert parts.config.training.micro_batch == MOST == 64
+
+
+def test_a_resumed_run_has_the_batches_that_it_was_begun_with(make_config: MakeConfig):
+    config = make_config("training.micro_batch=3", "training.decode_batch=2")
+    config.output_dir.mkdir(parents=True)
+    (config.output_dir / "config.yaml").write_text(dump_config(config))
+    assert as_chosen(make_config()).training.micro_batch == 3
+    assert as_chosen(make_config()).training.decode_batch == 2
+    assert as_chosen(make_config("training.micro_batch=5")).training.micro_batch == 5
+    anew = as_chosen(make_config("training.memory_budget_gb=9"))
+    assert anew.training.micro_batch is None, "another budget is a reason to choose anew"
+
+
+@pytest.fixture
+def recipe(make_config: MakeConfig, tmp_path: Path) -> Callable[..., Path]:
+    def write(*overrides: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(dump_config(make_config(*overrides)))
+        return path
+
+    return write
+
+
+def test_a_recipes_plan_adds_up(recipe: Callable[..., Path]):
+    found = plan_of_recipe(recipe(*PLAIN), [], trusted=True)
+    assert found["peak_gib"] == pytest.approx(sum(found["parts"].values()), abs=1e-3)
+    assert found["fits"]
+    assert set(found["saved_per_transition"]) == {"reference", "policy", "decoder"}
+
+
+def test_the_plan_of_a_published_size_needs_no_weights(recipe: Callable[..., Path]):
+    """Stable Diffusion 1.5's UNet, text encoder and decoder in float32: 4.3 GB and no more."""
+    path = recipe(*PLAIN, "model=random:sd15", "sampler.height=64", "sampler.width=64")
+    found = plan_of_recipe(path, [], trusted=True)
+    assert found["parts"]["weights"] * GIB == pytest.approx(
+        4 * (859.5e6 + 83.7e6 + 123e6), rel=0.01
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "residual-nabla-db", "beta": 1.0, "reverse_weight": 1.0},
+        {"name": "adjoint-matching", "beta": 1.0},
+        {"name": "nabla-db", "beta": 1.0},
+        {"name": "draft", "beta": 1.0},
+        {"name": "ddpo", "beta": 1.0},
+        {"name": "dag-db", "beta": 1.0},
+    ],
+)
+def test_every_kind_of_method_has_a_plan(make_config: MakeConfig, method: dict[str, object]):
+    values = yaml.safe_load(dump_config(make_config()))
+    own = {"method": method, "training": {**values["training"], "memory_budget_gb": 50.0}}
+    config = parse_config({**values, **own})
+    parts = prepare(config, config.output_dir)
+    assert parts.config.training.micro_batch is not None
+    assert any(line.startswith("memory: ") for line in parts.choices)
+
+
+MEASURE = """
+import json, resource, sys
+from nablaflow.config.defaults import demo_settings
+from nablaflow.config.overrides import apply_overrides
+from nablaflow.config.recipe import parse_config
+from nablaflow.runs import budget, setup
+
+quiet = ["training.trackers=[]", "evaluation.bank=0", "guard=null", "output_dir=runs/x"]
+config = parse_config(apply_overrides(demo_settings(), [*quiet, *sys.argv[3:]]))
+parts = setup.prepare(config, config.output_dir)
+found = {}
+if sys.argv[1] == "plan":
+    made = budget.plan_for(parts.config, parts.model, parts.reward, parts.trainer.flow, 2**40)
+    found["plan"] = made.peak / 2**20
+peaks = []
+for _ in range(int(sys.argv[2])):
+    parts.trainer.step()
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(json.dumps({**found, "peaks": peaks}))
+"""
+
+
+def measured(what: str, updates: int, *overrides: str) -> dict[str, object]:
+    """Of a process of its own, MiB: its plan, or its peak after each update."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, what, str(updates), *overrides],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch", [16, 64])
+def test_the_plan_is_within_15_percent_of_the_embedded_models_peak(micro_batch: int):
+    setting = f"training.micro_batch={micro_batch}"
+    said = measured("plan", 0, setting)["plan"]
+    peak = measured("run", 2, setting)["peaks"][-1]  # type: ignore[index]
+    assert said == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_steps():
+    few, many = (
+        measured("run", 2, f"sampler.steps={steps}")["peaks"][-1]  # type: ignore[index]
+        for steps in (20, 100)
+    )
+    assert many < 1.15 * few
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_memory_is_flat_over_200_updates():
+    small = ["training.images_per_prompt=1", "sampler.steps=5", "training.micro_batch=4"]
+    peaks = measured("run", 200, *small)["peaks"]
+    assert peaks[-1] < 1.05 * peaks[19]  # type: ignore[index]
