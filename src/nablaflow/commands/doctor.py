@@ -16,8 +16,8 @@ def doctor(
         str,
         typer.Argument(
             metavar="MODEL|RECIPE.yaml",
-            help="nano, flow, a folder, or a hub id: what the default adapter trains; or a recipe: the "
-            "plan of its memory",
+            help="nano, flow, a folder, or a hub id: what the default adapter trains; or a recipe: "
+            "the plan of its memory",
         ),
     ] = "nano",
     settings: KeyValues = None,
