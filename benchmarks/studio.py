@@ -114,7 +114,7 @@ def answers(page: Any, base: str, name: str, count: int) -> dict[str, list[float
     page.evaluate(WATCHED)
     shown = []
     for _ in range(count):
-        page.evaluate("window.told = new Promise((done) => { window.tell = done; })")
+        page.evaluate("() => { window.told = new Promise((done) => { window.tell = done; }); }")
         page.keyboard.press("ArrowLeft")
         shown.append(page.evaluate("window.told"))
     entries = "performance.getEntriesByType('resource')"

@@ -1,6 +1,6 @@
 """From clicks to an aligned model with nobody at the keys: a scripted rater with a known taste.
 
-    python benchmarks/studio_demo.py [--folder runs/studio] [--pairs 200] [--updates 60]
+    python benchmarks/studio_demo.py [--folder runs/studio] [--pairs 200] [--updates 40]
         [--screenshots docs/images/studio] [--out result.json]
 
 It writes images of the reference bank to a folder, starts `nablaflow studio`, opens it in headless
@@ -145,7 +145,7 @@ class Walk:
         page = page or self.page
         page.wait_for_load_state("networkidle")
         picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        few = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few = picture.quantize(COLOURS, kmeans=3, dither=Image.Dither.NONE)
         self.shots.mkdir(parents=True, exist_ok=True)
         few.save(self.shots / f"{name}.png", optimize=True)
 
@@ -329,7 +329,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/studio"))
     parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--updates", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--screenshots", type=Path)
     parser.add_argument("--out", type=Path)
