@@ -156,9 +156,10 @@ def test_the_plan_is_within_15_percent_of_the_embedded_models_peak(micro_batch: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_memory_does_not_grow_with_the_number_of_steps():
     few, many = (
-        measured("run", 2, f"sampler.steps={steps}")["peaks"][-1]  # type: ignore[index]
+        measured("run", 1, f"sampler.steps={steps}")["peaks"][-1]  # type: ignore[index]
         for steps in (20, 100)
     )
     assert many < 1.15 * few
