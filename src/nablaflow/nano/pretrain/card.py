@@ -38,9 +38,9 @@ size and background shade; captions name any subset of these.
 
 Named accuracy: share of {images:,} images for "a COLOUR SHAPE" that show both as one clean object.
 Word accuracy: share of {each_word:,} images for "a circle" and one more word that show it; 0.5 is
-chance. Free variation: total variation between the histogram of an attribute that the prompts
-leave free, over {images:,} images, and the scenes' own. {sampling}. All read off the pixels by
-`nablaflow.nano.reader`, without a network.
+chance. Free variation: total variation between the histogram of an attribute that the prompts leave
+free, over {images:,} images, and the scenes' own. {sampling}.
+All read off the pixels by `nablaflow.nano.reader`, without a network.
 """
 
 
