@@ -25,15 +25,15 @@ from nablaflow.nano.pretrain.text import build_tokenizer
 from nablaflow.nano.pretrain.velocity import train_flow
 
 
-class Model(str, Enum):
+class Embedded(str, Enum):
     nano = "nano"
     flow = "flow"
 
 
 def pretrain(
     model: Annotated[
-        Model, typer.Option(help="flow takes the autoencoder of the nano that is there")
-    ] = Model.nano,
+        Embedded, typer.Option(help="flow takes the autoencoder of the nano that is there")
+    ] = Embedded.nano,
     work: Annotated[Path, typer.Option(help="checkpoints and logs; a second run resumes")] = Path(
         "runs/pretrain"
     ),
@@ -54,7 +54,7 @@ def pretrain(
     out = out or Path("runs") / model.value
     place = torch.device(device)
     tokenizer = build_tokenizer()
-    if model == Model.flow:
+    if model == Embedded.flow:
         vae = shipped_autoencoder(place)
         flow = train_flow(vae, tokenizer, work, flow_steps, seed, place, bfloat16)
         export_flow(vae, tokenizer, flow, out)

@@ -45,7 +45,7 @@ All read off the pixels by `nablaflow.nano.reader`, without a network.
 
 
 @dataclass(frozen=True)
-class Subject:
+class CardSubject:
     """What the card says of a model besides its figures.
 
     Attributes:
@@ -64,7 +64,7 @@ class Subject:
     notes: str = ""
 
 
-DIFFUSION = Subject(
+DIFFUSION = CardSubject(
     title="nablaflow nano",
     kind="A latent text-to-image diffusion model in miniature",
     arguments="",
@@ -72,7 +72,7 @@ DIFFUSION = Subject(
     sampling="20 steps, eta 1",
     call={"eta": 1.0},
 )
-FLOW = Subject(
+FLOW = CardSubject(
     title="nablaflow nano flow",
     kind="A latent text-to-image flow-matching model in miniature (Stable Diffusion 3's classes)",
     arguments=" --model flow",
@@ -107,7 +107,7 @@ def _rows(figures: dict[str, Any]) -> str:
     return "\n".join(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in flat.items())
 
 
-def write_card(folder: Path, subject: Subject, seed: int, images: int = 1000) -> None:
+def write_card(folder: Path, subject: CardSubject, seed: int, images: int = 1000) -> None:
     """Measure the pipeline in ``folder`` in float32; write its README.md and quality.json.
 
     Args:
