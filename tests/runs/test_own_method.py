@@ -154,10 +154,10 @@ def test_a_run_of_somebody_else_runs_its_method_with_the_users_word_only(
     ):
         with pytest.raises(UserError, match=r"asks for code .*mine\.py:Pull; that needs your word"):
             load()
-    assert "it was run" not in capsys.readouterr().out
+    assert "it was run" not in "".join(capsys.readouterr())
     config = load_run_config(run, find=methods_of(run, trusted=True))
     assert method_settings(config.method)["name"] == f"{file}:Pull"
-    assert "it was run" in capsys.readouterr().out
+    assert "it was run" in capsys.readouterr().err
 
 
 def test_a_run_by_its_place_is_measured_by_whoever_trained_it(file: Path, plain: dict[str, Any]):

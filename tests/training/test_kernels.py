@@ -118,7 +118,7 @@ def test_damaged_ones_are_named_and_the_checkpoint_before_is_used(
     path = list_checkpoints(finished.output_dir)[-1] / "kernels.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     capsys.readouterr()
-    model, _ = policy.load_policy(finished.output_dir)
+    model, *_ = policy.load_policy(finished.output_dir)
     assert "kernels.safetensors is not what was written" in (told := capsys.readouterr().err)
     assert "step-000001 is used" in told
     assert torch.equal(model.left_open, kept)

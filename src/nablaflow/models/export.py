@@ -46,7 +46,7 @@ def lora_layers(model: PipelineModel) -> dict[str, Tensor]:
     assert isinstance(model.adapter, LoraAdapter)
     scale = model.adapter.factor
     return {
-        name: (scale * value if ".lora_B." in name else value).detach().cpu().contiguous()
+        name: (scale * value if ".lora_B." in name else value).detach().contiguous()
         for name, value in state.items()
     }
 
@@ -127,7 +127,7 @@ def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
     Raises:
         UserError: a value is too large for it.
     """
-    found = {name: value.detach().to(dtype) for name, value in tensors.items()}
+    found = {name: value.detach().to("cpu", dtype) for name, value in tensors.items()}
     for name, value in found.items():
         if not value.isfinite().all() and tensors[name].isfinite().all():
             kind = str(dtype).removeprefix("torch.")
