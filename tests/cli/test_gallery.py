@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from click.testing import Result
-from typer.testing import CliRunner
 
-from nablaflow.cli import app
 from nablaflow.features import pooled_pixels
 from nablaflow.fitting.images import read_image
 from nablaflow.rewards import load
+from tests.support.cli_runs import train_far
 
 Cli = Callable[..., Result]
 
@@ -24,16 +22,7 @@ Cli = Callable[..., Result]
 @pytest.fixture(scope="module")
 def run(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained far from its reference, with a checkpoint after each of two updates."""
-    root = tmp_path_factory.mktemp("gallery")
-    training = {**settings["training"], "checkpoint_every": 1}
-    own = {"optimizer": {"learning_rate": 0.05}, "output_dir": str(root / "run")}
-    recipe = root / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**settings, **own, "training": training}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NABLAFLOW_CACHE", str(root / "cache"))
-        result = CliRunner().invoke(app, ["train", str(recipe)])
-    assert result.exit_code == 0, result.stderr
-    return root / "run"
+    return train_far(settings, tmp_path_factory.mktemp("gallery"))
 
 
 def test_every_position_and_what_it_scores(cli: Cli, run: Path, settings: dict[str, Any]):

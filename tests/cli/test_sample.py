@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
 
-from nablaflow.cli import app
 from nablaflow.models.adapters import FullAdapter, LoraAdapter
+from tests.support.cli_runs import train_far
 
 Cli = Callable[..., Result]
 
@@ -23,16 +21,7 @@ Cli = Callable[..., Result]
 @pytest.fixture(scope="module")
 def run(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained far from its reference, with a checkpoint after each of two updates and no guard."""
-    root = tmp_path_factory.mktemp("sampled")
-    training = {**settings["training"], "checkpoint_every": 1}
-    own = {"optimizer": {"learning_rate": 0.05}, "output_dir": str(root / "run")}
-    recipe = root / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**settings, **own, "training": training}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NABLAFLOW_CACHE", str(root / "cache"))
-        result = CliRunner().invoke(app, ["train", str(recipe)])
-    assert result.exit_code == 0, result.stderr
-    return root / "run"
+    return train_far(settings, tmp_path_factory.mktemp("sampled"))
 
 
 @pytest.fixture

@@ -108,6 +108,29 @@ def test_after_ctrl_c(
     assert_same_run(stopped, straight)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "kept"),
+    [
+        (["adapter.dora=true"], "lora_magnitude_vector"),
+        (["method={name: diffusion-nft, beta: 1.0}"], "lora_A"),
+    ],
+    ids=["DoRA", "an old policy"],
+)
+def test_with_what_else_trains_or_samples(
+    make_config: MakeConfig, tmp_path: Path, chosen: list[str], kept: str
+):
+    straight, halves = tmp_path / "straight", tmp_path / "halves"
+    align.run(make_config(f"output_dir={straight}", *chosen))
+    align.run(make_config(f"output_dir={halves}", *chosen, "training.updates=2"))
+    align.run(make_config(f"output_dir={halves}", *chosen), resume=True)
+    assert records(halves) == records(straight)
+    assert_equal(last(halves).tensors, last(straight).tensors)
+    assert_equal(last(halves).state, last(straight).state)
+    group = last(straight).tensors.get("old_policy", last(straight).tensors["policy"])
+    assert any(kept in name for name in group)
+    assert ("old_policy" in last(straight).tensors) == ("diffusion-nft" in chosen[0])
+
+
 @pytest.mark.parametrize("data", ["on-policy", "previous-rollout"])
 def test_after_a_reward_that_failed(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
