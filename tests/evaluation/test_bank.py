@@ -11,12 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from nablaflow import nano
+from nablaflow.config.defaults import BETAS, demo_settings
+from nablaflow.config.overrides import load_config
 from nablaflow.diffusion import build_process
 from nablaflow.evaluation import bank
 from nablaflow.evaluation.bank import bank_key, reference_bank, sample_states
-from nablaflow.models import SamplerSettings, fingerprint
+from nablaflow.models import (
+    SamplerSettings,
+    fingerprint,
+    load_model,
+    load_pipeline,
+    model_source,
+)
 from nablaflow.runs.setup import Parts
-from nablaflow.storage.cached import write_cached
+from nablaflow.storage.cached import key_of, write_cached
 from tests.support.schedules import STABLE_DIFFUSION
 
 PROMPTS = ["a circle", "a square", "a star"]
@@ -175,6 +184,16 @@ def test_the_shipped_bank_is_taken_only_under_its_own_key(
     assert not cache.exists()
     write_cached(shipped, {"states": states}, "another")
     assert not torch.equal(make_bank(parts, 6), states)
+
+
+@pytest.mark.parametrize("reward", BETAS)
+def test_the_demo_finds_the_bank_that_is_shipped(reward: str):
+    config = load_config(None, [], demo_settings(reward))
+    pipeline = load_pipeline(model_source(config.model))
+    mark = fingerprint(pipeline)
+    model = load_model(pipeline, config.sampler, config.adapter, torch.device("cpu"))
+    told = (config.prompts, config.sampler, model.process, config.evaluation.bank, 0)
+    assert bank_key(mark, *told) == key_of(nano.bank_path())
 
 
 def test_a_full_disk_costs_the_cache_and_not_the_run(

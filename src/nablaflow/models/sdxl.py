@@ -71,7 +71,7 @@ class StableDiffusionXL(TextToImage):
     def _micro_conditioning(self) -> list[int]:
         """Original size, crop and target size (section 2.2), each height or top first."""
         s, own = self._sampler, list(self.image_size)
-        return [*(s.original_size or own), *s.crop, *(s.target_size or own)]
+        return [*(s.original_size or own), *(s.crop or (0, 0)), *(s.target_size or own)]
 
     def encode(self, prompt: str) -> Condition:
         read = [
@@ -106,5 +106,5 @@ class StableDiffusionXL(TextToImage):
     def stock_call(self, prompt: str) -> dict[str, Any]:
         s, call = self._sampler, super().stock_call(prompt)
         asked = {"original_size": s.original_size, "target_size": s.target_size}
-        asked["crops_coords_top_left"] = s.crop if any(s.crop) else None
+        asked["crops_coords_top_left"] = s.crop if any(s.crop or ()) else None
         return call | {name: tuple(pair) for name, pair in asked.items() if pair is not None}

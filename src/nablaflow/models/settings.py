@@ -48,8 +48,9 @@ class SamplerSettings(Settings):
         description="height and width that a Stable Diffusion XL is told its training image had; "
         "null: the image's own",
     )
-    crop: Pair = Field(
-        default=[0, 0], description="and where it was cropped: pixels from the top and the left"
+    crop: Pair | None = Field(
+        default=None,
+        description="and where it was cropped: pixels from the top and the left; null: [0, 0]",
     )
     target_size: Pair | None = Field(
         default=None, description="and to which height and width; null: the image's own"
