@@ -78,7 +78,7 @@ def bank_key(
         name: [round(float(entry), 4) for entry in value] if isinstance(value, Tensor) else value
         for name, value in vars(process).items()
     }
-    # A setting that is null says nothing, so that a new one leaves every bank its name. The variance
+    # A setting that is null says nothing, so a new one leaves every bank its name. The variance
     # is in the kernels' own tables.
     settings = sampler.model_dump(exclude={"variance"}, exclude_none=True)
     content = json.dumps([fingerprint, list(prompts), settings, tables, n, seed])
