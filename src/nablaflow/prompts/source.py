@@ -20,7 +20,12 @@ DRAWS, MOST_DRAWS = 256, 100_000
 KEYS = ("source", "column", "split", "count")
 
 
-def _check(value: Any) -> list[str] | str | dict[str, Any]:
+def check_source(value: Any) -> list[str] | str | dict[str, Any]:
+    """A source as a recipe may have it, its path as text.
+
+    Raises:
+        ValueError: it is none; says what is wrong without the field's name.
+    """
     if isinstance(value, str) and _is_address(value):
         raise ValueError("an address is no file; download it, or give hub:owner/name")
     if isinstance(value, Path) or (isinstance(value, str) and value.strip()):
@@ -53,7 +58,7 @@ def _check_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(key): inner for key, inner in value.items()}
 
 
-PromptSource = Annotated[list[str] | str | dict[str, Any], BeforeValidator(_check)]
+PromptSource = Annotated[list[str] | str | dict[str, Any], BeforeValidator(check_source)]
 """Checked for its form alone; what it names is read by ``prompts.load_prompts``."""
 
 

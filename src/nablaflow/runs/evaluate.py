@@ -22,6 +22,7 @@ from nablaflow.methods import Method
 from nablaflow.models import LivePipeline
 from nablaflow.progress import Progress, show
 from nablaflow.prompts.sets import Source
+from nablaflow.prompts.source import check_source
 from nablaflow.report import protocol_curves
 from nablaflow.report.pictures import save_figure
 from nablaflow.rewards import CALLABLE, NamedReward
@@ -136,17 +137,20 @@ def _measured_on(prompts: Source) -> list[str]:
     return [f"prompts={value}", *apart]
 
 
-def given_prompts(text: str) -> Any:
+def given_prompts(text: str) -> Source:
     """What ``--prompts`` names: a source in YAML where it is a list or a mapping and no file.
 
     Anything else is a path, a set or a hub id as it stands, whatever YAML would make of it.
 
     Raises:
-        UserError: a list or a mapping that is no YAML.
+        UserError: a list or a mapping that is no YAML, or no source of prompts.
     """
-    if text.lstrip().startswith(("[", "{")) and not os.path.exists(text):
-        return parse_override(f"prompts={text}")[1]
-    return text
+    if not text.lstrip().startswith(("[", "{")) or os.path.exists(text):
+        return text
+    try:
+        return check_source(parse_override(f"prompts={text}")[1])
+    except ValueError as error:
+        raise UserError(f"prompts: {error}") from None
 
 
 def write_curves(protocol: dict[str, Any], folder: Path) -> Path:
