@@ -16,6 +16,7 @@ from starlette.templating import Jinja2Templates
 
 from nablaflow.studio import commands
 from nablaflow.studio.answers import folder_of, shows
+from nablaflow.studio.exports import FORMATS, exported, single_file
 from nablaflow.studio.figures import further
 from nablaflow.studio.folders import address, images_of, shown_name
 from nablaflow.studio.galleries import place_of, read_gallery
@@ -49,6 +50,7 @@ class LookPages:
             shows("/run/{folder}/curve/{which}/{theme}", self.curve),
             shows("/run/{folder}/sheet/{number:int}", self.sheet),
             shows("/run/{folder}/lora", self.lora),
+            shows("/run/{folder}/export/{form}", self.export),
         ]
 
     def index(self, request: Request) -> Response:
@@ -78,6 +80,9 @@ class LookPages:
             "command": commands.typed(drawn),
             "ours": running is not None and running.leads_to == folder,
             "has_lora": _lora(folder) is not None,
+            "formats": FORMATS,
+            "exported": self._exported(folder),
+            "export": commands.typed(["export", str(folder), "--format", "…"]),
         }
         return self.pages.TemplateResponse(request, "run.html", content)
 
@@ -112,6 +117,23 @@ class LookPages:
         if weights is None:
             raise HTTPException(404)
         return FileResponse(weights, filename=weights.name)
+
+    def export(self, request: Request) -> Response:
+        """The weights of an export that is one file."""
+        run, form = folder_of(self.site, request, "runs"), request.path_params["form"]
+        place = exported(self.site.root, run).get(form)
+        weights = None if place is None else single_file(place)
+        if weights is None:
+            raise HTTPException(404)
+        return FileResponse(weights, filename=weights.name)
+
+    def _exported(self, run: Path) -> dict[str, dict[str, Any]]:
+        """By format: where it is, and whether it can be downloaded."""
+        root = self.site.root
+        return {
+            form: {"name": shown_name(place, root), "file": single_file(place) is not None}
+            for form, place in exported(root, run).items()
+        }
 
 
 def _lora(run: Path) -> Path | None:
