@@ -27,8 +27,8 @@ COLUMNS = {"reference": "reference", "policy": "aligned", "exact_tilt": "exact t
 """Key in ``summary.json`` to the column's heading."""
 
 GALLERY = 16  # images of each position, as the page draws them
-NEEDED = ("nablaflow.report.curves", "nablaflow.studio.taste")
-"""What other pages need, and takes seconds to load."""
+RUNS_NEED, FITS_NEED = "nablaflow.report.curves", "nablaflow.studio.taste"
+"""What pages of runs, and of images with a fitted reward, need, and takes seconds to load."""
 
 WEIGHTS = Path("lora", "pytorch_lora_weights.safetensors")
 
@@ -62,7 +62,9 @@ class LookPages:
             "images": {key: _about(path, root) for key, path in apart.items()},
             "sources": {"": self.site.base.model, **_names(found.runs, root)},
         }
-        then = BackgroundTask(self.site.scoring.warm_up, *NEEDED)
+        fitted = any(map(self.site.scoring.is_fitted, found.images.values()))
+        needed = [RUNS_NEED] * bool(found.runs) + [FITS_NEED] * fitted
+        then = BackgroundTask(self.site.scoring.warm_up, *needed)
         return self.pages.TemplateResponse(request, "index.html", content, background=then)
 
     def words(self, request: Request) -> Response:
