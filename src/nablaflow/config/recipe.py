@@ -41,6 +41,7 @@ from nablaflow.settings import Kinds, Settings, dotted, explain, group_of, named
 
 # Settings whose text is a path; a list of prompts is none.
 PATHS = {("model",), ("output_dir",), ("prompts",), ("evaluation", "prompts"), ("guard", "prompts")}
+PATHS |= {("adapter", "start")}
 # Validation is strict, but YAML has text for paths.
 AnyPath = Annotated[Path, Field(strict=False)]
 

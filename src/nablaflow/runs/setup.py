@@ -17,6 +17,7 @@ from nablaflow.errors import UserError
 from nablaflow.evaluation.guard import Guard
 from nablaflow.evaluation.measure import Subject
 from nablaflow.models import (
+    AdapterSettings,
     FlowScore,
     LivePipeline,
     ModelSource,
@@ -29,6 +30,7 @@ from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import load_prompts, prompt_metadata, prompt_sets
 from nablaflow.rewards import NamedReward, load, probe, tell_metadata
 from nablaflow.runs.accelerator import make_accelerator
+from nablaflow.runs.begun_with import as_begun
 from nablaflow.runs.budget import with_batches
 from nablaflow.runs.checks import check_metrics, check_model, check_settings, check_shares
 from nablaflow.runs.choices import settle
@@ -171,7 +173,8 @@ def prepare(
     accelerator = make_accelerator(config.training, run)
     check_shares(config.training, accelerator.num_processes)
     check_metrics(config, sets.evaluation, accelerator.device)
-    model, mark = _load(config, pipeline, accelerator.device)
+    adapter = config.adapter if checkpoint is None else as_begun(config.adapter)
+    model, mark = _load(config, adapter, pipeline, accelerator.device)
     check_model(config, model, reward, prompts)
     _note_cuts(model, [*prompts, *sets.evaluation], accelerator)
     seen = start if accelerator.is_main_process else unseen
@@ -207,13 +210,13 @@ def _metadata(config: Config) -> dict[str, Any]:
 
 
 def _load(
-    config: Config, pipeline: LivePipeline | None, device: torch.device
+    config: Config, adapter: AdapterSettings, pipeline: LivePipeline | None, device: torch.device
 ) -> tuple[PipelineModel, str]:
     """The model to align, and what names its pretrained weights, where a bank is made of them."""
     pretrained = load_pretrained(config, pipeline)
     mark = fingerprint(pretrained) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
-    model = load_model(pretrained, config.sampler, config.adapter, device)
+    model = load_model(pretrained, config.sampler, adapter, device)
     if config.training.offload_encoders:
         model.offload_encoders()
     return model, mark
