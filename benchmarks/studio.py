@@ -34,11 +34,12 @@ DESKTOP = {"width": 1100, "height": 800}
 PAGE, MANY, BEFORE = 500, 10_000, 10_000
 PATIENCE = 120_000  # milliseconds
 
-IN_VIEW = """() => [...document.querySelectorAll('.gallery img')]
-  .filter((image) => image.getBoundingClientRect().top < innerHeight)
-  .every((image) => image.complete && image.naturalWidth > 0)"""
-ALL = """() => [...document.querySelectorAll('.gallery img')]
-  .every((image) => image.complete && image.naturalWidth > 0)"""
+COME = "(image) => image.complete && image.naturalWidth > 0"
+IN_VIEW = f"""() => document.readyState === 'complete'
+  && document.querySelectorAll('.gallery img').length === {PAGE}
+  && [...document.querySelectorAll('.gallery img')]
+    .filter((image) => image.getBoundingClientRect().top < innerHeight).every({COME})"""
+ALL = f"() => [...document.querySelectorAll('.gallery img')].every({COME})"
 LONGEST_STALL = """() => new Promise((done) => {
   let longest = 0, last = performance.now(), at = 0;
   const step = (now) => {

@@ -49,14 +49,34 @@ def test_type_hints_can_be_had(name: str):
     assert typing.get_type_hints(nf.align)["return"] is nf.Run
 
 
-def test_importing_it_imports_nothing_heavy():
-    code = (
-        "import sys, nablaflow; dir(nablaflow); "
-        "heavy = {'torch', 'numpy', 'pydantic', 'diffusers', 'rich'}; "
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("import nablaflow; dir(nablaflow)", id="the package"),
+        pytest.param(
+            "from nablaflow.studio.serve import serve; from nablaflow.studio.app import make_app",
+            id="the studio",
+        ),
+        pytest.param(
+            "import typer, contextlib\n"
+            "from nablaflow.commands.shared import guarded\n"
+            "from nablaflow.errors import UserError\n"
+            "def work(): raise UserError('a mistake')\n"
+            "with contextlib.suppress(typer.Exit): guarded(work, False)",
+            id="a mistake's line",
+        ),
+    ],
+)
+def test_nothing_heavy_is_imported_by(code: str):
+    told = (
+        "\nimport sys; heavy = {'torch', 'numpy', 'pydantic', 'diffusers', 'huggingface_hub'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
     source = str(INIT.parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": source}
+        [sys.executable, "-c", code + told],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": source},
     )
     assert done.stdout.strip() == "[]", done.stderr

@@ -67,11 +67,7 @@ def _quiet_libraries() -> None:
 
 
 def main() -> None:
-    """Entry point of the command ``nablaflow``."""
+    """Parse the command line and do what it says."""
     steady_streams()
     _quiet_libraries()
     app()
-
-
-if __name__ == "__main__":
-    main()

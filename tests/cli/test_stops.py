@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import typer
 
+from nablaflow.__main__ import main
 from nablaflow.commands.shared import guarded
 from nablaflow.commands.streams import _Told
 
@@ -48,3 +49,17 @@ def test_what_nobody_reads_fails_nothing():
     told.flush()
     with pytest.raises(BrokenPipeError):
         told.detach().flush()
+
+
+def test_ctrl_c_while_it_loads_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys):
+    class Interrupted:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "nablaflow.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "nablaflow.cli", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "nablaflow: stopped\n"

@@ -10,7 +10,7 @@ import pytest
 
 from nablaflow.errors import UserError
 from nablaflow.fitting import read_judgements
-from nablaflow.studio.pairs import PairQuestions, PairRow, agreement
+from nablaflow.studio.pairs import PairQuestions
 from nablaflow.studio.table import JudgementTable
 
 NAMES = [f"{number}.png" for number in range(6)]
@@ -123,14 +123,7 @@ def test_some_pairs_of_another_rater_are_asked_again_once(questions: PairQuestio
             questions.answer(asked.number, "left" if asked.images == first.images else "right")
     assert len(again) == 1
     assert set(again[0].images) == set(first.images)
-    assert agreement(questions.table.rows()) == (1, 1)
     assert questions.agreement() == "1 of 1 pairs judged alike by two people"
-
-
-def test_agreement_is_counted_over_pairs_of_people():
-    said = [("a", "b", "x"), ("b", "a", "y"), ("a", "b", "z"), ("c", "d", "x")]
-    rows = [PairRow(first, second, "", rater, "random") for first, second, rater in said]
-    assert agreement(rows) == (1, 3)
 
 
 def test_a_fit_reads_the_table(questions: PairQuestions):

@@ -73,7 +73,7 @@ _DISK = {
 def _end(error: BaseException, text: str, status: int, debug: bool) -> NoReturn:
     if debug:
         raise error
-    from nablaflow.rewards.secrets import masked_text
+    from nablaflow.addresses import masked_text
 
     shown = "".join(c if c.isprintable() else " " for c in masked_text(text))
     print(f"nablaflow: {' '.join(shown.split())}", file=sys.stderr)

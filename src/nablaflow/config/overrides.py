@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from nablaflow.addresses import masked
 from nablaflow.config.recipe import (
     Config,
     FindMethod,
@@ -23,7 +24,6 @@ from nablaflow.errors import UserError
 from nablaflow.methods import Method
 from nablaflow.prompts.source import absolute
 from nablaflow.rewards.custom import is_custom
-from nablaflow.rewards.secrets import masked
 from nablaflow.settings import Kinds, named_kinds
 from nablaflow.storage.files import read_text
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from nablaflow.models.adapters import LoraAdapter, swapped, trainable_state
 from nablaflow.models.export import CHECK_PROMPT, save_policy
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.source import ModelSource
+from nablaflow.storage.scratch import scratch_folder
 from nablaflow.typing import Latents
 
 MOVED = 0.01  # standard deviation of what is added to a LoRA's factors
@@ -36,8 +36,8 @@ def rehearse(model: PipelineModel, source: ModelSource, place: Path) -> str | No
         ExportError: a stock pipeline gives another image than the policy.
     """
     x0_hat = _sample_a_little(model)
-    with tempfile.TemporaryDirectory(dir=place, prefix=".rehearsal-") as folder, _moved(model):
-        save_policy(model, source, Path(folder))
+    with scratch_folder(place) as folder, _moved(model):
+        save_policy(model, source, folder)
     return _overflow(model, x0_hat)
 
 

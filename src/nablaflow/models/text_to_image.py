@@ -44,7 +44,8 @@ class TextToImage(PipelineModel):
         self._autoencoder: Any = pipeline.vae.float().eval().requires_grad_(False)
         for part in self._autoencoder.modules():
             if isinstance(part, torch.nn.Conv2d):  # a film's autoencoder has others besides
-                part.to(memory_format=torch.channels_last)
+                flat: Any = part
+                flat.to(memory_format=torch.channels_last)
         for encoder in self._encoders():
             encoder.eval().requires_grad_(False)
         self._rest = device  # of the encoders while they have nothing to do

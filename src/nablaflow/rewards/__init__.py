@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nablaflow.addresses import masked_url
 from nablaflow.errors import UserError, nearest
 from nablaflow.nano.shown import shape_shown
 from nablaflow.nano.taste import preference_rule
@@ -37,7 +38,6 @@ from nablaflow.rewards.pixels import brightness, colorfulness, contrast, symmetr
 from nablaflow.rewards.preference import Preference
 from nablaflow.rewards.probe import RewardProbe, probe, require_gradient
 from nablaflow.rewards.remote import Remote
-from nablaflow.rewards.secrets import masked_url
 from nablaflow.rewards.settings import RewardSettings, parse_settings
 from nablaflow.rewards.trl import TrlReward, is_trl, load_trl, tell_metadata
 from nablaflow.typing import Reward

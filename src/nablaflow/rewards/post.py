@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from nablaflow.rewards.secrets import credentials
+from nablaflow.addresses import credentials
 
 MOST = 1 << 22  # bytes of an answer; a number an image is far less
 PART = 1 << 16  # bytes that are read at most before the clock is looked at

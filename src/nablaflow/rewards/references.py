@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nablaflow.addresses import masked_url
 from nablaflow.errors import UserError
 from nablaflow.hub import is_local
 from nablaflow.rewards import CALLABLE
 from nablaflow.rewards.combine import parse
 from nablaflow.rewards.custom import is_custom, is_fitted
-from nablaflow.rewards.secrets import masked_url
 from nablaflow.rewards.trl import TRL
 from nablaflow.storage import checksums
 

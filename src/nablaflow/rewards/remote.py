@@ -23,10 +23,10 @@ from pydantic import Field, field_validator
 from rich.console import Console
 from torch import Tensor
 
+from nablaflow.addresses import is_masked, masked_url
 from nablaflow.errors import UserError
 from nablaflow.rewards.contract import NamedReward
 from nablaflow.rewards.post import NoReplyError, Reply, post
-from nablaflow.rewards.secrets import is_masked, masked_url
 from nablaflow.rewards.settings import Load, RewardSettings
 from nablaflow.typing import Batch, Images
 

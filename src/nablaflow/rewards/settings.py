@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from nablaflow.addresses import masked
 from nablaflow.errors import UserError, nearest
 from nablaflow.rewards.contract import NamedReward
-from nablaflow.rewards.secrets import masked
 from nablaflow.settings import Settings
 
 Load = Callable[[Any], NamedReward]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from nablaflow.errors import UserError
-from nablaflow.storage.checkpoint import list_checkpoints
 
 
 class Interrupted(Exception):
@@ -88,6 +87,8 @@ def disk_full_is_the_users(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        from nablaflow.storage.checkpoint import list_checkpoints  # loads torch
+
         found = list_checkpoints(folder)
         left = f"{found[-1].name} is whole" if found else "there is no checkpoint yet"
         raise UserError(

@@ -65,6 +65,11 @@ def gallery(run: Path, n: int, out: Path) -> list[str]:
     return ["gallery", str(run), "--n", str(n), "--out", str(out), "--overwrite"]
 
 
+def export(run: Path, form: str, out: Path) -> list[str]:
+    """Write a run's policy in a format that other programs read."""
+    return ["export", str(run), "--format", form, "--out", str(out), "--overwrite"]
+
+
 def compare(runs: Sequence[Path], out: Path) -> list[str]:
     """Measure runs against the tilt's own curve."""
     return ["compare", *map(str, runs), "--out", str(out)]

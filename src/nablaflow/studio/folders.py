@@ -41,10 +41,11 @@ class Folders:
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a folder by name, and by their addresses."""
+    """The images of a folder by name, and by their addresses; the folders in it that are shown."""
 
     paths: tuple[Path, ...]
     by_address: dict[str, Path]
+    folders: tuple[Path, ...] = ()
 
 
 def address(folder: Path) -> str:
@@ -83,12 +84,7 @@ def _folders(folder: Path, depth: int, but: Path) -> Iterator[Path]:
     yield folder
     if depth == 0 or is_run(folder):
         return
-    try:
-        with os.scandir(folder) as entries:
-            inside = sorted(Path(entry) for entry in entries if _is_folder(entry))
-    except OSError:  # it may not be read, or is gone
-        return
-    for below in inside:
+    for below in listing(folder).folders:
         yield from _folders(below, depth - 1, but)
 
 
@@ -108,7 +104,7 @@ def images_of(folder: Path) -> tuple[Path, ...]:
 
 
 def listing(folder: Path) -> Listing:
-    """The images of a folder, read again when something was added or removed.
+    """What is in a folder, read again when something was added or removed; nothing if it is gone.
 
     An image is a picture file itself, no link to one elsewhere, and no picture of something else
     there: a sheet of all, or of a fitted reward.
@@ -128,11 +124,13 @@ def _known(folder: Path, changed: int) -> Listing:
 
 
 def _read(folder: Path) -> Listing:
-    with os.scandir(folder) as entries:
-        files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    with os.scandir(folder) as scanned:
+        entries = list(scanned)
+    files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
     names = sorted(name for name in files if _is_image(name, files))
     paths = tuple(folder / name for name in names)
-    return Listing(paths, {image_address(path): path for path in paths})
+    folders = tuple(sorted(folder / entry.name for entry in entries if _is_folder(entry)))
+    return Listing(paths, {image_address(path): path for path in paths}, folders)
 
 
 def _is_image(name: str, beside: set[str]) -> bool:

@@ -15,8 +15,13 @@ PLACE = "galleries"  # below the page's own folder
 
 def place_of(root: Path, run: Path) -> Path:
     """Where the page draws the gallery of a run."""
+    return place_named(root / PLACE, run)
+
+
+def place_named(folder: Path, run: Path) -> Path:
+    """A place of a run's own in a folder, by a name that any file system takes."""
     words = "".join(c if c.isalnum() else "-" for c in run.name)[:40]
-    return root / PLACE / f"{words or 'run'}-{address(run)[:6]}"
+    return folder / f"{words or 'run'}-{address(run)[:6]}"
 
 
 def read_gallery(folder: Path) -> Mapping[str, Any] | None:

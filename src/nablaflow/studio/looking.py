@@ -16,6 +16,7 @@ from starlette.templating import Jinja2Templates
 
 from nablaflow.studio import commands
 from nablaflow.studio.answers import folder_of, shows
+from nablaflow.studio.exports import FORMATS, exported, single_file
 from nablaflow.studio.figures import further
 from nablaflow.studio.folders import address, images_of, shown_name
 from nablaflow.studio.galleries import place_of, read_gallery
@@ -26,8 +27,8 @@ COLUMNS = {"reference": "reference", "policy": "aligned", "exact_tilt": "exact t
 """Key in ``summary.json`` to the column's heading."""
 
 GALLERY = 16  # images of each position, as the page draws them
-NEEDED = ("nablaflow.report.curves", "nablaflow.studio.taste")
-"""What other pages need, and takes seconds to load."""
+RUNS_NEED, FITS_NEED = "nablaflow.report.curves", "nablaflow.studio.taste"
+"""What pages of runs, and of images with a fitted reward, need, and takes seconds to load."""
 
 WEIGHTS = Path("lora", "pytorch_lora_weights.safetensors")
 
@@ -49,6 +50,7 @@ class LookPages:
             shows("/run/{folder}/curve/{which}/{theme}", self.curve),
             shows("/run/{folder}/sheet/{number:int}", self.sheet),
             shows("/run/{folder}/lora", self.lora),
+            shows("/run/{folder}/export/{form}", self.export),
         ]
 
     def index(self, request: Request) -> Response:
@@ -60,7 +62,9 @@ class LookPages:
             "images": {key: _about(path, root) for key, path in apart.items()},
             "sources": {"": self.site.base.model, **_names(found.runs, root)},
         }
-        then = BackgroundTask(self.site.scoring.warm_up, *NEEDED)
+        fitted = any(map(self.site.scoring.is_fitted, found.images.values()))
+        needed = [RUNS_NEED] * bool(found.runs) + [FITS_NEED] * fitted
+        then = BackgroundTask(self.site.scoring.warm_up, *needed)
         return self.pages.TemplateResponse(request, "index.html", content, background=then)
 
     def words(self, request: Request) -> Response:
@@ -78,6 +82,9 @@ class LookPages:
             "command": commands.typed(drawn),
             "ours": running is not None and running.leads_to == folder,
             "has_lora": _lora(folder) is not None,
+            "formats": FORMATS,
+            "exported": self._exported(folder),
+            "export": commands.typed(["export", str(folder), "--format", "…"]),
         }
         return self.pages.TemplateResponse(request, "run.html", content)
 
@@ -112,6 +119,23 @@ class LookPages:
         if weights is None:
             raise HTTPException(404)
         return FileResponse(weights, filename=weights.name)
+
+    def export(self, request: Request) -> Response:
+        """The weights of an export that is one file."""
+        run, form = folder_of(self.site, request, "runs"), request.path_params["form"]
+        place = exported(self.site.root, run).get(form)
+        weights = None if place is None else single_file(place)
+        if weights is None:
+            raise HTTPException(404)
+        return FileResponse(weights, filename=weights.name)
+
+    def _exported(self, run: Path) -> dict[str, dict[str, Any]]:
+        """By format: where it is, and whether it can be downloaded."""
+        root = self.site.root
+        return {
+            form: {"name": shown_name(place, root), "file": single_file(place) is not None}
+            for form, place in exported(root, run).items()
+        }
 
 
 def _lora(run: Path) -> Path | None:

@@ -8,7 +8,6 @@ random, or the accuracy of a fit would be that of the hardest pairs alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from nablaflow.errors import UserError
 from nablaflow.storage.judged import PAIRS
 from nablaflow.studio.questions import AGAIN, CANDIDATES, UNSURE, Pick, Question, Questions
 from nablaflow.studio.table import JudgementTable
+from nablaflow.studio.verdicts import Verdicts
 
 Doubt = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
 """How unsure a fitted reward is of each of some pairs of images, by their names."""
@@ -51,6 +51,7 @@ class PairQuestions(Questions[PairRow]):
         table: JudgementTable[PairRow] = JudgementTable(folder / PAIRS, PairRow)
         super().__init__(folder, images, prompts, table, seed)
         self.doubt: Doubt | None = None
+        self._verdicts = Verdicts(_verdict, _differ)
         self._groups = [group for group in _by_text(self.prompt) if len(group) > 1]
         if not self._groups:
             raise UserError(f"{folder}: no prompt has two images to compare")
@@ -75,8 +76,9 @@ class PairQuestions(Questions[PairRow]):
         return row.rater
 
     def agreement(self) -> str:
-        same, of = agreement(self.table.rows())
-        return f"{same} of {of} pairs judged alike by two people" if of else ""
+        self._verdicts.follow(self.table.rows())
+        unlike, of = self._verdicts.apart()
+        return f"{of - int(unlike)} of {of} pairs judged alike by two people" if of else ""
 
     def _at_random(self) -> tuple[str, str]:
         weights = [len(group) for group in self._groups]
@@ -90,21 +92,23 @@ class PairQuestions(Questions[PairRow]):
         return max(zip(found, pairs, strict=True))[1] if found else None
 
     def _asked_of_another(self, rater: str) -> tuple[str, str] | None:
-        """A pair that somebody else has judged and this rater has not."""
-        rows = self.table.rows()
-        own = {_sides(row) for row in rows if row.rater == rater}
-        others = sorted({_sides(row) for row in rows if row.rater != rater} - own)
-        known = [pair for pair in others if set(pair) <= self.prompt.keys()]
-        return self.draw.choice(known) if known else None
+        """A pair that somebody else has judged and this rater has not; not found where rare."""
+        self._verdicts.follow(self.table.rows())
+        judged = self._verdicts.items
+        for pair in self.draw.sample(judged, min(CANDIDATES, len(judged))):
+            if not self._verdicts.is_by(pair, rater) and set(pair) <= self.prompt.keys():
+                return pair
+        return None
 
 
-def agreement(rows: Sequence[PairRow]) -> tuple[int, int]:
-    """How often two people who judged one pair say the same, and how often there are two."""
-    verdicts: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        verdicts.setdefault(_sides(row), {})[row.rater] = row.preferred
-    same = [a == b for said in verdicts.values() for a, b in combinations(said.values(), 2)]
-    return sum(same), len(same)
+def _verdict(row: PairRow) -> tuple[tuple[str, str], str, str]:
+    """The pair, its sides in the order of their names; who judged it; the better one."""
+    first, second = sorted((row.preferred, row.rejected))
+    return (first, second), row.rater, row.preferred
+
+
+def _differ(one: str, other: str) -> float:
+    return float(one != other)
 
 
 def _by_text(prompt: dict[str, str]) -> list[list[str]]:
@@ -112,8 +116,3 @@ def _by_text(prompt: dict[str, str]) -> list[list[str]]:
     for image, text in prompt.items():
         groups.setdefault(text, []).append(image)
     return list(groups.values())
-
-
-def _sides(row: PairRow) -> tuple[str, str]:
-    first, second = sorted((row.preferred, row.rejected))
-    return first, second

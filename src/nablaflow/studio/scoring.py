@@ -23,7 +23,7 @@ class Scoring:
 
     def __init__(self) -> None:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="scoring")
-        self._is_warm = False
+        self._warm: set[str] = set()
         self._known: dict[Path, tuple[object, Future[Taste]]] = {}
 
     def taste(self, folder: Path, patience: float = 0.0) -> Taste | None:
@@ -49,9 +49,9 @@ class Scoring:
 
     def warm_up(self, *modules: str) -> None:
         """Load what pages will need, so that the first of them waits less."""
-        if not self._is_warm:
-            self._is_warm = True
-            self._worker.submit(_load, modules)
+        if cold := set(modules) - self._warm:
+            self._warm |= cold
+            self._worker.submit(_load, sorted(cold))
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)

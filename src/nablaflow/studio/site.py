@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from nablaflow.errors import UserError
-from nablaflow.studio import commands
+from nablaflow.studio import commands, exports
 from nablaflow.studio.commands import Base
 from nablaflow.studio.folders import COMPARISONS, Folders, find, images_of, prompt_of
 from nablaflow.studio.galleries import place_of
@@ -94,6 +94,11 @@ class Site:
         """Start drawing a run at each checkpoint and strength."""
         out = place_of(self.root, run)
         return self.jobs.start(commands.gallery(run, n, out), out)
+
+    def export(self, run: Path, form: str) -> Job:
+        """Start writing a run's policy in a format that other programs read."""
+        out = exports.place_of(self.root, run, form)
+        return self.jobs.start(commands.export(run, form, out), out)
 
     def compare(self, runs: Sequence[Path]) -> Job:
         """Start measuring runs against the tilt's own curve."""

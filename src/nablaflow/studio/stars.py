@@ -7,14 +7,14 @@ answered and why this image was asked about.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from math import isfinite
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple
 
 from nablaflow.storage.judged import RATINGS
 from nablaflow.studio.questions import AGAIN, CANDIDATES, UNSURE, Pick, Question, Questions
 from nablaflow.studio.table import JudgementTable
+from nablaflow.studio.verdicts import Verdicts
 
 ImageDoubt = Callable[[Sequence[str]], Sequence[float]]
 """How unsure a fitted reward is of each of some images, by their names."""
@@ -45,17 +45,16 @@ class StarQuestions(Questions[StarRow]):
         table: JudgementTable[StarRow] = JudgementTable(folder / RATINGS, StarRow)
         super().__init__(folder, images, prompts, table, seed)
         self.doubt: ImageDoubt | None = None
+        self._verdicts = Verdicts(_verdict, _apart)
 
     def choose(self, rater: str) -> tuple[tuple[str, ...], Pick] | None:
-        rows = self.table.rows()
-        own = {row.image for row in rows if row.rater == rater}
-        left = [image for image in self.prompt if image not in own]
+        self._verdicts.follow(self.table.rows())
+        left = [image for image in self.prompt if not self._verdicts.is_by(image, rater)]
         if not left:
             return None
         share = self.draw.random()
-        others = sorted({row.image for row in rows if row.rater != rater} & set(left))
-        if share < AGAIN and others:
-            return (self.draw.choice(others),), "again"
+        if share < AGAIN and (image := self._asked_of_another(rater)):
+            return (image,), "again"
         if AGAIN <= share < AGAIN + UNSURE and self.doubt is not None:
             return (self._most_in_doubt(left, self.doubt),), "unsure"
         return (self.draw.choice(left),), "random"
@@ -68,22 +67,30 @@ class StarQuestions(Questions[StarRow]):
         return row.rater
 
     def agreement(self) -> str:
-        apart = differences(self.table.rows())
-        if not apart:
-            return ""
-        return f"two people's stars are {fmean(apart):.1f} apart over {len(apart)} images"
+        self._verdicts.follow(self.table.rows())
+        apart, of = self._verdicts.apart()
+        return f"two people's stars are {apart / of:.1f} apart over {of} images" if of else ""
 
     def _most_in_doubt(self, left: Sequence[str], doubt: ImageDoubt) -> str:
         some = self.draw.sample(left, min(CANDIDATES, len(left)))
         return max(zip(doubt(some), some, strict=True))[1]
 
+    def _asked_of_another(self, rater: str) -> str | None:
+        """An image that somebody else has rated and this rater has not; not found where rare."""
+        judged = self._verdicts.items
+        for image in self.draw.sample(judged, min(CANDIDATES, len(judged))):
+            if image in self.prompt and not self._verdicts.is_by(image, rater):
+                return image
+        return None
 
-def differences(rows: Sequence[StarRow]) -> list[float]:
-    """How many stars two people are apart who rated one image, for each two."""
-    given: dict[str, dict[str, float]] = {}
-    for row in rows:
-        try:
-            given.setdefault(row.image, {})[row.rater] = float(row.score)
-        except ValueError:  # the table may have been written by anyone
-            continue
-    return [abs(a - b) for stars in given.values() for a, b in combinations(stars.values(), 2)]
+
+def _verdict(row: StarRow) -> tuple[str, str, float] | None:
+    try:
+        score = float(row.score)
+    except ValueError:  # the table may have been written by anyone
+        return None
+    return (row.image, row.rater, score) if isfinite(score) else None
+
+
+def _apart(one: float, other: float) -> float:
+    return abs(one - other)

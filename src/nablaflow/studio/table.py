@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -29,17 +30,19 @@ class JudgementTable(Generic[Row]):
         self._needed = set(self._columns[:needed])
         self._seen: tuple[int, int] | None = None
         self._rows: list[Row] = []
+        self._lock = threading.RLock()
 
     def rows(self) -> Sequence[Row]:
-        """The rows so far; a line that a crash cut short is none.
+        """The rows so far, the same list while rows only come; a line that a crash cut is none.
 
         Raises:
             UserError: the file is no such table.
         """
-        now = self._stamp()
-        if now is None or now != self._seen:
-            self._rows, self._seen = self._read(), now
-        return self._rows
+        with self._lock:
+            now = self._stamp()
+            if now is None or now != self._seen:
+                self._rows, self._seen = self._read(), now
+            return self._rows
 
     def append(self, row: Row) -> None:
         """One line more, on the disk when this returns.
@@ -49,20 +52,23 @@ class JudgementTable(Generic[Row]):
         Raises:
             OSError: it cannot be written.
         """
-        rows = self.rows()
-        if self._is_whole():
-            append_line(self.path, _line(row).rstrip("\n"))
-            sync(self.path)
-        else:
-            self._write([*rows, row])
-        self._rows, self._seen = [*rows, self._kind(*map(_one_line, row))], self._stamp()
+        with self._lock:
+            self.rows()
+            if self._is_whole():
+                append_line(self.path, _line(row).rstrip("\n"))
+                sync(self.path)
+            else:
+                self._write([*self._rows, row])
+            self._rows.append(self._kind(*map(_one_line, row)))
+            self._seen = self._stamp()
 
     def remove(self, place: int) -> None:
         """One row less, by its place among `rows`; on the disk when this returns."""
-        rows = list(self.rows())
-        del rows[place]
-        self._write(rows)
-        self._rows, self._seen = rows, self._stamp()
+        with self._lock:
+            rows = list(self.rows())
+            del rows[place]
+            self._write(rows)
+            self._rows, self._seen = rows, self._stamp()
 
     def _stamp(self) -> tuple[int, int] | None:
         try:

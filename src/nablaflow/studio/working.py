@@ -1,10 +1,11 @@
-"""What the page has done on the command line: sampling, drawing, and the command that runs."""
+"""What the page has done on the command line: sampling, drawing, exporting; what runs now."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -12,6 +13,7 @@ from starlette.templating import Jinja2Templates
 
 from nablaflow.errors import UserError
 from nablaflow.studio.answers import Given, changes, count, folder_of, shows
+from nablaflow.studio.exports import FORMATS
 from nablaflow.studio.folders import address
 from nablaflow.studio.looking import GALLERY
 from nablaflow.studio.site import Site
@@ -33,6 +35,7 @@ class WorkPages:
             changes("/job/stop", self.stop),
             changes("/sample", self.sample),
             changes("/run/{folder}/draw", self.draw),
+            changes("/run/{folder}/export/{form}", self.export),
         ]
 
     def job(self, request: Request) -> Response:
@@ -68,6 +71,12 @@ class WorkPages:
     def draw(self, request: Request, given: Given) -> Given:
         run = folder_of(self.site, request, "runs")
         return {"command": self.site.draw_gallery(run, GALLERY).command}
+
+    def export(self, request: Request, given: Given) -> Given:
+        run, form = folder_of(self.site, request, "runs"), request.path_params["form"]
+        if form not in FORMATS:
+            raise HTTPException(404)
+        return {"command": self.site.export(run, form).command}
 
     def _leads(self, key: str) -> str:
         """The page of what a command writes, once there is something to show."""

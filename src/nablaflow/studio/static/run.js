@@ -5,14 +5,17 @@ const live = byId("live");
 
 async function renew() {
   const found = await get(live.dataset.live);
-  if (!found || found.stamp === live.dataset.stamp) return;
+  if (found && found.stamp !== live.dataset.stamp) await renewParts("live", "live-curves");
+}
+setInterval(renew, 2000);
+
+async function renewParts(...names) {
   const answer = await fetch(location.href).catch(() => null);
   if (!answer || !answer.ok) return;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-  for (const name of ["live", "live-curves"]) byId(name).innerHTML = page.getElementById(name).innerHTML;
-  live.dataset.stamp = page.getElementById("live").dataset.stamp;
+  for (const name of names) byId(name).innerHTML = page.getElementById(name).innerHTML;
+  if (names.includes("live")) live.dataset.stamp = page.getElementById("live").dataset.stamp;
 }
-setInterval(renew, 2000);
 
 const when = byId("when");
 if (when) {
@@ -115,5 +118,5 @@ function renderCards() {
 byId("checkpoint").addEventListener("input", (event) => show(drawn.checkpoints[event.target.value]));
 byId("strength").addEventListener("input", (event) => show(drawn.strengths[event.target.value]));
 byId("order").addEventListener("change", renderCards);
-document.addEventListener("jobended", () => { readGallery(); renew(); });
+document.addEventListener("jobended", () => { readGallery(); renew(); renewParts("exports"); });
 readGallery();

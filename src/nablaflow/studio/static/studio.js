@@ -65,11 +65,11 @@ function lastLine(log) {
   return log.trim().split("\n").pop().replace(/^\d+:\d\d:\d\d /, "").slice(0, 60);
 }
 
-for (const button of document.querySelectorAll("button[data-post]")) {
-  if (!["fit", "align"].includes(button.id)) {
-    button.addEventListener("click", () => start(button.dataset.post, {}));
-  }
-}
+// On the document, so that a button which comes later is heard too.
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-post]");
+  if (button && !["fit", "align"].includes(button.id)) start(button.dataset.post, {});
+});
 if (byId("job-stop")) byId("job-stop").addEventListener("click", () => start("/job/stop", {}));
 watch();
 setInterval(watch, 1000);

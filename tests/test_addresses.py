@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nablaflow.rewards.secrets import credentials, is_masked, masked, masked_url
+from nablaflow.addresses import credentials, is_masked, masked, masked_url
 
 URLS = {
     "http://judge.org/score": "http://judge.org/score",

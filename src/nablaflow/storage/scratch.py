@@ -1,0 +1,44 @@
+"""A folder for what is tried and thrown away, which a killed process leaves to the next one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PREFIX = ".nablaflow-scratch-"
+
+
+@contextmanager
+def scratch_folder(place: Path) -> Iterator[Path]:
+    """A folder on the disk of ``place`` that is gone at the end, one left by a dead process too.
+
+    A folder is its process's as long as that has the lock on it. Where a file system has no locks,
+    folders that are left stay.
+    """
+    for left in place.glob(f"{PREFIX}*"):
+        _remove_if_left(left)
+    folder = Path(tempfile.mkdtemp(dir=place, prefix=PREFIX))
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # no locks here
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder
+    finally:
+        os.close(number)
+        shutil.rmtree(folder)
+
+
+def _remove_if_left(folder: Path) -> None:
+    with suppress(OSError):  # a link, another user's, in use, or gone meanwhile
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if any(folder.iterdir()):  # an empty one may have been made a moment ago
+                shutil.rmtree(folder)
+        finally:
+            os.close(number)

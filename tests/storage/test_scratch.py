@@ -1,0 +1,50 @@
+"""A folder of things to throw away: its own process's while that lives, nobody's after that."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from nablaflow.storage.scratch import PREFIX, scratch_folder
+
+
+def begin_and_die(place: Path) -> None:
+    """A process that is killed in the middle of its work."""
+    child = os.fork()
+    if child == 0:
+        with scratch_folder(place) as folder:
+            (folder / "weights").write_bytes(b"0")
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_nothing_is_left(tmp_path: Path):
+    with scratch_folder(tmp_path) as folder:
+        (folder / "weights").write_bytes(b"0")
+    with pytest.raises(ValueError, match="wrong"), scratch_folder(tmp_path):
+        raise ValueError("wrong")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_dead_process_left_goes_with_the_next(tmp_path: Path):
+    begin_and_die(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    with scratch_folder(tmp_path) as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_in_use_or_another_s_stays(tmp_path: Path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine").write_text("mine")
+    link = tmp_path / f"{PREFIX}link"
+    link.symlink_to(other)
+    with scratch_folder(tmp_path) as first:
+        (first / "weights").write_bytes(b"0")
+        with scratch_folder(tmp_path) as second:
+            assert {first, second, link, other} == set(tmp_path.iterdir())
+    assert (link / "mine").read_text() == "mine"
