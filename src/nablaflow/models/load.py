@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from nablaflow.errors import UserError, show
+from nablaflow.models.chroma import Chroma
 from nablaflow.models.ddpm import UnconditionalDDPM
 from nablaflow.models.flux import Flux
 from nablaflow.models.flux2_klein import Flux2Klein
@@ -16,6 +17,7 @@ from nablaflow.models.folder import all_safetensors, check_no_lora_inside, find_
 from nablaflow.models.fused import WithLora, fuse
 from nablaflow.models.live import LIVE, LivePipeline
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.qwen_image import QwenImage
 from nablaflow.models.random_weights import RANDOM, random_by_name
 from nablaflow.models.sd3 import StableDiffusion3
 from nablaflow.models.sdxl import StableDiffusionXL
@@ -23,6 +25,7 @@ from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.single_file import load_single_file
 from nablaflow.models.source import ModelSource
 from nablaflow.models.stable_diffusion import StableDiffusion
+from nablaflow.models.z_image import ZImage
 from nablaflow.quiet import quiet_libraries
 
 FAMILIES: list[type[PipelineModel]] = [
@@ -32,6 +35,9 @@ FAMILIES: list[type[PipelineModel]] = [
     StableDiffusion3,
     Flux,
     Flux2Klein,
+    ZImage,
+    QwenImage,
+    Chroma,
 ]
 """Adding a family is one file and one line here."""
 
