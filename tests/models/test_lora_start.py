@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from nablaflow.errors import UserError
@@ -16,26 +14,10 @@ from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_
 from nablaflow.models.formats import write_policy
 from nablaflow.models.pipelines import PipelineModel
 from tests.support.flow_pipelines import FLOW_FAMILIES
+from tests.support.loras import FILE, stock_lora
 from tests.support.pipelines import perturb, render
 
 CPU = torch.device("cpu")
-FILE = "pytorch_lora_weights.safetensors"
-
-
-def stock_lora(base: Path, folder: Path, part: str = "unet", **config: Any) -> Path:
-    """A LoRA that peft and diffusers made without this project, far from nothing."""
-    pipeline = load_pipeline(str(base))
-    network = getattr(pipeline, part)
-    network.add_adapter(
-        LoraConfig(**{"r": 4, "lora_alpha": 6.0, "target_modules": ["to_q"], **config})
-    )
-    perturb(network, scale=0.2)
-    layers = get_peft_model_state_dict(network)
-    metadata = network.peft_config["default"].to_dict()
-    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in metadata.items()}
-    given = {f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": plain}
-    type(pipeline).save_lora_weights(folder, **given)
-    return folder
 
 
 def begun(base: Path, start: Path, **adapter: Any) -> PipelineModel:

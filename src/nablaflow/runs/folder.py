@@ -61,7 +61,11 @@ FREE = {
 }
 
 
-MARKED = {"model": "model_hash", "adapter.start": "adapter.start_hash"}
+MARKED = {
+    "model": "model_hash",
+    "model_lora": "model_lora_hash",
+    "adapter.start": "adapter.start_hash",
+}
 """What may have another name if it is the same by its checksum."""
 
 

@@ -21,6 +21,7 @@ from nablaflow.models import (
     FlowScore,
     LivePipeline,
     ModelSource,
+    WithLora,
     fingerprint,
     load_model,
     make_flow_score,
@@ -187,19 +188,27 @@ def prepare(
     guard = make_guard(config, prompts, model, reward)
     sharded = Launch.read(os.environ, config.training).sharded
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard, sharded=sharded)
+    source = source_of(config, pipeline)
     return Parts(
         config,
         prompts,
         model,
         reward,
-        source_of(config, pipeline),
+        source,
         mark,
         trainer,
         accelerator,
         evaluated=sets.evaluation,
         notes=sets.notes,
-        choices=(*choices, *sizes, *fitted),
+        choices=(*_reference_told(source), *choices, *sizes, *fitted),
     )
+
+
+def _reference_told(source: ModelSource) -> list[str]:
+    """A line about a reference that is not what the model's name says."""
+    if not isinstance(source, WithLora):
+        return []
+    return [f"reference: the model {source}; the KL and the tilt are of the two together"]
 
 
 def _metadata(config: Config) -> dict[str, Any]:
