@@ -98,9 +98,8 @@ class Loop:
 
     def noise(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """Of the guided network that is active, for both ends at once."""
-        assert condition.hidden is not None
-        assert condition.negative is not None
-        hidden = torch.cat([condition.negative.hidden, condition.hidden])
+        given = (condition.negative, condition)
+        hidden = torch.cat([end.hidden for end in given if end and end.hidden is not None])
         network = self.model.network
         both = network(torch.cat([x, x]), torch.cat([timestep, timestep]), hidden).sample
         plain, prompted = both.chunk(2)
