@@ -18,6 +18,8 @@ from nablaflow.cli import app
 from nablaflow.evaluation.protocol import carry_out
 from nablaflow.runs import evaluate
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 LINES = '{"prompt": "a star", "caption": "one"}\n{"prompt": "a shape", "caption": "two"}\n'
 FILES = {

@@ -18,6 +18,8 @@ from nablaflow.storage.records import read_records
 from nablaflow.storage.whole import last_whole
 from tests.faults.conftest import SHORT, one_line
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda text: text[: len(text) // 2],
