@@ -32,6 +32,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.usefixtures("train_only")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_configuration_is_read_from_the_checkpoint(
     cli: Cli, recipe: Path, run: Path, damage: str
@@ -46,6 +47,7 @@ def test_a_damaged_configuration_is_read_from_the_checkpoint(
     assert (run / "config.yaml").read_bytes() == whole
 
 
+@pytest.mark.usefixtures("train_only")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_metrics_file_costs_lines_and_not_the_run(
     cli: Cli, recipe: Path, run: Path, damage: str
