@@ -14,18 +14,23 @@ from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_
 from nablaflow.models.adapters import trainable_state
 from nablaflow.models.attention import fused_attention
 from nablaflow.models.export import save_policy
-from nablaflow.models.flux import packed, positions, unpacked
+from nablaflow.models.packed_latents import packed, positions, unpacked
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.rehearsal import rehearse
-from tests.support.flow_pipelines import FLOW_FAMILIES, PIXELS, sd3
+from tests.support.flow_parts import PIXELS
+from tests.support.flow_pipelines import FLOW_FAMILIES, sd3
+from tests.support.padded_pipelines import PADDED_FAMILIES
 from tests.support.pipelines import PROMPT, perturb
 
 CPU = torch.device("cpu")
 STEPS = 4
 SAME = 1e-4
-GUIDANCE = {"sd3": 4.0, "sd3-without-t5": 1.0, "flux-dev": 3.5, "klein": 3.0}
+GUIDANCE = {
+    **{"sd3": 4.0, "sd3-without-t5": 1.0, "flux-dev": 3.5, "klein": 3.0},
+    **{"z-image": 3.0, "qwen-image": 4.0, "chroma": 3.0},
+}
 """Of those that read it."""
-KINDS = ["sd3", "flux-dev", "klein"]
+KINDS = ["sd3", "flux-dev", "klein", *PADDED_FAMILIES]
 """One of each class of pipeline."""
 
 
@@ -65,18 +70,27 @@ def sample(model: PipelineModel, seeds: list[int]) -> Tensor:
     return model.decode(drawn.x0)
 
 
+def guided(family: str) -> dict[str, Any]:
+    """By the stock call's own arguments."""
+    scale = GUIDANCE.get(family, 1.0)
+    if family == "z-image":  # positive + g (positive - negative)
+        return {"guidance_scale": scale - 1.0}
+    if family == "qwen-image":
+        return {"true_cfg_scale": scale, "negative_prompt": ""}
+    return {"guidance_scale": scale}
+
+
 def stock_image(folder: Path, seed: int, lora: Path | None = None, **call: Any) -> Tensor:
     """By the stock pipeline's own call, decoder and all, at a size that is not square."""
     pipeline: Any = load_pipeline(str(folder))
     if lora is not None:
         pipeline.load_lora_weights(lora)
     pipeline.set_progress_bar_config(disable=True)
-    guidance = GUIDANCE.get(folder.name, 1.0)
     images = pipeline(
         prompt=PROMPT,
         height=PIXELS,
         width=2 * PIXELS,
-        guidance_scale=guidance,
+        **guided(folder.name),
         num_inference_steps=STEPS,
         generator=torch.Generator().manual_seed(seed),
         output_type="np",

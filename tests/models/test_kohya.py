@@ -39,7 +39,16 @@ UNETS: dict[str, Callable[[], Any]] = {
 EVERY_LAYER = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj"]
 EVERY_LAYER += ["ff.net.2", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv_in", "conv"]
 EVERY_LAYER += ["conv_out", "time_embedding.linear_1", "time_embedding.linear_2"]
-FLOWS = {"sd3": "sd3", "flux-dev": "flux", "klein": "flux2"}
+FLOWS = {
+    **{"sd3": "sd3", "flux-dev": "flux", "klein": "flux2"},
+    **{"z-image": "z-image", "qwen-image": "qwen-image", "chroma": "flux"},
+}
+NAMES = {
+    "klein": {"ff.net.2": "ff.linear_out"},
+    "z-image": {"attn.to_k": "attention.to_k", "ff.net.2": "feed_forward.w2"},
+    "qwen-image": {"ff.net.2": "img_mlp.net.2"},
+}
+"""What a family calls the layers of the settings below, where that differs."""
 
 
 def policy(pipeline: Any, **adapter: Any) -> PipelineModel:
@@ -90,12 +99,14 @@ def test_comfyui_finds_every_layer_of_a_transformer(
     tmp_path: Path, family: str, adapter: dict[str, Any]
 ) -> None:
     """Query, key and value are one layer there."""
-    if family == "klein":
-        adapter = {**adapter, "targets": [n for n in adapter.get("targets", []) if "ff" not in n]}
-        adapter = adapter if adapter["targets"] else {}
+    if "targets" in adapter:
+        own_names = NAMES.get(family, {})
+        adapter = {**adapter, "targets": [own_names.get(n, n) for n in adapter["targets"]]}
     model = policy(FLOW_FAMILIES[family](), **adapter)
     config: Any = model.network.config
-    layers = comfy.of_flow(FLOWS[family], config.num_layers, config.get("num_single_layers", 0))
+    blocks = config.get("num_layers") or config["n_layers"]
+    singles = config.get("num_single_layers") or config.get("n_refiner_layers", 0)
+    layers = comfy.of_flow(FLOWS[family], blocks, singles)
     found, unused = comfy.updates(written(model, tmp_path), {name: name for name in layers})
     own = own_updates(model)
     expected = {}
@@ -117,13 +128,13 @@ def test_names_are_those_of_diffusers_own_conversion(tmp_path: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name].to(ours[name])) for name in ours)
 
 
-@pytest.mark.parametrize("family", [*UNETS, "flux-dev", "klein"])
+@pytest.mark.parametrize("family", [*UNETS, "flux-dev", "klein", "qwen-image", "chroma", "z-image"])
 def test_diffusers_reads_them_back(tmp_path: Path, family: str) -> None:
     """Which has rules of its own for such files, of these families."""
     (UNETS.get(family) or FLOW_FAMILIES[family])().save_pretrained(tmp_path / "base")
     own = [f"transformer_blocks.0.attn.to_{part}" for part in (*"qkv", "out.0")]
     # Of single blocks diffusers knows FLUX's own width only.
-    given = {"targets": [*own, "to_add_out"]} if family == "flux-dev" else {}
+    given = {"targets": [*own, "to_add_out"]} if family in ("flux-dev", "chroma") else {}
     model = policy(load_pipeline(str(tmp_path / "base")), **given)
     lora = written(model, tmp_path)
     stock = load_pipeline(str(tmp_path / "base"))

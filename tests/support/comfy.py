@@ -83,9 +83,45 @@ def of_flow(kind: str, blocks: int, singles: int) -> dict[str, list[str]]:
     """The checkpoint's layers that a LoRA may be on, and diffusers' whose rows they are.
 
     Args:
-        kind: ``sd3`` (mmdit_to_diffusers), ``flux`` or ``flux2`` (flux_to_diffusers).
+        kind: ``sd3`` (mmdit_to_diffusers), ``flux`` or ``flux2`` (flux_to_diffusers), ``z-image``
+            (z_image_to_diffusers), or ``qwen-image``, whose checkpoint has diffusers' names.
+        singles: of Z-Image, the layers of each of its two refiners.
     """
+    if kind == "z-image":
+        return dict(_of_z_image(blocks, singles))
+    if kind == "qwen-image":
+        return {name: [name] for name in _of_qwen_image(blocks)}
     return dict(_of_flow(kind, blocks, singles))
+
+
+def _of_z_image(layers: int, refiners: int) -> Iterator[tuple[str, list[str]]]:
+    stacks = {"layers": layers, "context_refiner": refiners, "noise_refiner": refiners}
+    for stack, number in stacks.items():
+        for n in range(number):
+            block = f"{stack}.{n}"
+            yield f"{block}.attention.qkv", [f"{block}.attention.to_{part}" for part in "qkv"]
+            yield f"{block}.attention.out", [f"{block}.attention.to_out.0"]
+            for part in ("w1", "w2", "w3"):
+                yield f"{block}.feed_forward.{part}", [f"{block}.feed_forward.{part}"]
+            if stack != "context_refiner":
+                yield f"{block}.adaLN_modulation.0", [f"{block}.adaLN_modulation.0"]
+    for theirs in ("x_embedder", "final_layer.linear", "final_layer.adaLN_modulation.1"):
+        name, _, rest = theirs.partition(".")
+        yield theirs, [f"all_{name}.2-1" + (f".{rest}" if rest else "")]
+    for same in ("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2"):
+        yield same, [same]
+
+
+def _of_qwen_image(blocks: int) -> Iterator[str]:
+    attention = ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")
+    attention += tuple(f"add_{part}_proj" for part in "qkv")
+    for n in range(blocks):
+        block = f"transformer_blocks.{n}"
+        yield from (f"{block}.attn.{part}" for part in attention)
+        for side in ("img", "txt"):
+            yield from (f"{block}.{side}_mlp.{part}" for part in ("net.0.proj", "net.2"))
+            yield f"{block}.{side}_mod.1"
+    yield from ("img_in", "txt_in", "proj_out", "norm_out.linear")
 
 
 def _of_flow(kind: str, blocks: int, singles: int) -> Iterator[tuple[str, list[str]]]:

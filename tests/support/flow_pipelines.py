@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -15,74 +14,23 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    Qwen2Tokenizer,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    T5Config,
-    T5EncoderModel,
-)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from nablaflow.nano.pretrain.text import build_tokenizer, build_word_tokenizer
+from nablaflow.nano.pretrain.text import build_tokenizer
+from tests.support.flow_parts import (
+    CLIP_WIDTH,
+    PIXELS,
+    T5_WIDTH,
+    autoencoder,
+    byte_tokenizer,
+    clip,
+    qwen,
+    t5_encoder,
+    t5_tokenizer,
+)
+from tests.support.padded_pipelines import PADDED_FAMILIES
 
 LATENT = 8
-PIXELS = 16
-WORDS = ("a", "red", "blue", "circle", "square", "star", "no")
-CLIP_WIDTH, T5_WIDTH = 8, 24
-
-
-def _autoencoder(channels: int) -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=PIXELS,
-        scaling_factor=1.5,
-        shift_factor=0.06,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-
-
-def _clip(kind: Any) -> Any:
-    tokenizer = build_tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=CLIP_WIDTH,
-        intermediate_size=2 * CLIP_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=CLIP_WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    return kind(config)
-
-
-def _t5_tokenizer() -> Any:
-    return build_word_tokenizer(WORDS)
-
-
-def _t5() -> T5EncoderModel:
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=3 + len(WORDS),
-            d_model=T5_WIDTH,
-            d_ff=16,
-            d_kv=8,
-            num_layers=1,
-            num_heads=2,
-            dropout_rate=0.0,
-        )
-    )
 
 
 def sd3(*, t5: bool = True, seed: int = 0) -> StableDiffusion3Pipeline:
@@ -106,13 +54,13 @@ def sd3(*, t5: bool = True, seed: int = 0) -> StableDiffusion3Pipeline:
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_autoencoder(4),
-        text_encoder=_clip(CLIPTextModelWithProjection),
+        vae=autoencoder(4),
+        text_encoder=clip(CLIPTextModelWithProjection),
         tokenizer=build_tokenizer(),
-        text_encoder_2=_clip(CLIPTextModelWithProjection),
+        text_encoder_2=clip(CLIPTextModelWithProjection),
         tokenizer_2=build_tokenizer(),
-        text_encoder_3=_t5() if t5 else None,  # type: ignore[arg-type]
-        tokenizer_3=_t5_tokenizer() if t5 else None,  # type: ignore[arg-type]
+        text_encoder_3=t5_encoder() if t5 else None,  # type: ignore[arg-type]
+        tokenizer_3=t5_tokenizer() if t5 else None,  # type: ignore[arg-type]
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -138,32 +86,14 @@ def flux(*, guidance_embeds: bool = True, seed: int = 0) -> FluxPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=dev, shift=3.0 if dev else 1.0
         ),
-        vae=_autoencoder(4),
-        text_encoder=_clip(CLIPTextModel),
+        vae=autoencoder(4),
+        text_encoder=clip(CLIPTextModel),
         tokenizer=build_tokenizer(),
-        text_encoder_2=_t5(),
-        tokenizer_2=_t5_tokenizer(),  # type: ignore[arg-type]
+        text_encoder_2=t5_encoder(),
+        tokenizer_2=t5_tokenizer(),  # type: ignore[arg-type]
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def _qwen() -> tuple[Qwen3ForCausalLM, Qwen2Tokenizer]:
-    """As deep as the pipeline's choice of hidden states asks for."""
-    alphabet = sorted(ByteLevel.alphabet())
-    words = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet)
-    tokenizer = Qwen2Tokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    config = Qwen3Config(
-        vocab_size=len(words),
-        hidden_size=T5_WIDTH // 3,
-        intermediate_size=16,
-        num_hidden_layers=27,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=4,
-    )
-    return Qwen3ForCausalLM(config), tokenizer
 
 
 def flux2_klein(*, distilled: bool = False, seed: int = 0) -> Flux2KleinPipeline:
@@ -191,7 +121,8 @@ def flux2_klein(*, distilled: bool = False, seed: int = 0) -> Flux2KleinPipeline
     statistics: Any = vae.bn
     statistics.running_mean.uniform_(-0.5, 0.5)
     statistics.running_var.uniform_(0.5, 2.0)
-    encoder, tokenizer = _qwen()
+    tokenizer = byte_tokenizer()
+    encoder = qwen(tokenizer, 27)  # as deep as the pipeline's choice of hidden states asks for
     pipeline = Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
         vae=vae,
@@ -211,4 +142,5 @@ FLOW_FAMILIES: dict[str, Callable[[], Any]] = {
     "flux-schnell": lambda: flux(guidance_embeds=False),
     "klein": flux2_klein,
     "klein-distilled": lambda: flux2_klein(distilled=True),
+    **PADDED_FAMILIES,
 }

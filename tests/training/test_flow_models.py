@@ -23,9 +23,10 @@ from nablaflow.runs.sample import sample_to_folder
 from nablaflow.runs.setup import Parts
 from nablaflow.training.loop import Trainer
 from tests.support.flow_pipelines import FLOW_FAMILIES
+from tests.support.padded_pipelines import PADDED_FAMILIES
 
 MakeParts = Callable[..., Parts]
-KINDS = ["sd3", "flux-dev", "klein"]
+KINDS = ["sd3", "flux-dev", "klein", *PADDED_FAMILIES]
 EULER = {"sampler": "euler"}
 QUICK = ["residual-nabla-db", "nabla-td", "ddpo", "vgg-flow"]
 
@@ -146,7 +147,11 @@ def test_a_run_is_saved_and_sampled_without_noise_as_the_stock_pipeline_does(
 
 
 @pytest.mark.parametrize(
-    ("family", "steps", "guidance"), [("sd3", 28, 7.0), ("flux-dev", 28, 3.5), ("klein", 50, 4.0)]
+    ("family", "steps", "guidance"),
+    [
+        *(("sd3", 28, 7.0), ("flux-dev", 28, 3.5), ("klein", 50, 4.0)),
+        *(("z-image", 50, 6.0), ("qwen-image", 50, 4.0), ("chroma", 35, 5.0)),
+    ],
 )
 def test_a_folder_is_sampled_as_its_own_call_does(
     folders: dict[str, Path], tmp_path: Path, family: str, steps: int, guidance: float

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -71,3 +71,28 @@ class Condition:
     def _present(self) -> dict[str, Any]:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: part for name, part in parts.items() if part is not None}
+
+
+@dataclass(frozen=True)
+class PaddedCondition(Condition):
+    """Prompts that the network reads at their own lengths, padded at the end to be one tensor.
+
+    Attributes:
+        tokens: how many of the tokens of ``hidden`` are the prompt's.
+    """
+
+    tokens: Int[Tensor, "batch"] | None = None
+
+    @staticmethod
+    def of(hidden: Float[Tensor, "token width"], length: int) -> PaddedCondition:
+        """One row, padded with zeros to ``length`` tokens."""
+        room = torch.nn.functional.pad(hidden, (0, 0, 0, length - len(hidden)))
+        return PaddedCondition(room[None], tokens=torch.tensor([len(hidden)]))
+
+    def lengths(self) -> list[int]:
+        """``tokens`` as numbers; of shapes alone, the most that there can be."""
+        assert self.hidden is not None
+        assert self.tokens is not None
+        if self.tokens.is_meta:
+            return [self.hidden.shape[1]] * len(self.tokens)
+        return self.tokens.tolist()

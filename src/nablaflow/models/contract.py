@@ -135,4 +135,8 @@ class DiffusionModel(abc.ABC):
         )
         # The difference of two near predictions, times the scale: not in half precision.
         negative, positive = _at_least_float32(both).chunk(2)
+        return self.guided(negative, positive)
+
+    def guided(self, negative: Latents, positive: Latents) -> Latents:
+        """The guided output from the raw ones of both ends."""
         return negative + self.guidance_scale * (positive - negative)

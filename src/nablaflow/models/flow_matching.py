@@ -16,6 +16,7 @@ from nablaflow.diffusion.prediction import FLOW
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.samplers import build_process
 from nablaflow.errors import UserError
+from nablaflow.models.condition import PaddedCondition
 from nablaflow.models.kohya import Layout
 from nablaflow.models.long_prompts import note_cuts
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
@@ -49,11 +50,13 @@ class FlowMatching(TextToImage):
 
     Attributes:
         reads_tokens: of a prompt, by the last of the tokenizers: the pipeline's default.
+        reads_width: the transformer's name for the width of their embeddings.
     """
 
     denoiser: ClassVar[str] = "transformer"
     reads: ClassVar[frozenset[str]] = TextToImage.reads | {"max_sequence_length"}
     reads_tokens: ClassVar[int]
+    reads_width: ClassVar[str] = "joint_attention_dim"
 
     def __init__(
         self,
@@ -68,8 +71,7 @@ class FlowMatching(TextToImage):
     @classmethod
     def check(cls, pipeline: Any) -> None:
         transformer = pipeline.transformer
-        out = transformer.config.get("out_channels")
-        if out is not None and out != transformer.config["in_channels"]:
+        if cls.channels_out(transformer.config) != transformer.config["in_channels"]:
             raise UserError(
                 "model: its transformer does not return what it is given (inpainting or control); "
                 "use a text-to-image model"
@@ -79,6 +81,11 @@ class FlowMatching(TextToImage):
                 "model: its transformer carries a LoRA; call fuse_lora() and unload_lora_weights() "
                 "on the pipeline first"
             )
+
+    @staticmethod
+    def channels_out(config: Any) -> int:
+        """Channels that the transformer returns, as it counts those that it is given."""
+        return config.get("out_channels") or config["in_channels"]
 
     # --- its states, its kernels, its policy ------------------------------------------------------
 
@@ -107,6 +114,12 @@ class FlowMatching(TextToImage):
     def sequence_length(self) -> int:
         """Tokens that the last of the text encoders gives, or would give if it were there."""
         return self._sampler.max_sequence_length or self.reads_tokens
+
+    def longest_prompt(self) -> PaddedCondition:
+        """A row of shapes alone, which do not say how long a prompt is: the most that is read."""
+        length = self.sequence_length
+        width = self.pipeline.transformer.config[self.reads_width]
+        return PaddedCondition.of(torch.zeros(length, width, device=self.device), length)
 
     def stock_call(self, prompt: str) -> dict[str, Any]:
         return super().stock_call(prompt) | {"max_sequence_length": self.sequence_length}

@@ -11,22 +11,51 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import FluxPipeline
-from jaxtyping import Float
 from torch import Tensor
 
-from nablaflow.diffusion.flow_schedule import FlowSchedule, shift_by_tokens
 from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
-from nablaflow.models.flow_matching import FlowMatching, in_blocks
+from nablaflow.models.flow_matching import in_blocks
 from nablaflow.models.kohya import Layout
+from nablaflow.models.packed_latents import PATCH, PackedLatents, packed, positions, unpacked
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
-from nablaflow.typing import Images, Latents
+from nablaflow.typing import Latents
 
-PATCH = 2  # latents on each side of a token
+LAYERS: Layout = {
+    **in_blocks(
+        "double_blocks",
+        "transformer_blocks",
+        {
+            "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+            "img_attn.proj": ("attn.to_out.0",),
+            "img_mlp.0": ("ff.net.0.proj",),
+            "img_mlp.2": ("ff.net.2",),
+            "img_mod.lin": ("norm1.linear",),
+            "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+            "txt_attn.proj": ("attn.to_add_out",),
+            "txt_mlp.0": ("ff_context.net.0.proj",),
+            "txt_mlp.2": ("ff_context.net.2",),
+            "txt_mod.lin": ("norm1_context.linear",),
+        },
+    ),
+    **in_blocks(
+        "single_blocks",
+        "single_transformer_blocks",
+        {
+            "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+            "linear2": ("proj_out",),
+            "modulation.lin": ("norm.linear",),
+        },
+    ),
+    "img_in": ("x_embedder",),
+    "txt_in": ("context_embedder",),
+    "final_layer.linear": ("proj_out",),
+}
+"""As the published checkpoint has them."""
 
 
-class Flux(FlowMatching):
+class Flux(PackedLatents):
     """A T5 for the tokens and a CLIP for the whole; states are latents, packed for the network."""
 
     serves = (FluxPipeline,)
@@ -39,36 +68,7 @@ class Flux(FlowMatching):
     }
     reads = PipelineModel.reads | {"guidance_scale", "max_sequence_length"}
     reads_tokens = 512
-    published_layers: ClassVar[Layout | None] = {
-        **in_blocks(
-            "double_blocks",
-            "transformer_blocks",
-            {
-                "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-                "img_attn.proj": ("attn.to_out.0",),
-                "img_mlp.0": ("ff.net.0.proj",),
-                "img_mlp.2": ("ff.net.2",),
-                "img_mod.lin": ("norm1.linear",),
-                "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-                "txt_attn.proj": ("attn.to_add_out",),
-                "txt_mlp.0": ("ff_context.net.0.proj",),
-                "txt_mlp.2": ("ff_context.net.2",),
-                "txt_mod.lin": ("norm1_context.linear",),
-            },
-        ),
-        **in_blocks(
-            "single_blocks",
-            "single_transformer_blocks",
-            {
-                "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-                "linear2": ("proj_out",),
-                "modulation.lin": ("norm.linear",),
-            },
-        ),
-        "img_in": ("x_embedder",),
-        "txt_in": ("context_embedder",),
-        "final_layer.linear": ("proj_out",),
-    }
+    published_layers: ClassVar[Layout | None] = LAYERS
 
     def __init__(
         self,
@@ -94,17 +94,6 @@ class Flux(FlowMatching):
     def defaults_of(cls, pipeline: Any) -> dict[str, Any]:
         few = {"name": "euler", "steps": 4}
         return super().defaults_of(pipeline) if takes_guidance(pipeline) else few
-
-    @staticmethod
-    def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:
-        height, width = FlowMatching.latent_sides(pipeline, sampler, PATCH)
-        return int(pipeline.transformer.config["in_channels"]) // PATCH**2, height, width
-
-    def schedule(self) -> FlowSchedule:
-        config = self.pipeline.scheduler.config
-        _, height, width = self.shape_of_states(self.pipeline, self._sampler)
-        tokens = (height // PATCH) * (width // PATCH)
-        return FlowSchedule(config, "even", shift_by_tokens(config, tokens))
 
     # --- prompts ----------------------------------------------------------------------------------
 
@@ -152,35 +141,7 @@ class Flux(FlowMatching):
         call["max_sequence_length"] = self.sequence_length
         return call if self.guidance is None else call | {"guidance_scale": self.guidance}
 
-    @torch.no_grad()
-    def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:
-        call = self.stock_call(prompt) | options
-        tokens: Any = pipeline(**call, output_type="latent", return_dict=False)[0]
-        _, height, width = self.state_shape
-        return self.decode(unpacked(tokens, height, width))
-
 
 def takes_guidance(pipeline: Any) -> bool:
     """Whether the network has an input for it."""
     return bool(pipeline.transformer.config["guidance_embeds"])
-
-
-def packed(x: Latents) -> Float[Tensor, "batch token feature"]:
-    """Each square of four latents as one token."""
-    return torch.nn.functional.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
-
-
-def unpacked(tokens: Float[Tensor, "batch token feature"], height: int, width: int) -> Latents:
-    """`packed` undone, at a size in latents."""
-    squares = tokens.transpose(1, 2).unflatten(2, (height // PATCH, width // PATCH))
-    return torch.nn.functional.pixel_shuffle(squares, PATCH)
-
-
-def positions(rows: int, columns: int) -> Float[Tensor, "token 3"]:
-    """(0, row, column) of each token of an image."""
-    row, column = torch.meshgrid(
-        torch.arange(rows, dtype=torch.float32),
-        torch.arange(columns, dtype=torch.float32),
-        indexing="ij",
-    )
-    return torch.stack([torch.zeros_like(row), row, column], dim=-1).flatten(0, 1)

@@ -42,7 +42,10 @@ class TextToImage(PipelineModel):
         super().__init__(pipeline, sampler, adapter, device)
         # Rewards look at pixels: the decoder stays in float32 whatever the denoiser's precision.
         self._autoencoder: Any = pipeline.vae.float().eval().requires_grad_(False)
-        self._autoencoder.to(memory_format=torch.channels_last)
+        for part in self._autoencoder.modules():
+            if isinstance(part, torch.nn.Conv2d):  # a film's autoencoder has others besides
+                flat: Any = part
+                flat.to(memory_format=torch.channels_last)
         for encoder in self._encoders():
             encoder.eval().requires_grad_(False)
         self._rest = device  # of the encoders while they have nothing to do
@@ -114,8 +117,12 @@ class TextToImage(PipelineModel):
 
     def pixels_of(self, latents: Latents) -> Images:
         """The autoencoder's latents as images in [0, 1]."""
-        pixels = self._autoencoder.decode(latents, return_dict=False)[0]
+        pixels = self._decoded(self._autoencoder, latents)
         return (pixels / 2 + 0.5).clamp(0.0, 1.0)
+
+    @staticmethod
+    def _decoded(autoencoder: Any, latents: Latents) -> Images:
+        return autoencoder.decode(latents, return_dict=False)[0]
 
     def to_autoencoder(self, x0: Latents) -> Latents:
         """Clean states in the units of the autoencoder's latents."""
@@ -126,7 +133,7 @@ class TextToImage(PipelineModel):
     @torch.no_grad()
     def overflows(self, x0: Latents, dtype: torch.dtype) -> bool:
         decoder = copy.deepcopy(self._autoencoder).to(dtype)
-        pixels = decoder.decode(self.to_autoencoder(x0).to(dtype), return_dict=False)[0]
+        pixels = self._decoded(decoder, self.to_autoencoder(x0).to(dtype))
         return not bool(pixels.isfinite().all())
 
     # --- in stock form ----------------------------------------------------------------------------
