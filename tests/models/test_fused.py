@@ -23,6 +23,7 @@ from nablaflow.models import (
 from nablaflow.models.export import save_policy
 from nablaflow.models.formats import write_policy
 from nablaflow.models.pipelines import PipelineModel
+from tests.support.flow_parts import PIXELS
 from tests.support.flow_pipelines import FLOW_FAMILIES
 from tests.support.loras import FILE, stock_lora
 from tests.support.pipelines import perturb
@@ -79,7 +80,8 @@ def test_the_reference_is_the_model_with_the_lora(
 def test_so_it_is_with_transformers(tmp_path: Path, family: str) -> None:
     FLOW_FAMILIES[family]().save_pretrained(tmp_path / "base")
     lora = stock_lora(tmp_path / "base", tmp_path / "lora", "transformer")
-    model = model_of(WithLora(str(tmp_path / "base"), lora / FILE, SCALE))
+    size = {"height": PIXELS, "width": PIXELS}
+    model = model_of(WithLora(str(tmp_path / "base"), lora / FILE, SCALE), **size)
     assert_same(model, tmp_path / "base", lora)
 
 
