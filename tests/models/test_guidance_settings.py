@@ -115,7 +115,7 @@ def test_pieces_of_a_prompt_skip_the_same_layers(deep: dict[str, Path]) -> None:
 
 def test_stable_diffusion_3_skips_layers_of_its_clips(tmp_path: Path) -> None:
     deepened(FLOW_FAMILIES["sd3"]()).save_pretrained(tmp_path)
-    size = {"height": PIXELS, "width": PIXELS}
+    size: dict[str, Any] = {"height": PIXELS, "width": PIXELS}
     settings = SamplerSettings(name="euler", steps=2, guidance_scale=4.0, clip_skip=1, **size)
     pipeline = load_pipeline(str(tmp_path))
     model = load_model(pipeline, settings, AdapterSettings(rank=2), CPU)
