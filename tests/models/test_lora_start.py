@@ -15,7 +15,7 @@ from nablaflow.models.formats import write_policy
 from nablaflow.models.pipelines import PipelineModel
 from tests.support.flow_parts import PIXELS
 from tests.support.flow_pipelines import FLOW_FAMILIES
-from tests.support.loras import FILE, stock_lora
+from tests.support.loras import FILE, WIDELY, stock_lora
 from tests.support.pipelines import perturb, render
 
 CPU = torch.device("cpu")
@@ -67,10 +67,11 @@ def test_the_policy_is_the_lora_and_the_reference_is_the_base(
 
 @pytest.mark.parametrize("family", FLOW_FAMILIES)
 def test_transformers_begin_at_theirs(tmp_path: Path, family: str) -> None:
-    FLOW_FAMILIES[family]().save_pretrained(tmp_path / "base")
-    lora = stock_lora(tmp_path / "base", tmp_path / "lora", "transformer")
+    base = tmp_path / "base"
+    FLOW_FAMILIES[family]().save_pretrained(base)
+    lora = stock_lora(base, tmp_path / "lora", "transformer", target_modules=WIDELY)
     small = SamplerSettings(height=PIXELS, width=PIXELS)
-    assert_begins(begun(tmp_path / "base", lora, small), tmp_path / "base", lora)
+    assert_begins(begun(base, lora, small), base, lora)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
