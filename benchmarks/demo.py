@@ -24,7 +24,7 @@ def run(seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
     summary = folder / "summary.json"
     if not summary.is_file():
         settings = [f"seed={seed}", f"evaluation.seed={seed + 1}", f"output_dir={folder}"]
-        command = [sys.executable, "-m", "nablaflow.cli", "demo", *settings, *overrides]
+        command = [sys.executable, "-m", "nablaflow", "demo", *settings, *overrides]
         subprocess.run([*command, "--overwrite"], check=True)
     return json.loads(summary.read_text())
 

@@ -1,9 +1,12 @@
 """What holds for all tests: no network, no window, one thread for each process."""
 
 import os
+import random
 import tempfile
 
 import hypothesis
+import numpy as np
+import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,4 +21,15 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("nablaflow", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("nablaflow")
 
-pytest_plugins = ["tests.support.tiny_run"]
+pytest_plugins = ["tests.support.recipes", "tests.support.tiny_run"]
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture
+def pytest_runtest_setup() -> None:
+    """Seed the global states, from which beartype draws the entry of a list that it looks at.
+
+    So no outcome depends on chance, nor on which tests a process ran before.
+    """
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002, the state that is global
+    torch.manual_seed(0)

@@ -56,6 +56,8 @@ Group = Mapping[str, Any] | Literal["default"]
 def align(
     *,
     model: Model = "nano",
+    model_lora: str | Path | None = None,
+    model_lora_scale: float = 1.0,
     reward: str | Mapping[str, Any] | Reward,
     prompts: Prompts,
     method: Method | str | Mapping[str, Any],
@@ -83,6 +85,8 @@ def align(
     Args:
         model: ``nano``, ``flow``, a diffusers folder, a hub id, or a diffusers pipeline that is in
             memory, which stays as it is.
+        model_lora: a LoRA that is fused into the model first; the two are then the reference.
+        model_lora_scale: strength of that.
         reward: name, ``file.py:function``, sum of those, a mapping with ``name`` and settings, or
             a callable ``(images, prompts)``.
         prompts: a list, a file, a set by name, or a mapping of source, column and split; None for
@@ -113,6 +117,8 @@ def align(
     texts = prompts if prompts is None or isinstance(prompts, str | Mapping) else list(prompts)
     values: dict[str, Any] = {
         "model": name,
+        "model_lora": None if model_lora is None else str(model_lora),
+        "model_lora_scale": model_lora_scale,
         "reward": reward if isinstance(reward, str | Mapping) else f"{CALLABLE}{given.name}",
         "prompts": absolute(texts, Path()),
         "method": method,

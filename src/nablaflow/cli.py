@@ -71,3 +71,7 @@ def main() -> None:
     steady_streams()
     _quiet_libraries()
     app()
+
+
+if __name__ == "__main__":
+    main()

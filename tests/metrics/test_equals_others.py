@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nablaflow.errors import UserError
-from nablaflow.metrics.fid import sample_moments
 from nablaflow.metrics.frechet import frechet_between_gaussians
+from nablaflow.metrics.frechet_influence import sample_moments
 from nablaflow.metrics.kid import kernel_distance
 
 DOUBLE = torch.float64

@@ -8,9 +8,9 @@ import torch
 from nablaflow.errors import UserError
 from nablaflow.metrics.bootstrap import Resampling
 from nablaflow.metrics.contract import View
-from nablaflow.metrics.fid import measure_frechet, sample_moments
+from nablaflow.metrics.fid import measure_frechet
 from nablaflow.metrics.frechet import Moments, frechet_between_gaussians
-from nablaflow.metrics.frechet_influence import frechet_influence
+from nablaflow.metrics.frechet_influence import frechet_influences
 from nablaflow.metrics.quadratic import euclidean
 
 DOUBLE = torch.float64
@@ -25,15 +25,37 @@ def _normals(n: int, d: int, seed: int) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
 
 
-@pytest.mark.parametrize(("n", "m", "d"), [(200, 150, 6), (32, 200, 30)])
+SHAPES = [(200, 150, 6), (32, 200, 30), (200, 32, 30)]
+
+
+@pytest.mark.parametrize(("n", "m", "d"), SHAPES)
 def test_it_is_the_textbook_formula(n: int, m: int, d: int):
     x, y = 0.3 + 1.5 * _normals(n, d, 0), _normals(m, d, 1)
-    s1, s2 = np.cov(x.T.numpy()), np.cov(y.T.numpy())
-    # Singular products have their root only up to rounding; a speck of noise makes it exact enough.
-    root = scipy.linalg.sqrtm((s1 + 1e-11 * np.eye(d)) @ (s2 + 1e-11 * np.eye(d)))
-    shift = ((x.mean(0) - y.mean(0)) ** 2).sum().item()
-    expected = shift + np.trace(s1 + s2) - 2 * np.real(np.trace(root))
-    assert _distance(x, y) == pytest.approx(expected, rel=1e-3)
+    root = scipy.linalg.sqrtm(np.cov(x.T.numpy()) @ np.cov(y.T.numpy()))
+    expected = _without_overlap(x, y) - 2 * np.real(np.trace(root))
+    assert _distance(x, y) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Matrix is singular")
+@pytest.mark.parametrize("rank", [1, 4, 9])
+@pytest.mark.parametrize("swap", [False, True])
+def test_it_is_the_textbook_formula_where_a_covariance_has_no_full_rank(rank: int, swap: bool):
+    """A product that is singular has its root only up to rounding, so the symmetric one is taken.
+
+    S1^{1/2} is exact here, since the first sample's covariance is made from it.
+    """
+    x, y = _normals(60, rank, 0) @ _normals(rank, 10, 2), 1.0 + _normals(50, 10, 1)
+    u, s, _ = np.linalg.svd((x - x.mean(0)).T.numpy() / np.sqrt(59))
+    half = u[:, :rank] * s[:rank] @ u[:, :rank].T
+    root = scipy.linalg.sqrtm(half @ np.cov(y.T.numpy()) @ half)
+    expected = _without_overlap(x, y) - 2 * np.real(np.trace(root))
+    found = _distance(y, x) if swap else _distance(x, y)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def _without_overlap(x: torch.Tensor, y: torch.Tensor) -> float:
+    shift = (x.mean(0) - y.mean(0)).square().sum() + x.var(0).sum() + y.var(0).sum()
+    return shift.item()
 
 
 def test_known_gaussians():
@@ -107,12 +129,9 @@ def _resampling(seed: int, level: float = 0.95) -> Resampling:
 def test_the_influence_is_the_derivative_of_the_distance_by_an_images_weight():
     """Counting 1 + h instead of 1 moves an image's share by h / n."""
     x, y = 0.5 + 1.5 * _normals(14, 4, 0), _normals(11, 4, 1)
-    first, second = sample_moments(x), sample_moments(y)
+    found = frechet_influences(x, y)
     step = 1e-4
-    for rows, influence, side in (
-        (x, frechet_influence(x, first, second), 0),
-        (y, frechet_influence(y, second, first), 1),
-    ):
+    for rows, influence, side in ((x, found.first, 0), (y, found.second, 1)):
         n = len(rows)
         counts = [torch.ones(2 * n, 14, dtype=DOUBLE), torch.ones(2 * n, 11, dtype=DOUBLE)]
         counts[side] = 1 + step * torch.cat([torch.eye(n), -torch.eye(n)]).double()
@@ -136,15 +155,25 @@ def test_a_direction_in_which_an_image_cannot_vary_has_no_influence():
     """A dead feature, of one sample or of both: everything is finite, as if it were not there."""
     x, y = 0.5 + _normals(14, 3, 0), _normals(11, 3, 1)
     dead_x, dead_y = (torch.cat([each, torch.ones(len(each), 1)], 1) for each in (x, y))
-    alive_y = torch.cat([y, 1.0 + _normals(11, 1, 2)], 1)
-    plain = frechet_influence(x, *_moments(x, y))
-    torch.testing.assert_close(frechet_influence(dead_x, *_moments(dead_x, dead_y)), plain)
-    assert frechet_influence(dead_x, *_moments(dead_x, alive_y)).isfinite().all()
-    assert frechet_influence(alive_y, *_moments(alive_y, dead_x)).isfinite().all()
+    plain, dead = frechet_influences(x, y), frechet_influences(dead_x, dead_y)
+    torch.testing.assert_close(dead.first, plain.first)
+    torch.testing.assert_close(dead.second, plain.second)
 
 
-def _moments(*samples: torch.Tensor) -> list[Moments]:
-    return [sample_moments(each) for each in samples]
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_direction_of_one_sample_alone_counts_for_that_one(swap: bool):
+    """Its variance is added to the distance, so an image's influence has what it adds to that."""
+    x, y = 0.5 + _normals(14, 3, 0), _normals(11, 3, 1)
+    own = _normals(11, 1, 2)
+    dead_x, alive_y = torch.cat([x, torch.zeros(14, 1)], 1), torch.cat([y, own], 1)
+    plain = frechet_influences(y, x) if swap else frechet_influences(x, y)
+    found = frechet_influences(alive_y, dead_x) if swap else frechet_influences(dead_x, alive_y)
+    deviation = (own - own.mean()).square()[:, 0]
+    gained = 2 * own[:, 0].mean() * (own[:, 0] - own.mean()) + 1.1 * deviation - own.var()
+    ours, theirs = (found.second, found.first)[:: -1 if swap else 1]
+    ours_plain, theirs_plain = (plain.second, plain.first)[:: -1 if swap else 1]
+    torch.testing.assert_close(ours, ours_plain + gained)
+    torch.testing.assert_close(theirs, theirs_plain)
 
 
 def test_a_prompt_with_one_image_and_features_that_are_not_finite_are_refused():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,34 +14,17 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from nablaflow.config.recipe import Config
-from nablaflow.diffusion import ReverseProcess, draw_transitions, trajectory_noise
+from nablaflow.diffusion import ReverseProcess
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.estimators import TrainingBatch
-from nablaflow.methods import ValueMatching
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs.setup import Parts, prepare
-from nablaflow.settings import named_kinds
-from nablaflow.training.batches import RolloutPlan, Share
 from nablaflow.training.loop import Trainer
 from nablaflow.training.update import Rollout, Update
 from tests.support.pipelines import perturb, unconditional
-from tests.training.updates import assert_close, figures, train
+from tests.training.updates import ESTIMATING, TRAJECTORIES, figures, train
 
 MakeParts = Callable[..., Parts]
-TRAJECTORIES = 4  # of one update of the settings
-
-ESTIMATORS = named_kinds(ValueMatching, "estimator") or {}
-METHODS = {
-    "adjoint-matching": ["method=adjoint-matching"],
-    "strided": ["method=adjoint-matching", "method.stride=3"],
-    "terminal": ["method=terminal"],
-    "nabla-td": ["method=nabla-td"],
-    "path-weighted-matching": ["method=path-weighted-matching"],
-    **{
-        f"value-matching {name}": ["method=value-matching", f"method.estimator={name}"]
-        for name in ESTIMATORS
-    },
-}
 
 
 def watch(trainer: Trainer) -> list[TrainingBatch]:
@@ -52,33 +34,12 @@ def watch(trainer: Trainer) -> list[TrainingBatch]:
     return batches
 
 
-def estimate(trainer: Trainer, rollout: Rollout, size: int = TRAJECTORIES) -> Any:
-    trainer.begin_gamma()
-    return trainer.batches.core.estimates(rollout, size)
-
-
-def rolled_out(parts: Parts, share: Share) -> Rollout:
-    """A rollout of one process's share of four trajectories, with all its states."""
-    prompts = ["a circle", "a star", "a circle", "a square"]
-    plan = RolloutPlan.draw(
-        prompts,
-        seed=1,
-        update=0,
-        draw=lambda n, generator: draw_transitions(
-            n, parts.model.process.steps, 2, generator, always_last=True
-        ),
-        share=share,
-    )
-    noise = trajectory_noise(plan.seeds)
-    return parts.trainer.batches.core.rollout(plan.prompts, noise, plan.keep, size=2)
-
-
 # --- every method trains --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ESTIMATING)
 def test_a_method_with_an_estimator_trains(make_parts: MakeParts, name: str):
-    trainer = make_parts(*METHODS[name]).trainer
+    trainer = make_parts(*ESTIMATING[name]).trainer
     batches = watch(trainer)
     before = copy.deepcopy(trainer.checkpoint().tensors)
     records = [trainer.step() for _ in range(2)]
@@ -109,7 +70,7 @@ def test_a_pixel_space_model_trains_alike(make_parts: MakeParts, tmp_path: Path,
     folder = tmp_path / "ddpm"
     unconditional().save_pretrained(folder)
     of_it = [f"model={folder}", "sampler.name=ddpm", "training.estimate_batch=3"]
-    trainer = make_parts(*METHODS[name], *of_it).trainer
+    trainer = make_parts(*ESTIMATING[name], *of_it).trainer
     for record in train(trainer, 2):
         assert all(math.isfinite(value) for value in record.values())
         assert record["value_gradient_norm"] > 0
@@ -127,7 +88,7 @@ def test_a_pixel_space_model_trains_alike(make_parts: MakeParts, tmp_path: Path,
 def test_only_what_needs_the_states_keeps_them(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, name: str, kept: bool
 ):
-    trainer = make_parts(*METHODS[name]).trainer
+    trainer = make_parts(*ESTIMATING[name]).trainer
     rollouts: list[Rollout] = []
 
     make = Update.scored
@@ -215,126 +176,6 @@ def test_the_adjoint_is_the_derivative_along_the_references_chain(
         torch.testing.assert_close(batch.estimate.target[rows], wanted, rtol=1e-3, atol=1e-4)
 
 
-# --- how the work is split ------------------------------------------------------------------------
-
-SPLIT = ["training.estimate_batch=3", "training.micro_batch=3", "training.rollout_batch=1"]
-
-
-@pytest.mark.parametrize("name", ["strided", "nabla-td", "value-matching n-step"])
-def test_the_split_does_not_change_the_figures(make_parts: MakeParts, name: str):
-    whole = train(make_parts(*METHODS[name]).trainer, 2)
-    assert_close(train(make_parts(*METHODS[name], *SPLIT).trainer, 2), whole)
-
-
-@pytest.mark.parametrize(
-    "name", ["strided", "nabla-td", "value-matching n-step", "value-matching forward-looking-flow"]
-)
-def test_estimates_come_in_the_order_of_the_transitions(make_parts: MakeParts, name: str):
-    """Whatever the parts, and whichever process has them: the same for each transition."""
-    parts = make_parts(*METHODS[name])
-    perturb(parts.model.network)
-    flow = parts.trainer.networks.flow_target
-    if flow is not None:  # it begins as zero
-        perturb(flow.requires_grad_(), scale=0.05)
-        flow.requires_grad_(False)
-    whole = rolled_out(parts, Share(TRAJECTORIES, 0, TRAJECTORIES))
-    expected = estimate(parts.trainer, whole)
-    assert (expected.flow is None) == (flow is None)
-    found = estimate(parts.trainer, whole, size=3)
-    assert_near(found.target, expected.target)
-    if flow is not None:
-        assert_near(found.flow, expected.flow)
-    share = Share.of(TRAJECTORIES, process=1, processes=2)
-    part, t = rolled_out(parts, share), whole.transitions
-    own = (t.trajectory >= share.start).nonzero()[:, 0]
-    assert_near(part.transitions.x, t.x[own])
-    assert_near(estimate(parts.trainer, part, size=1).target, expected.target[own])
-
-
-def assert_near(found: Tensor, wanted: Tensor) -> None:
-    """Row by row; a score differs by rounding over the least variance, so not value by value."""
-    assert found.shape == wanted.shape
-    assert wanted.flatten(1).norm(dim=1).min() > 0
-    assert ((found - wanted).flatten(1).norm(dim=1) < 2e-3 * wanted.flatten(1).norm(dim=1)).all()
-
-
-@pytest.mark.parametrize("name", ["adjoint-matching", "nabla-td"])
-def test_gradient_checkpointing_does_not_change_the_figures(make_parts: MakeParts, name: str):
-    plain = train(make_parts(*METHODS[name]).trainer, 2)
-    parts = make_parts(*METHODS[name], "training.gradient_checkpointing=true")
-    network: Any = parts.model.network
-    runs: list[bool] = []
-    network.down_blocks[0].resnets[0].register_forward_pre_hook(
-        lambda *_: runs.append(torch.is_grad_enabled())
-    )
-    assert_close(train(parts.trainer, 2), plain)
-    assert len(runs) > 10
-
-
-# --- memory ---------------------------------------------------------------------------------------
-
-
-def test_out_of_memory_halves_the_estimates_and_not_the_figures(
-    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    method = METHODS["adjoint-matching"]
-    direct = train(make_parts(*method, "training.estimate_batch=1").trainer, 2)
-
-    whole = Update.estimates
-
-    def limited(self: Update, path: Any, size: int) -> Any:
-        if size > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, path, size)
-
-    monkeypatch.setattr(Update, "estimates", limited)
-    trainer = make_parts(*method).trainer
-    assert train(trainer, 2) == direct
-    assert trainer.checkpoint().state["estimate_batch"] == 1
-    assert capsys.readouterr().err.count("training.estimate_batch is now") == 2, "4, 2, 1, once"
-
-
-@pytest.mark.parametrize(
-    ("given", "sizes"),
-    [
-        ([], [4]),
-        (["training.estimate_batch=3"], [3, 1]),
-        (["training.micro_batch=2"], [2, 2]),
-        (["training.micro_batch=1", "training.estimate_batch=9"], [4]),
-    ],
-)
-def test_the_settings_bound_how_many_trajectories_have_a_graph(
-    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, given: list[str], sizes: list[int]
-):
-    trainer = make_parts("method=terminal", *given).trainer
-    kind, seen = type(trainer.batches.core.estimator), []
-    find = kind.estimate
-
-    def watched(self: Any, path: Any, *rest: Any) -> Any:
-        seen.append(len(path))
-        return find(self, path, *rest)
-
-    monkeypatch.setattr(kind, "estimate", watched)
-    trainer.step()
-    assert seen == sizes
-
-
-def graphs() -> int:
-    """Tensors that hold a graph."""
-    gc.collect()
-    return sum(type(part) is Tensor and part.grad_fn is not None for part in gc.get_objects())
-
-
-@pytest.mark.parametrize("name", ["nabla-td", "value-matching forward-looking-flow"])
-def test_no_graph_is_held_when_the_losses_begin(make_parts: MakeParts, name: str):
-    trainer = make_parts(*METHODS[name]).trainer
-    before, during = graphs(), []
-    trainer.stepper.objective.register_forward_pre_hook(lambda *_: during.append(graphs()))
-    trainer.step()
-    assert len(during) == 1
-    assert during[0] <= before
-
-
 # --- precision and stops --------------------------------------------------------------------------
 
 
@@ -351,7 +192,7 @@ def test_under_bf16_the_reward_and_the_estimates_are_float32(
             images.register_hook(lambda gradient: seen.add((gradient.dtype, False)))
         return load("warmth")(images, prompts)
 
-    config = make_config(*METHODS[name], "training.precision=bf16")
+    config = make_config(*ESTIMATING[name], "training.precision=bf16")
     parts = prepare(config, config.output_dir, NamedReward("spy", spy))
     batches = watch(parts.trainer)
     train(parts.trainer, 2)

@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import pytest
 
+from nablaflow.methods import ValueMatching
+from nablaflow.settings import named_kinds
 from nablaflow.training.loop import Trainer
 from nablaflow.training.stepper import Record
+
+TRAJECTORIES = 4  # of one update of the settings of `tests.support.tiny_run`
+
+ESTIMATING = {
+    "adjoint-matching": ["method=adjoint-matching"],
+    "strided": ["method=adjoint-matching", "method.stride=3"],
+    "terminal": ["method=terminal"],
+    "nabla-td": ["method=nabla-td"],
+    "path-weighted-matching": ["method=path-weighted-matching"],
+    **{
+        f"value-matching {name}": ["method=value-matching", f"method.estimator={name}"]
+        for name in named_kinds(ValueMatching, "estimator") or {}
+    },
+}
+"""Settings of each method with an estimator of value gradients, by a name for them."""
 
 
 def figures(record: Record) -> Record:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, listed
+from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, importing, listed
 from nablaflow.errors import UserError
 
 Several = list[str] | None
@@ -92,8 +92,9 @@ def _race(
     *,
     overwrite: bool,
 ) -> list[Any]:
-    from nablaflow.comparison import ComparisonStudy, race
-    from nablaflow.progress import show
+    with importing():
+        from nablaflow.comparison import ComparisonStudy, race
+        from nablaflow.progress import show
 
     study = ComparisonStudy.named(names, rewards, out, held_out=held_out, **settings)
     with show() as progress:
@@ -109,8 +110,9 @@ def _finished(
     *,
     trusted: bool,
 ) -> list[Any]:
-    from nablaflow.comparison import compare_runs
-    from nablaflow.progress import show
+    with importing():
+        from nablaflow.comparison import compare_runs
+        from nablaflow.progress import show
 
     settings = [text for text in given if re.match(r"reward(\.\w+)*=", text)]
     runs = [Path(text) for text in given if text not in settings]

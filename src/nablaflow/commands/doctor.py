@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, KeyValues, TrustRun, guarded
+from nablaflow.commands.shared import AsJson, Debug, KeyValues, TrustRun, guarded, importing
 
 
 def doctor(
@@ -31,12 +31,14 @@ def doctor(
         from rich.console import Console
 
         if Path(model).suffix in (".yaml", ".yml"):
-            from nablaflow.runs.doctor_recipe import plan_of_recipe, plan_table
+            with importing():
+                from nablaflow.runs.doctor_recipe import plan_of_recipe, plan_table
 
             found = plan_of_recipe(Path(model), settings or [], trusted=trust_run)
             shown = plan_table
         else:
-            from nablaflow.runs.doctor import examine, refuse_settings, table
+            with importing():
+                from nablaflow.runs.doctor import examine, refuse_settings, table
 
             refuse_settings(settings or [])
             found, shown = examine(model), table

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, listed
+from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, importing, listed
 
 
 class Checkpoints(str, Enum):
@@ -54,10 +54,11 @@ def evaluate(
     """Measure a run again: reward, diversity, prior, distance to the tilt, over its checkpoints."""
 
     def work() -> None:
-        from rich.console import Console
+        with importing():
+            from rich.console import Console
 
-        from nablaflow.report import protocol_table, rich_table
-        from nablaflow.runs.evaluate import evaluate_run, given_prompts, write_curves
+            from nablaflow.report import protocol_table, rich_table
+            from nablaflow.runs.evaluate import evaluate_run, given_prompts, write_curves
 
         summary = evaluate_run(
             folder,

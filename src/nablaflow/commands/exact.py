@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, guarded, listed
+from nablaflow.commands.shared import AsJson, Debug, guarded, importing, listed
 
 
 def exact(
@@ -70,12 +70,13 @@ def exact(
     """
 
     def work() -> None:
-        from rich.console import Console
+        with importing():
+            from rich.console import Console
 
-        from nablaflow.exact.pool import plan
-        from nablaflow.exact.study import LabStudy
-        from nablaflow.report.exact_plot import write_plots
-        from nablaflow.report.exact_table import exact_table
+            from nablaflow.exact.pool import plan
+            from nablaflow.exact.study import LabStudy
+            from nablaflow.report.exact_plot import write_plots
+            from nablaflow.report.exact_table import exact_table
 
         numbers = {"seeds": seeds, "updates": updates, "batch": batch, "n": n, "steps": steps}
         names = {"process": process, "sampler": sampler, "variance": variance}

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded
+from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, importing
 
 
 def export(
@@ -41,7 +41,8 @@ def export(
     """Write a run's policy in a format that other programs read, with a model card."""
 
     def work() -> None:
-        from nablaflow.runs.export import export_run
+        with importing():
+            from nablaflow.runs.export import export_run
 
         given = {"dtype": dtype, "checkpoint": checkpoint, "overwrite": overwrite}
         exported = export_run(run, form, out, **given, trusted=trust_run)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded
+from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, importing
 
 
 def gallery(
@@ -33,7 +33,8 @@ def gallery(
     """
 
     def work() -> None:
-        from nablaflow.runs.gallery import STRENGTHS, write_gallery
+        with importing():
+            from nablaflow.runs.gallery import STRENGTHS, write_gallery
 
         strengths = STRENGTHS if strength is None else tuple(dict.fromkeys(strength))
         written = write_gallery(

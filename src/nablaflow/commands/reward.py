@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from nablaflow.commands.named_help import naming
-from nablaflow.commands.shared import AsJson, Debug, guarded
+from nablaflow.commands.shared import AsJson, Debug, guarded, importing
 from nablaflow.errors import UserError
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
@@ -42,12 +42,13 @@ def fit(
     """Fit a reward to ratings or pairs; write it, its card and a picture of its calibration."""
 
     def work() -> None:
-        from rich.console import Console
+        with importing():
+            from rich.console import Console
 
-        from nablaflow.devices import find_device
-        from nablaflow.fitting import HeadSettings, check_out, fit_folder, save
-        from nablaflow.progress import show
-        from nablaflow.report.fit_plot import fit_table, write_fit_plot
+            from nablaflow.devices import find_device
+            from nablaflow.fitting import HeadSettings, check_out, fit_folder, save
+            from nablaflow.progress import show
+            from nablaflow.report.fit_plot import fit_table, write_fit_plot
 
         check_out(out, overwrite=overwrite)
         place = find_device(device, "--device")
@@ -88,12 +89,13 @@ def score(
     """Score a folder of images, best first."""
 
     def work() -> None:
-        from rich.console import Console
+        with importing():
+            from rich.console import Console
 
-        from nablaflow.devices import find_device
-        from nablaflow.fitting import score_folder
-        from nablaflow.progress import show
-        from nablaflow.report.fit_plot import score_table
+            from nablaflow.devices import find_device
+            from nablaflow.fitting import score_folder
+            from nablaflow.progress import show
+            from nablaflow.report.fit_plot import score_table
 
         place, found = find_device(device, "--device"), _reward(reward, weights)
         with show() as progress:
@@ -112,8 +114,9 @@ def score(
 
 def _reward(spec: str, weights: str | None) -> Any:
     """The reward of a spec; with ``weights``, which are a setting, it must be one alone."""
-    from nablaflow.rewards import load
-    from nablaflow.rewards.combine import parse
+    with importing():
+        from nablaflow.rewards import load
+        from nablaflow.rewards.combine import parse
 
     if weights is None:
         return load(spec)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded
+from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, importing
 
 
 def sample(
@@ -46,7 +46,8 @@ def sample(
     """Sample images from a run's policy, or from a model as it is."""
 
     def work() -> None:
-        from nablaflow.runs.sample import sample_to_folder
+        with importing():
+            from nablaflow.runs.sample import sample_to_folder
 
         given = {"sampler": sampler, "height": height, "width": width}
         own = {"checkpoint": checkpoint, "strength": strength}

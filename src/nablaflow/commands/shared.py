@@ -1,11 +1,13 @@
-"""What every command has: its options, and how a mistake ends it."""
+"""What every command has: its options, how it imports, and how a mistake ends it."""
 
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, NoReturn
 
 import typer
@@ -31,6 +33,24 @@ def listed(given: Sequence[str] | None) -> list[str]:
     """The names of an option that may come again and may hold several with commas."""
     parts = (part.strip() for text in given or () for part in text.split(","))
     return [part for part in parts if part]
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around a command's imports: no search for garbage while modules are made, nor in them later.
+
+    What the libraries make lives as long as the process. Half a million objects are looked through
+    again and again while they are imported, and once more by each later search that is thorough.
+    """
+    collects, before = gc.isenabled(), len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > before:
+            gc.freeze()
+        if collects:
+            gc.enable()
 
 
 def guarded(work: Callable[[], None], debug: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, KeyValues, TrustRun, guarded
+from nablaflow.commands.shared import AsJson, Debug, KeyValues, TrustRun, guarded, importing
 
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the run in output_dir")]
@@ -30,7 +30,8 @@ def demo(
     """Align an embedded model with a reward and write a run folder."""
 
     def work() -> None:
-        from nablaflow.config.defaults import demo_settings
+        with importing():
+            from nablaflow.config.defaults import demo_settings
 
         defaults = demo_settings(reward, model)
         _run(None, defaults, settings or [], resume=resume, overwrite=overwrite, as_json=as_json)
@@ -54,12 +55,13 @@ def train(
 
 def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **flags: Any) -> None:
     """Load a configuration, carry it out, print the table or the JSON."""
-    from rich.console import Console
+    with importing():
+        from rich.console import Console
 
-    from nablaflow.config.overrides import load_config
-    from nablaflow.report import rich_table
-    from nablaflow.runs.align import run
-    from nablaflow.runs.trust import check_recipe, methods_of_recipe
+        from nablaflow.config.overrides import load_config
+        from nablaflow.report import rich_table
+        from nablaflow.runs.align import run
+        from nablaflow.runs.trust import check_recipe, methods_of_recipe
 
     as_json = flags.pop("as_json")
     console = Console(stderr=as_json)

@@ -19,7 +19,7 @@ from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.trust import check_trusted, methods_of, parts_of_run
-from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import list_checkpoints, read_manifest
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.storage.whole import steady, whole_checkpoints
 
@@ -92,6 +92,7 @@ def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:
 
     for name, value in (
         ("model", lambda config: config.model),
+        ("model_lora", lambda config: (config.model_lora_hash, config.model_lora_scale)),
         ("prompts", lambda config: load_prompts(config.prompts, Path(), config.seed)),
         ("reward", lambda config: config.reward),
         ("sampler", lambda config: config.sampler),
@@ -155,8 +156,8 @@ def _points(
     told = progress.start(f"measure {label}"[:40], len(found) * parts.config.evaluation.n)
     points = []
     for path in found:
-        checkpoint = load_checkpoint(path)
+        manifest = read_manifest(path)
         load_policy_state(parts.model.network, path, parts.config.model)
         figures = gauge.measure_policy(parts.model, parts.config, told)
-        points.append({"update": checkpoint.update, "seconds": checkpoint.seconds, **figures})
+        points.append({"update": manifest["update"], "seconds": manifest["seconds"], **figures})
     return points

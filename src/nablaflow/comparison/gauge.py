@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,7 +104,15 @@ class Gauge:
             return self
         with model.reference():
             states = self._states(model, settings, SECOND, lambda done: None)
-            second = self._sampled(model, states, settings.batch, plan.looks(), lambda done: None)
+            second = measure_states(
+                model,
+                None,  # no metric wants the rewards of these
+                states,
+                self.prompts,
+                batch=settings.batch,
+                on_progress=lambda done: None,
+                looks=plan.looks(),
+            )
         return replace(self, plan=plan, second=second)
 
     def measure(
@@ -114,21 +122,7 @@ class Gauge:
         looks: dict[str, ImageLook] = {} if self.plan is None else dict(self.plan.looks())
         if self.held_out is not None:
             looks["held_out"] = self.held_out
-        found = self._sampled(model, states, batch, looks, on_progress)
-        column = self.column(ScoredSamples(found.samples, found.rows.get("held_out")))
-        if self.plan is None or self.second is None:
-            return column
-        return add_figures(column, self.plan.measure(found, self.second, 0, lambda done: None))
-
-    def _sampled(
-        self,
-        model: PipelineModel,
-        states: Latents,
-        batch: int,
-        looks: Mapping[str, ImageLook],
-        on_progress: Callable[[int], None],
-    ) -> Sampled:
-        return measure_states(
+        found = measure_states(
             model,
             self.reward,
             states,
@@ -137,6 +131,10 @@ class Gauge:
             on_progress=on_progress,
             looks=looks,
         )
+        column = self.column(ScoredSamples(found.samples, found.rows.get("held_out")))
+        if self.plan is None or self.second is None:
+            return column
+        return add_figures(column, self.plan.measure(found, self.second, 0, lambda done: None))
 
     def _states(
         self,

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from nablaflow.addresses import masked
+from nablaflow.config.aliases import ALIASES
 from nablaflow.config.recipe import (
     Config,
     FindMethod,
@@ -340,9 +341,11 @@ def _assign(old: Any, path: tuple[str, ...], depth: int, value: Any) -> Any:
     if depth == len(path):
         return value
     if old is not None and not isinstance(old, Mapping):
+        group = ".".join(path[:depth])
+        meant = ALIASES.get(path[-1])
+        remedy = f"did you mean {meant}?" if meant else f"set {group} as a whole"
         raise UserError(
-            f"{'.'.join(path)}: {'.'.join(path[:depth])} is {old!r} and has no keys of its own; "
-            f"set {'.'.join(path[:depth])} as a whole"
+            f"{'.'.join(path)}: {group} is {old!r} and has no keys of its own; {remedy}"
         )
     inner = dict(old or {})
     return {**inner, path[depth]: _assign(inner.get(path[depth]), path, depth + 1, value)}

@@ -41,6 +41,7 @@ from nablaflow.settings import Kinds, Settings, dotted, explain, group_of, named
 
 # Settings whose text is a path; a list of prompts is none.
 PATHS = {("model",), ("output_dir",), ("prompts",), ("evaluation", "prompts"), ("guard", "prompts")}
+PATHS |= {("model_lora",), ("adapter", "start")}
 # Validation is strict, but YAML has text for paths.
 AnyPath = Annotated[Path, Field(strict=False)]
 
@@ -57,6 +58,20 @@ class Config(Settings):
         default=None,
         description="of the weights of a pipeline that was handed over in Python, which are "
         "checked when the run is resumed or measured; null: they are not",
+    )
+    model_lora: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a LoRA that is fused into the model first, so that the two are the reference, "
+        "which the KL and the tilt are of: a .safetensors file as diffusers or kohya's scripts "
+        "save it, or a folder with one; null: none",
+    )
+    model_lora_scale: float = Field(
+        default=1.0, description="strength at which model_lora is fused; 1 is as it was trained"
+    )
+    model_lora_hash: str | None = Field(
+        default=None,
+        description="SHA-256 of that file, which a run records, so that another one is noticed",
     )
     reward: RewardSpec = Field(
         description="name of a reward, path/to/file.py:function (after trl: with TRL's signature), "
@@ -96,6 +111,12 @@ class Config(Settings):
         description="watches for reward hacking during training; without one of its settings it "
         "only warns; null is none",
     )
+
+    @model_validator(mode="after")
+    def _scale_is_of_a_lora(self) -> Config:
+        if self.model_lora is None and self.model_lora_scale != 1.0:
+            raise ValueError("model_lora_scale: there is no model_lora to scale; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _only_ddim_has_eta(self) -> Config:

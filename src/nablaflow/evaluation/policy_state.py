@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import load_trainable_state
-from nablaflow.storage.checkpoint import load_policy
+from nablaflow.storage.checkpoint import load_checkpoint, load_policy
 
 
 def load_policy_state(network: torch.nn.Module, folder: Path, model: str) -> None:
@@ -37,3 +39,36 @@ def put_policy(
         load_trainable_state(network, state)
     except ValueError as error:
         raise UserError(f"{folder}: {error}; is {model} the run's own?") from error
+
+
+@dataclass(frozen=True)
+class LastPolicy:
+    """What a measurement needs of a run's last checkpoint, which is read once.
+
+    Attributes:
+        folder: of the checkpoint.
+        policy: its parameters.
+        reward: what a reward that remembers has in it.
+        guard: what the guard has in it; None without one.
+    """
+
+    folder: Path
+    update: int
+    policy: dict[str, Tensor]
+    reward: dict[str, Any]
+    guard: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, folder: Path) -> LastPolicy:
+        """The optimizer's part, which is read to know that it is whole, is not kept.
+
+        Raises:
+            DamagedCheckpoint: a file is damaged.
+        """
+        found = load_checkpoint(folder)
+        state, policy = found.state, found.tensors["policy"]
+        return cls(folder, found.update, policy, state.get("reward", {}), state.get("guard"))
+
+    def put(self, network: torch.nn.Module, model: str) -> None:
+        """Put it into a network, as `put_policy`."""
+        put_policy(network, self.policy, self.folder, model)

@@ -21,12 +21,12 @@ from nablaflow.evaluation.measure import (
     sample_and_measure,
 )
 from nablaflow.evaluation.plan import EvaluationPlan
-from nablaflow.evaluation.policy_state import load_policy_state
+from nablaflow.evaluation.policy_state import LastPolicy, load_policy_state
 from nablaflow.evaluation.sampled import Sampled
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward, recall
-from nablaflow.storage.checkpoint import load_checkpoint, read_manifest
+from nablaflow.storage.checkpoint import read_manifest
 
 REFERENCE, GUARD_BEST = "reference", "guard-best"
 
@@ -75,17 +75,19 @@ class Protocol:
 def carry_out(
     subject: Subject,
     plan: EvaluationPlan,
-    checkpoints: Sequence[Path],
+    last: LastPolicy,
+    before: Sequence[Path],
     progress: StartProgress,
     best: Path | None = None,
 ) -> tuple[Evaluation, Protocol]:
-    """Sample and measure the reference and every checkpoint; the last one is the policy.
+    """Sample and measure the reference, checkpoints and the policy, which is the last one's.
 
     The reward scores the images of each model once, and not the second set of the reference's,
     of which no metric wants the rewards.
 
     Args:
-        checkpoints: oldest first, one at least.
+        last: the policy.
+        before: older checkpoints, oldest first.
         best: checkpoint of the guard's best policy, where that is another than the last.
 
     Returns:
@@ -95,13 +97,12 @@ def carry_out(
         UserError: a checkpoint is damaged.
     """
     config, seed = subject.config, subject.config.evaluation.seed
-    _load(subject, checkpoints[-1])
+    last.put(subject.model.network, config.model)
     # One reward for all rows: one that remembers is the last's, whose scores the summary has.
-    recall(subject.reward, load_checkpoint(checkpoints[-1]).state.get("reward", {}))
+    recall(subject.reward, last.reward)
     evaluation = evaluate(subject, progress, plan.looks())
     second = evaluation.second or _second(subject, plan, progress)
-    policy = _Model("policy", _update(checkpoints[-1]), checkpoints[-1])
-    models = [*_between(checkpoints[:-1], best), policy]
+    models = [*_between(before, best), _Model("policy", last.update, last.folder)]
     rows = list(_rows(subject, plan, evaluation, second, models, progress))
     return evaluation, Protocol(plan, rows, len(subject.prompts), config.evaluation.n, seed)
 
@@ -150,17 +151,13 @@ def _between(kept: Sequence[Path], best: Path | None) -> list[_Model]:
 def _of_checkpoint(
     subject: Subject, plan: EvaluationPlan, progress: StartProgress, model: _Model
 ) -> Sampled:
-    _load(subject, model.folder)
+    load_policy_state(subject.model.network, model.folder, subject.config.model)
     return _sampled(subject, plan, progress, model.name, reward=subject.reward)
 
 
 def _second(subject: Subject, plan: EvaluationPlan, progress: StartProgress) -> Sampled:
     with subject.model.reference():
         return _sampled(subject, plan, progress, "reference again", reward=None, purpose=SECOND)
-
-
-def _load(subject: Subject, folder: Path) -> None:
-    load_policy_state(subject.model.network, folder, subject.config.model)
 
 
 def _sampled(

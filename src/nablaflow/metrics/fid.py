@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from math import hypot
 
-from jaxtyping import Float
 from torch import Tensor
 
 from nablaflow.errors import UserError
@@ -20,23 +19,18 @@ from nablaflow.metrics.bootstrap import (
 )
 from nablaflow.metrics.contract import View, double, require_finite
 from nablaflow.metrics.estimate import Estimate
-from nablaflow.metrics.frechet import Moments, frechet_between_gaussians
-from nablaflow.metrics.frechet_influence import frechet_influence
+from nablaflow.metrics.frechet_influence import frechet_influences
 
 LEAST = 2
 """Images of a prompt."""
 
 
-def sample_moments(points: Float[Tensor, "sample feature"]) -> Moments:
-    """The mean (d,) and the unbiased covariance (d, d) of (n, d) float64 rows."""
-    return Moments(points.mean(0), points.T.cov())
-
-
 def measure_frechet(own: View, reference: View, resampling: Resampling) -> Estimate:
     """Of all prompts together, with its interval to first order.
 
-    The standard error is that of the mean over images of `frechet_influence`, of both samples, each
-    image drawn within its prompt; nothing is drawn, and of ``resampling`` only the level is used.
+    The standard error is that of the mean over images of `frechet_influences`, of both samples,
+    each image drawn within its prompt; nothing is drawn, and of ``resampling`` only the level is
+    used.
     The interval is of the printed figure: the figure's own bias, of order 1/n, stays in it.
 
     Args:
@@ -51,15 +45,13 @@ def measure_frechet(own: View, reference: View, resampling: Resampling) -> Estim
     for view in (own, reference):
         require_images("Fréchet distance", view.prompt_index, LEAST)
     require_finite("Fréchet distance", own, reference)
-    x, y = _centred(own.rows, reference.rows)
-    first, second = sample_moments(x), sample_moments(y)
+    found = frechet_influences(*_centred(own.rows, reference.rows))
     error = hypot(
-        error_of_mean(frechet_influence(x, first, second), own.prompt_index),
-        error_of_mean(frechet_influence(y, second, first), reference.prompt_index),
+        error_of_mean(found.first, own.prompt_index),
+        error_of_mean(found.second, reference.prompt_index),
     )
-    value = frechet_between_gaussians(first, second).item()
     bounds = (0.0, float("inf"))
-    return measured_with_error(value, error, resampling.level, n=len(own), bounds=bounds)
+    return measured_with_error(found.distance, error, resampling.level, n=len(own), bounds=bounds)
 
 
 def _require_full_rank(own: View, reference: View) -> None:

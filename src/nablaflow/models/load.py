@@ -14,6 +14,7 @@ from nablaflow.models.ddpm import UnconditionalDDPM
 from nablaflow.models.flux import Flux
 from nablaflow.models.flux2_klein import Flux2Klein
 from nablaflow.models.folder import all_safetensors, check_no_lora_inside, find_variant, read_index
+from nablaflow.models.fused import WithLora, fuse
 from nablaflow.models.live import LIVE, LivePipeline
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.qwen_image import QwenImage
@@ -82,6 +83,8 @@ def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any
     Raises:
         UserError: it is missing, truncated, or not of a supported family.
     """
+    if isinstance(model, WithLora):
+        return _fused(model, dtype)
     if isinstance(model, LivePipeline):
         return model.borrow(dtype)
     if model.startswith(LIVE):
@@ -107,6 +110,13 @@ def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any
     # None: where there are both kinds of files, diffusers still takes safetensors.
     safe = True if all_safetensors(path, parts) else None
     return _load(str(path), dtype, parts, use_safetensors=safe, variant=variant)
+
+
+def _fused(source: WithLora, dtype: torch.dtype) -> Any:
+    base = source.model
+    # What is fused is written into the weights: not into those of a pipeline that the user holds.
+    own = base.copy(dtype) if isinstance(base, LivePipeline) else load_pipeline(base, dtype)
+    return fuse(own, source.file, source.scale)
 
 
 def _config(model: str) -> dict[str, Any]:

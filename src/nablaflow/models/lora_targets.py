@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,22 @@ def _plain_layers(network: nn.Module) -> dict[str, nn.Module]:
 def _ending(target: str) -> Any:
     """Whether a layer's path is, or ends with, a name: as peft looks for its targets."""
     return lambda name: name == target or name.endswith(f".{target}")
+
+
+def exact_targets(network: nn.Module, layers: Collection[str]) -> list[str]:
+    """The shortest names that mean these layers and no others, by the end of their paths."""
+    known, wanted = _plain_layers(network), set(layers)
+    return sorted({_shortest(path, known, wanted) for path in wanted})
+
+
+def _shortest(path: str, known: Collection[str], wanted: set[str]) -> str:
+    parts = path.split(".")
+    for count in range(1, len(parts)):
+        name = ".".join(parts[-count:])
+        # A number alone, as of to_out.0, says nothing to who reads it.
+        if not name.isdecimal() and wanted.issuperset(filter(_ending(name), known)):
+            return name
+    return path
 
 
 @dataclass(frozen=True)

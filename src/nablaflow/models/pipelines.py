@@ -20,6 +20,7 @@ from nablaflow.models.attention import fused_attention, use_plain_attention
 from nablaflow.models.conditioning import check_network
 from nablaflow.models.contract import DiffusionModel
 from nablaflow.models.kohya import Layout
+from nablaflow.models.lora_start import begin_at, read_start, targets_of
 from nablaflow.models.lora_targets import automatic_targets
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.typing import Images, Latents
@@ -160,10 +161,17 @@ class PipelineModel(DiffusionModel):
     def _make_adapter(self, network: Any, settings: AdapterSettings) -> Adapter:
         if settings.kind == "full":
             return FullAdapter(network)
-        targets = self.lora_targets(network) if settings.targets == "auto" else settings.targets
+        start = read_start(self.pipeline, self.denoiser, settings)
+        if start is not None:
+            targets = targets_of(start, network, settings.targets)
+        else:
+            targets = self.lora_targets(network) if settings.targets == "auto" else settings.targets
         alpha = float(settings.rank) if settings.alpha is None else settings.alpha
         kind = {"rslora": settings.rslora, "dora": settings.dora}
-        return LoraAdapter(network, settings.rank, alpha, targets, **kind)
+        adapter = LoraAdapter(network, settings.rank, alpha, targets, **kind)
+        if start is not None:
+            begin_at(adapter, start)
+        return adapter
 
     def allow_second_derivatives(self) -> None:
         use_plain_attention(self.network)

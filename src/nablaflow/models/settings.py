@@ -95,6 +95,17 @@ class AdapterSettings(Settings):
         description="layers that get a LoRA, by the end of their names; auto: the projections "
         "of attention, and the residual blocks' convolutions where those hold under a quarter",
     )
+    start: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a LoRA that the policy begins at, while the reference is still the base "
+        "model: a .safetensors file as diffusers or kohya's scripts save it, or a folder with one, "
+        "such as a run's lora; null: it begins at the reference",
+    )
+    start_hash: str | None = Field(
+        default=None,
+        description="SHA-256 of that file, which a run records, so that another one is noticed",
+    )
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="decay per update of a saved average of the policy"
     )
@@ -104,6 +115,10 @@ class AdapterSettings(Settings):
         for name in ("rslora", "dora"):
             if self.kind == "full" and getattr(self, name):
                 raise ValueError(f"adapter.{name}: every weight trains; leave it out, or kind=lora")
+        if self.kind == "full" and self.start is not None:
+            raise ValueError(
+                "adapter.start: every weight trains, and no LoRA; leave it out, or kind=lora"
+            )
         return self
 
     @field_validator("targets", mode="before")

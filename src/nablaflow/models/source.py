@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from nablaflow import nano
+from nablaflow.models.fused import WithLora
 from nablaflow.models.live import LivePipeline
 
-ModelSource = str | LivePipeline
-"""A folder or a hub id; or a pipeline that the user holds."""
+ModelSource = str | LivePipeline | WithLora
+"""A folder or a hub id; or a pipeline that the user holds; or one of them and a LoRA."""
 
 
 def model_source(model: str) -> str:

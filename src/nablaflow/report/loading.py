@@ -18,6 +18,7 @@ class Saved:
         as_lora: which of the two.
         pipeline: name of the pipeline's class in diffusers.
         model: folder or hub id of the reference, which a LoRA is loaded onto.
+        fused: a LoRA that belongs to the reference, and its scale.
         call: arguments by which the pipeline samples as the policy was trained to.
     """
 
@@ -26,6 +27,7 @@ class Saved:
     pipeline: str
     model: str
     call: Mapping[str, Any]
+    fused: tuple[str, float] | None = None
 
     def code(self) -> str:
         """Lines that load it and make an image."""
@@ -33,6 +35,7 @@ class Saved:
         if self.as_lora:
             loaded = [
                 f"pipeline = {self.pipeline}.from_pretrained({self.model!r})",
+                *fusing(self.fused),
                 f"pipeline.load_lora_weights({str(self.folder)!r})",
             ]
         else:
@@ -42,6 +45,18 @@ class Saved:
             f"image = pipeline({given}).images[0]",
         )
         return "\n".join([first, *loaded, last])
+
+
+def fusing(lora: tuple[str, float] | None) -> list[str]:
+    """Lines that fuse a LoRA into the pipeline, so that another is loaded on top of it."""
+    if lora is None:
+        return []
+    file, scale = lora
+    return [
+        f"pipeline.load_lora_weights({file!r})  # belongs to the reference",
+        f"pipeline.fuse_lora(lora_scale={scale!r})",
+        "pipeline.unload_lora_weights()",
+    ]
 
 
 def loading_section(saved: Saved | None) -> str:

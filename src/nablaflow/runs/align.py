@@ -18,6 +18,7 @@ from nablaflow.progress import Progress, Work, show
 from nablaflow.report.words import warnings
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
+from nablaflow.runs.begun_with import with_checksums
 from nablaflow.runs.callback import Callback, OnUpdate
 from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import finish
@@ -71,11 +72,12 @@ def run(
     folder, callback = config.output_dir, Callback(on_update)
     if pipeline is not None:
         config = of_live(config, pipeline)
+    found = list_checkpoints(folder) if resume else []
     if resume:
         config = as_chosen(config)
+    config = with_checksums(config, begun=bool(found))
     check_run(config, resume=resume, overwrite=overwrite)
     with fresh_accelerator():
-        found = list_checkpoints(folder) if resume else []
         checkpoint = found[-1] if found else None
         parts = _prepare(config, folder, reward, pipeline, checkpoint, console)
         if not resume:

@@ -79,6 +79,10 @@ def as_chosen(config: Config) -> Config:
         return config  # the caller says so
     if config.model_hash is None:  # by name now: still the pipeline that the run was begun with
         config = config.model_copy(update={"model_hash": saved.model_hash})
+    if config.model_lora is not None and config.model_lora_hash is None:
+        config = config.model_copy(update={"model_lora_hash": saved.model_lora_hash})
+    if config.adapter.start is not None and config.adapter.start_hash is None:
+        config = _replaced(config, "adapter", start_hash=saved.adapter.start_hash)
     if config.adapter.targets == "auto":
         config = _replaced(config, "adapter", targets=saved.adapter.targets)
     if config.flow and saved.flow and config.flow.channels == "auto":

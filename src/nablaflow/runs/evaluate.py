@@ -16,7 +16,7 @@ from nablaflow.errors import UserError
 from nablaflow.evaluation.fit import policy_fit
 from nablaflow.evaluation.measure import Subject
 from nablaflow.evaluation.plan import EvaluationPlan
-from nablaflow.evaluation.policy_state import load_policy_state
+from nablaflow.evaluation.policy_state import LastPolicy
 from nablaflow.evaluation.protocol import carry_out
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline
@@ -33,7 +33,7 @@ from nablaflow.runs.setup import prepare
 from nablaflow.runs.trust import check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import guards_best
 from nablaflow.storage.run_folder import CURVES
-from nablaflow.storage.whole import steady, whole_checkpoints
+from nablaflow.storage.whole import last_whole, steady, whole_before
 
 
 def evaluate_run(
@@ -91,18 +91,19 @@ def evaluate_run(
         own -= {"model"}
     check_trusted(config, folder, own, trusted=trusted)
     with steady(folder) as place, fresh_accelerator():
-        found = whole_checkpoints(place)
-        parts = prepare(config, folder, reward, found[-1], pipeline=pipeline)
+        last = last_whole(place, LastPolicy.read)
+        before = [] if only_last else whole_before(place, last.folder)
+        parts = prepare(config, folder, reward, last.folder, pipeline=pipeline)
         n = config.evaluation.n
         main = parts.accelerator.is_main_process
         parts.tell(parts.notes)
         plan = EvaluationPlan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
         with show(console) if main else Progress() as progress:
-            kept = found[-1:] if only_last else found
-            best = None if only_last else guards_best(place, found[-1])
-            evaluation, protocol = carry_out(parts.subject, plan, kept, progress.start, best)
+            best = None if only_last else guards_best(place, last.guard, last.policy)
+            started = progress.start
+            evaluation, protocol = carry_out(parts.subject, plan, last, before, started, best)
             own_reward = "reward" in own or (reward is not None and reward_is(config, reward))
-            fit = fit_of_run(parts.subject, found[-1]) if own_reward else None
+            fit = fit_of_run(parts.subject, last) if own_reward else None
         parts.accelerator.end_training()
     if not main:
         return {}
@@ -114,11 +115,11 @@ def reward_is(config: Config, reward: NamedReward) -> bool:
     return config.reward == f"{CALLABLE}{reward.name}"
 
 
-def fit_of_run(subject: Subject, last: Path) -> dict[str, Any] | None:
+def fit_of_run(subject: Subject, last: LastPolicy) -> dict[str, Any] | None:
     """How much of its own target the last policy follows; None where the method states none."""
     config = subject.config
     assert isinstance(config.method, Method)
-    load_policy_state(subject.model.network, last, config.model)
+    last.put(subject.model.network, config.model)
     fit = policy_fit(
         subject.model,
         subject.reward,

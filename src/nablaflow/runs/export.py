@@ -17,14 +17,15 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError, nearest, show
 from nablaflow.hub import is_local
 from nablaflow.methods import Method
-from nablaflow.models import LivePipeline
+from nablaflow.models import LivePipeline, ModelSource
 from nablaflow.models.export import LORA_FILE
 from nablaflow.models.formats import DTYPES, FORMATS, KOHYA_FILE, write_policy
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.report.card import Card, card_text
+from nablaflow.report.loading import fusing
 from nablaflow.report.privacy import without_folders_in
 from nablaflow.runs.policy import LAST, REFERENCE, load_policy
-from nablaflow.runs.pretrained import source_of
+from nablaflow.runs.pretrained import fused_lora, source_of
 from nablaflow.storage import checksums
 from nablaflow.storage.files import (
     PARTIAL,
@@ -94,11 +95,12 @@ def export_run(
     given = {"trusted": trusted, "pipeline": pipeline, "method": method}
     model, config, folder = load_policy(run, ("model",), checkpoint=checkpoint, **given)
     update = int(folder.name.partition("-")[2])
+    source = source_of(config, pipeline)
     with _beside(final) as partial:
-        write_policy(model, source_of(config, pipeline), partial, form, DTYPES[dtype])
+        write_policy(model, source, partial, form, DTYPES[dtype])
         for path in sorted(partial.rglob("*.safetensors")):
             put_in_order(path)
-        card = _card(run, config, model, update, form, dtype)
+        card = _card(run, config, model, source, update, form, dtype)
         write_whole(partial / CARD, _text(card, run))
         files = _checksums(partial)
         exported = Exported(final, form, dtype, update, files)
@@ -179,15 +181,22 @@ def _beside(final: Path) -> Iterator[Path]:
 
 
 def _card(
-    run: Path, config: Config, model: PipelineModel, update: int, form: str, dtype: str
+    run: Path,
+    config: Config,
+    model: PipelineModel,
+    source: ModelSource,
+    update: int,
+    form: str,
+    dtype: str,
 ) -> Card:
     plain = without_folders_in(plain_config(config))
     base = plain["model"]
     hub_id = None if base == "nano" or is_local(config.model) else config.model
-    kind = type(model.pipeline).__name__
+    kind, lora = type(model.pipeline).__name__, fused_lora(source)
     facts = {
         "base model": base,
         "pipeline": kind,
+        **_fused_told(lora),
         "reward": _shown(plain["reward"]),
         "method": plain["method"]["name"],
         "beta": f"{config.method.beta:g}" if isinstance(config.method.beta, float) else "none",
@@ -197,7 +206,6 @@ def _card(
         "updates": str(update),
         "weights": dtype,
     }
-    place = f"{kind}.from_pretrained({base!r})" if form != "merged" else ""
     return Card(
         "the embedded model nano" if base == "nano" else base,
         hub_id,
@@ -205,7 +213,7 @@ def _card(
         kind,
         facts,
         _summary_of(run, update),
-        _LOADING[form].format(kind=kind, place=place),
+        _loading(form, kind, base, lora),
     )
 
 
@@ -214,14 +222,27 @@ _CONTENT = {
     "kohya": f"A LoRA by kohya's names, `{KOHYA_FILE}`, for ComfyUI and A1111.",
     "merged": "A whole pipeline in diffusers format; nothing has to be loaded beside it.",
 }
-_LOADING = {
-    "diffusers": "```python\nfrom diffusers import {kind}\n\npipeline = {place}\n"
-    'pipeline.load_lora_weights("this/folder")\n```',
-    "kohya": f"Put `{KOHYA_FILE}` into the folder of LoRAs (ComfyUI: `models/loras`; A1111: "
-    "`models/Lora`), and load it at strength 1 on the base model.",
-    "merged": "```python\nfrom diffusers import {kind}\n\n"
-    'pipeline = {kind}.from_pretrained("this/folder")\n```',
-}
+
+
+def _fused_told(lora: tuple[str, float] | None) -> dict[str, str]:
+    return {} if lora is None else {"fused into the base model": f"{lora[0]} at {lora[1]:g}"}
+
+
+def _loading(form: str, kind: str, base: str, lora: tuple[str, float] | None) -> str:
+    """How what was written is loaded, and what has to be loaded besides."""
+    if form == "kohya":
+        first = "" if lora is None else f" beside {lora[0]} at strength {lora[1]:g}"
+        return (
+            f"Put `{KOHYA_FILE}` into the folder of LoRAs (ComfyUI: `models/loras`; A1111: "
+            f"`models/Lora`), and load it at strength 1 on the base model{first}."
+        )
+    lines = [f"from diffusers import {kind}", ""]
+    if form == "merged":
+        lines += [f'pipeline = {kind}.from_pretrained("this/folder")']
+    else:
+        lines += [f"pipeline = {kind}.from_pretrained({base!r})", *fusing(lora)]
+        lines += ['pipeline.load_lora_weights("this/folder")']
+    return "\n".join(["```python", *lines, "```"])
 
 
 def _shown(spec: Any) -> str:

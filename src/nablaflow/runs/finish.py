@@ -17,6 +17,7 @@ from nablaflow.progress import Progress
 from nablaflow.report import About, Saved, before_after, write_report
 from nablaflow.report.pictures import save_picture
 from nablaflow.report.privacy import without_folders, without_folders_in
+from nablaflow.runs.pretrained import fused_lora
 from nablaflow.runs.run import LORA, Run
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import best_folder
@@ -86,6 +87,7 @@ def _write_pictures(
             pipeline=type(parts.model.pipeline).__name__,
             model=without_folders(model_source(config.model)),
             call=parts.model.stock_call(evaluation.prompts[0]),
+            fused=fused_lora(parts.source),
         ),
         about=_about(parts),
     )

@@ -61,6 +61,14 @@ FREE = {
 }
 
 
+MARKED = {
+    "model": "model_hash",
+    "model_lora": "model_lora_hash",
+    "adapter.start": "adapter.start_hash",
+}
+"""What may have another name if it is the same by its checksum."""
+
+
 def check_run(config: Config, *, resume: bool, overwrite: bool) -> None:
     """Find out, before any work, whether the run's folder may be used; writes nothing.
 
@@ -278,12 +286,18 @@ def _settings_in(file: Path, find: FindMethod) -> Any:
 
 def _changes(old: Any, new: Any) -> Iterable[str]:
     """The settings that differ and may not; the same weights may have another name."""
-    known = old.get("model_hash")
-    free = FREE | {"model"} if known is not None and known == new.get("model_hash") else FREE
+    free = FREE | {name for name, mark in MARKED.items() if _same(old, new, mark)}
     for part in _differences(old, new):
         measured = part.startswith("evaluation.") and part != "evaluation.hold_out"
         if part not in free and not measured:
             yield part
+
+
+def _same(old: Any, new: Any, mark: str) -> bool:
+    """Whether a checksum was recorded and is the same."""
+    for key in mark.split("."):
+        old, new = (old or {}).get(key), (new or {}).get(key)
+    return old is not None and old == new
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterable[str]:

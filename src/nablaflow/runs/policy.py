@@ -16,6 +16,7 @@ from nablaflow.evaluation.policy_state import put_policy
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline, load_model
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.runs.begun_with import as_begun
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import reference_of
 from nablaflow.runs.trust import check_trusted, methods_of
@@ -70,7 +71,7 @@ def load_policy(
     if sampler is not None:
         settings = settings.model_copy(update={"name": sampler, "eta": 1.0})
     pretrained = reference_of(config, pipeline, torch.float32)
-    model = load_model(pretrained, settings, config.adapter, best_device())
+    model = load_model(pretrained, settings, as_begun(config.adapter), best_device())
     if checkpoint != REFERENCE:  # a fresh adapter changes nothing
         put_policy(model.network, state["policy"], folder, config.model)
         model.adapter.scale(strength)

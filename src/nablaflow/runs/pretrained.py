@@ -8,15 +8,53 @@ import torch
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.models import LivePipeline, ModelSource, fingerprint, load_pipeline, model_source
+from nablaflow.models import (
+    LivePipeline,
+    ModelSource,
+    WithLora,
+    fingerprint,
+    fuse,
+    load_pipeline,
+    model_source,
+)
+from nablaflow.models.fused import SETTING as FUSED
 from nablaflow.quiet import quiet_libraries
+from nablaflow.report.privacy import without_folders
+from nablaflow.runs.begun_with import known_lora
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def source_of(config: Config, given: LivePipeline | None) -> ModelSource:
-    """What is given, or else what the configuration names."""
-    return given or model_source(config.model)
+    """What is given, or else what the configuration names; with its LoRA, if it has one.
+
+    Raises:
+        UserError: there is no such LoRA, or another one than the run was begun with.
+    """
+    base = given or model_source(config.model)
+    if config.model_lora is None:
+        return base
+    file = known_lora(config.model_lora, FUSED, config.model_lora_hash)[0]
+    return WithLora(base, file, config.model_lora_scale)
+
+
+def fused_lora(source: ModelSource) -> tuple[str, float] | None:
+    """The LoRA that belongs to a reference, without its folder, and its scale."""
+    if not isinstance(source, WithLora):
+        return None
+    return without_folders(str(source.file)), source.scale
+
+
+def with_its_lora(pipeline: Any, config: Config) -> Any:
+    """A pipeline of our own with the LoRA of a configuration fused into it, if there is one.
+
+    Raises:
+        UserError: as `source_of`.
+    """
+    source = source_of(config, None)
+    if not isinstance(source, WithLora):
+        return pipeline
+    return fuse(pipeline, source.file, source.scale)
 
 
 def dtype_of(config: Config) -> torch.dtype:
@@ -27,7 +65,7 @@ def dtype_of(config: Config) -> torch.dtype:
 
 def of_live(config: Config, pipeline: LivePipeline) -> Config:
     """With the name of a pipeline that is handed over, and what tells it from any other."""
-    mark = fingerprint(pipeline.borrow(dtype_of(config)))
+    mark = fingerprint(load_pipeline(source_of(config, pipeline), dtype_of(config)))
     return config.model_copy(update={"model": pipeline.name, "model_hash": mark})
 
 

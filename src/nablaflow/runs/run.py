@@ -18,7 +18,7 @@ from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.export import export_run
 from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.pretrained import reference_of
+from nablaflow.runs.pretrained import reference_of, with_its_lora
 from nablaflow.runs.trust import check_trusted, methods_of
 from nablaflow.storage.files import read_text
 from nablaflow.storage.header import is_whole
@@ -147,5 +147,5 @@ class Run:
 
     def _reference(self, dtype: torch.dtype | None) -> Any:
         if self.live is not None:
-            return self.live.copy(dtype)
+            return with_its_lora(self.live.copy(dtype), self.config)
         return reference_of(self.config, None, dtype or torch.float32)

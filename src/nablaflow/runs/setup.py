@@ -17,9 +17,11 @@ from nablaflow.errors import UserError
 from nablaflow.evaluation.guard import Guard
 from nablaflow.evaluation.measure import Subject
 from nablaflow.models import (
+    AdapterSettings,
     FlowScore,
     LivePipeline,
     ModelSource,
+    WithLora,
     fingerprint,
     load_model,
     make_flow_score,
@@ -29,6 +31,7 @@ from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import load_prompts, prompt_metadata, prompt_sets
 from nablaflow.rewards import NamedReward, load, probe, tell_metadata
 from nablaflow.runs.accelerator import make_accelerator
+from nablaflow.runs.begun_with import as_begun
 from nablaflow.runs.budget import with_batches
 from nablaflow.runs.checks import check_metrics, check_model, check_settings, check_shares
 from nablaflow.runs.choices import settle
@@ -171,7 +174,8 @@ def prepare(
     accelerator = make_accelerator(config.training, run)
     check_shares(config.training, accelerator.num_processes)
     check_metrics(config, sets.evaluation, accelerator.device)
-    model, mark = _load(config, pipeline, accelerator.device)
+    adapter = config.adapter if checkpoint is None else as_begun(config.adapter)
+    model, mark = _load(config, adapter, pipeline, accelerator.device)
     check_model(config, model, reward, prompts)
     _note_cuts(model, [*prompts, *sets.evaluation], accelerator)
     seen = start if accelerator.is_main_process else unseen
@@ -184,19 +188,27 @@ def prepare(
     guard = make_guard(config, prompts, model, reward)
     sharded = Launch.read(os.environ, config.training).sharded
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard, sharded=sharded)
+    source = source_of(config, pipeline)
     return Parts(
         config,
         prompts,
         model,
         reward,
-        source_of(config, pipeline),
+        source,
         mark,
         trainer,
         accelerator,
         evaluated=sets.evaluation,
         notes=sets.notes,
-        choices=(*choices, *sizes, *fitted),
+        choices=(*_reference_told(source), *choices, *sizes, *fitted),
     )
+
+
+def _reference_told(source: ModelSource) -> list[str]:
+    """A line about a reference that is not what the model's name says."""
+    if not isinstance(source, WithLora):
+        return []
+    return [f"reference: the model {source}; the KL and the tilt are of the two together"]
 
 
 def _metadata(config: Config) -> dict[str, Any]:
@@ -207,13 +219,13 @@ def _metadata(config: Config) -> dict[str, Any]:
 
 
 def _load(
-    config: Config, pipeline: LivePipeline | None, device: torch.device
+    config: Config, adapter: AdapterSettings, pipeline: LivePipeline | None, device: torch.device
 ) -> tuple[PipelineModel, str]:
     """The model to align, and what names its pretrained weights, where a bank is made of them."""
     pretrained = load_pretrained(config, pipeline)
     mark = fingerprint(pretrained) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
-    model = load_model(pretrained, config.sampler, config.adapter, device)
+    model = load_model(pretrained, config.sampler, adapter, device)
     if config.training.offload_encoders:
         model.offload_encoders()
     return model, mark

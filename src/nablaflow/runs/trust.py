@@ -31,7 +31,7 @@ from nablaflow.storage.files import write_whole
 from nablaflow.storage.lock import MARKER
 from nablaflow.storage.run_folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
 
-ALL = ("method", "model", "reward", "prompts", "evaluation", "guard", "training")
+ALL = ("method", "model", "adapter", "reward", "prompts", "evaluation", "guard", "training")
 
 
 def asked_for(config: Config, parts: Collection[str] = ALL) -> list[Reference]:
@@ -48,6 +48,10 @@ def asked_for(config: Config, parts: Collection[str] = ALL) -> list[Reference]:
         found += references(config.reward)
     if "model" in parts and config.model not in nano.MODELS and is_path(config.model, or_name=True):
         found.append(Reference(FILE, config.model))
+    if "model" in parts and config.model_lora is not None:
+        found.append(Reference(FILE, config.model_lora))
+    if "adapter" in parts and config.adapter.start is not None:
+        found.append(Reference(FILE, config.adapter.start))
     sources: list[Any] = [config.prompts] if "prompts" in parts else []
     if "evaluation" in parts:
         sources.append(config.evaluation.prompts)

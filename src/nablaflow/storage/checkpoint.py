@@ -92,25 +92,29 @@ def best_folder(run: Path, update: int) -> Path:
     return run / CHECKPOINTS / f"best-{update:06d}"
 
 
-def guards_best(run: Path, last: Path) -> Path | None:
-    """The checkpoint of the guard's best policy, as the ``last`` checkpoint remembers it.
+def guards_best(
+    run: Path, guard: Mapping[str, Any] | None, last: Mapping[str, Tensor]
+) -> Path | None:
+    """The checkpoint of the guard's best policy.
+
+    Args:
+        guard: what the run's last checkpoint remembers of it; None without one.
+        last: the policy there.
 
     Returns:
-        None where the run has no guard, that checkpoint is gone, or ``last`` has the same policy.
+        None where the run has no guard, that checkpoint is gone, or ``last`` is the same policy.
 
     Raises:
         DamagedCheckpoint: a file is damaged.
     """
-    end = load_checkpoint(last)
-    guard = end.state.get("guard")
     if not guard or not guard["best"]:
         return None
     folder = best_folder(run, guard["best"]["update"])
     if not folder.is_dir():
         return None
-    ours, best = end.tensors["policy"], load_checkpoint(folder).tensors["policy"]
+    best = load_policy(folder)
     # After a roll-back the two differ in their updates and not in their weights.
-    same = ours.keys() == best.keys() and all(torch.equal(ours[k], best[k]) for k in ours)
+    same = last.keys() == best.keys() and all(torch.equal(last[k], best[k]) for k in last)
     return None if same else folder
 
 

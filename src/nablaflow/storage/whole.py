@@ -63,6 +63,11 @@ def whole_checkpoints(run: Path) -> list[Path]:
         UserError: as `last_whole`.
     """
     last = last_whole(run, _read)
+    return [*whole_before(run, last), last]
+
+
+def whole_before(run: Path, last: Path) -> list[Path]:
+    """Those before ``last`` that are whole, oldest first; others are named on stderr."""
     kept = []
     for path in list_checkpoints(run):
         if path.name < last.name:
@@ -71,7 +76,7 @@ def whole_checkpoints(run: Path) -> list[Path]:
             except DamagedCheckpoint as error:
                 if path.exists():
                     print(f"{_first(error)}; it is left out", file=sys.stderr)
-    return [*kept, last]
+    return kept
 
 
 def _read(folder: Path) -> Path:

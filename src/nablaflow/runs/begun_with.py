@@ -1,0 +1,67 @@
+"""The LoRAs of the user's that a run begins with, known again by the checksums of their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
+from nablaflow.models import AdapterSettings
+from nablaflow.models.fused import SETTING as FUSED
+from nablaflow.models.lora_file import find_lora
+from nablaflow.models.lora_start import SETTING as START
+from nablaflow.storage import checksums
+
+
+def with_checksums(config: Config, *, begun: bool) -> Config:
+    """With the checksums of its LoRAs, for the run to record.
+
+    Args:
+        begun: there is a checkpoint, which has all that was made of the LoRA that the policy starts
+            at; that file may be gone.
+
+    Raises:
+        UserError: there is no such file, or another one than the run was begun with.
+    """
+    changed: dict[str, Any] = {}
+    if config.model_lora is not None:
+        found = known_lora(config.model_lora, FUSED, config.model_lora_hash)
+        changed["model_lora_hash"] = found[1]
+    start = config.adapter.start
+    if start is not None and not (begun and _is_gone(start)):
+        found = known_lora(start, START, config.adapter.start_hash)
+        changed["adapter"] = config.adapter.model_copy(update={"start_hash": found[1]})
+    return config.model_copy(update=changed)
+
+
+def _is_gone(path: str) -> bool:
+    return not Path(path).expanduser().exists()
+
+
+def known_lora(path: str, setting: str, known: str | None) -> tuple[Path, str]:
+    """The file of a LoRA and its SHA-256.
+
+    Args:
+        setting: that holds the path, for the message.
+        known: what the SHA-256 has to be; None: nobody has recorded it yet.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it is another one.
+    """
+    file = find_lora(path, setting)
+    try:
+        found = checksums.of_file(file)
+    except OSError as error:
+        raise UserError(f"{setting}: {file} cannot be read ({error.strerror})") from error
+    if known not in (None, found):
+        raise UserError(
+            f"{setting}: {path} is another file than the run was begun with; give that one, or "
+            "begin another run"
+        )
+    return file, found
+
+
+def as_begun(adapter: AdapterSettings) -> AdapterSettings:
+    """The adapter of a run that has a checkpoint: what it starts at is read no more."""
+    return adapter.model_copy(update={"start": None})

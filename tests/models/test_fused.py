@@ -1,0 +1,132 @@
+"""A LoRA that is fused into the reference: what a stock pipeline renders that has it loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+from safetensors.torch import load_file, save_file
+
+from nablaflow.errors import UserError
+from nablaflow.models import (
+    AdapterSettings,
+    SamplerSettings,
+    WithLora,
+    hand_over,
+    load_model,
+    load_pipeline,
+)
+from nablaflow.models.export import save_policy
+from nablaflow.models.formats import write_policy
+from nablaflow.models.pipelines import PipelineModel
+from tests.support.flow_pipelines import FLOW_FAMILIES
+from tests.support.loras import FILE, stock_lora
+from tests.support.pipelines import perturb
+
+SCALE = 0.7
+
+
+def model_of(source: WithLora, **sampler: Any) -> PipelineModel:
+    settings = SamplerSettings(**sampler)
+    return load_model(load_pipeline(source), settings, AdapterSettings(rank=2), torch.device("cpu"))
+
+
+def image(model: PipelineModel, pipeline: Any) -> torch.Tensor:
+    options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
+    pipeline.set_progress_bar_config(disable=True)
+    return model.stock_image(pipeline, "a red circle", **options)
+
+
+def with_lora_loaded(base: Path, lora: Path, weight_name: str = FILE) -> Any:
+    """Loaded and scaled by diffusers, not fused."""
+    pipeline = load_pipeline(str(base))
+    pipeline.load_lora_weights(lora, weight_name=weight_name, adapter_name="style")
+    pipeline.set_adapters("style", SCALE)
+    return pipeline
+
+
+def assert_same(model: PipelineModel, base: Path, lora: Path, weight_name: str = FILE) -> None:
+    wanted = image(model, with_lora_loaded(base, lora, weight_name))
+    with model.as_in_stock(), model.reference():
+        found = image(model, model.pipeline)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    before = image(model, load_pipeline(str(base)))
+    assert (wanted - before).abs().max() > 1e-3
+
+
+PARTS = {
+    "unet": {"target_modules": ["to_q", "conv1"]},
+    "text_encoder": {"target_modules": ["q_proj", "fc1"]},
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("family", ["sd", "sd2", "sdxl"])
+def test_the_reference_is_the_model_with_the_lora(
+    folders: dict[str, Path], tmp_path: Path, family: str, part: str
+) -> None:
+    base = folders[family]
+    lora = stock_lora(base, tmp_path / "lora", part, **PARTS[part])
+    model = model_of(WithLora(str(base), lora / FILE, SCALE), guidance_scale=3.0)
+    assert_same(model, base, lora)
+
+
+@pytest.mark.parametrize("family", FLOW_FAMILIES)
+def test_so_it_is_with_transformers(tmp_path: Path, family: str) -> None:
+    FLOW_FAMILIES[family]().save_pretrained(tmp_path / "base")
+    lora = stock_lora(tmp_path / "base", tmp_path / "lora", "transformer")
+    model = model_of(WithLora(str(tmp_path / "base"), lora / FILE, SCALE))
+    assert_same(model, tmp_path / "base", lora)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_so_it_is_by_kohyas_names(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
+    stock_lora(folders[family], tmp_path / "lora")
+    kohya = convert_state_dict_to_kohya(load_file(tmp_path / "lora" / FILE))
+    save_file(kohya, tmp_path / "style.safetensors")
+    model = model_of(WithLora(str(folders[family]), tmp_path / "style.safetensors", SCALE))
+    assert_same(model, folders[family], tmp_path, "style.safetensors")
+
+
+def test_a_policy_on_top_is_saved_and_merged(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The LoRA goes on top of the other one; a merged pipeline holds both."""
+    base = folders["sd"]
+    lora = stock_lora(base, tmp_path / "lora")
+    source = WithLora(str(base), lora / FILE, SCALE)
+    model = model_of(source)
+    perturb(model.network)
+    own = save_policy(model, source, tmp_path / "run")
+    write_policy(model, source, tmp_path / "whole", "merged", torch.float32)
+    with model.as_in_stock():
+        policy = image(model, model.pipeline)
+    both = with_lora_loaded(base, lora)
+    both.load_lora_weights(own, adapter_name="own")
+    both.set_adapters(["style", "own"], [SCALE, 1.0])
+    torch.testing.assert_close(image(model, both), policy, rtol=0, atol=1e-4)
+    whole = DiffusionPipeline.from_pretrained(tmp_path / "whole")
+    torch.testing.assert_close(image(model, whole), policy, rtol=0, atol=1e-4)
+
+
+def test_a_pipeline_that_the_user_holds_stays_as_it_is(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    lora = stock_lora(folders["sd"], tmp_path / "lora")
+    mine: Any = DiffusionPipeline.from_pretrained(folders["sd"])
+    before = {name: value.clone() for name, value in mine.unet.state_dict().items()}
+    model = model_of(WithLora(hand_over(mine), lora / FILE, SCALE))
+    assert_same(model, folders["sd"], lora)
+    after = mine.unet.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_one_for_another_base_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    lora = stock_lora(folders["sdxl"], tmp_path / "lora", target_modules=["to_k"])
+    with pytest.raises(UserError, match=r"model_lora: .*is it a LoRA for another base"):
+        load_pipeline(WithLora(str(folders["sd"]), lora / FILE, 1.0))
+    with pytest.raises(UserError, match="model_lora: nothing reads a LoRA of a DDPMPipeline"):
+        load_pipeline(WithLora(str(folders["ddpm"]), lora / FILE, 1.0))

@@ -1,0 +1,185 @@
+"""`adapter.start`: the policy begins at a LoRA as a stock pipeline renders it, or is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nablaflow.errors import UserError
+from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.models.formats import write_policy
+from nablaflow.models.pipelines import PipelineModel
+from tests.support.flow_pipelines import FLOW_FAMILIES
+from tests.support.loras import FILE, stock_lora
+from tests.support.pipelines import perturb, render
+
+CPU = torch.device("cpu")
+
+
+def begun(base: Path, start: Path, **adapter: Any) -> PipelineModel:
+    settings = AdapterSettings(**{"rank": 4, "start": str(start), **adapter})
+    return load_model(load_pipeline(str(base)), SamplerSettings(), settings, CPU)
+
+
+def assert_begins(model: PipelineModel, base: Path, lora: Path, weight_name: str = FILE) -> None:
+    stock = load_pipeline(str(base))
+    reference = model.stock_image(stock, "a red circle", **noise())
+    stock.load_lora_weights(lora, weight_name=weight_name)
+    wanted = model.stock_image(stock, "a red circle", **noise())
+    with model.as_in_stock():
+        found = model.stock_image(model.pipeline, "a red circle", **noise())
+        with model.reference():
+            before = model.stock_image(model.pipeline, "a red circle", **noise())
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(before, reference, rtol=0, atol=1e-4)
+    assert (wanted - reference).abs().max() > 1e-3
+
+
+def noise() -> dict[str, Any]:
+    return {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
+
+
+@pytest.mark.parametrize("family", ["sd", "sd2", "sdxl"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"target_modules": ["to_k", "conv1", "ff.net.2"]},
+    ],
+    ids=["plain", "rslora", "dora", "targets"],
+)
+def test_the_policy_is_the_lora_and_the_reference_is_the_base(
+    folders: dict[str, Path], tmp_path: Path, family: str, kind: dict[str, Any]
+) -> None:
+    lora = stock_lora(folders[family], tmp_path / "lora", **kind)
+    own = {"rslora": "use_rslora" in kind, "dora": "use_dora" in kind, "alpha": 3.0}
+    assert_begins(begun(folders[family], lora, **own), folders[family], lora)
+
+
+@pytest.mark.parametrize("family", FLOW_FAMILIES)
+def test_transformers_begin_at_theirs(tmp_path: Path, family: str) -> None:
+    FLOW_FAMILIES[family]().save_pretrained(tmp_path / "base")
+    lora = stock_lora(tmp_path / "base", tmp_path / "lora", "transformer")
+    assert_begins(begun(tmp_path / "base", lora), tmp_path / "base", lora)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_kohyas_names_are_read(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
+    """Alpha other than rank, as those scripts have it, by diffusers' own conversion."""
+    from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+
+    stock_lora(folders[family], tmp_path / "lora")
+    kohya = convert_state_dict_to_kohya(load_file(tmp_path / "lora" / FILE))
+    kohya = {k: torch.tensor(6.0) if k.endswith(".alpha") else v for k, v in kohya.items()}
+    (tmp_path / "kohya").mkdir()
+    save_file(kohya, tmp_path / "kohya" / "style.safetensors")
+    model = begun(folders[family], tmp_path / "kohya")
+    assert_begins(model, folders[family], tmp_path / "kohya", "style.safetensors")
+    assert model.adapter.targets == ["to_q"]  # type: ignore[attr-defined]
+
+
+def test_an_exported_policy_is_a_start(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = load_model(
+        load_pipeline(str(folders["sd"])), SamplerSettings(), AdapterSettings(rank=4), CPU
+    )
+    perturb(model.network)
+    for form in ("diffusers", "kohya"):
+        write_policy(model, str(folders["sd"]), tmp_path / form, form, torch.float32)
+        again = begun(folders["sd"], tmp_path / form)
+        torch.testing.assert_close(
+            render(again.pipeline), render(model.pipeline), rtol=0, atol=1e-4
+        )
+
+
+def test_layers_that_it_leaves_out_begin_at_the_reference(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    lora = stock_lora(folders["sd"], tmp_path / "lora")
+    model = begun(folders["sd"], lora, targets=["to_q", "to_v"])
+    assert set(model.adapter.coverage.layers) == {"to_q", "to_v"}
+    assert_begins(model, folders["sd"], lora)
+
+
+def refused(base: Path, start: Path, **adapter: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        begun(base, start, **adapter)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("other", ["sdxl", "sd2"])
+def test_a_lora_for_another_base_is_refused(
+    folders: dict[str, Path], tmp_path: Path, other: str
+) -> None:
+    lora = stock_lora(folders[other], tmp_path / "lora", target_modules=["to_k", "proj_in"])
+    assert "is it a LoRA for another base?" in refused(folders["sd"], lora)
+
+
+def test_another_rank_or_kind_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    base = folders["sd"]
+    plain = stock_lora(base, tmp_path / "plain")
+    dora = stock_lora(base, tmp_path / "dora", use_dora=True)
+    rslora = stock_lora(base, tmp_path / "rslora", use_rslora=True)
+    mixed = stock_lora(
+        base, tmp_path / "mixed", target_modules=["to_q", "to_k"], rank_pattern={"to_k": 2}
+    )
+    assert refused(base, plain, rank=8).endswith("set adapter.rank=4")
+    assert "has rank 2, 4" in refused(base, mixed)
+    assert refused(base, dora).endswith("set adapter.dora=true")
+    assert refused(base, plain, dora=True).endswith("set adapter.dora=false")
+    assert refused(base, rslora).endswith("set adapter.rslora=true")
+    assert refused(base, plain, targets=["to_v"]).startswith("adapter.targets: adapter.start has")
+
+
+def test_files_that_are_no_lora_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    base = folders["sd"]
+    lora = stock_lora(base, tmp_path / "lora")
+    state = load_file(lora / FILE)
+    key = next(iter(state))
+    cases = {
+        "odd": {**state, "unet.nowhere.lora_A.weight": torch.ones(4, 8)},
+        "cut": {name: value for name, value in state.items() if name != key},
+        "text": {**state, "text_encoder.a.lora_A.weight": torch.ones(4, 8)},
+        "loha": {"lora_unet_a.hada_w1_a": torch.ones(2, 2)},
+        "dora": {f"{key}.dora_scale": torch.ones(2)},
+        "weights": {"conv_in.weight": torch.ones(2)},
+        "none": {},
+    }
+    said = {}
+    for name, tensors in cases.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        said[name] = refused(base, tmp_path / f"{name}.safetensors")
+    assert "no place" in said["odd"]
+    assert "another base" in said["cut"]
+    assert "changes the text encoder too" in said["text"]
+    assert "diffusers leaves out" in said["dora"]
+    assert "it holds conv_in.weight" in said["weights"]
+    assert "it is empty" in said["none"]
+    (tmp_path / "damaged.safetensors").write_bytes(b"no header")
+    (tmp_path / "lora.bin").write_bytes(b"pickle")
+    assert "cannot be read" in refused(base, tmp_path / "damaged.safetensors")
+    assert "is no .safetensors file" in refused(base, tmp_path / "lora.bin")
+    assert "there is no file" in refused(base, tmp_path / "gone.safetensors")
+    assert "files; name one" in refused(base, tmp_path)
+    assert "did you mean" in refused(base, _beside_lora(tmp_path))
+
+
+def _beside_lora(root: Path) -> Path:
+    (root / "run" / "lora").mkdir(parents=True)
+    return root / "run"
+
+
+def test_models_without_loras_have_no_start(folders: dict[str, Path], tmp_path: Path) -> None:
+    lora = stock_lora(folders["sd"], tmp_path / "lora")
+    assert "nothing reads a LoRA of a DDPMPipeline" in refused(folders["ddpm"], lora)
+
+
+def test_a_fully_trained_network_has_no_start() -> None:
+    with pytest.raises(UserError, match=r"adapter\.start: every weight trains"):
+        AdapterSettings(kind="full", start="lora.safetensors")
