@@ -24,6 +24,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 class OptimizerSettings(Settings):
     """AdamW for policy and flow network."""
 
+    name: Literal["adamw", "adamw8bit"] = Field(
+        default="adamw",
+        description="adamw8bit has moments of 8 bits: less memory where all weights train; it "
+        "needs a GPU and the extra bitsandbytes",
+    )
     learning_rate: Positive = Field(default=1e-3, description="the policy's learning rate")
     flow_learning_rate: Positive = Field(
         default=1e-3, description="the flow network's learning rate"
