@@ -105,6 +105,12 @@ class TrainingSettings(Settings):
         default="float32",
         description="precision of the networks; rewards and their gradients stay float32",
     )
+    decoder: Literal["full", "tiny"] = Field(
+        default="full",
+        description="what rewards' gradients are taken through: the model's own decoder, or tiny, "
+        "a small one for the latents of Stable Diffusion, XL, 3 and FLUX; a rollout's images and "
+        "their scores are always of the model's own",
+    )
     gradient_checkpointing: bool = Field(
         default=False,
         description="compute activations again in the backward pass: less memory, more time",

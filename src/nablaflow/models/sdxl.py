@@ -33,6 +33,7 @@ class StableDiffusionXL(TextToImage):
         "image_encoder": None,
         "add_watermarker": False,
     }
+    small_decoder = "madebyollin/taesdxl"
     call_defaults: ClassVar[dict[str, Any]] = {"steps": 50, "guidance_scale": 5.0}
     reads = TextToImage.reads | {"prompt_chunks", "original_size", "crop", "target_size"}
 

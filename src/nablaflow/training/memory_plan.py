@@ -266,7 +266,9 @@ class _Rehearsal:
         return {
             "reference": held(of_reference),
             "policy": held(predicted),
-            "decoder": held(lambda: self.model.decode(self._empty(1).requires_grad_())),
+            "decoder": held(
+                lambda: self.model.decode_for_gradient(self._empty(1).requires_grad_())
+            ),
         }
 
 
