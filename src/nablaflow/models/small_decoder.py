@@ -29,7 +29,7 @@ def load_small_decoder(source: str, channels: int, factor: int) -> Any:
         UserError: it is not there, is no whole AutoencoderTiny, or is for other latents.
     """
     try:
-        kind = AutoencoderTiny.load_config(source).get("_class_name")
+        config: Any = AutoencoderTiny.load_config(source)
         loaded: Any = AutoencoderTiny.from_pretrained(
             source, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
@@ -40,7 +40,7 @@ def load_small_decoder(source: str, channels: int, factor: int) -> Any:
             "training.decoder=full"
         ) from error
     found, left = loaded
-    if kind != AutoencoderTiny.__name__ or left["missing_keys"]:
+    if config.get("_class_name") != AutoencoderTiny.__name__ or left["missing_keys"]:
         raise UserError(f"{FIELD}: {source} is no whole AutoencoderTiny; get it again")
     config = found.config
     scale = config["upsampling_scaling_factor"] ** (len(config["decoder_block_out_channels"]) - 1)
