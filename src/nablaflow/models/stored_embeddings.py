@@ -82,4 +82,5 @@ def _condition(tensors: dict[str, Tensor]) -> Condition | None:
     name = next(iter(tensors)).partition(".")[0]
     if name not in kinds:
         return None
-    return kinds[name](**{full.partition(".")[2]: value for full, value in tensors.items()})
+    parts: dict[str, Any] = {full.partition(".")[2]: value for full, value in tensors.items()}
+    return kinds[name](**parts)
