@@ -244,12 +244,8 @@ def _average_told(config: Config, *, average: bool) -> dict[str, str]:
     decay = config.adapter.ema_decay
     if decay is None:
         return {}
-    kind = (
-        f"its average over the updates, decay {decay:g}"
-        if average
-        else "as the last update left it"
-    )
-    return {"policy": kind}
+    kept = f"its average over the updates, decay {decay:g}"
+    return {"policy": kept if average else "as the last update left it"}
 
 
 def _fused_told(lora: tuple[str, float] | None) -> dict[str, str]:
