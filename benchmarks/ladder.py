@@ -20,18 +20,13 @@ from pathlib import Path
 
 from error_budget import Figures, Judge, merged, prepared, trained_states
 
+from nablaflow.methods import ResidualNablaDB
+
 PUBLISHED: Figures = {
     "training": {"steps_per_rollout": 2, "data": "previous-rollout"},
-    "method": {
-        "step": "published",
-        "gamma": "alpha_bar",
-        "forward_looking_predictor": "policy",
-        "always_last": True,
-        "reverse_weight": 1.0,
-        "reverse_last": False,
-        "forward_flow": "attached",
-        "weighting": "constant",
-    },
+    "method": ResidualNablaDB.published(1.0, 0.0).model_dump(
+        exclude_unset=True, exclude={"beta", "output_regularization"}
+    ),
 }
 CHANGES: dict[str, Figures] = {
     "published": {},

@@ -30,6 +30,7 @@ from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import apply_overrides
 from nablaflow.config.recipe import parse_config
 from nablaflow.diffusion import Transitions
+from nablaflow.methods import ResidualNablaDB
 from nablaflow.models import DiffusionModel
 from nablaflow.runs.setup import Parts, prepare
 
@@ -75,17 +76,7 @@ FORMULAS = {
 }
 METHODS: dict[str, dict[str, Any]] = {
     "residual-nabla-db": {"name": "residual-nabla-db"},
-    "published": {
-        "name": "residual-nabla-db",
-        "step": "published",
-        "gamma": "alpha_bar",
-        "forward_looking_predictor": "policy",
-        "always_last": True,
-        "reverse_weight": 1.0,
-        "reverse_last": False,
-        "forward_flow": "attached",
-        "weighting": "constant",
-    },
+    "published": ResidualNablaDB.published(1.0, 0.0).model_dump_named(),
     "nabla-db": {"name": "nabla-db"},
     "terminal": {"name": "terminal"},
     "adjoint-matching": {"name": "adjoint-matching"},

@@ -26,6 +26,8 @@ from nablaflow.methods import METHODS
 from nablaflow.metrics.catalog import METRICS
 from nablaflow.rewards import REWARDS
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 REWARD = """
 def greenness(images, prompts):
     return images[:, 1].mean((1, 2))

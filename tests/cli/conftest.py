@@ -32,7 +32,7 @@ def settings(tiny_model: Path) -> dict[str, Any]:
         },
         "sampler": {"steps": 4},
         "adapter": {"rank": 2},
-        "flow": {"channels": [8, 8]},
+        "flow": {"channels": [8]},
         "training": {
             "updates": 2,
             "prompts_per_update": 2,

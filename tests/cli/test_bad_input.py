@@ -13,6 +13,8 @@ import pytest
 from click.testing import Result
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 SOURCE = Path(__file__).parents[2] / "src"
 

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from nablaflow.cli import app
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 DEFAULT = ["reward", "diversity", "vendi", "mmd"]
 

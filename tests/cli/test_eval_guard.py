@@ -14,6 +14,8 @@ from click.testing import Result
 
 from nablaflow.evaluation.guard import Guard, Look
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 EVAL = ("eval", "run", "--n", "8", "--metrics", "reward,diversity", "--json")
 

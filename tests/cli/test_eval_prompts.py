@@ -15,8 +15,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from nablaflow.cli import app
+from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
 from nablaflow.evaluation.protocol import carry_out
+from nablaflow.prompts.sets import load_prompts
 from nablaflow.runs import evaluate
+
+pytestmark = pytest.mark.usefixtures("lean_runs")
 
 Cli = Callable[..., Result]
 LINES = '{"prompt": "a star", "caption": "one"}\n{"prompt": "a shape", "caption": "two"}\n'
@@ -59,6 +64,19 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return found
 
 
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The prompts of each call that would be measured on, and is not."""
+    found: list[list[str]] = []
+
+    def read(config: Config, *args: Any, **named: Any) -> Any:
+        found.append(load_prompts(config.prompts, Path(), config.seed))
+        raise UserError("the prompts are known")
+
+    monkeypatch.setattr(evaluate, "prepare", read)
+    return found
+
+
 def _measure(cli: Cli, run: Path, prompts: str) -> Result:
     return cli("eval", run, "--prompts", prompts, "--metrics", "reward", "--json")
 
@@ -72,13 +90,20 @@ def _measure(cli: Cli, run: Path, prompts: str) -> Result:
         ("[a star, a shape]", PROMPTS),
     ],
 )
-def test_files_and_columns(run: Path, cli: Cli, here: Path, seen, value, texts):
+def test_files_and_columns(run: Path, cli: Cli, here: Path, unmeasured, value, texts):
     for name, content in FILES.items():
         (here / name).write_text(content)
     result = _measure(cli, run, value)
+    assert "the prompts are known" in result.stderr
+    assert unmeasured == [texts]
+
+
+def test_they_are_measured_on(run: Path, cli: Cli, here: Path, seen):
+    (here / "a.csv").write_text(FILES["a.csv"])
+    result = _measure(cli, run, "a.csv")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["protocol"]["prompts"] == 2
-    assert seen == [texts]
+    assert seen == [PROMPTS]
 
 
 def test_a_data_set_of_the_hub_with_column_and_split(run: Path, cli: Cli, monkeypatch, seen):

@@ -16,6 +16,8 @@ from nablaflow.rewards import NamedReward
 from nablaflow.runs import evaluate
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 TRAINING = ("training.updates=3", "training.checkpoint_every=1", "training.keep_checkpoints=3")
 

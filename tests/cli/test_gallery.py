@@ -16,6 +16,8 @@ from nablaflow.fitting.images import read_image
 from nablaflow.rewards import load
 from tests.support.cli_runs import train_far
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 
 

@@ -15,6 +15,8 @@ from PIL import Image
 from nablaflow.models.adapters import FullAdapter, LoraAdapter
 from tests.support.cli_runs import train_far
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 
 

@@ -19,6 +19,8 @@ from nablaflow.progress import Progress
 from nablaflow.runs.stopping import Interrupted
 from nablaflow.training.loop import Trainer
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Race = Callable[..., list[Outcome]]
 race = importlib.import_module(
     "nablaflow.comparison.race"

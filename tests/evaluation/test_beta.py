@@ -20,6 +20,8 @@ from nablaflow.methods.tilt_rule import Undecided
 from nablaflow.runs.align import run
 from nablaflow.runs.setup import Parts
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 MakeConfig = Callable[..., Config]
 
 

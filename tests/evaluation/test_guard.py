@@ -25,7 +25,8 @@ from nablaflow.storage.checkpoint import (
     save_checkpoint,
 )
 from nablaflow.storage.records import read_records
-from tests.support.tiny_run import unmeasured
+
+pytestmark = pytest.mark.usefixtures("lean_runs")
 
 MakeConfig = Callable[..., Config]
 MakeParts = Callable[..., Parts]
@@ -47,12 +48,6 @@ def looks(folder: Path) -> list[dict[str, Any]]:
 
 def summary_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())["guard"]
-
-
-@pytest.fixture
-def train_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes after training is looked at where it matters."""
-    monkeypatch.setattr(align, "finish", unmeasured)
 
 
 # --- the figures ----------------------------------------------------------------------------------

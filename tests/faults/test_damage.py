@@ -18,6 +18,8 @@ from nablaflow.storage.records import read_records
 from nablaflow.storage.whole import last_whole
 from tests.faults.conftest import SHORT, one_line
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda text: text[: len(text) // 2],
@@ -30,6 +32,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.usefixtures("train_only")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_configuration_is_read_from_the_checkpoint(
     cli: Cli, recipe: Path, run: Path, damage: str
@@ -44,6 +47,7 @@ def test_a_damaged_configuration_is_read_from_the_checkpoint(
     assert (run / "config.yaml").read_bytes() == whole
 
 
+@pytest.mark.usefixtures("train_only")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_metrics_file_costs_lines_and_not_the_run(
     cli: Cli, recipe: Path, run: Path, damage: str

@@ -16,7 +16,6 @@ from nablaflow.errors import UserError
 from nablaflow.runs import align
 from tests.faults.conftest import SHORT
 from tests.faults.processes import differences, in_a_process, operations_of
-from tests.support.tiny_run import unmeasured
 
 KILLED = 9
 
@@ -27,10 +26,10 @@ def make(settings: dict[str, Any], here: Path) -> Callable[..., Config]:
 
 
 @pytest.fixture(autouse=True)
-def _train_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """The short form leaves out what comes after training, which takes longest."""
+def _train_only(request: pytest.FixtureRequest):
+    """The short form leaves out what is not training, which takes longest."""
     if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(align, "finish", unmeasured)
+        request.getfixturevalue("train_only")
 
 
 def killed_at(work: Callable[[], None], place: int) -> None:
@@ -46,7 +45,7 @@ def killed_at(work: Callable[[], None], place: int) -> None:
 
 def places(total: int, request: pytest.FixtureRequest) -> list[int]:
     slow = request.node.get_closest_marker("slow") is not None
-    return list(range(total)) if slow else list(range(0, total, max(1, total // 5)))
+    return list(range(total)) if slow else list(range(0, total, max(1, total // 3)))
 
 
 Unlike = dict[int, list[str]]

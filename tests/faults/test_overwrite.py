@@ -15,6 +15,8 @@ from nablaflow.runs.folder import open_run
 from nablaflow.storage.lock import held
 from tests.faults.conftest import SHORT, contents, one_line
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 
 

@@ -16,6 +16,8 @@ from nablaflow.runs import finish
 from nablaflow.storage.checkpoint import list_checkpoints
 from tests.faults.conftest import SHORT
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 FAILS = """
 import sys

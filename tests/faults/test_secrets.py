@@ -15,6 +15,8 @@ from click.testing import Result
 
 from tests.faults.conftest import SHORT, contents, one_line
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 
 

@@ -8,28 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from nablaflow.config.recipe import parse_config
 from nablaflow.models.costs import STABLE_DIFFUSION_1, STABLE_DIFFUSION_2, speed, update_flops
 from nablaflow.models.flow_size import denoiser_flops
 from nablaflow.runs.setup import prepare
+from tests.support.benchmarks import benchmark
 
-
-class Count(TorchDispatchMode):
-    """FLOPs by torch's formulas; `FlopCounterMode` itself does not work inside `autograd.grad`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
+COST = benchmark("update_cost")
+LARGE = benchmark("large_scaling")
 
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
@@ -56,7 +44,7 @@ def test_an_update_costs_what_is_counted_in_one(settings: dict[str, Any], guidan
             steps=10,
             trained=2,
         )
-    with sdpa_kernel(SDPBackend.MATH), Count() as counted:
+    with sdpa_kernel(SDPBackend.MATH), COST.Flops() as counted:
         parts.trainer.step()
     assert said == pytest.approx(counted.total, rel=0.3)
 
@@ -82,3 +70,17 @@ def test_half_the_clocks_pace_is_twice_the_speed():
     clocks = [count(0, step).__next__ for step in (1, 2)]
     fast, slow = (speed(torch.device("cpu"), torch.float32, clock) for clock in clocks)
     assert fast == 2 * slow
+
+
+def test_an_update_of_a_large_model_by_hand():
+    """512 cards have a trajectory each; a pass and a decode take a second, guidance is distilled.
+
+    20 steps and a decode; 4 transitions of 6 passes, 2 recomputed and 2 decodes; and a ring of
+    40 GB a second carries 2 (P - 1) / P times the bytes.
+    """
+    model = LARGE.Model(denoiser=400e12, decoder=45e12, parameters=10e9, lora=1e6, guided=1)
+    found = LARGE.seconds_of(model, 512)
+    assert found["rollout"] == pytest.approx(20 + 1)
+    assert found["gradient"] == pytest.approx(4 * (6 + 2 + 2))
+    assert found["all weights' all-reduce"] == pytest.approx(2 * 511 / 512)
+    assert found["LoRA's all-reduce"] == pytest.approx(2 * 511 / 512 * 1e-4)

@@ -15,6 +15,8 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.runs.evaluate import evaluate_run
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 
 def redness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     return images[:, 0].mean((1, 2))

@@ -14,15 +14,12 @@ from nablaflow.runs import align
 from nablaflow.runs.callback import Callback
 from nablaflow.storage.checkpoint import list_checkpoints
 from nablaflow.storage.records import read_records
-from tests.support.tiny_run import MakeConfig, unmeasured
+from tests.support.tiny_run import MakeConfig
+
+pytestmark = pytest.mark.usefixtures("train_only")
 
 METHOD = "method={name: residual-nabla-db, beta: 10.0, reverse_weight: 0.0, gamma: one}"
 PLAIN = (METHOD, "flow=null", "adapter.ema_decay=null")
-
-
-@pytest.fixture(autouse=True)
-def _train_only(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(align, "finish", unmeasured)
 
 
 def test_true_ends_training_and_the_run_is_finished_as_usual(make_config: MakeConfig):

@@ -19,7 +19,6 @@ from nablaflow.runs.sample import sample_to_folder
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from tests.support.pipelines import render, stable_diffusion_xl, unconditional
-from tests.support.tiny_run import unmeasured
 
 MakeParts = Callable[..., Parts]
 MakeConfig = Callable[..., Config]
@@ -82,10 +81,9 @@ def test_it_resumes_bit_for_bit(
     make_config: MakeConfig,
     places: dict[str, Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    train_only: None,
     family: str,
 ) -> None:
-    monkeypatch.setattr(align, "finish", unmeasured)
     common = of_model(places[family])
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     align.run(make_config(*common, "training.updates=2", f"output_dir={whole}"))

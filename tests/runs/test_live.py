@@ -14,6 +14,8 @@ from diffusers import StableDiffusionPipeline
 import nablaflow as nf
 from nablaflow.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 TRAINING = {
     "prompts_per_update": 1,
     "images_per_prompt": 2,

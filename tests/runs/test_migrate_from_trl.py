@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 PAGE = Path(__file__).parents[2] / "docs" / "migrate_from_trl.md"
 SMALLER = {
     r'model="[^"]*"': "model=MODEL",

@@ -21,6 +21,8 @@ from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.trust import methods_of, methods_of_recipe
 from tests.support.tiny_run import unmeasured
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 SOURCE = """
 from typing import ClassVar
 import torch

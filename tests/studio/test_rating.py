@@ -164,9 +164,10 @@ def test_the_preview_is_the_exact_tilt_of_the_images():
 
 
 def test_one_command_at_a_time_and_stopping(site: Site, monkeypatch: pytest.MonkeyPatch):
-    # As in a shell's foreground: a background job's children ignore SIGINT.
-    waits = "signal.signal(signal.SIGINT, signal.default_int_handler)"
-    waits = f"import signal; {waits}; print('ready', flush=True); signal.pause()"
+    # As in a shell's foreground: a background job's children ignore SIGINT. The loop looks at
+    # signals again and again, where `signal.pause` misses the one that comes just before it.
+    waits = "signal.signal(signal.SIGINT, signal.default_int_handler)\nprint('ready', flush=True)"
+    waits = f"import signal\n{waits}\nwhile True: pass"
     monkeypatch.setattr(jobs, "PROGRAM", ["-c", waits])
     job = site.jobs.start(["train"], site.root)
     while "ready" not in job.log:

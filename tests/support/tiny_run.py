@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from nablaflow.config.overrides import apply_overrides
 from nablaflow.config.recipe import Config, parse_config
 from nablaflow.nano.pretrain.text import TEXT_LENGTH, build_tokenizer
+from nablaflow.runs import align
 from nablaflow.runs.run import Run
 from nablaflow.runs.setup import Parts, prepare
 
@@ -100,7 +103,7 @@ def settings(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
         },
         "sampler": {"steps": 4},
         "adapter": {"rank": 2, "ema_decay": 0.9, "targets": ["to_q", "to_k", "to_v", "to_out.0"]},
-        "flow": {"channels": [8, 8], "ema_decay": 0.5},
+        "flow": {"channels": [8], "ema_decay": 0.5},
         "optimizer": {"learning_rate": 1e-2},
         "training": {
             "updates": 4,
@@ -147,3 +150,25 @@ def make_parts(make_config: MakeConfig) -> Callable[..., Parts]:
 def unmeasured(parts: Parts, folder: Path, progress: Any) -> Run:
     """In place of `nablaflow.runs.finish.finish`, for tests of what comes before it."""
     return Run(folder, parts.config, {}, folder)
+
+
+@pytest.fixture
+def train_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are their updates: the rehearsal before and what comes after have tests of their own."""
+    monkeypatch.setattr(align, "rehearse", lambda *_: None)
+    monkeypatch.setattr(align, "finish", unmeasured)
+
+
+@pytest.fixture(scope="module")
+def lean_runs() -> Iterator[None]:
+    """Runs without what takes half of their time and has tests of its own.
+
+    The report's curves are empty pictures (tests/report draws them), and what is saved is not
+    tried in a stock pipeline (tests/models and tests/cli/test_export.py do so).
+    """
+    buffer = io.BytesIO()
+    Image.new("RGBA", (1, 1)).save(buffer, format="PNG")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nablaflow.report.html.png", lambda figure: buffer.getvalue())
+        patch.setattr("nablaflow.models.export.check_same_image", lambda *_, **__: None)
+        yield

@@ -17,7 +17,8 @@ from nablaflow.runs.setup import Parts
 from nablaflow.storage import checksums
 from nablaflow.storage.checkpoint import list_checkpoints
 from nablaflow.training import kernels
-from tests.support.tiny_run import unmeasured
+
+pytestmark = pytest.mark.usefixtures("lean_runs")
 
 ANALYTIC = "sampler.variance=analytic"
 MakeParts = Callable[..., Parts]
@@ -38,9 +39,8 @@ def stored(run: Path) -> torch.Tensor:
 
 
 @pytest.fixture
-def finished(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """A run of one update, without what comes after training."""
-    monkeypatch.setattr(align, "finish", unmeasured)
+def finished(make_config: MakeConfig, train_only: None) -> Config:
+    """A run of one update."""
     config = make_config(ANALYTIC, "training.updates=1")
     align.run(config)
     return config
@@ -69,9 +69,8 @@ def test_they_are_of_the_reference(make_parts: MakeParts) -> None:
 
 
 def test_no_checkpoint_has_any_where_the_kernels_are_the_samplers_own(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, train_only: None
 ) -> None:
-    monkeypatch.setattr(align, "finish", unmeasured)
     config = make_config("training.updates=1")
     align.run(config)
     assert not (list_checkpoints(config.output_dir)[-1] / "kernels.safetensors").exists()

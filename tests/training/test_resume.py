@@ -26,15 +26,10 @@ from nablaflow.storage.checkpoint import (
 )
 from nablaflow.storage.records import read_records
 from nablaflow.training import loop
-from tests.support.tiny_run import unmeasured
+
+pytestmark = pytest.mark.usefixtures("train_only")
 
 MakeConfig = Callable[..., Config]
-
-
-@pytest.fixture(autouse=True)
-def _train_only(monkeypatch: pytest.MonkeyPatch):
-    """What comes after training has tests of its own."""
-    monkeypatch.setattr(align, "finish", unmeasured)
 
 
 def assert_equal(found: Any, wanted: Any, place: str = "") -> None:

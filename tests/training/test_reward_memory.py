@@ -12,14 +12,10 @@ import torch
 from nablaflow.rewards import memory
 from nablaflow.runs import align
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
-from tests.support.tiny_run import unmeasured
+
+pytestmark = pytest.mark.usefixtures("train_only")
 
 REWARD = {"light": {"name": "normalized", "of": "brightness", "window": 6}, "warmth": 0.5}
-
-
-@pytest.fixture(autouse=True)
-def _train_only(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(align, "finish", unmeasured)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

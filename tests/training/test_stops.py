@@ -21,6 +21,8 @@ from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.training.stepper import MOST_SKIPPED
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 MakeConfig = Callable[..., Config]
 MakeParts = Callable[..., Parts]
 

@@ -12,9 +12,7 @@ p_ref exp(R), the tilt, with the gradient
 DPOK leaves the inner sum out, the price of what a step leads to; then the kernels follow the
 gradient of E[R | x] instead of that of log E_ref[exp R | x]. `kl_to_go` puts it back.
 
-A log probability is the *mean* over a state's values, as in the authors' code, and so is the KL
-beside it. That divides the gradient by their number, which Adam does not see; but `clip_range`
-so bounds the ratio of densities per value: 1e-4 is 1.6 nats of a latent of 4 x 64 x 64.
+Log probabilities and KL are means over a state's values, see `nablaflow.methods.policy_gradient`.
 """
 
 from __future__ import annotations
@@ -23,36 +21,21 @@ from typing import ClassVar, Literal, final
 
 from pydantic import Field
 
-from nablaflow.diffusion import kernel_mean
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
 from nablaflow.estimators import Networks, TrainingBatch
-from nablaflow.methods.contract import (
-    CreditGroup,
-    Losses,
-    StepwiseMethod,
-    mean_square,
-    norm,
-    sigma_at,
-)
+from nablaflow.methods.contract import CreditGroup
 from nablaflow.methods.groups import Scores, less_the_others, standardized
-from nablaflow.methods.likelihood import (
-    clip_metrics,
-    clipped_surrogate,
-    divergence_along_path,
-    log_ratio,
-    reference_mean,
-    sampled_mean,
-)
+from nablaflow.methods.likelihood import divergence_along_path
+from nablaflow.methods.policy_gradient import PolicyGradient
 from nablaflow.typing import Batch
 
 
 @final
-class DDPO(StepwiseMethod):
+class DDPO(PolicyGradient):
     """The published form by default; `tilted` is the one whose optimum is the tilt."""
 
     name: ClassVar[str] = "ddpo"
-    needs_reward_gradient: ClassVar[bool] = False
 
     form: Literal["importance-sampling", "score-function"] = Field(
         default="importance-sampling", description="DDPO-IS, or DDPO-SF, which must be on-policy"
@@ -61,15 +44,6 @@ class DDPO(StepwiseMethod):
         default="prompt",
         description="scores standardized by prompt or over the rollout, without use for beta; or "
         "beta times (score less the mean of the prompt's others)",
-    )
-    max_advantage: float | None = Field(
-        default=5.0, gt=0, description="largest size of an advantage; null does not clip"
-    )
-    clip_range: float = Field(
-        default=1e-4, gt=0, lt=1, description="of the importance ratio about 1, per value"
-    )
-    kl_weight: float = Field(
-        default=0.0, ge=0, description="of the kernels' KL divergence to the reference's"
     )
     kl_to_go: bool = Field(
         default=False, description="take the KL of the steps that follow off the advantage"
@@ -91,10 +65,6 @@ class DDPO(StepwiseMethod):
     def needs_states(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.kl_to_go
 
-    @property
-    def uses_flow(self) -> bool:
-        return False
-
     def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
         if self.form == "score-function" and not on_policy:
             raise UserError(
@@ -113,34 +83,19 @@ class DDPO(StepwiseMethod):
 
     def group_credits(self, scores: Scores, log_ratio: Scores | None) -> Scores:
         if self.advantage == "centred":
-            found = self.beta * less_the_others(scores)
-        else:
-            found = standardized(scores)
-        most = self.max_advantage
-        return found if most is None else found.clamp(-most, most)
+            return self.bounded(self.beta * less_the_others(scores))
+        return self.bounded(standardized(scores))
 
-    def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
-        model, t = networks.model, batch.transitions
-        sigma = sigma_at(model.process, t)
-        mean = kernel_mean(model.process, t.x, model.predict(t.x, t.k, batch.condition), t.k)
-        moved = log_ratio(t.x_next, mean, sampled_mean(t), sigma).flatten(1).mean(1)
-        advantage = self._advantage(batch, networks)
-        if self.form == "score-function":
-            terms = {"policy": -advantage * moved}
-        else:
-            terms = {"policy": clipped_surrogate(moved, advantage, self.clip_range)}
-        metrics = {"advantage_size": advantage.abs(), **clip_metrics(moved, self.clip_range)}
-        if self.kl_weight > 0:
-            shift = (mean - reference_mean(model, t.x, t.k, batch.condition)) / sigma
-            terms["kl"] = self.kl_weight * 0.5 * mean_square(shift)
-            metrics["kl"] = 0.5 * norm(shift).square()
-        return Losses(terms, metrics)
-
-    def _advantage(self, batch: TrainingBatch, networks: Networks) -> Batch:
-        assert batch.credit is not None
+    def advantages(self, batch: TrainingBatch, networks: Networks) -> Batch:
+        credit = super().advantages(batch, networks)
         if not self.kl_to_go:
-            return batch.credit
+            return credit
         divergence = divergence_along_path(batch, networks)
         before = (batch.transitions.k - 1)[None]
         to_go = divergence.cumsum(0).gather(0, before)[0]
-        return batch.credit - self.kl_weight * to_go
+        return credit - self.kl_weight * to_go
+
+    def surrogate(self, log_ratio: Batch, advantage: Batch) -> Batch:
+        if self.form == "score-function":
+            return -advantage * log_ratio
+        return super().surrogate(log_ratio, advantage)

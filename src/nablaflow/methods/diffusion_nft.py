@@ -18,7 +18,7 @@ images, as reward-weighted regression has none; beta has no part in it, and the 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Bool
@@ -35,7 +35,7 @@ from nablaflow.methods.contract import (
     StepwiseMethod,
     mean_square,
 )
-from nablaflow.methods.groups import EPSILON, Scores
+from nablaflow.methods.groups import Deviation, Scores, standardized_by_prompt
 from nablaflow.typing import Batch, Latents
 
 
@@ -54,7 +54,7 @@ class DiffusionNFT(StepwiseMethod):
         description="b, the policy's share in the implicit positive policy; a smaller one goes "
         "further in a round (published: 1, and 0.1 for several rewards)",
     )
-    deviation: Literal["prompt", "batch"] = Field(
+    deviation: Deviation = Field(
         default="batch",
         description="whose standard deviation the scores are measured in: the prompt's, or all the "
         "rollout's (published)",
@@ -92,20 +92,11 @@ class DiffusionNFT(StepwiseMethod):
     def fresh_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"]:
         return torch.arange(process.steps + 1) > 0
 
-    def group_credits(self, scores: Scores, log_ratio: Scores | None) -> Scores:
-        centred = scores - scores.mean()
-        if self.deviation == "batch":
-            return centred
-        return centred / (scores.std(correction=0) + EPSILON)
-
     def credits(
         self, scores: Scores, prompts: list[str], log_ratio: Scores | None = None
     ) -> Scores:
         """How good each image is: r."""
-        found = super().credits(scores, prompts)
-        assert found is not None
-        if self.deviation == "batch":
-            found = found / (scores.std(correction=0) + EPSILON)
+        found = standardized_by_prompt(scores, prompts, self.deviation)
         return 0.5 + 0.5 * (found / self.full_score).clamp(-1.0, 1.0)
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Scores = Float[Tensor, "trajectory"]
+Deviation = Literal["prompt", "batch"]
 
 EPSILON = 1e-6  # beside a standard deviation
 
@@ -31,6 +33,14 @@ def by_group(
 def standardized(scores: Scores) -> Scores:
     """Mean 0, standard deviation 1; all 0 where the scores are equal."""
     return (scores - scores.mean()) / (scores.std(correction=0) + EPSILON)
+
+
+def standardized_by_prompt(scores: Scores, prompts: list[str], deviation: Deviation) -> Scores:
+    """Each score less its prompt's mean, over the prompt's or all the scores' deviation."""
+    if deviation == "prompt":
+        return by_group(lambda own, _: standardized(own), prompts, scores, None)
+    centred = by_group(lambda own, _: own - own.mean(), prompts, scores, None)
+    return centred / (scores.std(correction=0) + EPSILON)
 
 
 def less_the_others(scores: Scores) -> Scores:

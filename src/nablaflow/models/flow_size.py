@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -35,7 +36,9 @@ def make_flow_score(model: DiffusionModel, settings: FlowSettings) -> tuple[UNet
     denoiser = denoiser_flops(model)
     if settings.channels == "auto":
         settings = settings.model_copy(update={"channels": _fitting(model, settings, denoiser)})
-    flow = _network(model, settings)
+    hidden = model.condition([""]).hidden
+    width = 0 if hidden is None else hidden.shape[-1]
+    flow = UNetFlowScore(settings, model.state_shape[0], _side(model.state_shape), width)
     parameters = sum(parameter.numel() for parameter in flow.parameters())
     share = flow_flops(model, settings) / denoiser
     line = (
@@ -46,7 +49,7 @@ def make_flow_score(model: DiffusionModel, settings: FlowSettings) -> tuple[UNet
 
 
 def _fitting(model: DiffusionModel, settings: FlowSettings, denoiser: int) -> list[int]:
-    candidates = list(_candidates(_side(model)))
+    candidates = list(_candidates(_side(model.state_shape)))
     for channels in candidates:
         own = settings.model_copy(update={"channels": channels})
         if flow_flops(model, own) <= SHARE * denoiser:
@@ -73,28 +76,28 @@ def denoiser_flops(model: DiffusionModel) -> int:
     return counter.get_total_flops()
 
 
-@torch.no_grad()
 def flow_flops(model: DiffusionModel, settings: FlowSettings) -> int:
     """FLOPs of one pass at one state; counted on shapes alone."""
     hidden = model.condition([""]).hidden
+    tokens = (1, 1, 0) if hidden is None else tuple(hidden.shape)
+    return _flops_of_shapes(settings.model_dump_json(), tuple(model.state_shape), tokens)
+
+
+@lru_cache(maxsize=64)  # a run counts its own twice, and a process may begin many runs
+@torch.no_grad()
+def _flops_of_shapes(settings: str, state: tuple[int, ...], tokens: tuple[int, ...]) -> int:
     with torch.device("meta"):
-        network = _network(model, settings)
-        x, timestep = torch.zeros(1, *model.state_shape), torch.zeros(1)
-        tokens = torch.zeros(1, 1, 1) if hidden is None else torch.zeros(hidden.shape)
+        own, side = FlowSettings.model_validate_json(settings), _side(state)
+        network = UNetFlowScore(own, state[0], side, tokens[-1])
+        x, timestep = torch.zeros(1, *state), torch.zeros(1)
         with counted() as counter:
-            network.unet(x, timestep, tokens)
+            network.unet(x, timestep, torch.zeros(*tokens[:-1], tokens[-1] or 1))
     return counter.get_total_flops()
 
 
-def _network(model: DiffusionModel, settings: FlowSettings) -> UNetFlowScore:
-    hidden = model.condition([""]).hidden
-    width = 0 if hidden is None else hidden.shape[-1]
-    return UNetFlowScore(settings, model.state_shape[0], _side(model), width)
-
-
-def _side(model: DiffusionModel) -> int:
+def _side(state: tuple[int, ...]) -> int:
     """What divides both sides of a state divides their greatest common divisor."""
-    return math.gcd(*model.state_shape[1:])
+    return math.gcd(*state[1:])
 
 
 @contextmanager

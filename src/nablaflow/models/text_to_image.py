@@ -12,12 +12,14 @@ import torch
 
 from nablaflow.devices import without_autocast
 from nablaflow.models.condition import Condition
+from nablaflow.models.conditioning import check_clip_skip
 from nablaflow.models.embeddings import Embeddings
 from nablaflow.models.long_prompts import note_cuts
 from nablaflow.models.parts import check_latents, check_scales, check_words
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import latent_size
+from nablaflow.models.small_decoder import load_small_decoder
 from nablaflow.quiet import quiet_libraries
 from nablaflow.typing import Images, Latents
 
@@ -28,11 +30,13 @@ class TextToImage(PipelineModel):
     Attributes:
         tokenizers: names of the parts that read a prompt, the most restricted first.
         scales: the autoencoder's settings that its latents are divided by.
+        small_decoder: hub id of an AutoencoderTiny for the family's latents; None: none is known.
     """
 
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
     scales: ClassVar[tuple[str, ...]] = ("scaling_factor",)
+    small_decoder: ClassVar[str | None] = None
     reads: ClassVar[frozenset[str]] = PipelineModel.reads | {"guidance_scale", "negative_prompt"}
 
     def __init__(
@@ -53,6 +57,7 @@ class TextToImage(PipelineModel):
             if isinstance(part, torch.nn.Conv2d):  # a film's autoencoder has others besides
                 flat: Any = part
                 flat.to(memory_format=torch.channels_last)
+        self._small_decoder: Any = None
         for encoder in self._encoders():
             encoder.eval().requires_grad_(False)
         self._rest = device  # of the encoders while they have nothing to do
@@ -71,6 +76,12 @@ class TextToImage(PipelineModel):
     def channels_of_latents(config: Any) -> int:
         """Channels of a state, by the autoencoder's configuration."""
         return config["latent_channels"]
+
+    @classmethod
+    def _check_read(cls, pipeline: Any, sampler: SamplerSettings) -> None:
+        super()._check_read(pipeline, sampler)
+        encoders = [getattr(pipeline, name, None) for name in cls.encoders]
+        check_clip_skip(encoders, sampler.clip_skip)
 
     # --- prompts ----------------------------------------------------------------------------------
 
@@ -127,6 +138,25 @@ class TextToImage(PipelineModel):
         with without_autocast(x0.device):
             return self.pixels_of(self.to_autoencoder(x0.float()))
 
+    def use_small_decoder(self) -> None:
+        if self.small_decoder is None:
+            super().use_small_decoder()
+            return
+        channels, factor = (
+            self._autoencoder.config["latent_channels"],
+            self.pipeline.vae_scale_factor,
+        )
+        found = load_small_decoder(self.small_decoder, channels, factor)
+        self._small_decoder = found.to(self.device)
+
+    def decode_for_gradient(self, x0: Latents) -> Images:
+        small = self._small_decoder
+        if small is None:
+            return self.decode(x0)
+        with without_autocast(x0.device):
+            pixels = self._decoded(small, in_units_of(small, x0.float()))
+        return (pixels / 2 + 0.5).clamp(0.0, 1.0)
+
     def pixels_of(self, latents: Latents) -> Images:
         """The autoencoder's latents as images in [0, 1]."""
         pixels = self._decoded(self._autoencoder, latents)
@@ -138,8 +168,7 @@ class TextToImage(PipelineModel):
 
     def to_autoencoder(self, x0: Latents) -> Latents:
         """Clean states in the units of the autoencoder's latents."""
-        config = self._autoencoder.config
-        return x0 / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
+        return in_units_of(self._autoencoder, x0)
 
     @quiet_libraries()
     @torch.no_grad()
@@ -156,4 +185,14 @@ class TextToImage(PipelineModel):
         call["guidance_scale"] = self.guidance_scale
         if self.guidance_scale > 1.0 and self._sampler.negative_prompt:
             call["negative_prompt"] = self._sampler.negative_prompt
+        if self._sampler.clip_skip is not None:
+            call["clip_skip"] = self._sampler.clip_skip
+        if self.guidance_rescale:
+            call["guidance_rescale"] = self.guidance_rescale
         return call
+
+
+def in_units_of(autoencoder: Any, x0: Latents) -> Latents:
+    """Clean states as an autoencoder's latents, by its own scale and shift."""
+    config = autoencoder.config
+    return x0 / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
