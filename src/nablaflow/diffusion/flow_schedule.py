@@ -54,8 +54,16 @@ def shift_by_tokens(config: Mapping[str, Any], tokens: int, max_shift: float = 1
 
     Args:
         max_shift: where the configuration has none; pipelines differ.
+
+    Raises:
+        UserError: the configuration has one number of tokens for both ends.
     """
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    if few == many:
+        raise UserError(
+            f"model: base_image_seq_len and max_image_seq_len in its {WHERE} are both {few}, and "
+            "the shift lies between them; use those that the model was trained with"
+        )
     low, high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
     return low + (high - low) * (tokens - few) / (many - few)
 
@@ -124,14 +132,45 @@ def check_flow_schedule(config: Mapping[str, Any]) -> None:
             "model: its scheduler is not one of flow matching with a shift, which its network was "
             "trained with; use the FlowMatchEulerDiscreteScheduler of the model it comes from"
         )
+    if "upscale_mode" in config:
+        raise UserError(
+            "model: its scheduler is one of a model distilled to few steps (FlowMatchLCM), whose "
+            "steps are no kernel here; use the FlowMatchEulerDiscreteScheduler of the model it "
+            "comes from"
+        )
+    _check_numbers(config)
     for name in SPACINGS:
         if config.get(name):
             raise UserError(
                 f"model: its scheduler spaces its noise levels by {name}, which no kernel here "
                 f"has; set {name} to false in its {WHERE}"
             )
+    if config.get("stochastic_sampling"):
+        raise UserError(
+            "model: its scheduler samples with noise of its own (stochastic_sampling), which no "
+            f"kernel here has; set stochastic_sampling to false in its {WHERE}"
+        )
     if config.get("invert_sigmas"):
         raise UserError(
             "model: its scheduler counts noise from the image's side (invert_sigmas), which no "
             f"kernel here does; set invert_sigmas to false in its {WHERE} if the network allows it"
         )
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    terminal = config.get("shift_terminal")
+    sound = {
+        "shift": _is_positive(config["shift"]) or bool(config.get("use_dynamic_shifting")),
+        "num_train_timesteps": _is_positive(config.get("num_train_timesteps", 1000)),
+        "shift_terminal": not terminal or 0 < terminal < 1,
+    }
+    for name, is_sound in sound.items():
+        if not is_sound:
+            raise UserError(
+                f"model: {name} {config[name]!r} in its {WHERE} makes no noise levels; use the one "
+                "that the model was trained with"
+            )
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0

@@ -22,6 +22,8 @@ SPACINGS = (
 )
 """Settings by which a solver visits noise levels that are none of its timesteps'."""
 
+TIMESTEPS = ("leading", "trailing", "linspace")
+TRAINED = "use the one that the model was trained with"
 WHERE = "scheduler/scheduler_config.json"
 
 
@@ -46,6 +48,12 @@ def check_schedule(config: Mapping[str, Any]) -> None:
             f"model: its scheduler spaces its noise levels by {spacings[0]}, which no kernel here "
             f"has; set {spacings[0]} to false in its {WHERE}"
         )
+    spacing = config.get("timestep_spacing", "leading")
+    if spacing not in TIMESTEPS:
+        raise UserError(
+            f"model: timestep_spacing {spacing!r} in its {WHERE} is none of "
+            f"{', '.join(TIMESTEPS)}; {TRAINED}"
+        )
     interpolation = config.get("interpolation_type", "linear")
     if interpolation != "linear":
         raise UserError(
@@ -62,7 +70,21 @@ def check_schedule(config: Mapping[str, Any]) -> None:
             f"model: its scheduler has a {config['variance_type']} variance, and the kernels here "
             f"have a fixed one; set variance_type to fixed_small in its {WHERE}"
         )
+    power = _schedule(config).alphas_cumprod
+    if not len(power) or not bool(((power >= 0) & (power < 1)).all() and (power.diff() <= 0).all()):
+        raise UserError(f"model: the betas of its {WHERE} are no noise levels; {TRAINED}")
     _check_terminal_level(config)
+
+
+def _schedule(config: Mapping[str, Any]) -> Any:
+    """Its betas, in a scheduler of a class that is known."""
+    try:
+        return DDIMScheduler.from_config(dict(config))
+    except Exception as error:  # diffusers raises many kinds for settings that it cannot read
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(
+            f"model: its {WHERE} makes no noise schedule ({reason}); {TRAINED}"
+        ) from error
 
 
 def _check_kind(config: Mapping[str, Any]) -> None:
@@ -83,6 +105,12 @@ def _check_kind(config: Mapping[str, Any]) -> None:
             "model: its scheduler has no betas, so that its noise levels are not those of a "
             "diffusion model here; use the scheduler that the model was trained with"
         )
+    if "original_inference_steps" in config:
+        raise UserError(
+            "model: its scheduler is one of a model distilled to jump to the image (LCM, TCD), "
+            "which has no reference score; use the model that it was distilled from, with its "
+            "scheduler"
+        )
     if prediction not in PARAMETERIZATIONS:
         raise UserError(
             f"model: prediction_type {prediction!r} in its {WHERE} is none of "
@@ -94,7 +122,7 @@ def _check_terminal_level(config: Mapping[str, Any]) -> None:
     """At a signal of zero the noise says nothing about x_0 (arXiv 2305.08891, section 3.1)."""
     if config.get("prediction_type", "epsilon") != "epsilon":
         return
-    schedule: Any = DDIMScheduler.from_config(dict(config))
+    schedule = _schedule(config)
     if schedule.alphas_cumprod[-1] == 0:
         raise UserError(
             "model: its schedule ends at zero terminal SNR, where a prediction of epsilon says "

@@ -19,6 +19,7 @@ from nablaflow.errors import UserError
 from nablaflow.models.condition import PaddedCondition
 from nablaflow.models.kohya import Layout
 from nablaflow.models.long_prompts import note_cuts
+from nablaflow.models.parts import check_read_width
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import sides
 from nablaflow.models.text_to_image import TextToImage
@@ -51,12 +52,14 @@ class FlowMatching(TextToImage):
     Attributes:
         reads_tokens: of a prompt, by the last of the tokenizers: the pipeline's default.
         reads_width: the transformer's name for the width of their embeddings.
+        reads_layers: of the last text encoder, whose hidden states stand side by side.
     """
 
     denoiser: ClassVar[str] = "transformer"
     reads: ClassVar[frozenset[str]] = TextToImage.reads | {"max_sequence_length"}
     reads_tokens: ClassVar[int]
     reads_width: ClassVar[str] = "joint_attention_dim"
+    reads_layers: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -81,6 +84,12 @@ class FlowMatching(TextToImage):
                 "model: its transformer carries a LoRA; call fuse_lora() and unload_lora_weights() "
                 "on the pipeline first"
             )
+
+        encoder = getattr(pipeline, cls.encoders[-1])
+        if encoder is not None:
+            text = getattr(encoder.config, "text_config", encoder.config)
+            given = cls.reads_layers * text.hidden_size
+            check_read_width("prompts", transformer.config[cls.reads_width], given)
 
     @staticmethod
     def channels_out(config: Any) -> int:

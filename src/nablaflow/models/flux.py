@@ -18,6 +18,7 @@ from nablaflow.models.condition import Condition
 from nablaflow.models.flow_matching import in_blocks
 from nablaflow.models.kohya import Layout
 from nablaflow.models.packed_latents import PATCH, PackedLatents, packed, positions, unpacked
+from nablaflow.models.parts import check_read_width
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.typing import Latents
@@ -81,6 +82,14 @@ class Flux(PackedLatents):
         super().__init__(pipeline, sampler, adapter, device)
         self.guidance = sampler.guidance_scale if takes_guidance(pipeline) else None
         self.guidance_scale = 1.0  # there is no other end to guide from
+
+    @classmethod
+    def check(cls, pipeline: Any) -> None:
+        super().check(pipeline)
+        given = pipeline.text_encoder.config.hidden_size
+        check_read_width(
+            "pooled prompts", pipeline.transformer.config["pooled_projection_dim"], given
+        )
 
     @classmethod
     def _check_read(cls, pipeline: Any, sampler: SamplerSettings) -> None:

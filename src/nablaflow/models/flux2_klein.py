@@ -19,10 +19,12 @@ from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
 from nablaflow.models.flow_matching import FlowMatching, in_blocks
 from nablaflow.models.kohya import Layout
+from nablaflow.models.parts import check_template
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.typing import Images, Latents
 
+DEEPEST = 27  # layer of the language model that the stock pipeline reads
 PATCH = 2  # the autoencoder's latents on each side of a state's
 
 
@@ -37,6 +39,8 @@ class Flux2Klein(FlowMatching):
     }
     reads = PipelineModel.reads | {"guidance_scale", "max_sequence_length"}
     reads_tokens = 512
+    reads_layers = 3
+    scales = ()  # its latents' statistics are weights
     published_layers: ClassVar[Layout | None] = {
         **in_blocks(
             "double_blocks",
@@ -74,6 +78,17 @@ class Flux2Klein(FlowMatching):
         self.image_size = (PATCH * height, PATCH * width)
 
     @classmethod
+    def check(cls, pipeline: Any) -> None:
+        super().check(pipeline)
+        check_template(pipeline.tokenizer)
+        layers = pipeline.text_encoder.config.num_hidden_layers
+        if layers < DEEPEST:
+            raise UserError(
+                f"model: the hidden states of layer {DEEPEST} of its text encoder are read, which "
+                f"has {layers}; use that of the model it comes from"
+            )
+
+    @classmethod
     def _check_read(cls, pipeline: Any, sampler: SamplerSettings) -> None:
         super()._check_read(pipeline, sampler)
         if pipeline.config.is_distilled and sampler.guidance_scale != 1.0:
@@ -91,6 +106,10 @@ class Flux2Klein(FlowMatching):
     def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:
         height, width = FlowMatching.latent_sides(pipeline, sampler, PATCH)
         return int(pipeline.transformer.config["in_channels"]), height // PATCH, width // PATCH
+
+    @staticmethod
+    def channels_of_latents(config: Any) -> int:
+        return config["latent_channels"] * PATCH**2
 
     def schedule(self) -> FlowSchedule:
         _, height, width = self.shape_of_states(self.pipeline, self._sampler)

@@ -42,7 +42,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not isinstance(parts, dict):
         raise UserError(f"model: {index} holds no list of parts; save the model again")
     for part, kind in parts.items():
-        wanted = isinstance(kind, list) and kind[0] is not None and not part.startswith("_")
+        wanted = isinstance(kind, list) and any(kind) and not part.startswith("_")
         if wanted and part not in OPTIONAL and not (folder / part).is_dir():
             raise UserError(f"model: {folder} has no {part} folder; copy the whole model")
     return parts

@@ -16,6 +16,7 @@ from nablaflow.models.flux2_klein import Flux2Klein
 from nablaflow.models.folder import all_safetensors, check_no_lora_inside, find_variant, read_index
 from nablaflow.models.fused import WithLora, fuse
 from nablaflow.models.live import LIVE, LivePipeline
+from nablaflow.models.parts import check_denoiser, check_named
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.qwen_image import QwenImage
 from nablaflow.models.random_weights import RANDOM, random_by_name
@@ -55,6 +56,11 @@ def family_of(pipeline: Any) -> type[PipelineModel]:
 def _serving(name: Any) -> tuple[type[PipelineModel], type[Any]]:
     """The family, and the pipeline's class, by the class's name."""
     served = {kind.__name__: (family, kind) for family in FAMILIES for kind in family.serves}
+    if not isinstance(name, str):
+        raise UserError(
+            "model: its model_index.json does not say the class of its pipeline (_class_name); "
+            "save the model again with save_pretrained"
+        )
     if name not in served:
         raise UserError(f"model: a {name} is not supported; use one of {', '.join(served)}")
     return served[name]
@@ -104,8 +110,7 @@ def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any
     if not path.is_dir():
         raise UserError(f"model: there is no folder {model}; check the path, or give a hub id")
     parts = read_index(path)
-    family, _ = _serving(parts.get("_class_name"))
-    family.check_index(parts)
+    _check_index(parts)
     check_no_lora_inside(path, parts)
     check_checksums(path)
     variant = find_variant(path, parts)
@@ -127,9 +132,16 @@ def _config(model: str) -> dict[str, Any]:
         found: Any = DiffusionPipeline.load_config(model)
     except Exception as error:  # of the hub, of the network, of a cache
         raise _unreadable(model, error) from error
-    family, _ = _serving(found.get("_class_name"))
-    family.check_index(found)
+    _check_index(found)
     return found
+
+
+def _check_index(parts: dict[str, Any]) -> None:
+    """What the list of parts tells, before any weights are read."""
+    family, kind = _serving(parts.get("_class_name"))
+    family.check_index(parts)
+    check_named(parts, kind, {*family.load_options, *family.may_lack})
+    check_denoiser(parts, kind, family.denoiser)
 
 
 def _load(

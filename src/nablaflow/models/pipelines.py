@@ -22,6 +22,7 @@ from nablaflow.models.contract import DiffusionModel
 from nablaflow.models.kohya import Layout
 from nablaflow.models.lora_start import begin_at, read_start, targets_of
 from nablaflow.models.lora_targets import automatic_targets
+from nablaflow.models.parts import check_scheduler
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.typing import Images, Latents
 
@@ -72,6 +73,7 @@ class PipelineModel(DiffusionModel):
         device: torch.device,
     ) -> None:
         self._check_read(pipeline, sampler)
+        check_scheduler(pipeline.scheduler)
         self.check(pipeline)
         self.pipeline, self._sampler, self.left_open = pipeline, sampler, None
         self.process = self.make_process(None)  # refuses a schedule before any work

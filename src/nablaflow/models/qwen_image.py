@@ -33,6 +33,7 @@ class QwenImage(PackedLatents):
         "negative_prompt": " ",
     }
     reads_tokens = 512
+    scales = ("latents_std",)
 
     @classmethod
     def check(cls, pipeline: Any) -> None:
@@ -43,10 +44,21 @@ class QwenImage(PackedLatents):
                     f"model: its transformer ({name}) is one for editing, for layers or distilled; "
                     "use the text-to-image Qwen-Image"
                 )
+        config = pipeline.vae.config
+        for name in ("latents_mean", "latents_std"):
+            if len(config[name]) != config["z_dim"]:
+                raise UserError(
+                    f"model: {name} has {len(config[name])} numbers for {config['z_dim']} channels "
+                    "in its vae/config.json; use those of the model it comes from"
+                )
 
     @staticmethod
     def channels_out(config: Any) -> int:
         return config["out_channels"] * config["patch_size"] ** 2
+
+    @staticmethod
+    def channels_of_latents(config: Any) -> int:
+        return config["z_dim"]
 
     def encode(self, prompt: str) -> Condition:
         length = self.sequence_length

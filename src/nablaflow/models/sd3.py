@@ -12,6 +12,7 @@ from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
 from nablaflow.models.flow_matching import FlowMatching, in_blocks
 from nablaflow.models.kohya import Layout
+from nablaflow.models.parts import check_read_width
 from nablaflow.models.settings import SamplerSettings
 from nablaflow.typing import Latents
 
@@ -52,6 +53,15 @@ class StableDiffusion3(FlowMatching):
         "context_embedder": ("context_embedder",),
         "final_layer.linear": ("proj_out",),
     }
+
+    @classmethod
+    def check(cls, pipeline: Any) -> None:
+        super().check(pipeline)
+        encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
+        given = sum(encoder.config.projection_dim for encoder in encoders)
+        check_read_width(
+            "pooled prompts", pipeline.transformer.config["pooled_projection_dim"], given
+        )
 
     @staticmethod
     def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:

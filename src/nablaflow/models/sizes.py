@@ -9,12 +9,26 @@ from nablaflow.models.settings import SamplerSettings
 
 
 def own_size(unet: Any) -> tuple[int, int] | None:
-    """(height, width) of the states that a UNet's configuration names, which may be none."""
+    """(height, width) of the states that a UNet's configuration names, which may be none.
+
+    Raises:
+        UserError: it names what is no size.
+    """
     size = unet.config.sample_size
     if size is None:
         return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(map(_is_side, sides)):
+        raise UserError(
+            f"model: its sample_size of {size!r} is no size; write a number, or [height, width], "
+            "into its unet/config.json"
+        )
+    height, width = sides
+    return height, width
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def latent_size(unet: Any, factor: int, sampler: SamplerSettings) -> tuple[int, int]:

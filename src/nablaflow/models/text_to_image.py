@@ -17,6 +17,7 @@ from nablaflow.models.condition import Condition
 from nablaflow.models.conditioning import check_clip_skip
 from nablaflow.models.embeddings import Embeddings
 from nablaflow.models.long_prompts import note_cuts
+from nablaflow.models.parts import check_latents, check_scales, check_words
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import latent_size
@@ -33,12 +34,14 @@ class TextToImage(PipelineModel):
     Attributes:
         heavy_from: parameters of text encoders whose embeddings are kept on disk.
         tokenizers: names of the parts that read a prompt, the most restricted first.
+        scales: the autoencoder's settings that its latents are divided by.
         small_decoder: hub id of an AutoencoderTiny for the family's latents; None: none is known.
     """
 
     heavy_from: ClassVar[int] = 10**9
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    scales: ClassVar[tuple[str, ...]] = ("scaling_factor",)
     small_decoder: ClassVar[str | None] = None
     reads: ClassVar[frozenset[str]] = PipelineModel.reads | {"guidance_scale", "negative_prompt"}
 
@@ -49,6 +52,10 @@ class TextToImage(PipelineModel):
         adapter: AdapterSettings,
         device: torch.device,
     ) -> None:
+        check_words(pipeline, self.tokenizers, self.encoders)
+        states, *_ = self.shape_of_states(pipeline, sampler)
+        check_latents(self.denoiser, states, self.channels_of_latents(pipeline.vae.config))
+        check_scales(pipeline.vae.config, self.scales)
         super().__init__(pipeline, sampler, adapter, device)
         # Rewards look at pixels: the decoder stays in float32 whatever the denoiser's precision.
         self._autoencoder: Any = pipeline.vae.float().eval().requires_grad_(False)
@@ -71,6 +78,11 @@ class TextToImage(PipelineModel):
     def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:
         height, width = latent_size(pipeline.unet, pipeline.vae_scale_factor, sampler)
         return int(pipeline.unet.config["in_channels"]), height, width
+
+    @staticmethod
+    def channels_of_latents(config: Any) -> int:
+        """Channels of a state, by the autoencoder's configuration."""
+        return config["latent_channels"]
 
     @classmethod
     def _check_read(cls, pipeline: Any, sampler: SamplerSettings) -> None:

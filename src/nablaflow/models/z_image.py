@@ -18,6 +18,7 @@ from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition, PaddedCondition
 from nablaflow.models.flow_matching import FlowMatching, in_blocks
 from nablaflow.models.kohya import Layout
+from nablaflow.models.parts import check_template
 from nablaflow.models.settings import SamplerSettings
 from nablaflow.models.sizes import sides
 from nablaflow.typing import Latents
@@ -54,6 +55,11 @@ class ZImage(FlowMatching):
         "final_layer.linear": ("all_final_layer.2-1.linear",),
         "final_layer.adaLN_modulation.1": ("all_final_layer.2-1.adaLN_modulation.1",),
     }
+
+    @classmethod
+    def check(cls, pipeline: Any) -> None:
+        super().check(pipeline)
+        check_template(pipeline.tokenizer)
 
     @staticmethod
     def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:
