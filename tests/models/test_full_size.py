@@ -1,6 +1,6 @@
 """The published architectures at their full size, without their weights: names, targets, memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -11,16 +11,21 @@ from diffusers import (
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
     ZImageTransformer2DModel,
 )
 from peft import get_peft_model_state_dict
+from torch import Tensor
 
 from nablaflow.models.adapters import ADAPTER, LoraAdapter
+from nablaflow.models.architectures import SDXL_UNET
 from nablaflow.models.chroma import Chroma
 from nablaflow.models.flow_matching import FlowMatching
 from nablaflow.models.flux import Flux
 from nablaflow.models.flux2_klein import Flux2Klein
 from nablaflow.models.kohya import by_kohyas_names
+from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.qwen_image import QwenImage
 from nablaflow.models.sd3 import StableDiffusion3
 from nablaflow.models.z_image import ZImage
@@ -91,24 +96,90 @@ SIZES: dict[str, tuple[type[FlowMatching], Callable[[], Any], float, dict[str, i
 }
 
 
+def adapted(network: Any, targets: list[str]) -> tuple[LoraAdapter, dict[str, Tensor]]:
+    """A network with a LoRA, and the LoRA's weights by the names that it is saved with."""
+    adapter = LoraAdapter(network, RANK, float(RANK), targets)
+    network.peft_config = {ADAPTER: adapter.config}
+    state = get_peft_model_state_dict(network, adapter_name=ADAPTER, save_embedding_layers=False)
+    return adapter, state
+
+
+def assert_of_layers(state: Mapping[str, Tensor], bare: Mapping[str, type], kinds: Any) -> None:
+    for key in state:
+        layer, _, factor = key.rpartition(".lora_")
+        assert issubclass(bare[layer], kinds), key
+        assert factor in ("A.weight", "B.weight")
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_the_full_size_takes_a_lora_whose_names_diffusers_has(name: str) -> None:
     family, make, billions, layers = SIZES[name]
     with torch.device("meta"):
         network = make()
         bare = {part: type(module) for part, module in network.named_modules()}
-        adapter = LoraAdapter(network, RANK, float(RANK), family.lora_targets(network))
+        adapter, state = adapted(network, family.lora_targets(network))
     coverage = adapter.coverage
     assert coverage.total / 1e9 == pytest.approx(billions, abs=0.05)
     assert {target: coverage.layers[target] for target in layers} == layers
     assert coverage.trained < 0.01 * coverage.total
-    network.peft_config = {ADAPTER: adapter.config}
-    state = get_peft_model_state_dict(network, adapter_name=ADAPTER, save_embedding_layers=False)
     assert len(state) == 2 * sum(coverage.layers.values())
-    for key in state:
-        layer, _, factor = key.rpartition(".lora_")
-        assert bare[layer] is torch.nn.Linear, key
-        assert factor in ("A.weight", "B.weight")
+    assert_of_layers(state, bare, torch.nn.Linear)
+
+
+SD2_HEADS = {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
+UNETS: dict[str, tuple[Callable[[], Any], int, int]] = {
+    "sd-1.5": (lambda: UNet2DConditionModel(cross_attention_dim=768), 859_520_964, 16),
+    "sd-2.1": (
+        lambda: UNet2DConditionModel(cross_attention_dim=1024, **SD2_HEADS),
+        865_910_724,
+        16,
+    ),
+    "sdxl": (
+        lambda: UNet2DConditionModel(
+            **SDXL_UNET, attention_head_dim=(5, 10, 20), cross_attention_dim=2048
+        ),
+        2_567_463_684,
+        70,
+    ),
+}
+"""Stable Diffusion's networks: parameters as published, and blocks with two attentions each."""
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_a_full_unet_takes_a_lora_whose_names_diffusers_and_comfyui_have(name: str) -> None:
+    make, parameters, blocks = UNETS[name]
+    with torch.device("meta"):
+        network = make()
+        bare = {part: type(module) for part, module in network.named_modules()}
+        adapter, state = adapted(network, PipelineModel.lora_targets(network))
+        tensors = by_kohyas_names(state, network, None)
+    assert adapter.coverage.total == parameters
+    attention = [key for key in state if ".attn" in key and ".lora_A." in key]
+    assert len(attention) == blocks * 2 * 4
+    assert_of_layers(state, bare, (torch.nn.Linear, torch.nn.Conv2d))
+    known = {"lora_unet_" + layer.replace(".", "_") for layer in comfy.of_unet(network.config)}
+    assert {key.partition(".")[0] for key in tensors} <= known
+
+
+def test_a_full_pixel_model_takes_a_lora_on_its_layers() -> None:
+    """As google/ddpm-celebahq-256's unet/config.json has it."""
+    with torch.device("meta"):
+        network = UNet2DModel(
+            sample_size=256,
+            block_out_channels=(128, 128, 256, 256, 512, 512),
+            down_block_types=(*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
+            attention_head_dim=None,
+            norm_eps=1e-6,
+            downsample_padding=0,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+        )
+        bare = {part: type(module) for part, module in network.named_modules()}
+        adapter, state = adapted(network, PipelineModel.lora_targets(network))
+    assert adapter.coverage.total == 113_673_219
+    assert_of_layers(state, bare, (torch.nn.Linear, torch.nn.Conv2d))
+    assert any(".resnets." in key for key in state), "attention is few of its layers"
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -138,14 +209,12 @@ def test_comfyui_has_a_place_for_each_adapted_layer_of_the_full_size(name: str) 
     family, make, _, _ = SIZES[name]
     with torch.device("meta"):
         network = make()
-        adapter = LoraAdapter(network, 1, 1.0, family.lora_targets(network))
-        network.peft_config = {ADAPTER: adapter.config}
-        state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+        _, state = adapted(network, family.lora_targets(network))
         tensors = by_kohyas_names(state, network, family.published_layers)
     layers = comfy.of_flow(*COMFY[name])
-    adapted = {key.removesuffix(".lora_A.weight") for key in state if ".lora_A." in key}
-    assert {row for rows in layers.values() for row in rows} >= adapted
-    places = {place for place, rows in layers.items() if adapted.intersection(rows)}
+    own = {key.removesuffix(".lora_A.weight") for key in state if ".lora_A." in key}
+    assert {row for rows in layers.values() for row in rows} >= own
+    places = {place for place, rows in layers.items() if own.intersection(rows)}
     assert {key.partition(".")[0] for key in tensors} == {
         "lora_unet_" + place.replace(".", "_") for place in places
     }

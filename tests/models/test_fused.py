@@ -23,8 +23,9 @@ from nablaflow.models import (
 from nablaflow.models.export import save_policy
 from nablaflow.models.formats import write_policy
 from nablaflow.models.pipelines import PipelineModel
+from tests.support.flow_parts import PIXELS
 from tests.support.flow_pipelines import FLOW_FAMILIES
-from tests.support.loras import FILE, stock_lora
+from tests.support.loras import FILE, WIDELY, stock_lora
 from tests.support.pipelines import perturb
 
 SCALE = 0.7
@@ -77,10 +78,12 @@ def test_the_reference_is_the_model_with_the_lora(
 
 @pytest.mark.parametrize("family", FLOW_FAMILIES)
 def test_so_it_is_with_transformers(tmp_path: Path, family: str) -> None:
-    FLOW_FAMILIES[family]().save_pretrained(tmp_path / "base")
-    lora = stock_lora(tmp_path / "base", tmp_path / "lora", "transformer")
-    model = model_of(WithLora(str(tmp_path / "base"), lora / FILE, SCALE))
-    assert_same(model, tmp_path / "base", lora)
+    base = tmp_path / "base"
+    FLOW_FAMILIES[family]().save_pretrained(base)
+    lora = stock_lora(base, tmp_path / "lora", "transformer", target_modules=WIDELY)
+    size = {"height": PIXELS, "width": PIXELS}
+    model = model_of(WithLora(str(base), lora / FILE, SCALE), **size)
+    assert_same(model, base, lora)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])

@@ -13,16 +13,19 @@ from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.formats import write_policy
 from nablaflow.models.pipelines import PipelineModel
+from tests.support.flow_parts import PIXELS
 from tests.support.flow_pipelines import FLOW_FAMILIES
-from tests.support.loras import FILE, stock_lora
+from tests.support.loras import FILE, WIDELY, stock_lora
 from tests.support.pipelines import perturb, render
 
 CPU = torch.device("cpu")
 
 
-def begun(base: Path, start: Path, **adapter: Any) -> PipelineModel:
+def begun(
+    base: Path, start: Path, sampler: SamplerSettings | None = None, **adapter: Any
+) -> PipelineModel:
     settings = AdapterSettings(**{"rank": 4, "start": str(start), **adapter})
-    return load_model(load_pipeline(str(base)), SamplerSettings(), settings, CPU)
+    return load_model(load_pipeline(str(base)), sampler or SamplerSettings(), settings, CPU)
 
 
 def assert_begins(model: PipelineModel, base: Path, lora: Path, weight_name: str = FILE) -> None:
@@ -64,9 +67,11 @@ def test_the_policy_is_the_lora_and_the_reference_is_the_base(
 
 @pytest.mark.parametrize("family", FLOW_FAMILIES)
 def test_transformers_begin_at_theirs(tmp_path: Path, family: str) -> None:
-    FLOW_FAMILIES[family]().save_pretrained(tmp_path / "base")
-    lora = stock_lora(tmp_path / "base", tmp_path / "lora", "transformer")
-    assert_begins(begun(tmp_path / "base", lora), tmp_path / "base", lora)
+    base = tmp_path / "base"
+    FLOW_FAMILIES[family]().save_pretrained(base)
+    lora = stock_lora(base, tmp_path / "lora", "transformer", target_modules=WIDELY)
+    small = SamplerSettings(height=PIXELS, width=PIXELS)
+    assert_begins(begun(base, lora, small), base, lora)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])

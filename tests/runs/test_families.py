@@ -18,11 +18,14 @@ from nablaflow.runs import align
 from nablaflow.runs.sample import sample_to_folder
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
-from tests.support.pipelines import render, stable_diffusion_xl
+from tests.support.pipelines import render, stable_diffusion_xl, unconditional
 
 MakeParts = Callable[..., Parts]
 MakeConfig = Callable[..., Config]
-BUILT: dict[str, Callable[[], Any]] = {"sdxl": stable_diffusion_xl}
+BUILT: dict[str, Callable[[], Any]] = {
+    "sdxl": stable_diffusion_xl,
+    "ddpm": unconditional,
+}
 NAMES = sorted(set(METHODS) - {"value-matching"})
 
 
@@ -35,8 +38,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in BUILT}
 
 
-def guided(folder: Path) -> list[str]:
-    return [f"model={folder}", "sampler.guidance_scale=3.0", "training.transition_fraction=1.0"]
+def of_model(folder: Path) -> list[str]:
+    """With guidance where there are prompts."""
+    unguided = [f"model={folder}", "training.transition_fraction=1.0", "adapter.targets=auto"]
+    return unguided if folder.name == "ddpm" else [*unguided, "sampler.guidance_scale=3.0"]
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -46,7 +51,7 @@ def test_every_method_trains(
 ) -> None:
     sampler = "euler" if METHODS[method].sampler_noise == "none" else "ddim"
     chosen = (f"method={{name: {method}, beta: 5.0}}", f"sampler.name={sampler}")
-    parts = make_parts(*guided(places[family]), *chosen)
+    parts = make_parts(*of_model(places[family]), *chosen)
     before = trainable_state(parts.model.network)
     record = parts.trainer.step()
     assert all(math.isfinite(value) for value in record.values()), record
@@ -59,9 +64,8 @@ def test_every_method_trains(
 def test_it_trains_in_bf16_with_its_encoders_off(
     make_parts: MakeParts, places: dict[str, Path], family: str, other_precision: None
 ) -> None:
-    parts = make_parts(
-        *guided(places[family]), "training.precision=bf16", "training.offload_encoders=true"
-    )
+    off = [] if family == "ddpm" else ["training.offload_encoders=true"]
+    parts = make_parts(*of_model(places[family]), "training.precision=bf16", *off)
     record = parts.trainer.step()
     assert all(math.isfinite(value) for value in record.values()), record
     assert record["policy_gradient_norm"] > 0
@@ -80,7 +84,7 @@ def test_it_resumes_bit_for_bit(
     train_only: None,
     family: str,
 ) -> None:
-    common = guided(places[family])
+    common = of_model(places[family])
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     align.run(make_config(*common, "training.updates=2", f"output_dir={whole}"))
     align.run(make_config(*common, "training.updates=1", f"output_dir={parts}"))
@@ -96,7 +100,7 @@ def test_it_resumes_bit_for_bit(
 def test_sdxl_from_end_to_end(
     make_config: MakeConfig, places: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = make_config(*guided(places["sdxl"]), "training.updates=1")
+    config = make_config(*of_model(places["sdxl"]), "training.updates=1")
     result = align.run(config)
     report = (result.folder / "report.html").read_text()
     assert "StableDiffusionXLPipeline.from_pretrained" in report

@@ -62,6 +62,22 @@ def check_text_encoder(pipeline: Any) -> None:
     check_widths(pipeline.unet, pipeline.text_encoder.config.hidden_size)
 
 
+def check_clip_skip(encoders: Sequence[Any], skip: int | None) -> None:
+    """Refuse to leave out all layers of a CLIP; other text encoders leave none out.
+
+    Raises:
+        UserError: the shallowest has no more.
+    """
+    if skip is None:
+        return
+    configs = [encoder.config for encoder in encoders if encoder is not None]
+    layers = min(one.num_hidden_layers for one in configs if one.model_type.startswith("clip"))
+    if skip >= layers:
+        raise UserError(
+            f"sampler.clip_skip: a CLIP of this model has {layers} layers; leave out fewer"
+        )
+
+
 def check_widths(unet: Any, width: int) -> None:
     """Refuse text encoders whose embeddings, ``width`` in all, do not fit the UNet.
 

@@ -24,6 +24,17 @@ def _at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def rescaled(guided: Latents, positive: Latents, share: float) -> Latents:
+    """A guided output whose spread is ``share`` of the way back to the prompt's own.
+
+    arXiv 2305.08891, equations 15 and 16; the spread is of all values of a state.
+    """
+    if share == 0.0:
+        return guided
+    wanted, own = (part.flatten(1).std(dim=1)[:, None, None, None] for part in (positive, guided))
+    return share * (guided * (wanted / own)) + (1 - share) * guided
+
+
 class DiffusionModel(abc.ABC):
     """A pretrained model with a policy beside it: the reference, and the same network adapted.
 
@@ -36,6 +47,7 @@ class DiffusionModel(abc.ABC):
         image_size: (height, width) of an image, pixels.
         parameterization: what the network predicts.
         guidance_scale: of classifier-free guidance (arXiv 2207.12598); 1 is none.
+        guidance_rescale: see `rescaled`; 0 is none.
         takes_prompts: whether they condition it; for an unconditional model they are only labels.
     """
 
@@ -47,6 +59,7 @@ class DiffusionModel(abc.ABC):
     image_size: tuple[int, int]
     parameterization: str
     guidance_scale: float
+    guidance_rescale: float = 0.0
     device: torch.device
 
     @abc.abstractmethod
@@ -139,4 +152,5 @@ class DiffusionModel(abc.ABC):
 
     def guided(self, negative: Latents, positive: Latents) -> Latents:
         """The guided output from the raw ones of both ends."""
-        return negative + self.guidance_scale * (positive - negative)
+        guided = negative + self.guidance_scale * (positive - negative)
+        return rescaled(guided, positive, self.guidance_rescale)

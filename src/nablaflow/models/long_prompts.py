@@ -41,11 +41,30 @@ def pieces(tokenizer: Any, prompt: str, count: int) -> Int[Tensor, "piece token"
 
 @torch.no_grad()
 def embed_pieces(
-    tokenizer: Any, encoder: Any, prompt: str, count: int, device: torch.device
+    tokenizer: Any,
+    encoder: Any,
+    prompt: str,
+    count: int,
+    device: torch.device,
+    skip: int | None = None,
 ) -> Float[Tensor, "token width"]:
-    """The embeddings of all pieces, one behind the other; each is read by itself."""
-    embedded = encoder(pieces(tokenizer, prompt, count).to(device))[0]
-    return embedded.flatten(0, 1)
+    """The embeddings of all pieces, one behind the other; each is read by itself.
+
+    Args:
+        skip: last layers that are left out, before the norm at the end.
+    """
+    read = encoder(pieces(tokenizer, prompt, count).to(device), output_hidden_states=True)
+    return (read[0] if skip is None else before_last(encoder, read, skip)).flatten(0, 1)
+
+
+def before_last(encoder: Any, read: Any, skip: int) -> Float[Tensor, "row token width"]:
+    """What a CLIP gives without its last ``skip`` layers, but with the norm at its end.
+
+    Args:
+        read: its output, with all hidden states.
+    """
+    inner = getattr(encoder, "text_model", encoder)  # transformers 5 has one part for both
+    return inner.final_layer_norm(read.hidden_states[-skip - 1])
 
 
 def note_cuts(

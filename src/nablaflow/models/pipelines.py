@@ -87,6 +87,7 @@ class PipelineModel(DiffusionModel):
         self.network = self.adapter.network
         self.parameterization = pipeline.scheduler.config.get("prediction_type", "epsilon")
         self.guidance_scale = sampler.guidance_scale
+        self.guidance_rescale = sampler.guidance_rescale
 
     # --- before its weights are read, and before any work -----------------------------------------
 

@@ -28,6 +28,7 @@ class StableDiffusion3(FlowMatching):
         "steps": 28,
         "guidance_scale": 7.0,
     }
+    reads = FlowMatching.reads | {"clip_skip"}
     reads_tokens = 256
     published_layers: ClassVar[Layout | None] = {
         **in_blocks(
@@ -72,6 +73,12 @@ class StableDiffusion3(FlowMatching):
         return FlowSchedule(config, "trained", shift_by_tokens(config, tokens, max_shift=1.16))
 
     def encode(self, prompt: str) -> Condition:
+        return self._embed(prompt, self._sampler.clip_skip)
+
+    def encode_negative(self, prompt: str) -> Condition:
+        return self._embed(prompt, None)
+
+    def _embed(self, prompt: str, skip: int | None) -> Condition:
         hidden, _, pooled, _ = self.pipeline.encode_prompt(
             prompt,
             None,
@@ -79,6 +86,7 @@ class StableDiffusion3(FlowMatching):
             self.device,
             1,
             do_classifier_free_guidance=False,
+            clip_skip=skip,
             max_sequence_length=self.sequence_length,
         )
         return Condition(hidden, pooled)

@@ -14,6 +14,7 @@ from nablaflow.models.condition import Condition
 from nablaflow.models.conditioning import check_network, check_widths
 from nablaflow.models.long_prompts import pieces
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
+from nablaflow.models.stable_diffusion import StableDiffusion
 from nablaflow.models.text_to_image import TextToImage
 from nablaflow.typing import Latents
 
@@ -34,7 +35,7 @@ class StableDiffusionXL(TextToImage):
         "add_watermarker": False,
     }
     call_defaults: ClassVar[dict[str, Any]] = {"steps": 50, "guidance_scale": 5.0}
-    reads = TextToImage.reads | {"prompt_chunks", "original_size", "crop", "target_size"}
+    reads = StableDiffusion.reads | {"original_size", "crop", "target_size"}
 
     def __init__(
         self,
@@ -74,11 +75,14 @@ class StableDiffusionXL(TextToImage):
         return [*(s.original_size or own), *(s.crop or (0, 0)), *(s.target_size or own)]
 
     def encode(self, prompt: str) -> Condition:
+        return self._embed(prompt, self._sampler.clip_skip or 0)
+
+    def _embed(self, prompt: str, skip: int) -> Condition:
         read = [
             self._read(getattr(self.pipeline, tokenizer), getattr(self.pipeline, encoder), prompt)
             for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
         ]
-        hidden = torch.cat([found.hidden_states[-2].flatten(0, 1) for found in read], dim=-1)
+        hidden = torch.cat([found.hidden_states[-2 - skip].flatten(0, 1) for found in read], dim=-1)
         return Condition(hidden[None], read[1].text_embeds[:1])
 
     def _read(self, tokenizer: Any, encoder: Any, prompt: str) -> Any:
@@ -86,7 +90,7 @@ class StableDiffusionXL(TextToImage):
         return encoder(rows.to(self.device), output_hidden_states=True)
 
     def encode_negative(self, prompt: str) -> Condition:
-        found = self.encode(prompt)
+        found = self._embed(prompt, 0)
         if prompt or not self.pipeline.config["force_zeros_for_empty_prompt"]:
             return found
         return found.zeroed()

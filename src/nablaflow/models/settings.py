@@ -30,6 +30,20 @@ class SamplerSettings(Settings):
         description="weight of classifier-free guidance in kernel, x0_hat and reference; 1: none",
     )
     negative_prompt: str = Field(default="", description="prompt that guidance leads away from")
+    guidance_rescale: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="how far the guided prediction is brought back to the spread that the prompt's "
+        "own has (arXiv 2305.08891, section 3.4), as Stable Diffusion 1, 2 and XL have it; 0: not",
+    )
+    clip_skip: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="last layers of the CLIP text encoders that a prompt does not go through, "
+        "counted as the stock pipeline does; the negative prompt goes through all; null: none",
+    )
     sigma_floor: float = Field(
         default=0.01, gt=0, description="least standard deviation of the last reverse kernel"
     )
@@ -69,6 +83,14 @@ class SamplerSettings(Settings):
         description="tokens that flow matching's longest text encoder gives of a prompt, in Stable "
         "Diffusion 3 also where its T5 is left out; null: as many as the stock pipeline's default",
     )
+
+    @model_validator(mode="after")
+    def _rescales_guidance(self) -> SamplerSettings:
+        if self.guidance_rescale and self.guidance_scale == 1.0:
+            raise ValueError(
+                "sampler.guidance_rescale: there is no guidance at guidance_scale=1; leave it out"
+            )
+        return self
 
 
 class AdapterSettings(Settings):

@@ -11,7 +11,7 @@ from nablaflow.models.condition import Condition
 from nablaflow.models.conditioning import check_text_encoder
 from nablaflow.models.long_prompts import embed_pieces
 from nablaflow.models.text_to_image import TextToImage
-from nablaflow.typing import Latents
+from nablaflow.typing import Images, Latents
 
 
 class StableDiffusion(TextToImage):
@@ -24,7 +24,7 @@ class StableDiffusion(TextToImage):
         "requires_safety_checker": False,
     }
     call_defaults: ClassVar[dict[str, Any]] = {"steps": 50, "guidance_scale": 7.5}
-    reads = TextToImage.reads | {"prompt_chunks"}
+    reads = TextToImage.reads | {"prompt_chunks", "clip_skip", "guidance_rescale"}
 
     @classmethod
     def check(cls, pipeline: Any) -> None:
@@ -32,11 +32,29 @@ class StableDiffusion(TextToImage):
         super().check(pipeline)
 
     def encode(self, prompt: str) -> Condition:
-        pieces = self._sampler.prompt_chunks
-        if pieces is None:
-            return Condition(self.pipeline.encode_prompt(prompt, self.device, 1, False)[0])
-        tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
-        return Condition(embed_pieces(tokenizer, encoder, prompt, pieces, self.device)[None])
+        return self._embed(prompt, self._sampler.clip_skip)
+
+    def encode_negative(self, prompt: str) -> Condition:
+        return self._embed(prompt, None)
+
+    def _embed(self, prompt: str, skip: int | None) -> Condition:
+        pipe, pieces = self.pipeline, self._sampler.prompt_chunks
+        if pieces is None and skip is None:
+            return Condition(pipe.encode_prompt(prompt, self.device, 1, False)[0])
+        count = pieces or 1
+        hidden = embed_pieces(pipe.tokenizer, pipe.text_encoder, prompt, count, self.device, skip)
+        return Condition(hidden[None])
+
+    def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:
+        encoder = pipeline.text_encoder
+        if "clip_skip" not in self.stock_call(prompt) or hasattr(encoder, "text_model"):
+            return super().stock_image(pipeline, prompt, **options)
+        # diffusers 0.42 looks for the last norm in a part that transformers 5 has not any more.
+        object.__setattr__(encoder, "text_model", encoder)
+        try:
+            return super().stock_image(pipeline, prompt, **options)
+        finally:
+            object.__delattr__(encoder, "text_model")
 
     def forward(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
         assert condition.hidden is not None

@@ -12,6 +12,7 @@ import torch
 
 from nablaflow.devices import without_autocast
 from nablaflow.models.condition import Condition
+from nablaflow.models.conditioning import check_clip_skip
 from nablaflow.models.embeddings import Embeddings
 from nablaflow.models.long_prompts import note_cuts
 from nablaflow.models.pipelines import PipelineModel
@@ -59,6 +60,12 @@ class TextToImage(PipelineModel):
     def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:
         height, width = latent_size(pipeline.unet, pipeline.vae_scale_factor, sampler)
         return int(pipeline.unet.config["in_channels"]), height, width
+
+    @classmethod
+    def _check_read(cls, pipeline: Any, sampler: SamplerSettings) -> None:
+        super()._check_read(pipeline, sampler)
+        encoders = [getattr(pipeline, name, None) for name in cls.encoders]
+        check_clip_skip(encoders, sampler.clip_skip)
 
     # --- prompts ----------------------------------------------------------------------------------
 
@@ -144,4 +151,8 @@ class TextToImage(PipelineModel):
         call["guidance_scale"] = self.guidance_scale
         if self.guidance_scale > 1.0 and self._sampler.negative_prompt:
             call["negative_prompt"] = self._sampler.negative_prompt
+        if self._sampler.clip_skip is not None:
+            call["clip_skip"] = self._sampler.clip_skip
+        if self.guidance_rescale:
+            call["guidance_rescale"] = self.guidance_rescale
         return call

@@ -201,7 +201,7 @@ def _card(
         "method": plain["method"]["name"],
         "beta": f"{config.method.beta:g}" if isinstance(config.method.beta, float) else "none",
         "sampler": f"{config.sampler.name}, {config.sampler.steps} steps",
-        "guidance scale": f"{config.sampler.guidance_scale:g}",
+        "guidance scale": _guidance_told(config),
         "adapter": str(model.adapter.coverage).removeprefix("adapter: "),
         "updates": str(update),
         "weights": dtype,
@@ -222,6 +222,14 @@ _CONTENT = {
     "kohya": f"A LoRA by kohya's names, `{KOHYA_FILE}`, for ComfyUI and A1111.",
     "merged": "A whole pipeline in diffusers format; nothing has to be loaded beside it.",
 }
+
+
+def _guidance_told(config: Config) -> str:
+    sampler = config.sampler
+    told = [f"{sampler.guidance_scale:g}"]
+    told += [f"rescaled by {sampler.guidance_rescale:g}"] if sampler.guidance_rescale else []
+    told += [f"clip skip {sampler.clip_skip}"] if sampler.clip_skip is not None else []
+    return ", ".join(told)
 
 
 def _fused_told(lora: tuple[str, float] | None) -> dict[str, str]:

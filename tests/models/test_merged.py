@@ -1,0 +1,47 @@
+"""A policy fused into a whole pipeline, of every family that has LoRAs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.models.export import save_policy
+from nablaflow.models.formats import write_policy
+from tests.support.flow_pipelines import FLOW_FAMILIES
+from tests.support.pipelines import perturb, render, stable_diffusion, stable_diffusion_xl
+
+BUILT: dict[str, Callable[[], Any]] = {
+    "sd": stable_diffusion,
+    "sdxl": stable_diffusion_xl,
+    **{name: FLOW_FAMILIES[name] for name in ("sd3", "flux-dev", "klein")},
+    **{name: FLOW_FAMILIES[name] for name in ("z-image", "qwen-image", "chroma")},
+}
+SIZE = {"height": 16, "width": 16}
+
+
+@pytest.mark.parametrize("family", BUILT)
+def test_the_whole_pipeline_gives_the_loras_image(tmp_path: Path, family: str) -> None:
+    base = tmp_path / "base"
+    BUILT[family]().save_pretrained(base)
+    torch.manual_seed(0)
+    model = load_model(
+        load_pipeline(str(base)),
+        SamplerSettings(steps=2, **SIZE),
+        AdapterSettings(rank=2, alpha=3.0),
+        torch.device("cpu"),
+    )
+    perturb(model.network)
+    stock: Any = DiffusionPipeline.from_pretrained(base, safety_checker=None)
+    untouched = render(stock, **SIZE)
+    stock.load_lora_weights(save_policy(model, str(base), tmp_path))
+    write_policy(model, str(base), tmp_path / "whole", "merged", torch.float32)
+    whole = DiffusionPipeline.from_pretrained(tmp_path / "whole", safety_checker=None)
+    expected = render(stock, **SIZE)
+    torch.testing.assert_close(render(whole, **SIZE), expected, rtol=0, atol=1e-4)
+    assert (expected - untouched).abs().max() > 0.01
