@@ -24,6 +24,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 class OptimizerSettings(Settings):
     """AdamW for policy and flow network."""
 
+    name: Literal["adamw", "adamw8bit"] = Field(
+        default="adamw",
+        description="adamw8bit has moments of 8 bits: less memory where all weights train; it "
+        "needs a GPU and the extra bitsandbytes",
+    )
     learning_rate: Positive = Field(default=1e-3, description="the policy's learning rate")
     flow_learning_rate: Positive = Field(
         default=1e-3, description="the flow network's learning rate"
@@ -99,6 +104,12 @@ class TrainingSettings(Settings):
     precision: Literal["float32", "bf16", "fp16"] = Field(
         default="float32",
         description="precision of the networks; rewards and their gradients stay float32",
+    )
+    decoder: Literal["full", "tiny"] = Field(
+        default="full",
+        description="what rewards' gradients are taken through: the model's own decoder, or tiny, "
+        "a small one for the latents of Stable Diffusion, XL, 3 and FLUX; a rollout's images and "
+        "their scores are always of the model's own",
     )
     gradient_checkpointing: bool = Field(
         default=False,

@@ -21,6 +21,8 @@ from nablaflow.typing import Latents, Steps
 def reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Latents:
     """Grad r(decode(x0), prompt) by x0, detached, at least float32.
 
+    Decoded by `DiffusionModel.decode_for_gradient`, which may be smaller than what makes images.
+
     Rows do not depend on each other, so `Networks.decode_batch` of them at a time give the same.
 
     Raises:
@@ -37,7 +39,7 @@ def reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Late
 def _reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Latents:
     with torch.enable_grad():
         leaf = x0.detach().requires_grad_()
-        scores = networks.reward(networks.model.decode(leaf), prompts)
+        scores = networks.reward(networks.model.decode_for_gradient(leaf), prompts)
         return gradient_of(networks.reward.name, scores, leaf)
 
 

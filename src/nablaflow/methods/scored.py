@@ -40,7 +40,7 @@ def score(networks: Networks, x0: Latents, prompts: list[str]) -> ScoredStates:
         raise FloatingPointError("a state that the reward is asked about")
     with torch.enable_grad():
         leaf = x0.detach().requires_grad_()
-        scores = networks.reward(networks.model.decode(leaf), prompts)
+        scores = networks.reward(networks.model.decode_for_gradient(leaf), prompts)
         gradient = gradient_of(networks.reward.name, scores, leaf)
     return ScoredStates(scores.detach() + slope(x0, gradient), gradient)
 

@@ -70,6 +70,10 @@ class DiffusionModel(abc.ABC):
     def decode(self, x0: Latents) -> Images:
         """Generated states to images in [0, 1], differentiable."""
 
+    def decode_for_gradient(self, x0: Latents) -> Images:
+        """What a reward's gradient at a predicted state is taken through: `decode`, or near it."""
+        return self.decode(x0)
+
     @abc.abstractmethod
     def forward(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
         """The network's raw output, unguided: ``condition.negative`` is not looked at.

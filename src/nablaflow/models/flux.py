@@ -61,6 +61,7 @@ class Flux(PackedLatents):
     serves = (FluxPipeline,)
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
+    small_decoder = "madebyollin/taef1"
     call_defaults: ClassVar[dict[str, Any]] = {
         "name": "euler",
         "steps": 28,

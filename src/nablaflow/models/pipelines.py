@@ -87,7 +87,7 @@ class PipelineModel(DiffusionModel):
         self.network = self.adapter.network
         self.parameterization = pipeline.scheduler.config.get("prediction_type", "epsilon")
         self.guidance_scale = sampler.guidance_scale
-        self.guidance_rescale = sampler.guidance_rescale
+        self.guidance_rescale = sampler.guidance_rescale or 0.0
 
     # --- before its weights are read, and before any work -----------------------------------------
 
@@ -195,6 +195,17 @@ class PipelineModel(DiffusionModel):
 
     def offload_encoders(self) -> None:
         """From now on keep `encoders` on the CPU, but for the time that they embed a prompt."""
+
+    def use_small_decoder(self) -> None:
+        """From now on take rewards' gradients through a small decoder, see `decode_for_gradient`.
+
+        Raises:
+            UserError: none is known for the family, or it cannot be loaded.
+        """
+        raise UserError(
+            f"training.decoder: no tiny decoder is known for a {type(self.pipeline).__name__}; use "
+            "training.decoder=full"
+        )
 
     def overflows(self, x0: Latents, dtype: torch.dtype) -> bool:
         """Whether the pipeline's own decoder, float32 here, is not finite in a precision."""

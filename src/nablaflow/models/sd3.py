@@ -23,6 +23,7 @@ class StableDiffusion3(FlowMatching):
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     may_lack = ("text_encoder_3", "tokenizer_3")
     tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    small_decoder = "madebyollin/taesd3"
     call_defaults: ClassVar[dict[str, Any]] = {
         "name": "euler",
         "steps": 28,

@@ -34,6 +34,7 @@ class StableDiffusionXL(TextToImage):
         "image_encoder": None,
         "add_watermarker": False,
     }
+    small_decoder = "madebyollin/taesdxl"
     call_defaults: ClassVar[dict[str, Any]] = {"steps": 50, "guidance_scale": 5.0}
     reads = StableDiffusion.reads | {"original_size", "crop", "target_size"}
 

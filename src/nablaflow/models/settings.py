@@ -30,12 +30,12 @@ class SamplerSettings(Settings):
         description="weight of classifier-free guidance in kernel, x0_hat and reference; 1: none",
     )
     negative_prompt: str = Field(default="", description="prompt that guidance leads away from")
-    guidance_rescale: float = Field(
-        default=0.0,
-        ge=0,
+    guidance_rescale: float | None = Field(
+        default=None,
+        gt=0,
         le=1,
         description="how far the guided prediction is brought back to the spread that the prompt's "
-        "own has (arXiv 2305.08891, section 3.4), as Stable Diffusion 1, 2 and XL have it; 0: not",
+        "own has (arXiv 2305.08891, section 3.4), in Stable Diffusion 1, 2 and XL; null: not",
     )
     clip_skip: int | None = Field(
         default=None,

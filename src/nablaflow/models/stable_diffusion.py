@@ -23,6 +23,7 @@ class StableDiffusion(TextToImage):
         "feature_extractor": None,
         "requires_safety_checker": False,
     }
+    small_decoder = "madebyollin/taesd"
     call_defaults: ClassVar[dict[str, Any]] = {"steps": 50, "guidance_scale": 7.5}
     reads = TextToImage.reads | {"prompt_chunks", "clip_skip", "guidance_rescale"}
 

@@ -18,6 +18,7 @@ from nablaflow.models.long_prompts import note_cuts
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import latent_size
+from nablaflow.models.small_decoder import load_small_decoder
 from nablaflow.quiet import quiet_libraries
 from nablaflow.typing import Images, Latents
 
@@ -27,10 +28,12 @@ class TextToImage(PipelineModel):
 
     Attributes:
         tokenizers: names of the parts that read a prompt, the most restricted first.
+        small_decoder: hub id of an AutoencoderTiny for the family's latents; None: none is known.
     """
 
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    small_decoder: ClassVar[str | None] = None
     reads: ClassVar[frozenset[str]] = PipelineModel.reads | {"guidance_scale", "negative_prompt"}
 
     def __init__(
@@ -47,6 +50,7 @@ class TextToImage(PipelineModel):
             if isinstance(part, torch.nn.Conv2d):  # a film's autoencoder has others besides
                 flat: Any = part
                 flat.to(memory_format=torch.channels_last)
+        self._small_decoder: Any = None
         for encoder in self._encoders():
             encoder.eval().requires_grad_(False)
         self._rest = device  # of the encoders while they have nothing to do
@@ -122,6 +126,25 @@ class TextToImage(PipelineModel):
         with without_autocast(x0.device):
             return self.pixels_of(self.to_autoencoder(x0.float()))
 
+    def use_small_decoder(self) -> None:
+        if self.small_decoder is None:
+            super().use_small_decoder()
+            return
+        channels, factor = (
+            self._autoencoder.config["latent_channels"],
+            self.pipeline.vae_scale_factor,
+        )
+        found = load_small_decoder(self.small_decoder, channels, factor)
+        self._small_decoder = found.to(self.device)
+
+    def decode_for_gradient(self, x0: Latents) -> Images:
+        small = self._small_decoder
+        if small is None:
+            return self.decode(x0)
+        with without_autocast(x0.device):
+            pixels = self._decoded(small, in_units_of(small, x0.float()))
+        return (pixels / 2 + 0.5).clamp(0.0, 1.0)
+
     def pixels_of(self, latents: Latents) -> Images:
         """The autoencoder's latents as images in [0, 1]."""
         pixels = self._decoded(self._autoencoder, latents)
@@ -133,8 +156,7 @@ class TextToImage(PipelineModel):
 
     def to_autoencoder(self, x0: Latents) -> Latents:
         """Clean states in the units of the autoencoder's latents."""
-        config = self._autoencoder.config
-        return x0 / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
+        return in_units_of(self._autoencoder, x0)
 
     @quiet_libraries()
     @torch.no_grad()
@@ -156,3 +178,9 @@ class TextToImage(PipelineModel):
         if self.guidance_rescale:
             call["guidance_rescale"] = self.guidance_rescale
         return call
+
+
+def in_units_of(autoencoder: Any, x0: Latents) -> Latents:
+    """Clean states as an autoencoder's latents, by its own scale and shift."""
+    config = autoencoder.config
+    return x0 / config["scaling_factor"] + (config.get("shift_factor") or 0.0)

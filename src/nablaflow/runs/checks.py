@@ -31,6 +31,7 @@ def check_settings(config: Config, evaluated: list[str]) -> None:
     check_evaluation(config, evaluated)
     check_group(config.method, config)
     check_precision(config.method, config)
+    check_decoder(config.method, config.training)
 
 
 def check_model(
@@ -76,6 +77,14 @@ def check_precision(method: Method, config: Config) -> None:
         raise UserError(
             f"training.precision: {method.name} weighs by densities of whole trajectories, which "
             f"{precision} rounds by nats; use float32"
+        )
+
+
+def check_decoder(method: Method, training: TrainingSettings) -> None:
+    """Refuse a decoder for gradients that a method does not take."""
+    if training.decoder != "full" and not method.needs_reward_gradient:
+        raise UserError(
+            f"training.decoder: {method.name} takes no gradient of the reward; leave it out"
         )
 
 

@@ -235,6 +235,8 @@ def suit(model: PipelineModel, config: Config) -> None:
     """Have the network do what the method and the settings ask of it."""
     if config.method.needs_second_derivatives:
         model.allow_second_derivatives()
+    if config.training.decoder == "tiny":
+        model.use_small_decoder()
     if config.training.gradient_checkpointing:
         model.checkpoint_activations()
 

@@ -164,8 +164,9 @@ class _Rehearsal:
     def _trained(self) -> int:
         policy = sum(value.numel() for value in trainable_parameters(self.model.network))
         flow = 0 if self.flow is None else sum(value.numel() for value in _all(self.flow))
-        copies = 3 + (self.config.adapter.ema_decay is not None)
-        return FLOAT * (copies * policy + 2 * flow)
+        copies = 1 + (self.config.adapter.ema_decay is not None)
+        moments = 2 * (1 if self.config.optimizer.name == "adamw8bit" else FLOAT)
+        return FLOAT * copies * policy + moments * (policy + flow)
 
     def _kept(self) -> int:
         """x_0 and four tensors of each transition; every state where a method reads them."""
@@ -265,7 +266,9 @@ class _Rehearsal:
         return {
             "reference": held(of_reference),
             "policy": held(predicted),
-            "decoder": held(lambda: self.model.decode(self._empty(1).requires_grad_())),
+            "decoder": held(
+                lambda: self.model.decode_for_gradient(self._empty(1).requires_grad_())
+            ),
         }
 
 

@@ -13,6 +13,7 @@ from nablaflow.config.settings import OptimizerSettings
 from nablaflow.methods import Losses, Method, Networks, TrainingBatch
 from nablaflow.models.adapters import trainable_parameters, trainable_state
 from nablaflow.models.divided import whole_of
+from nablaflow.training.eight_bit import eight_bit_adamw
 
 
 @final
@@ -70,8 +71,12 @@ def add_gradients(
 # --- the step -------------------------------------------------------------------------------------
 
 
-def make_optimizer(settings: OptimizerSettings, objective: Objective) -> torch.optim.AdamW:
-    """AdamW with one group for the policy and one for the flow network."""
+def make_optimizer(settings: OptimizerSettings, objective: Objective) -> torch.optim.Optimizer:
+    """AdamW with one group for the policy and one for the flow network.
+
+    Raises:
+        UserError: one of 8 bits where there is no such.
+    """
     groups = [
         {
             "params": trainable_parameters(objective.policy),
@@ -87,7 +92,10 @@ def make_optimizer(settings: OptimizerSettings, objective: Objective) -> torch.o
                 "weight_decay": settings.flow_weight_decay,
             }
         )
-    return torch.optim.AdamW(groups, betas=settings.betas)
+    kind: Any = torch.optim.AdamW
+    if settings.name == "adamw8bit":
+        kind = eight_bit_adamw(groups[0]["params"][0].device)
+    return kind(groups, betas=settings.betas)
 
 
 @final

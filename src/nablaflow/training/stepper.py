@@ -15,6 +15,7 @@ from nablaflow.config.recipe import Config
 from nablaflow.memory import halving
 from nablaflow.methods import TrainingBatch
 from nablaflow.models.divided import part_like, whole_of
+from nablaflow.training.eight_bit import refuse_divided
 from nablaflow.training.optimization import (
     Average,
     Objective,
@@ -50,6 +51,8 @@ class Stepper:
         sharded: bool = False,
     ) -> None:
         self.config, self.objective, self.accelerator = config, objective, accelerator
+        if sharded and config.optimizer.name == "adamw8bit":
+            refuse_divided()
         self._shards = _shards(objective, accelerator) if sharded else None
         self.optimizer = make_optimizer(config.optimizer, objective)
         self._schedule = Schedule(config.optimizer, self.optimizer)

@@ -1,0 +1,113 @@
+"""`training.decoder: tiny`: gradients are taken through it, images are the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor
+
+from nablaflow.diffusion import trajectory_noise
+from nablaflow.errors import UserError
+from nablaflow.estimators.reference import reward_gradient
+from nablaflow.models.stable_diffusion import StableDiffusion
+from nablaflow.runs.setup import Parts
+
+MakeParts = Callable[..., Parts]
+TINY, PROMPTS = "training.decoder=tiny", ["a circle", "a square"]
+
+
+def _decoder(**options: Any) -> AutoencoderTiny:
+    """Random weights, for latents of four channels, two pixels each."""
+    sizes = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoencoderTiny(**{**sizes, **blocks, **options})
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the family's small decoder is taken from."""
+    folder = tmp_path / "tiny"
+    monkeypatch.setattr(StableDiffusion, "small_decoder", str(folder))
+    return folder
+
+
+def _states() -> Tensor:
+    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_gradient_is_taken_through_the_small_decoder(place: Path, make_parts: MakeParts):
+    small = _decoder(scaling_factor=2.0)
+    small.save_pretrained(place)
+    parts = make_parts(TINY, "training.decode_batch=1")
+    found = reward_gradient(parts.trainer.networks, _states(), PROMPTS)
+    leaf = _states().requires_grad_()
+    images: Any = small.decoder(leaf / 2.0)  # in [-1, 1]
+    images = (images / 2 + 0.5).clamp(0, 1)
+    parts.reward(images, PROMPTS).sum().backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(found, leaf.grad)
+    assert found.norm() > 0
+
+
+def test_images_and_their_scores_are_the_models_own(place: Path, make_parts: MakeParts):
+    _decoder().save_pretrained(place)
+    own, small = make_parts(), make_parts(TINY)
+    assert torch.equal(own.model.decode(_states()), small.model.decode(_states()))
+    rollouts = [
+        parts.trainer.core.rollout(PROMPTS, trajectory_noise([0, 1]), torch.tensor([[1], [2]]))
+        for parts in (own, small)
+    ]
+    assert torch.equal(rollouts[0].scores, rollouts[1].scores)
+
+
+def test_a_whole_update_trains_by_it(place: Path, make_parts: MakeParts):
+    _decoder().save_pretrained(place)
+    assert make_parts(TINY).trainer.step()["loss_forward"] > 0
+
+
+def test_what_is_not_there_is_one_line(place: Path, make_parts: MakeParts):
+    with pytest.raises(UserError, match=r"training\.decoder: tiny: .* cannot be loaded"):
+        make_parts(TINY)
+
+
+def test_an_autoencoder_of_another_kind_is_refused(place: Path, make_parts: MakeParts):
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(place)
+    with pytest.raises(UserError, match=r"training\.decoder: tiny"):
+        make_parts(TINY)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"latent_channels": 16},
+        {
+            "decoder_block_out_channels": (8, 8, 8),
+            "num_decoder_blocks": (1, 1, 1),
+        },
+    ],
+)
+def test_one_for_other_latents_is_refused(
+    options: dict[str, Any], place: Path, make_parts: MakeParts
+):
+    _decoder(**options).save_pretrained(place)
+    with pytest.raises(UserError, match=r"pixels of a latent .* training\.decoder=full"):
+        make_parts(TINY)
+
+
+def test_a_family_without_one_is_refused(monkeypatch: pytest.MonkeyPatch, make_parts: MakeParts):
+    monkeypatch.setattr(StableDiffusion, "small_decoder", None)
+    with pytest.raises(UserError, match=r"no tiny decoder is known for a StableDiffusionPipeline"):
+        make_parts(TINY)
+
+
+def test_a_method_without_a_rewards_gradient_is_refused(make_parts: MakeParts):
+    ddpo = ("method={name: ddpo, beta: 1.0}", "flow=null")
+    with pytest.raises(UserError, match=r"training\.decoder: ddpo takes no gradient"):
+        make_parts(TINY, *ddpo)
