@@ -24,7 +24,7 @@ from nablaflow.models.costs import (
     STABLE_DIFFUSION_XL,
     Architecture,
 )
-from nablaflow.models.flow_size import counted
+from nablaflow.models.flops import counted
 
 RATE = 400e12  # FLOPs a second of a card in bf16: 40 % of an H100's 989; assumed
 DECODER_RATE = 45e12  # in float32 with TF32 off: two thirds of an H100's 67; assumed
@@ -53,7 +53,7 @@ class Model(NamedTuple):
 
 
 def stable_diffusion(architecture: Architecture, parameters: float, lora: float) -> Model:
-    denoiser, decoder = architecture.denoiser_flops(), architecture.decoder_flops()
+    denoiser, decoder = architecture.denoiser_flops, architecture.decoder_flops
     return Model(denoiser, decoder, parameters, lora)
 
 
@@ -61,7 +61,7 @@ def on_shapes(network: Any, **shapes: tuple[int, ...]) -> tuple[int, int]:
     """FLOPs of a forward pass on inputs of these shapes, and the number of parameters."""
     with torch.no_grad(), torch.device("meta"), counted() as counter:
         network(**{name: torch.zeros(shape) for name, shape in shapes.items()})
-    return counter.get_total_flops(), sum(value.numel() for value in network.parameters())
+    return counter.total, sum(value.numel() for value in network.parameters())
 
 
 def stable_diffusion_3(decoder: float) -> Model:

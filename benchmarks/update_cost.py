@@ -22,9 +22,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import apply_overrides
@@ -32,6 +29,7 @@ from nablaflow.config.recipe import parse_config
 from nablaflow.diffusion import Transitions
 from nablaflow.methods import ResidualNablaDB
 from nablaflow.models import DiffusionModel
+from nablaflow.models.flops import counted
 from nablaflow.runs.setup import Parts, prepare
 
 
@@ -124,21 +122,6 @@ class _Once:
         self.task = task
 
 
-class Flops(TorchDispatchMode):
-    """FLOPs by torch's formulas; `FlopCounterMode` itself does not work inside `autograd.grad`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 def needed(name: str, parts: Parts, trained: Transitions) -> Cost:
     """Of a whole update that trains these transitions: a rollout, its images, and the formula."""
     formula, k, owner = FORMULAS[name], trained.k, trained.trajectory
@@ -185,7 +168,7 @@ def matrix_rate(device: torch.device, size: int = 1024, repeats: int = 5) -> flo
 
 def measure(name: str, overrides: list[str]) -> dict[str, Any]:
     parts = prepared(name, overrides)
-    with sdpa_kernel(SDPBackend.MATH), Flops() as flops:
+    with counted() as flops:
         parts.trainer.step()
     timed = parts.trainer.step()["seconds"]
     peak = matrix_rate(parts.model.device)

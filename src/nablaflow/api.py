@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
-from nablaflow.comparison import ComparisonStudy, Outcome, compare_runs, race
+from nablaflow.comparison import Outcome, compare_asked
 from nablaflow.comparison.writing import write_outcome
 from nablaflow.config.defaults import DEFAULTS
 from nablaflow.config.overrides import merge
@@ -34,7 +34,6 @@ from nablaflow.models import (
     SamplerSettings,
     hand_over,
 )
-from nablaflow.progress import show
 from nablaflow.prompts.source import absolute
 from nablaflow.report.pictures import to_picture
 from nablaflow.rewards import CALLABLE, NamedReward, load
@@ -348,24 +347,18 @@ def compare(
         UserError: a mistake in any of these.
     """
     folder = Path(out).expanduser()
-    settings, further = _given(seeds=seeds, minutes=minutes, beta=beta), _names(metrics)
-    with show() as progress:
-        if not runs:
-            settings |= _given(n=n) | {"metrics": tuple(further)}
-            study = ComparisonStudy.named(
-                _names(methods), _names(reward), folder, held_out=held_out, **settings
-            )
-            outcomes = race(study, progress, overwrite=overwrite)
-        elif methods or reward or settings or overwrite:
-            raise UserError(
-                "compare: runs have their methods, rewards, seeds, minutes and beta already; give "
-                "runs or methods, not both"
-            )
-        else:
-            folders = [_parts(run)[0] for run in runs]
-            own: dict[str, Any] = {"n": n, "held_out": held_out, "trusted": trusted}
-            own["metrics"] = further or None
-            outcomes = [compare_runs(folders, folder, progress, **own)]
+    outcomes = compare_asked(
+        [_parts(run)[0] for run in runs],
+        _names(methods),
+        _names(reward),
+        folder,
+        training=_given(seeds=seeds, minutes=minutes, beta=beta),
+        n=n,
+        held_out=held_out,
+        metrics=_names(metrics),
+        overwrite=overwrite,
+        trusted=trusted,
+    )
     for outcome in outcomes:
         write_outcome(folder, outcome)
     return outcomes

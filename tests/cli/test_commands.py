@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from nablaflow.cli import app
 from nablaflow.config.overrides import load_config
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 FIGURES = ("reward_mean", "diversity", "distance_to_reference", "distance_to_tilt")
 OVERRIDES = (

@@ -256,3 +256,30 @@ def test_a_fully_trained_run_has_no_lora(
     with policy.as_in_stock():
         expected = render(policy.pipeline)
     torch.testing.assert_close(render(stock(Path("out"))), expected, rtol=0, atol=1e-4)
+
+
+def test_a_run_with_an_average_exports_either(
+    cli: Cli, recipe: Path, here: Path, tiny_model: Path
+) -> None:
+    """The policy as it is measured; with --ema what the run has saved as ema/."""
+    given = ("adapter.ema_decay=0.5", "optimizer.learning_rate=0.05")
+    assert cli("train", recipe, *given).exit_code == 0
+    for out, option in (("plain", ()), ("average", ("--ema",))):
+        result = cli("export", "run", "--out", out, *option)
+        assert result.exit_code == 0, result.stderr
+    file = FILES["diffusers"]
+    for out, saved in (("plain", "lora"), ("average", "ema/lora")):
+        exported, wanted = load_file(here / out / file), load_file(here / "run" / saved / file)
+        assert all(torch.equal(exported[name], wanted[name]) for name in wanted)
+    first = load_file(here / "plain" / file)
+    assert any(not torch.equal(v, first[k]) for k, v in load_file(here / "average" / file).items())
+    assert "- policy: `as the last update left it`" in (here / "plain" / "README.md").read_text()
+    card = (here / "average" / "README.md").read_text()
+    assert "- policy: `its average over the updates, decay 0.5`" in card
+    assert "This policy was not measured" in card
+
+
+def test_a_run_without_an_average_has_none_to_export(cli: Cli, run: Path) -> None:
+    result = cli("export", run, "--ema")
+    assert result.exit_code == 2
+    assert "keeps no average (adapter.ema_decay)" in " ".join(result.stderr.split())

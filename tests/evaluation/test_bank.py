@@ -25,7 +25,7 @@ from nablaflow.models import (
     model_source,
 )
 from nablaflow.runs.setup import Parts
-from nablaflow.storage.cached import key_of, write_cached
+from nablaflow.storage.cached import cache_folder, key_of, write_cached
 from tests.support.schedules import STABLE_DIFFUSION
 
 PROMPTS = ["a circle", "a square", "a star"]
@@ -149,7 +149,7 @@ def test_the_bank_is_the_references_however_the_policy_has_moved(parts: Parts):
         parts.trainer.step()
     moved = sample(parts, 6, batch=4)
     assert not torch.allclose(moved, policy, atol=1e-3)
-    for path in bank.cache_folder().iterdir():
+    for path in cache_folder().iterdir():
         path.unlink()
     assert torch.equal(make_bank(parts, 6), before)
 

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 
 from nablaflow.diffusion import trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.estimators.reference import reward_gradient
+from nablaflow.hub import fetch
+from nablaflow.models.small_decoder import load_small_decoder
 from nablaflow.models.stable_diffusion import StableDiffusion
 from nablaflow.runs.setup import Parts
 
@@ -73,6 +76,24 @@ def test_a_whole_update_trains_by_it(place: Path, make_parts: MakeParts):
 
 
 def test_what_is_not_there_is_one_line(place: Path, make_parts: MakeParts):
+    with pytest.raises(UserError, match=r"training\.decoder: tiny: there is no folder"):
+        make_parts(TINY)
+
+
+def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch):
+    def no_network(repo: str, **options: Any) -> str:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(fetch, "snapshot_download", no_network)
+    with pytest.raises(UserError) as told:
+        load_small_decoder("somebody/tiny", 4, 8)
+    for words in ("training.decoder: tiny", "hub cannot be reached", "hf download somebody/tiny"):
+        assert words in str(told.value)
+
+
+def test_a_damaged_file_is_one_line(place: Path, make_parts: MakeParts):
+    _decoder().save_pretrained(place)
+    (place / "diffusion_pytorch_model.safetensors").write_bytes(b"0")
     with pytest.raises(UserError, match=r"training\.decoder: tiny: .* cannot be loaded"):
         make_parts(TINY)
 

@@ -64,64 +64,36 @@ def compare(
     """
 
     def work() -> None:
+        with importing():
+            from nablaflow.comparison import compare_asked
+
         given = {"seeds": seeds, "minutes": minutes, "beta": beta}
-        settings = {name: value for name, value in given.items() if value is not None}
-        further = None if metrics is None else listed(metrics)
-        if not runs:
-            names, rewards = listed(method), listed(reward)
-            own = {**settings, "metrics": tuple(further or ())} | ({} if n is None else {"n": n})
-            outcomes = _race(names, rewards, out, held_out, own, overwrite=overwrite)
-        elif method or reward or settings or overwrite:
-            raise UserError(
-                "compare: runs have their methods, rewards, seeds, minutes and beta already; give "
-                "runs or --method, not both"
-            )
-        else:
-            outcomes = _finished(runs, out, held_out, n, further, trusted=trust_run)
+        folders, changed = _parted(runs or [])
+        outcomes = compare_asked(
+            folders,
+            listed(method),
+            listed(reward),
+            out,
+            training={name: value for name, value in given.items() if value is not None},
+            n=n,
+            held_out=held_out,
+            metrics=listed(metrics),
+            settings=changed,
+            overwrite=overwrite,
+            trusted=trust_run,
+        )
         _show(outcomes, out, as_json)
 
     guarded(work, debug)
 
 
-def _race(
-    names: list[str],
-    rewards: list[str],
-    out: Path,
-    held_out: str | None,
-    settings: dict[str, Any],
-    *,
-    overwrite: bool,
-) -> list[Any]:
-    with importing():
-        from nablaflow.comparison import ComparisonStudy, race
-        from nablaflow.progress import show
-
-    study = ComparisonStudy.named(names, rewards, out, held_out=held_out, **settings)
-    with show() as progress:
-        return race(study, progress, overwrite=overwrite)
-
-
-def _finished(
-    given: list[str],
-    out: Path,
-    held_out: str | None,
-    n: int | None,
-    metrics: list[str] | None,
-    *,
-    trusted: bool,
-) -> list[Any]:
-    with importing():
-        from nablaflow.comparison import compare_runs
-        from nablaflow.progress import show
-
+def _parted(given: list[str]) -> tuple[list[Path], list[str]]:
+    """Runs, and ``reward=…`` in place of theirs."""
     settings = [text for text in given if re.match(r"reward(\.\w+)*=", text)]
     runs = [Path(text) for text in given if text not in settings]
-    if not runs:
+    if settings and not runs:
         raise UserError("compare: reward=… goes with runs; with --method it is --reward")
-    own: dict[str, Any] = {"n": n, "held_out": held_out, "metrics": metrics}
-    own |= {"settings": settings, "trusted": trusted}
-    with show() as progress:
-        return [compare_runs(runs, out, progress, **own)]
+    return runs, settings
 
 
 def _show(outcomes: list[Any], out: Path, as_json: bool) -> None:

@@ -31,6 +31,10 @@ def export(
     checkpoint: Annotated[
         str, typer.Option(help="last, best (of the run's guard) or step-N")
     ] = "last",
+    ema: Annotated[
+        bool,
+        typer.Option("--ema", help="the policy's average over the updates (adapter.ema_decay)"),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace an earlier export there")
     ] = False,
@@ -45,10 +49,12 @@ def export(
             from nablaflow.runs.export import export_run
 
         given = {"dtype": dtype, "checkpoint": checkpoint, "overwrite": overwrite}
+        given |= {"average": ema}
         exported = export_run(run, form, out, **given, trusted=trust_run)
         if as_json:
             print(json.dumps(exported.as_dict()))
         else:
-            print(f"the policy after update {exported.update} is in {exported.folder}")
+            what = "the policy's average" if ema else "the policy"
+            print(f"{what} after update {exported.update} is in {exported.folder}")
 
     guarded(work, debug)

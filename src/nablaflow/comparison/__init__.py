@@ -1,5 +1,6 @@
 """Methods side by side: the same time for each, one gauge for all, and the exact tilt beside."""
 
+from nablaflow.comparison.asked import compare_asked
 from nablaflow.comparison.entrants import BYSTANDERS, ENTRANTS
 from nablaflow.comparison.finished import compare_runs
 from nablaflow.comparison.gauge import Gauge
@@ -14,6 +15,7 @@ __all__ = [
     "ComparisonStudy",
     "Gauge",
     "Outcome",
+    "compare_asked",
     "compare_runs",
     "race",
 ]

@@ -115,9 +115,10 @@ class TrainingSettings(Settings):
         default=False,
         description="compute activations again in the backward pass: less memory, more time",
     )
-    offload_encoders: bool = Field(
-        default=False,
-        description="text encoders stay on the CPU but while they embed a prompt, once for each",
+    offload_encoders: bool | None = Field(
+        default=None,
+        description="text encoders stay on the CPU but while they embed a prompt, once for each; "
+        "null: where they have 10^9 parameters or more",
     )
     checkpoint_every: Count = Field(default=50, description="updates between two checkpoints")
     keep_checkpoints: Count = Field(default=2, description="how many of the newest are kept")

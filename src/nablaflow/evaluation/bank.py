@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from nablaflow.models import SamplerSettings
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import Done
 from nablaflow.seeds import stream
-from nablaflow.storage.cached import key_of, read_cached, write_cached
+from nablaflow.storage.cached import cache_folder, key_of, read_cached, write_cached
 from nablaflow.typing import Latents
 
 
@@ -83,12 +82,6 @@ def bank_key(
     settings = sampler.model_dump(exclude={"variance"}, exclude_none=True)
     content = json.dumps([fingerprint, list(prompts), settings, tables, n, seed])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
-
-
-def cache_folder() -> Path:
-    """``$NABLAFLOW_CACHE``, or ``nablaflow`` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "nablaflow"
-    return Path(os.environ.get("NABLAFLOW_CACHE", default)).expanduser()
 
 
 def _shipped(key: str) -> Path | None:

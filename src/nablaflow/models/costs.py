@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from nablaflow.models.architectures import DECODER, SDXL_UNET
-from nablaflow.models.flow_size import counted
+from nablaflow.models.flops import counted
 
 PASSES, RECOMPUTED = 6, 2
 """Of the denoiser for a transition: the policy's forward and backward, the reference's mean, and
@@ -36,6 +37,7 @@ class Architecture:
     unet: Mapping[str, Any] = field(default_factory=dict)
     pooled: int = 0
 
+    @cached_property
     @torch.no_grad()
     def denoiser_flops(self) -> int:
         """FLOPs of one pass at one state, without guidance."""
@@ -50,8 +52,9 @@ class Architecture:
                 added = {"text_embeds": torch.zeros(1, self.pooled), "time_ids": sizes}
             with counted() as counter:
                 network(x, torch.zeros(1), torch.zeros(tokens), added_cond_kwargs=added)
-        return counter.get_total_flops()
+        return counter.total
 
+    @cached_property
     @torch.no_grad()
     def decoder_flops(self) -> int:
         """FLOPs of decoding one image."""
@@ -60,7 +63,7 @@ class Architecture:
             decoder: Any = AutoencoderKL(**options)
             with counted() as counter:
                 decoder.decode(torch.zeros(1, 4, self.side // 8, self.side // 8))
-        return counter.get_total_flops()
+        return counter.total
 
 
 STABLE_DIFFUSION_1 = Architecture(512, 768)

@@ -19,6 +19,7 @@ from nablaflow.models.divided import plain_copy
 from nablaflow.models.load import load_pipeline
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.source import ModelSource
+from nablaflow.models.written import write_checksums
 from nablaflow.quiet import quiet_libraries
 from nablaflow.storage.files import put_in_place, remove_tree, what_failed
 from nablaflow.storage.header import put_in_order
@@ -78,6 +79,8 @@ def save_policy(model: PipelineModel, source: ModelSource, folder: Path) -> Path
     try:
         write = write_lora if as_lora else write_merged
         write(model, partial)
+        if not as_lora:
+            write_checksums(partial)
         check_same_image(model, source, partial, as_lora=as_lora)
         put_in_place(partial, final)
     except (OSError, SafetensorError) as error:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from nablaflow.models.contract import DiffusionModel
+from nablaflow.models.flops import counted
 from nablaflow.models.flow_score import UNetFlowScore
 from nablaflow.models.settings import FlowSettings
 
@@ -49,20 +47,23 @@ def make_flow_score(model: DiffusionModel, settings: FlowSettings) -> tuple[UNet
 
 
 def _fitting(model: DiffusionModel, settings: FlowSettings, denoiser: int) -> list[int]:
-    candidates = list(_candidates(_side(model.state_shape)))
-    for channels in candidates:
+    def fits(channels: list[int]) -> bool:
         own = settings.model_copy(update={"channels": channels})
-        if flow_flops(model, own) <= SHARE * denoiser:
-            return channels
-    return candidates[-1]
+        return flow_flops(model, own) <= SHARE * denoiser
+
+    narrowest: list[int] = []
+    for widths in _candidates(_side(model.state_shape)):
+        narrowest = widths[-1]
+        if fits(narrowest):  # else nor does any wider one
+            return next(channels for channels in widths if fits(channels))
+    return narrowest
 
 
-def _candidates(side: int) -> Iterator[list[int]]:
-    """As many levels as the states can be halved for, then as wide as it goes."""
+def _candidates(side: int) -> Iterator[list[list[int]]]:
+    """As many levels as the states can be halved for; then fewer. Each as wide as it goes first."""
     for levels in range(len(MULTIPLES), 0, -1):
         if side % 2 ** (levels - 1) == 0:
-            for width in WIDTHS:
-                yield [width * multiple for multiple in MULTIPLES[:levels]]
+            yield [[width * multiple for multiple in MULTIPLES[:levels]] for width in WIDTHS]
 
 
 @torch.no_grad()
@@ -73,7 +74,7 @@ def denoiser_flops(model: DiffusionModel) -> int:
     condition = model.condition([""])
     with model.reference(), counted() as counter:
         model.forward(x, timestep, condition)
-    return counter.get_total_flops()
+    return counter.total
 
 
 def flow_flops(model: DiffusionModel, settings: FlowSettings) -> int:
@@ -92,16 +93,9 @@ def _flops_of_shapes(settings: str, state: tuple[int, ...], tokens: tuple[int, .
         x, timestep = torch.zeros(1, *state), torch.zeros(1)
         with counted() as counter:
             network.unet(x, timestep, torch.zeros(*tokens[:-1], tokens[-1] or 1))
-    return counter.get_total_flops()
+    return counter.total
 
 
 def _side(state: tuple[int, ...]) -> int:
     """What divides both sides of a state divides their greatest common divisor."""
     return math.gcd(*state[1:])
-
-
-@contextmanager
-def counted() -> Iterator[FlopCounterMode]:
-    """Counts FLOPs, attention's as the two products that it is: fused kernels may hide theirs."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        yield counter

@@ -26,6 +26,7 @@ from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.single_file import load_single_file
 from nablaflow.models.source import ModelSource
 from nablaflow.models.stable_diffusion import StableDiffusion
+from nablaflow.models.written import check_checksums
 from nablaflow.models.z_image import ZImage
 from nablaflow.quiet import quiet_libraries
 
@@ -111,6 +112,7 @@ def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any
     parts = read_index(path)
     _check_index(parts)
     check_no_lora_inside(path, parts)
+    check_checksums(path)
     variant = find_variant(path, parts)
     # None: where there are both kinds of files, diffusers still takes safetensors.
     safe = True if all_safetensors(path, parts) else None

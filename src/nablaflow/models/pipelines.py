@@ -195,6 +195,11 @@ class PipelineModel(DiffusionModel):
         """One line about what the model does not read of the prompts, if there is such."""
         return None
 
+    @property
+    def heavy_encoders(self) -> bool:
+        """Whether `encoders` are so large that they leave the accelerator if nobody says not to."""
+        return False
+
     def offload_encoders(self) -> None:
         """From now on keep `encoders` on the CPU, but for the time that they embed a prompt."""
 

@@ -6,15 +6,18 @@ near, and what is saved.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
 
 from nablaflow.errors import UserError
+from nablaflow.hub import fetch_folder, is_local
 from nablaflow.quiet import quiet_libraries
 
 FIELD = "training.decoder: tiny"
+FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
 
 @quiet_libraries()
@@ -28,12 +31,13 @@ def load_small_decoder(source: str, channels: int, factor: int) -> Any:
     Raises:
         UserError: it is not there, is no whole AutoencoderTiny, or is for other latents.
     """
+    folder = _folder(source)
     try:
-        config: Any = AutoencoderTiny.load_config(source)
+        config: Any = AutoencoderTiny.load_config(folder)
         loaded: Any = AutoencoderTiny.from_pretrained(
-            source, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            folder, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    except Exception as error:  # of the hub, of the network, of a file
+    except Exception as error:  # of a file that is not what its name says
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{FIELD}: {source} cannot be loaded ({reason}); get it again, or use "
@@ -52,3 +56,13 @@ def load_small_decoder(source: str, channels: int, factor: int) -> Any:
         )
     found.encoder = None  # of no use here
     return found.eval().requires_grad_(False)
+
+
+def _folder(source: str) -> Path:
+    """Where its files are, fetched from the hub if need be."""
+    if is_local(source):
+        return fetch_folder(source, FILES, local=source, field=FIELD)
+    try:
+        return fetch_folder(source, FILES, field=None)
+    except UserError as error:
+        raise UserError(f"{FIELD}: {error}; or use training.decoder=full") from error

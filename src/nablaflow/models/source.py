@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,9 +23,14 @@ def model_source(model: str) -> str:
 
 def fingerprint(pipeline: Any) -> str:
     """A hash of all weights of a pipeline."""
+    return fingerprint_of(pipeline.components)
+
+
+def fingerprint_of(parts: Mapping[str, Any]) -> str:
+    """A hash of all weights of some parts, by their names."""
     digest = hashlib.sha256()
-    for name in sorted(pipeline.components):
-        part = pipeline.components[name]
+    for name in sorted(parts):
+        part = parts[name]
         if isinstance(part, torch.nn.Module):
             for key, value in sorted(part.state_dict().items()):
                 digest.update(key.encode())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import copy
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -20,6 +22,8 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import latent_size
 from nablaflow.models.small_decoder import load_small_decoder
+from nablaflow.models.source import fingerprint_of
+from nablaflow.models.stored_embeddings import StoredEmbeddings
 from nablaflow.quiet import quiet_libraries
 from nablaflow.typing import Images, Latents
 
@@ -28,11 +32,13 @@ class TextToImage(PipelineModel):
     """What the families with text encoders and an autoencoder share.
 
     Attributes:
+        heavy_from: parameters of text encoders whose embeddings are kept on disk.
         tokenizers: names of the parts that read a prompt, the most restricted first.
         scales: the autoencoder's settings that its latents are divided by.
         small_decoder: hub id of an AutoencoderTiny for the family's latents; None: none is known.
     """
 
+    heavy_from: ClassVar[int] = 10**9
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
     scales: ClassVar[tuple[str, ...]] = ("scaling_factor",)
@@ -64,7 +70,8 @@ class TextToImage(PipelineModel):
         _, height, width = self.state_shape
         factor = pipeline.vae_scale_factor
         self.image_size = (height * factor, width * factor)
-        self._embeddings = Embeddings(self.encode, self._encoders_at_work)
+        stored = StoredEmbeddings(self._embeddings_depend_on) if self._keeps_embeddings() else None
+        self._embeddings = Embeddings(self.encode, self._encoders_at_work, stored=stored)
         self._other_end: Condition | None = None
 
     @staticmethod
@@ -104,6 +111,25 @@ class TextToImage(PipelineModel):
             with self._encoders_at_work():
                 self._other_end = self.encode_negative(self._sampler.negative_prompt)
         return self._other_end
+
+    @property
+    def heavy_encoders(self) -> bool:
+        """Whether an embedding is worth a file, and memory of an accelerator not worth keeping."""
+        sizes = [value.numel() for part in self._encoders() for value in part.parameters()]
+        return sum(sizes) >= self.heavy_from
+
+    def _keeps_embeddings(self) -> bool:
+        return self.heavy_encoders and self.device.type != "meta"  # where there are shapes alone
+
+    def _embeddings_depend_on(self) -> list[Any]:
+        names = [name for name in self.encoders if getattr(self.pipeline, name, None) is not None]
+        weights = fingerprint_of({name: getattr(self.pipeline, name) for name in names})
+        words = [getattr(self.pipeline, name, None) for name in self.tokenizers]
+        known = [sorted(one.get_vocab().items()) for one in words if one is not None]
+        tokens = hashlib.sha256(json.dumps(known).encode()).hexdigest()
+        s = self._sampler
+        read = [s.clip_skip, s.prompt_chunks, s.max_sequence_length]
+        return [type(self).__name__, weights, tokens, read, self.device.type]
 
     @contextmanager
     def _encoders_at_work(self) -> Iterator[None]:

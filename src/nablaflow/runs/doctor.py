@@ -57,8 +57,8 @@ class Need:
             return None
         training, steps = TrainingSettings(), SamplerSettings().steps
         flops = update_flops(
-            self.architecture.denoiser_flops(),
-            self.architecture.decoder_flops(),
+            self.architecture.denoiser_flops,
+            self.architecture.decoder_flops,
             trajectories=training.prompts_per_update * training.images_per_prompt,
             steps=steps,
             trained=round(training.transition_fraction * steps),

@@ -77,15 +77,9 @@ def evaluate_run(
         UserError: the folder holds no run, or no checkpoint yet; or as `EvaluationPlan.of` and
             `nablaflow.prompts.sets.find_prompts` say.
     """
-    # The guard watches training, with rewards and prompts of its own, and trackers are told of it.
-    overrides = ["guard=null", "training.trackers=[]"]
-    overrides += [] if n is None else [f"evaluation.n={n}"]
-    overrides += [] if prompts is None else _measured_on(prompts)
-    own = parts_of_run(settings, ("reward", "model"))
-    own -= set() if prompts is None else {"prompts", "evaluation"}
-    own -= {"reward"} if reward else set()
-    find = methods_of(folder, trusted=trusted, known=method)
-    config = load_run_config(folder, [*overrides, *settings], find)
+    config, own = _to_measure(
+        folder, n, prompts, settings, trusted=trusted, reward=reward, method=method
+    )
     if "model" not in own or pipeline is not None:
         check_may_be_given(config)
         own -= {"model"}
@@ -108,6 +102,28 @@ def evaluate_run(
     if not main:
         return {}
     return {**evaluation.summary, "fit": fit, "protocol": protocol.as_dict()}
+
+
+def _to_measure(
+    folder: Path,
+    n: int | None,
+    prompts: Source | None,
+    settings: Sequence[str],
+    *,
+    trusted: bool,
+    reward: NamedReward | None,
+    method: type[Method] | None,
+) -> tuple[Config, set[str]]:
+    """The run's configuration with what takes its own's place; and the parts that stay its own."""
+    # The guard watches training, with rewards and prompts of its own, and trackers are told of it.
+    overrides = ["guard=null", "training.trackers=[]"]
+    overrides += [] if n is None else [f"evaluation.n={n}"]
+    overrides += [] if prompts is None else _measured_on(prompts)
+    own = parts_of_run(settings, ("reward", "model"))
+    own -= set() if prompts is None else {"prompts", "evaluation"}
+    own -= {"reward"} if reward else set()
+    find = methods_of(folder, trusted=trusted, known=method)
+    return load_run_config(folder, [*overrides, *settings], find), own
 
 
 def reward_is(config: Config, reward: NamedReward) -> bool:

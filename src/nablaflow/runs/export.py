@@ -68,6 +68,7 @@ def export_run(
     *,
     dtype: str = "float32",
     checkpoint: str = LAST,
+    average: bool = False,
     overwrite: bool = False,
     trusted: bool = False,
     pipeline: LivePipeline | None = None,
@@ -80,6 +81,7 @@ def export_run(
         out: the folder; default: ``exports/`` and the names of run and format.
         dtype: ``float32``, ``bfloat16`` or ``float16``, of the weights.
         checkpoint: ``last``, ``best`` or ``step-12``.
+        average: its average over the updates, of a run with ``adapter.ema_decay``.
         overwrite: replace an earlier export there.
         trusted: whether the user's word is given for what the run asks for.
         pipeline: the one that the run was begun with, where it has no name.
@@ -93,14 +95,16 @@ def export_run(
     final = Path("exports", f"{run.resolve().name}-{form}") if out is None else out
     _check_out(final, overwrite=overwrite)
     given = {"trusted": trusted, "pipeline": pipeline, "method": method}
-    model, config, folder = load_policy(run, ("model",), checkpoint=checkpoint, **given)
+    model, config, folder = load_policy(
+        run, ("model",), checkpoint=checkpoint, average=average, **given
+    )
     update = int(folder.name.partition("-")[2])
     source = source_of(config, pipeline)
     with _beside(final) as partial:
         write_policy(model, source, partial, form, DTYPES[dtype])
         for path in sorted(partial.rglob("*.safetensors")):
             put_in_order(path)
-        card = _card(run, config, model, source, update, form, dtype)
+        card = _card(run, config, model, source, update, form, dtype, average=average)
         write_whole(partial / CARD, _text(card, run))
         files = _checksums(partial)
         exported = Exported(final, form, dtype, update, files)
@@ -188,6 +192,8 @@ def _card(
     update: int,
     form: str,
     dtype: str,
+    *,
+    average: bool,
 ) -> Card:
     plain = without_folders_in(plain_config(config))
     base = plain["model"]
@@ -205,6 +211,7 @@ def _card(
         "adapter": str(model.adapter.coverage).removeprefix("adapter: "),
         "updates": str(update),
         "weights": dtype,
+        **_average_told(config, average=average),
     }
     return Card(
         "the embedded model nano" if base == "nano" else base,
@@ -212,7 +219,7 @@ def _card(
         _CONTENT[form],
         kind,
         facts,
-        _summary_of(run, update),
+        None if average else _summary_of(run, update),  # the average was not measured
         _loading(form, kind, base, lora),
     )
 
@@ -230,6 +237,15 @@ def _guidance_told(config: Config) -> str:
     told += [f"rescaled by {sampler.guidance_rescale:g}"] if sampler.guidance_rescale else []
     told += [f"clip skip {sampler.clip_skip}"] if sampler.clip_skip is not None else []
     return ", ".join(told)
+
+
+def _average_told(config: Config, *, average: bool) -> dict[str, str]:
+    """Which of the two it is, where a run has both."""
+    decay = config.adapter.ema_decay
+    if decay is None:
+        return {}
+    kept = f"its average over the updates, decay {decay:g}"
+    return {"policy": kept if average else "as the last update left it"}
 
 
 def _fused_told(lora: tuple[str, float] | None) -> dict[str, str]:

@@ -39,6 +39,7 @@ def load_policy(
     *,
     checkpoint: str = LAST,
     strength: float = 1.0,
+    average: bool = False,
     trusted: bool = False,
     sampler: str | None = None,
     pipeline: LivePipeline | None = None,
@@ -50,6 +51,7 @@ def load_policy(
         parts: groups of the configuration that will be used.
         checkpoint: ``last``, ``best`` (the guard's), ``step-12``, or ``reference``: without any.
         strength: of what was trained: 0 is the reference, 1 the policy, above 1 goes on beyond it.
+        average: its average over the updates, of a run with ``adapter.ema_decay``.
         trusted: whether the user's word is given for what they ask for.
         sampler: another than the run's own: ``euler``, for a policy of flow matching.
         pipeline: the one that the run was begun with, where it has no name.
@@ -66,14 +68,17 @@ def load_policy(
     config = load_run_config(run, find=methods_of(run, trusted=trusted, known=method))
     check_trusted(config, run, parts, trusted=trusted)
     analytic = config.sampler.variance == "analytic" and sampler is None
-    folder, state = _read(run, checkpoint, ("policy", KERNELS) if analytic else ("policy",))
+    if average and config.adapter.ema_decay is None:
+        raise UserError(f"--ema: {run} keeps no average (adapter.ema_decay); leave it out")
+    own = "policy_average" if average else "policy"
+    folder, state = _read(run, checkpoint, (own, KERNELS) if analytic else (own,))
     settings = config.sampler
     if sampler is not None:
         settings = settings.model_copy(update={"name": sampler, "eta": 1.0})
     pretrained = reference_of(config, pipeline, torch.float32)
     model = load_model(pretrained, settings, as_begun(config.adapter), best_device())
     if checkpoint != REFERENCE:  # a fresh adapter changes nothing
-        put_policy(model.network, state["policy"], folder, config.model)
+        put_policy(model.network, state[own], folder, config.model)
         model.adapter.scale(strength)
     if analytic:
         load_kernels(model, folder)

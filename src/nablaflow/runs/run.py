@@ -120,6 +120,7 @@ class Run:
         *,
         dtype: str = "float32",
         checkpoint: str = "last",
+        average: bool = False,
         overwrite: bool = False,
         trusted: bool = False,
     ) -> Path:
@@ -131,6 +132,7 @@ class Run:
             out: the folder; default: ``exports/`` and the names of run and format.
             dtype: ``float32``, ``bfloat16`` or ``float16``, of the weights.
             checkpoint: ``last``, ``best`` or ``step-12``.
+            average: the policy's average over the updates, of a run with ``adapter.ema_decay``.
             overwrite: replace an earlier export there.
             trusted: whether your word is given for what the run asks for.
 
@@ -142,6 +144,7 @@ class Run:
         """
         own = {"pipeline": self.live, "method": self.method, "trusted": trusted}
         given = {"dtype": dtype, "checkpoint": checkpoint, "overwrite": overwrite}
+        given |= {"average": average}
         place = None if out is None else Path(out).expanduser()
         return export_run(self.folder, form, place, **given, **own).folder
 

@@ -226,7 +226,8 @@ def _load(
     mark = fingerprint(pretrained) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
     model = load_model(pretrained, config.sampler, adapter, device)
-    if config.training.offload_encoders:
+    asked = config.training.offload_encoders
+    if model.heavy_encoders if asked is None else asked:
         model.offload_encoders()
     return model, mark
 

@@ -16,6 +16,12 @@ from nablaflow.storage.files import write_whole
 from nablaflow.storage.header import in_order
 
 
+def cache_folder() -> Path:
+    """``$NABLAFLOW_CACHE``, or ``nablaflow`` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "nablaflow"
+    return Path(os.environ.get("NABLAFLOW_CACHE", default)).expanduser()
+
+
 def key_of(path: Path) -> str | None:
     """The key in a file; None where there is none to be read."""
     return _metadata(path).get("key")

@@ -153,7 +153,9 @@ class _Rehearsal:
     def _weights(self) -> int:
         networks = [part for part in vars(self.model.adapter).values() if _is_network(part)]
         networks += [part for part in vars(self.model).values() if _is_network(part)]
-        resting = self.model.encoders if self.config.training.offload_encoders else ()
+        asked = self.config.training.offload_encoders
+        offloads = self.model.heavy_encoders if asked is None else asked
+        resting = self.model.encoders if offloads else ()
         components = self.model.pipeline.components
         networks += [part for name, part in components.items() if name not in resting]
         own = {id(value): value for part in networks if _is_network(part) for value in _all(part)}

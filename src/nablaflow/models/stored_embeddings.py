@@ -1,0 +1,86 @@
+"""Embeddings of prompts on disk, for text encoders that take longer than reading a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nablaflow.models.condition import Condition
+from nablaflow.storage.cached import cache_folder, key_of, read_cached, write_cached
+
+ROOM = 2**33  # bytes of all files together; a prompt of T5-XXL's 512 tokens takes 8 MB in float32
+
+
+class StoredEmbeddings:
+    """One-row conditions in nablaflow's cache folder, by all that they depend on.
+
+    A file that is damaged is made anew, and that is said. A disk without room costs the cache and
+    not the run.
+
+    Args:
+        depends_on: plain data that names the encoders' weights and how they are used; found at the
+            first prompt.
+    """
+
+    def __init__(self, depends_on: Callable[[], list[Any]], room: int = ROOM) -> None:
+        self._depends_on, self._room = depends_on, room
+        self._known: list[Any] | None = None
+        self._taken: int | None = None
+
+    def read(self, prompt: str) -> Condition | None:
+        """What an earlier run embedded; None where there is none."""
+        key = self._key(prompt)
+        path = self._path(key)
+        if not path.is_file() or key_of(path) != key:
+            return None
+        found = read_cached(path)
+        return None if found is None else _condition(found)
+
+    def write(self, prompt: str, condition: Condition) -> None:
+        """Keep it for the runs to come, as long as there is room."""
+        key = self._key(prompt)
+        if self._taken is None:
+            self._taken = sum(path.stat().st_size for path in self._path(key).parent.glob("*"))
+        size = condition.bytes()
+        if self._taken + size > self._room:
+            return
+        try:
+            write_cached(self._path(key), _tensors(condition), key)
+            self._taken += size
+        except OSError as error:
+            print(f"no embeddings are kept in {cache_folder()} ({error.strerror})", file=sys.stderr)
+            self._room = 0
+
+    def _key(self, prompt: str) -> str:
+        if self._known is None:
+            self._known = self._depends_on()
+        content = json.dumps([*self._known, prompt])
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+    @staticmethod
+    def _path(key: str) -> Path:
+        return cache_folder() / "embeddings" / f"{key}.safetensors"
+
+
+def _tensors(condition: Condition) -> dict[str, Tensor]:
+    """By the kind of condition and the name of the part."""
+    kind = type(condition).__name__
+    parts = {field.name: getattr(condition, field.name) for field in fields(condition)}
+    return {f"{kind}.{name}": part for name, part in parts.items() if part is not None}
+
+
+def _condition(tensors: dict[str, Tensor]) -> Condition | None:
+    """The condition of `_tensors`; None where its kind is not known here."""
+    kinds = {kind.__name__: kind for kind in (Condition, *Condition.__subclasses__())}
+    name = next(iter(tensors)).partition(".")[0]
+    if name not in kinds:
+        return None
+    parts: dict[str, Any] = {full.partition(".")[2]: value for full, value in tensors.items()}
+    return kinds[name](**parts)

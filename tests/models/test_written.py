@@ -1,0 +1,53 @@
+"""A whole pipeline that was written here is read only as it was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from nablaflow.errors import UserError
+from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.models.export import save_policy
+from nablaflow.models.written import CHECKSUMS
+
+PART = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def saved(folders: dict[str, Path], tmp_path: Path) -> Path:
+    settings = AdapterSettings(kind="full")
+    pipeline = load_pipeline(str(folders["sd"]))
+    model = load_model(pipeline, SamplerSettings(), settings, torch.device("cpu"))
+    return save_policy(model, str(folders["sd"]), tmp_path)
+
+
+def test_it_loads_here_and_in_stock(saved: Path) -> None:
+    assert (saved / CHECKSUMS).is_file()
+    load_pipeline(str(saved))
+    StableDiffusionPipeline.from_pretrained(saved)
+
+
+def test_a_changed_weight_is_noticed(saved: Path) -> None:
+    state = load_file(saved / PART)
+    name = next(iter(state))
+    save_file({**state, name: state[name] + 1}, saved / PART)
+    with pytest.raises(UserError, match=f"{PART} is not what was written there"):
+        load_pipeline(str(saved))
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"files": {}}', "[1]"])
+def test_a_damaged_list_is_one_line(saved: Path, text: str) -> None:
+    (saved / CHECKSUMS).write_text(text)
+    with pytest.raises(UserError, match=r"checksums\.json is damaged .*remove it to load"):
+        load_pipeline(str(saved))
+
+
+def test_saved_by_somebody_else_it_is_not_checked(saved: Path, tmp_path: Path) -> None:
+    pipeline: Any = load_pipeline(str(saved))
+    pipeline.save_pretrained(tmp_path / "other")
+    load_pipeline(str(tmp_path / "other"))
