@@ -52,11 +52,11 @@ class TextToImage(PipelineModel):
         adapter: AdapterSettings,
         device: torch.device,
     ) -> None:
-        check_words(pipeline, self.tokenizers, self.encoders)
-        states, *_ = self.shape_of_states(pipeline, sampler)
-        check_latents(self.denoiser, states, self.channels_of_latents(pipeline.vae.config))
-        check_scales(pipeline.vae.config, self.scales)
         super().__init__(pipeline, sampler, adapter, device)
+        check_words(pipeline, self.tokenizers, self.encoders)
+        config = pipeline.vae.config
+        check_latents(self.denoiser, self.state_shape[0], self.channels_of_latents(config))
+        check_scales(config, self.scales)
         # Rewards look at pixels: the decoder stays in float32 whatever the denoiser's precision.
         self._autoencoder: Any = pipeline.vae.float().eval().requires_grad_(False)
         for part in self._autoencoder.modules():
