@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs import align, evaluate
+from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import (
     Checkpoint,
     list_checkpoints,
     load_checkpoint,
+    read_manifest,
     save_checkpoint,
 )
 from nablaflow.storage.records import read_records
@@ -214,6 +217,24 @@ def test_settings_that_leave_the_figures_alone_may_change(make_config: MakeConfi
     changed = ("training.updates=2", "training.micro_batch=3", "training.checkpoint_every=1")
     align.run(make_config(*changed, "evaluation.batch=2"), resume=True)
     assert len(read_records(tmp_path / "run")) == 2
+
+
+def test_a_run_of_before_a_setting_came_goes_on(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    config = make_config("training.updates=1")
+    align.run(config)
+    copy = yaml.safe_load(read_manifest(list_checkpoints(config.output_dir)[-1])["config"])
+    del copy["training"]["decoder"], copy["optimizer"]["name"], copy["sampler"]["clip_skip"]
+    older = {"config": yaml.safe_dump(copy)}
+    monkeypatch.setattr("nablaflow.runs.folder.read_manifest", lambda path: older)
+    capsys.readouterr()
+    load_run_config(config.output_dir)
+    assert capsys.readouterr().err == ""
+    align.run(make_config("training.updates=2"), resume=True)
+    assert last(config.output_dir).update == 2
+    with pytest.raises(UserError, match=r"optimizer\.name: the run to resume has another value"):
+        align.run(make_config("optimizer.name=adamw8bit"), resume=True)
 
 
 def test_a_batch_split_given_anew_comes_before_the_saved_one(make_parts: Callable[..., Parts]):

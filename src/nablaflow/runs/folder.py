@@ -203,7 +203,7 @@ def load_run_config(
     config = load_config(run / CONFIG, overrides, {"output_dir": str(run)}, find)
     if copy is not None:
         saved = dump_config(parse_config(read_recipe(run / CONFIG), find))
-        for part in _differences(read_yaml(copy, "checkpoint"), read_yaml(saved, CONFIG)):
+        for part in _differences(_completed(copy, find), read_yaml(saved, CONFIG)):
             if part == "output_dir":  # a folder may be moved
                 continue
             print(
@@ -267,11 +267,20 @@ def _saved_settings(config: Config) -> Any:
     run = config.output_dir
     copy = _copy_in_checkpoint(run)
     if copy is not None:
-        return read_yaml(copy, "checkpoint")
+        return _completed(copy, _method_of(config))
     for folder in (run, run / MOVING, run / REPLACED):
         if (folder / CONFIG).is_file():
             return _settings_in(folder / CONFIG, _method_of(config))
     raise UserError(f"--resume: {run} holds no run; leave --resume out to start one")
+
+
+def _completed(copy: str, find: FindMethod) -> Any:
+    """What a checkpoint has, with the defaults of settings that there were none of at its time."""
+    settings = read_yaml(copy, "checkpoint")
+    try:
+        return read_yaml(dump_config(parse_config(settings, find)), "checkpoint")
+    except UserError:  # of a setting that is gone, say: its name is told as a difference
+        return settings
 
 
 def _settings_in(file: Path, find: FindMethod) -> Any:
