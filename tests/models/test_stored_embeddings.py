@@ -58,8 +58,11 @@ def test_other_weights_or_settings_have_their_own(folders: dict[str, Path], cach
     changed = model_of(folders["sdxl"])
     with torch.no_grad():
         next(changed.pipeline.text_encoder_2.parameters()).add_(1e-3)
+    worded = model_of(folders["sdxl"])
+    worded.pipeline.tokenizer_2.chat_template = "{{ messages }}"
     for other in (
         changed,
+        worded,
         *(model_of(folders["sdxl"], **s) for s in ({"clip_skip": 1}, {"prompt_chunks": 2})),
     ):
         asked = embedded(other)

@@ -45,15 +45,13 @@ class StoredEmbeddings:
 
     def write(self, prompt: str, condition: Condition) -> None:
         """Keep it for the runs to come, as long as there is room."""
-        key = self._key(prompt)
-        if self._taken is None:
-            self._taken = sum(path.stat().st_size for path in self._path(key).parent.glob("*"))
-        size = condition.bytes()
-        if self._taken + size > self._room:
-            return
+        key, size = self._key(prompt), condition.bytes()
         try:
-            write_cached(self._path(key), _tensors(condition), key)
-            self._taken += size
+            if self._taken is None:
+                self._taken = sum(path.stat().st_size for path in self._path(key).parent.glob("*"))
+            if self._taken + size <= self._room:
+                write_cached(self._path(key), _tensors(condition), key)
+                self._taken += size
         except OSError as error:
             print(f"no embeddings are kept in {cache_folder()} ({error.strerror})", file=sys.stderr)
             self._room = 0
@@ -79,7 +77,7 @@ def _tensors(condition: Condition) -> dict[str, Tensor]:
 def _condition(tensors: dict[str, Tensor]) -> Condition | None:
     """The condition of `_tensors`; None where its kind is not known here."""
     kinds = {kind.__name__: kind for kind in (Condition, *Condition.__subclasses__())}
-    name = next(iter(tensors)).partition(".")[0]
+    name = next(iter(tensors), "").partition(".")[0]
     if name not in kinds:
         return None
     parts: dict[str, Any] = {full.partition(".")[2]: value for full, value in tensors.items()}

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
@@ -125,11 +126,16 @@ class TextToImage(PipelineModel):
         names = [name for name in self.encoders if getattr(self.pipeline, name, None) is not None]
         weights = fingerprint_of({name: getattr(self.pipeline, name) for name in names})
         words = [getattr(self.pipeline, name, None) for name in self.tokenizers]
-        known = [sorted(one.get_vocab().items()) for one in words if one is not None]
+        known = [
+            [getattr(one, "chat_template", None), sorted(one.get_vocab().items())]
+            for one in words
+            if one is not None
+        ]
         tokens = hashlib.sha256(json.dumps(known).encode()).hexdigest()
         s = self._sampler
         read = [s.clip_skip, s.prompt_chunks, s.max_sequence_length]
-        return [type(self).__name__, weights, tokens, read, self.device.type]
+        libraries = [version("diffusers"), version("transformers")]  # they do the encoding
+        return [type(self).__name__, weights, tokens, read, self.device.type, libraries]
 
     @contextmanager
     def _encoders_at_work(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from nablaflow.errors import UserError
 from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
 
-CHECKSUMS = "checksums.json"
+CHECKSUMS = "nablaflow-checksums.json"  # other tools have a checksums.json of their own
 MANIFESTS = (CHECKSUMS, "export.json")
 WEIGHTS = ".safetensors"
 
