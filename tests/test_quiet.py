@@ -4,6 +4,7 @@ import contextlib
 import logging
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 import nablaflow as nf
+from nablaflow.models import load_pipeline
 from nablaflow.quiet import LIBRARIES, quiet_libraries
 
 pytest_plugins = ["tests.support.tiny_run"]
@@ -68,6 +70,13 @@ def test_the_users_own_level_and_bars_are_as_before(heard: list[str]) -> None:
     assert diffusers_logging.get_verbosity() == logging.WARNING
     assert transformers_logging.get_verbosity() == logging.WARNING
     assert all(each.is_progress_bar_enabled() for each in LIBRARIES)
+
+
+@pytest.mark.parametrize("model", nf.nano.MODELS)
+def test_loading_a_model_warns_of_nothing(model: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_pipeline(str(nf.nano.path(model)))
 
 
 def test_importing_the_models_says_nothing() -> None:

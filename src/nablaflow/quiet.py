@@ -1,11 +1,13 @@
 """Quiet while this package calls diffusers and transformers.
 
-What they log and draw then is about this package's calls, which the user did not make and cannot
-change: optional packages that are not there, casts, parts that a LoRA has no weights for.
+What they log, draw and warn of then is about this package's calls, which the user did not make and
+cannot change: optional packages that are not there, casts, parts that a LoRA has no weights for,
+options that will have other names.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,13 +19,16 @@ LIBRARIES = (diffusers_logging, transformers_logging)
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """No notes and no bars of the two libraries but errors; afterwards as before."""
+    """No notes, bars or warnings of change from the two libraries; afterwards as before."""
     before = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in LIBRARIES]
     for each in LIBRARIES:
         each.set_verbosity_error()
         each.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            theirs = "diffusers|transformers"
+            warnings.filterwarnings("ignore", category=FutureWarning, module=theirs)
+            yield
     finally:
         for each, (verbosity, bars) in zip(LIBRARIES, before, strict=True):
             each.set_verbosity(verbosity)
