@@ -32,6 +32,7 @@ COVARIANCE = torch.tensor([[1.2, 0.5], [0.5, 0.6]], dtype=torch.float64)
 SAMPLERS = [("ddim", 1.0), ("ddim", 0.4), ("ddpm", 1.0), ("sde-dpmsolver++", 1.0)]
 KEEP = [[1, 3, 7], [4, 4, 2], [7, 7, 6], [1, 1, 1], [5, 2, 3]]
 PROMPTS = ["one", "two", "three", "two", "one"]
+NEAR = {"rtol": 1e-6, "atol": 1e-7}
 
 
 def gaussian(sampler: tuple[str, float] = ("ddim", 1.0)) -> GaussianModel:
@@ -42,10 +43,6 @@ def gaussian(sampler: tuple[str, float] = ("ddim", 1.0)) -> GaussianModel:
 
 def gaussian_path() -> Path:
     return path_of(random_states(STEPS, len(KEEP), 2, seed=4), KEEP, prompts=PROMPTS)
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected.reshape(found.shape), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: f"{sampler[0]}-{sampler[1]}")
@@ -63,7 +60,7 @@ def test_on_a_gaussian_it_is_the_product_of_the_kernels_jacobians(
         expected = BETA * bent_gradient(path.x0[row : row + 1], [prompt]).flatten()
         for level in range(1, k):
             expected = slopes[level].T @ expected
-        close(found.target[index].flatten(), expected)
+        torch.testing.assert_close(found.target[index].flatten(), expected, **NEAR)
 
 
 @pytest.fixture(scope="module", params=SAMPLERS[1:], ids=lambda sampler: sampler[0])
@@ -83,7 +80,7 @@ def test_on_a_bent_reference_it_is_the_product_of_the_jacobians_at_the_stored_st
         expected = bent.beta * bent_gradient(path.x0[row : row + 1], [prompt]).flatten()
         for level in range(1, k):
             expected = bent.jacobian(state(path, level, row), level, prompt).T @ expected
-        close(found[index].flatten(), expected)
+        torch.testing.assert_close(found[index].flatten(), expected, **NEAR)
 
 
 def chained_reward(bent: Bent, path: Path, row: int, k: int, x: Tensor) -> Tensor:
@@ -102,7 +99,7 @@ def test_it_is_the_gradient_through_one_graph_of_the_chain(bent: Bent) -> None:
     for index, row, k, _ in rows_of(path):
         x = state(path, k - 1, row).clone().requires_grad_()
         (expected,) = torch.autograd.grad(chained_reward(bent, path, row, k - 1, x), x)
-        close(found[index].flatten(), expected)
+        torch.testing.assert_close(found[index].flatten(), expected.flatten(), **NEAR)
 
 
 def test_it_is_what_finite_differences_say() -> None:
@@ -182,7 +179,7 @@ def test_strides_on_a_gaussian_are_conditional_means_of_the_noising(
             if to - j == 1:
                 slope = kernel_of(model, to).slope
             expected = slope.T @ expected
-        close(found[index].flatten(), expected)
+        torch.testing.assert_close(found[index].flatten(), expected, **NEAR)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])

@@ -38,6 +38,7 @@ PATHS = 4000
 MEAN = torch.tensor([0.3, -0.5], dtype=torch.float64)
 COVARIANCE = torch.tensor([[1.2, 0.5], [0.5, 0.6]], dtype=torch.float64)
 IDENTITY = torch.eye(2, dtype=torch.float64)
+NEAR = {"rtol": 1e-6, "atol": 1e-7}
 LINEAR = torch.tensor([0.7, -1.1], dtype=torch.float64)
 REWARDS = {
     "linear": Quadratic(torch.zeros(2, 2, dtype=torch.float64), LINEAR),
@@ -102,10 +103,6 @@ def flat(values: Tensor | None) -> Tensor:
     return values.flatten(1)
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
-
-
 # The truth's own truth.
 
 
@@ -122,7 +119,7 @@ def test_the_values_are_gaussian_integrals(k: int) -> None:
         return (weights.log() + log).logsumexp(0)
 
     x = points(1)[0]
-    close(finite_difference(value, x), chain.values[k](x))
+    torch.testing.assert_close(finite_difference(value, x), chain.values[k](x), **NEAR)
 
 
 @pytest.mark.parametrize("reward", list(REWARDS))
@@ -142,8 +139,8 @@ def test_the_tilted_chain_ends_in_the_tilt(reward: str) -> None:
         kernel, root = chain.tilted[k], chain.roots[k]
         mean = kernel(mean)
         covariance = kernel.slope @ covariance @ kernel.slope.T + root @ root.T
-    close(mean, expected_mean)
-    close(covariance, expected)
+    torch.testing.assert_close(mean, expected_mean, **NEAR)
+    torch.testing.assert_close(covariance, expected, **NEAR)
 
 
 @pytest.mark.parametrize("k", [1, 3, STEPS])
@@ -153,7 +150,7 @@ def test_matching_ends_at_the_tilted_kernels_mean(k: int) -> None:
     x = points(5)
     mean = chain.tilted[k](x)
     shift = (mean - chain.kernels[k](x)) / model.process.sigma[k].double().square()
-    close(chain.values[k - 1](mean), shift)
+    torch.testing.assert_close(chain.values[k - 1](mean), shift, **NEAR)
 
 
 # Unbiased ones.
@@ -170,7 +167,7 @@ def test_the_expectation_under_the_tilt_is_the_value_gradient(
         x_next = points(5)
         path = path_through(chain, points(5, seed=1), x_next, k, still(5))
         found = estimates(estimator, reward, path, sampler)
-        close(flat(found.target), chain.values[k - 1](x_next))
+        torch.testing.assert_close(flat(found.target), chain.values[k - 1](x_next), **NEAR)
 
 
 @pytest.mark.parametrize("estimator", [part for part in UNBIASED if part.uses_flow], ids=name_of)
@@ -182,7 +179,9 @@ def test_the_expectation_of_what_the_flow_should_be_is_the_exact_flow_score(
     x = points(5)
     found = flat(estimates(estimator, "quadratic", path_from(chain, x, k, still(5))).flow)
     without = getattr(estimator, "gamma", None) == 0.0
-    close(found, chain.values[k](x) if without else chain.flow_score(x, k))
+    torch.testing.assert_close(
+        found, chain.values[k](x) if without else chain.flow_score(x, k), **NEAR
+    )
 
 
 @pytest.mark.parametrize("spread", ["tilted", "policy"])
@@ -233,7 +232,7 @@ def test_the_bias_of_the_terminal_estimate(reward: str, k: int) -> None:
     found = flat(estimates(Terminal(), reward, path).target)
     truth = chain.values[k - 1](x_next)
     scale = model.process.alpha_bar[k - 1].double().sqrt()
-    close(found, scale * truth @ carried(chain, k).inverse().T)
+    torch.testing.assert_close(found, scale * truth @ carried(chain, k).inverse().T, **NEAR)
     assert (found - truth).abs().max() > 1e-3
 
 
@@ -245,7 +244,7 @@ def test_the_bias_of_the_forward_looking_estimate(reward: str, k: int) -> None:
     x_next = points(5)
     path = path_through(chain, points(5, seed=1), x_next, k, still(5))
     bias = flat(estimates(ForwardLooking(), reward, path).target) - chain.values[k - 1](x_next)
-    close(bias, -chain.flow_score(x_next, k - 1))
+    torch.testing.assert_close(bias, -chain.flow_score(x_next, k - 1), **NEAR)
     assert bias.abs().max() > 1e-3
 
 
@@ -267,5 +266,5 @@ def test_the_bias_of_long_strides(stride: int, k: int) -> None:
         slope = slope @ marginals[to].inverse() if to > level + 1 else chain.kernels[to].slope
         product, level = slope.T @ product, to
     truth = chain.values[k - 1](x_next)
-    close(found, truth @ carried(chain, k).inverse().T @ product.T)
+    torch.testing.assert_close(found, truth @ carried(chain, k).inverse().T @ product.T, **NEAR)
     assert (found - truth).abs().max() > 1e-3
