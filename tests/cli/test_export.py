@@ -141,12 +141,14 @@ def test_python_has_the_same(trained: Path, here: Path) -> None:
 # --- mistakes -------------------------------------------------------------------------------------
 
 
-def in_one_line(result: Result, *words: str) -> None:
+def in_one_line(result: Result, *words: str) -> str:
+    """The one line that was said, of a mistake; ``words`` are what it must hold."""
     assert result.exit_code == 2, result.output
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, result.stderr
     for word in words:
         assert word in lines[0]
+    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -209,12 +211,14 @@ def enlarge_down(folder: Path, factor: float) -> None:
     (folder / "progress.json").write_text(checksums.sealed(manifest))
 
 
-def test_a_damaged_checkpoint_is_not_exported(cli: Cli, run: Path) -> None:
+def test_a_damaged_checkpoint_is_not_exported(cli: Cli, run: Path, here: Path) -> None:
     for folder in (run / "checkpoints").iterdir():
         data = bytearray((folder / "policy.safetensors").read_bytes())
         data[-1] ^= 1
         (folder / "policy.safetensors").write_bytes(bytes(data))
-    in_one_line(cli("export", run), "policy.safetensors is not what was written")
+    told = in_one_line(cli("export", run, "--out", "out"))
+    assert "policy.safetensors is not what was written" in told
+    assert not any(here.rglob("out/*"))
 
 
 def test_a_run_folder_is_data(cli: Cli, run: Path, tmp_path: Path, here: Path) -> None:
