@@ -77,10 +77,10 @@ def assert_same_figures(found: Path, wanted: Path) -> None:
     assert (ours - theirs).norm() < 0.01 * theirs.norm()
 
 
-def compare_with_one(
+def trained_twice(
     make_config: MakeConfig, tmp_path: Path, processes: int, engine: str, *overrides: str
-) -> Path:
-    """Train by several processes and by this one; the run of the several."""
+) -> tuple[Path, Path]:
+    """Runs of the same recipe by several processes and by this one."""
     one, many = tmp_path / "one", tmp_path / "many"
     recipe = tmp_path / "recipe.yaml"
     # Where nothing else is, the processes find the CPU by themselves.
@@ -93,8 +93,7 @@ def compare_with_one(
     (printed,) = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
     assert json.loads(printed)["updates"] == 3
     run(make_config(f"output_dir={one}", *overrides))
-    assert_same_figures(many, one)
-    return many
+    return many, one
 
 
 # Two transitions at once: each process accumulates as well.
@@ -103,14 +102,16 @@ GUARD = 'guard={"every": 2, "n": 7, "held_out": {"reward": "contrast"}}'
 
 
 def test_two_processes_with_a_guard_give_the_run_of_one(make_config: MakeConfig, tmp_path: Path):
-    many = compare_with_one(make_config, tmp_path, 2, "ddp", *SHORT, GUARD)
+    many, one = trained_twice(make_config, tmp_path, 2, "ddp", *SHORT, GUARD)
+    assert_same_figures(many, one)
     assert [r["update"] for r in records(many) if "guard_kl" in r] == [2, 3]
 
 
 def test_two_processes_that_divide_all_weights_give_the_run_of_one(
     make_config: MakeConfig, tmp_path: Path
 ):
-    many = compare_with_one(make_config, tmp_path, 2, "fsdp2", *SHORT, *FULL)
+    many, one = trained_twice(make_config, tmp_path, 2, "fsdp2", *SHORT, *FULL)
+    assert_same_figures(many, one)
     # What was saved is whole, and a stock pipeline of its own.
     for saved in (many / "model", many / "ema" / "model"):
         pipeline = StableDiffusionPipeline.from_pretrained(saved)
@@ -122,7 +123,8 @@ def test_two_processes_that_divide_all_weights_give_the_run_of_one(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["nabla-td", "path-weighted-matching"])
 def test_other_methods_too(make_config: MakeConfig, tmp_path: Path, method: str):
-    compare_with_one(make_config, tmp_path, 2, "ddp", *SHORT, f"method={method}")
+    many, one = trained_twice(make_config, tmp_path, 2, "ddp", *SHORT, f"method={method}")
+    assert_same_figures(many, one)
 
 
 @pytest.mark.slow
@@ -132,7 +134,8 @@ def test_four_processes_give_the_run_of_one(
     make_config: MakeConfig, tmp_path: Path, engine: str, adapter: str
 ):
     full = FULL if adapter == "full" else ()
-    compare_with_one(make_config, tmp_path, 4, engine, *SHORT, GUARD, *full)
+    many, one = trained_twice(make_config, tmp_path, 4, engine, *SHORT, GUARD, *full)
+    assert_same_figures(many, one)
 
 
 @pytest.mark.slow
