@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nablaflow.config.defaults import demo_settings
+from nablaflow.config.overrides import load_config
 from nablaflow.diffusion import Transitions
 from nablaflow.estimators import Networks, TrainingBatch
 from nablaflow.methods import DiffusionNFT
-from nablaflow.methods.contract import check_noise
 from nablaflow.models import Condition, OldPolicy
 from tests.support.flow_gaussian import (
     COVARIANCE,
@@ -197,6 +198,10 @@ def test_it_follows_the_policy_and_predicts_in_its_place() -> None:
     assert torch.equal(network.table, now)
 
 
-def test_any_sampler_will_do() -> None:
-    for noisy in (True, False):
-        check_noise(DiffusionNFT(beta=1.0), noisy=noisy)
+@pytest.mark.parametrize("name", ["ddim", "euler", "memoryless"])
+def test_any_sampler_will_do(name: str) -> None:
+    """With noise and without: a recipe of either is one."""
+    settings = ["method=diffusion-nft", f"sampler.name={name}", "guard=null"]
+    config = load_config(None, settings, demo_settings())
+    assert isinstance(config.method, DiffusionNFT)
+    assert config.sampler.name == name

@@ -49,5 +49,9 @@ def test_a_damaged_list_is_one_line(saved: Path, text: str) -> None:
 
 def test_saved_by_somebody_else_it_is_not_checked(saved: Path, tmp_path: Path) -> None:
     pipeline: Any = load_pipeline(str(saved))
-    pipeline.save_pretrained(tmp_path / "other")
-    load_pipeline(str(tmp_path / "other"))
+    other = tmp_path / "other"
+    pipeline.save_pretrained(other)
+    state = {name: value + 1 for name, value in load_file(other / PART).items()}
+    save_file(state, other / PART)
+    changed: Any = load_pipeline(str(other))
+    torch.testing.assert_close(changed.unet.state_dict(), state, rtol=0, atol=0)

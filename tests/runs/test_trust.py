@@ -104,8 +104,14 @@ def test_each_is_refused_by_name_until_the_user_says_so(
     assert word.strip() in capsys.readouterr().err
 
 
-def test_a_named_reward_and_the_runs_own_files_need_no_word(run: Path):
-    check_trusted(config(run, prompts=str(run / "prompts.txt")), run)
+def test_a_named_reward_and_the_runs_own_files_need_no_word(
+    run: Path, capsys: pytest.CaptureFixture[str]
+):
+    """So nothing is said of them with the user's word either."""
+    own = config(run, prompts=str(run / "prompts.txt"))
+    for trusted in (False, True):
+        check_trusted(own, run, trusted=trusted)
+    assert capsys.readouterr().err == ""
 
 
 def test_code_inside_the_run_needs_it(run: Path):

@@ -53,10 +53,13 @@ def test_a_training_that_is_watched_goes_on_and_dies(opened: Opened, site: Site)
     with held(run):
         page = opened(f"/run/{address(run)}")
         page.locator("#live .state", has_text="training").wait_for()
+        assert "2 updates" not in page.inner_text("#live")
         with (run / "metrics.jsonl").open("a") as file:
             file.write('{"update": 2, "reward_mean": 0.3}\n')
         page.locator("#live", has_text="2 updates").wait_for()
     page.locator("#live .state", has_text="begun").wait_for()
+    assert "Nobody trains it now" in page.inner_text("#live")
+    assert "2 updates" in page.inner_text("#live")
 
 
 def test_a_training_that_is_watched_ends(opened: Opened, site: Site):
@@ -66,9 +69,10 @@ def test_a_training_that_is_watched_ends(opened: Opened, site: Site):
     with held(run):
         page = opened(f"/run/{address(run)}")
         page.locator("#live .state", has_text="training").wait_for()
+        assert "86 ± 2 %" not in page.inner_text("#live")
         (run / "summary.json").write_text(summary)
     page.locator("#live .state", has_text="finished").wait_for()
-    page.locator("#live", has_text="86 ± 2 %").wait_for()
+    assert "86 ± 2 %" in page.inner_text("#live")
 
 
 def test_a_command_that_dies_is_said_on_the_page(
