@@ -8,12 +8,12 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from nablaflow.diffusion.flow_schedule import FlowSchedule, shift_by_tokens
-from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
 from nablaflow.models.flow_matching import FlowMatching, in_blocks
 from nablaflow.models.kohya import Layout
 from nablaflow.models.parts import check_read_width
 from nablaflow.models.settings import SamplerSettings
+from nablaflow.models.sizes import check_positions
 from nablaflow.typing import Latents
 
 
@@ -68,12 +68,7 @@ class StableDiffusion3(FlowMatching):
         config = pipeline.transformer.config
         height, width = FlowMatching.latent_sides(pipeline, sampler, config["patch_size"])
         most = config["pos_embed_max_size"] * config["patch_size"]
-        for name, side in (("height", height), ("width", width)):
-            if side > most:
-                raise UserError(
-                    f"sampler.{name}: its transformer has positions for images of up to "
-                    f"{most * pipeline.vae_scale_factor} pixels; use that or less"
-                )
+        check_positions((height, width), (most, most), pipeline.vae_scale_factor)
         return int(config["in_channels"]), height, width
 
     def schedule(self) -> FlowSchedule:

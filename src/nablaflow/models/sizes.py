@@ -77,6 +77,23 @@ def sides(
     return height, width
 
 
+def check_positions(latents: tuple[int, int], most: tuple[int, int], factor: int) -> None:
+    """Refuse latents, each (height, width), that are larger than ``most``.
+
+    Args:
+        factor: pixels of an image on each side of a latent's.
+
+    Raises:
+        UserError: a side is.
+    """
+    for name, side, largest in zip(("height", "width"), latents, most, strict=True):
+        if side > largest:
+            raise UserError(
+                f"sampler.{name}: its transformer has positions for images of up to "
+                f"{largest * factor} pixels; use that or less"
+            )
+
+
 def pixel_size(unet: Any, sampler: SamplerSettings) -> tuple[int, int]:
     """(height, width) of the images of an unconditional model: a stock pipeline has no other.
 

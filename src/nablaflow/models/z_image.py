@@ -14,13 +14,12 @@ from diffusers import ZImagePipeline
 from torch import Tensor
 
 from nablaflow.diffusion.flow_schedule import FlowSchedule, shift_by_tokens
-from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition, PaddedCondition
 from nablaflow.models.flow_matching import FlowMatching, in_blocks
 from nablaflow.models.kohya import Layout
 from nablaflow.models.parts import check_template
 from nablaflow.models.settings import SamplerSettings
-from nablaflow.models.sizes import sides
+from nablaflow.models.sizes import check_positions, sides
 from nablaflow.typing import Latents
 
 PATCH = 2  # latents on each side of a token
@@ -66,14 +65,8 @@ class ZImage(FlowMatching):
         config, factor = pipeline.transformer.config, pipeline.vae_scale_factor
         own = (SIDE // factor, SIDE // factor)
         height, width = sides(own, factor, sampler, PATCH)
-        for name, side, most in zip(
-            ("height", "width"), (height, width), config["axes_lens"][1:], strict=True
-        ):
-            if side > PATCH * most:
-                raise UserError(
-                    f"sampler.{name}: its transformer has positions for images of up to "
-                    f"{PATCH * most * factor} pixels; use that or less"
-                )
+        _, rows, columns = config["axes_lens"]
+        check_positions((height, width), (PATCH * rows, PATCH * columns), factor)
         return int(config["in_channels"]), height, width
 
     def schedule(self) -> FlowSchedule:
