@@ -29,6 +29,7 @@ from nablaflow.storage.checkpoint import (
 )
 from nablaflow.storage.records import read_records
 from nablaflow.training import loop
+from tests.support.loras import stock_lora
 
 pytestmark = pytest.mark.usefixtures("train_only")
 
@@ -180,6 +181,23 @@ def test_after_a_crash_the_updates_since_the_checkpoint_are_done_again(
         file.write('{"update": 4, "reward_me')
     align.run(make_config(f"output_dir={crashed}", often), resume=True)
     assert_same_run(crashed, straight)
+
+
+@pytest.mark.parametrize("setting", ["adapter.start", "model_lora"])
+def test_with_a_lora_of_the_users(
+    make_config: MakeConfig, tiny_model: Path, tmp_path: Path, setting: str
+):
+    lora = stock_lora(tiny_model, tmp_path / "lora")
+    chosen = (f"{setting}={lora}", "adapter.rank=4", "adapter.alpha=6.0")
+    straight, halves = tmp_path / "straight", tmp_path / "halves"
+    align.run(make_config(f"output_dir={straight}", *chosen))
+    align.run(make_config(f"output_dir={halves}", *chosen, "training.updates=2"))
+    align.run(make_config(f"output_dir={halves}", *chosen), resume=True)
+    assert_same_run(halves, straight)
+    plain = make_config(f"output_dir={tmp_path}/plain", *chosen[1:])
+    align.run(plain)
+    policy = last(plain.output_dir).tensors["policy"]
+    assert any(not torch.equal(policy[n], v) for n, v in last(straight).tensors["policy"].items())
 
 
 def test_without_a_checkpoint_it_starts_again(make_config: MakeConfig, tmp_path: Path):
