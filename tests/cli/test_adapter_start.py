@@ -68,11 +68,26 @@ def test_the_file_is_needed_until_there_is_a_checkpoint(
     assert refused.exit_code == 2
     assert "adapter.start" in refused.stderr
     assert "another file than the run was begun with" in refused.stderr
+    there = f"adapter.start={again}"
+    save_file({name: value + 1 for name, value in state.items()}, again / FILE)
+    assert cli("train", recipe, there, *more, "--resume").exit_code == 0  # it is read no more
     shutil.rmtree(moved)
     assert cli("train", recipe, told, *more, "--resume").exit_code == 0
     assert cli("sample", "run", "--n", 1, "--out", "images").exit_code == 0
     assert cli("export", "run", "--format", "diffusers", "--out", "out").exit_code == 0
     StableDiffusionPipeline.from_pretrained(tiny_model).load_lora_weights(str(here / "out"))
+
+
+def test_another_run_may_begin_with_another(cli: Cli, recipe: Path, here: Path, lora: Path) -> None:
+    assert cli("train", recipe, f"adapter.start={lora}", *ONE).exit_code == 0
+    other = Path(shutil.copytree(lora, here / "other"))
+    state = load_file(other / FILE)
+    save_file({name: value + 1 for name, value in state.items()}, other / FILE)
+    begun = ("train", here / "run/config.yaml", f"output_dir={here}/next", *ONE)
+    result = cli(*begun, f"adapter.start={other}")
+    assert result.exit_code == 0, result.stderr
+    config = yaml.safe_load((here / "next/config.yaml").read_text())
+    assert config["adapter"]["start_hash"] == checksums.of_file(other / FILE)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from nablaflow.methods import ResidualNablaDB
 from nablaflow.methods.tilt_rule import Undecided
 from nablaflow.runs.align import run
 from nablaflow.runs.setup import Parts
+from tests.support.loras import stock_lora
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
@@ -95,6 +96,19 @@ def test_the_helper_finds_what_a_run_finds(
     assert found.beta == beta_of(parts.config) == parts.trainer.method.beta
     assert found.nats == pytest.approx(0.5, rel=0.1)
     assert found.tilted_reward_mean > found.reward_mean
+
+
+def test_the_helper_measures_the_reference_with_its_lora(
+    tiny_model: Path, make_parts: Callable[..., Parts], tmp_path: Path
+) -> None:
+    lora = stock_lora(tiny_model, tmp_path / "lora")
+    with_it = (f"model_lora={lora}", "model_lora_scale=0.5")
+    parts = make_parts("method.beta={nats: 0.5}", *with_it)
+    asked = {"reward": "warmth", "prompts": ["a circle", "a square", "a star"], "nats": 0.5}
+    asked |= {"model": str(tiny_model), "sampler": {"steps": 4}}
+    found = nf.choose_beta(**asked, model_lora=lora, model_lora_scale=0.5)
+    assert found.beta == beta_of(parts.config)
+    assert found.reward_mean != nf.choose_beta(**asked).reward_mean
 
 
 def test_a_method_in_python_takes_a_rule() -> None:

@@ -31,6 +31,19 @@ from tests.support.pipelines import perturb
 SCALE = 0.7
 
 
+def test_a_weak_one_is_not_rounded_away(folders: dict[str, Path], tmp_path: Path) -> None:
+    lora = stock_lora(folders["sd"], tmp_path / "lora") / FILE
+    base: Any = load_pipeline(str(folders["sd"]))
+    exact, half = (
+        load_pipeline(WithLora(str(folders["sd"]), lora, 1e-3), dtype).unet.state_dict()
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    for name, value in exact.items():
+        assert torch.equal(half[name], value.to(torch.bfloat16))
+    before = base.unet.state_dict()
+    assert any(not torch.equal(before[name], value) for name, value in exact.items())
+
+
 def model_of(source: WithLora, **sampler: Any) -> PipelineModel:
     settings = SamplerSettings(**sampler)
     return load_model(load_pipeline(source), settings, AdapterSettings(rank=2), torch.device("cpu"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from diffusers import DDIMScheduler
 from nablaflow.diffusion import trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.models.conditioning import check_clip_skip
 from nablaflow.models.export import save_policy
 from nablaflow.models.pipelines import PipelineModel
 from tests.support.flow_parts import PIXELS
@@ -155,6 +157,12 @@ def test_where_the_stock_pipeline_has_none_they_are_refused(
         FLOW_FAMILIES[family]().save_pretrained(place)
     with pytest.raises(UserError, match=said):
         load_model(load_pipeline(str(place)), SamplerSettings(**asked), AdapterSettings(), CPU)
+
+
+def test_without_a_clip_there_is_nothing_to_skip() -> None:
+    other = SimpleNamespace(config=SimpleNamespace(model_type="t5", num_hidden_layers=3))
+    with pytest.raises(UserError, match="has no CLIP to read prompts"):
+        check_clip_skip([other, None], 1)
 
 
 def test_without_guidance_there_is_nothing_to_rescale() -> None:

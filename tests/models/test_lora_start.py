@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.formats import write_policy
+from nablaflow.models.lora_file import GivenLora, LoraFactors
+from nablaflow.models.lora_start import targets_of
 from nablaflow.models.pipelines import PipelineModel
 from tests.support.flow_parts import PIXELS
 from tests.support.flow_pipelines import FLOW_FAMILIES
@@ -178,6 +180,22 @@ def test_files_that_are_no_lora_are_refused(folders: dict[str, Path], tmp_path: 
 def _beside_lora(root: Path) -> Path:
     (root / "run" / "lora").mkdir(parents=True)
     return root / "run"
+
+
+def test_a_layer_that_names_cannot_tell_from_others_is_refused() -> None:
+    network = torch.nn.ModuleDict(
+        {
+            "out": torch.nn.Linear(2, 2),
+            "block": torch.nn.ModuleDict({"out": torch.nn.Linear(2, 2)}),
+        }
+    )
+    factors = LoraFactors(torch.zeros(1, 2), torch.zeros(2, 1), 1.0, None)
+    with pytest.raises(UserError, match=r"block\.out is one of them too"):
+        targets_of(GivenLora({"out": factors}, rslora=False), network, "auto")
+    assert targets_of(GivenLora({"block.out": factors}, rslora=False), network, "auto") == [
+        "block.out"
+    ]
+    assert targets_of(GivenLora({"out": factors}, rslora=False), network, ["out"]) == ["out"]
 
 
 def test_models_without_loras_have_no_start(folders: dict[str, Path], tmp_path: Path) -> None:

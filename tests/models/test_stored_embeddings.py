@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +60,8 @@ def test_other_weights_or_settings_have_their_own(folders: dict[str, Path], cach
     changed = model_of(folders["sdxl"])
     with torch.no_grad():
         next(changed.pipeline.text_encoder_2.parameters()).add_(1e-3)
-    worded = model_of(folders["sdxl"])
-    worded.pipeline.tokenizer_2.chat_template = "{{ messages }}"
     for other in (
         changed,
-        worded,
         *(model_of(folders["sdxl"], **s) for s in ({"clip_skip": 1}, {"prompt_chunks": 2})),
     ):
         asked = embedded(other)
@@ -71,6 +70,35 @@ def test_other_weights_or_settings_have_their_own(folders: dict[str, Path], cach
     asked = embedded(model := model_of(folders["sdxl"]))
     model.condition(["a star ", *PROMPTS])
     assert asked == ["a star "]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("chat_template", "{{ messages }}"),
+        ("model_max_length", 10),
+        ("padding_side", "left"),
+        ("pad_token", "a"),
+    ],
+)
+def test_another_tokenizer_has_its_own(folders: dict[str, Path], name: str, value: Any) -> None:
+    model_of(folders["sd"]).condition(PROMPTS)
+    other = model_of(folders["sd"])
+    setattr(other.pipeline.tokenizer, name, value)
+    asked = embedded(other)
+    other.condition(PROMPTS)
+    assert asked == PROMPTS
+
+
+def test_another_activation_has_its_own(folders: dict[str, Path], tmp_path: Path) -> None:
+    model_of(folders["sd"]).condition(PROMPTS)
+    changed = Path(shutil.copytree(folders["sd"], tmp_path / "changed"))
+    file = changed / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_act": "relu"}))
+    other = model_of(changed)
+    asked = embedded(other)
+    other.condition(PROMPTS)
+    assert asked == PROMPTS
 
 
 def test_a_damaged_file_is_made_anew_and_that_is_said(
@@ -111,10 +139,14 @@ def test_no_more_is_kept_than_there_is_room_for(
     cache: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     row = Condition(torch.zeros(1, 2, 4))
-    store = StoredEmbeddings(list, room=row.bytes())
-    store.write("a", row)
+    StoredEmbeddings(list).write("a", row)
+    (size,) = [path.stat().st_size for path in cache.iterdir()]
+    store = StoredEmbeddings(list, room=2 * size)
     store.write("b", row)
-    assert len(list(cache.iterdir())) == 1
+    store.write("c", row)
+    assert [store.read(text) is not None for text in "abc"] == [False, True, True]
+    StoredEmbeddings(list, room=row.bytes() - 1).write("d", row)
+    assert store.read("d") is None
     (tmp_path / "cache" / "embeddings").rename(tmp_path / "cache" / "gone")
     (tmp_path / "cache" / "embeddings").write_text("in the way")
     store = StoredEmbeddings(list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def test_a_damaged_list_is_one_line(saved: Path, text: str) -> None:
     (saved / CHECKSUMS).write_text(text)
     with pytest.raises(UserError, match=r"checksums\.json is damaged .*remove it to load"):
         load_pipeline(str(saved))
+
+
+@pytest.mark.parametrize("name", ["export.json", "checksums.json"])
+def test_files_of_other_tools_say_nothing(folders: dict[str, Path], tmp_path: Path, name: str):
+    shutil.copytree(folders["sd"], tmp_path / "model")
+    (tmp_path / "model" / name).write_text('{"tool": "other"}')
+    assert isinstance(load_pipeline(str(tmp_path / "model")), StableDiffusionPipeline)
 
 
 def test_saved_by_somebody_else_it_is_not_checked(saved: Path, tmp_path: Path) -> None:

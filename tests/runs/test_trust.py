@@ -160,6 +160,28 @@ def test_a_recipe_is_the_users_word_and_a_runs_config_is_not(run: Path, tmp_path
     check_recipe(run / "config.yaml", asking, [], trusted=True)
 
 
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ([], {"lora", "start"}),
+        (["model=nano"], {"lora", "start"}),
+        (["model_lora=mine.safetensors"], {"start"}),
+        (["adapter.start=mine.safetensors"], {"lora"}),
+        (["adapter={rank: 2}"], {"lora"}),
+        (["adapter.rank=2", "model_lora_scale=0.5"], {"lora", "start"}),
+    ],
+)
+def test_a_setting_of_the_users_is_the_word_for_what_it_replaces_alone(
+    run: Path, tmp_path: Path, given: list[str], asked: set[str]
+):
+    (run / "metrics.jsonl").touch()
+    places = {name: str(tmp_path / f"{name}.safetensors") for name in ("lora", "start")}
+    reaching = config(run, model_lora=places["lora"], adapter={"start": places["start"]})
+    with pytest.raises(UserError) as caught:
+        check_recipe(run / "config.yaml", reaching, given, trusted=False)
+    assert {name for name, place in places.items() if place in str(caught.value)} == asked
+
+
 def test_the_users_own_reward_is_the_word_for_it_and_for_nothing_else(run: Path, tmp_path: Path):
     asking = config(run, reward="score.py:f", prompts=str(tmp_path / "key"))
     with pytest.raises(UserError, match="/key") as caught:

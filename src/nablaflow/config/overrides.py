@@ -29,6 +29,11 @@ from nablaflow.settings import Kinds, named_kinds
 from nablaflow.storage.files import read_text
 
 Values = dict[str, Any]
+MARKS = {
+    ("model_lora",): ("model_lora_hash",),
+    ("adapter", "start"): ("adapter", "start_hash"),
+}
+"""Paths of files, and where a run keeps what tells each from any other."""
 MOST_VALUES = 100_000  # that aliases may stand for
 DEEPEST = 100  # lists in lists
 
@@ -315,6 +320,9 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> Values:
     """``values`` with each override set; of two for one key the later one wins."""
     settings = [parse_override(text) for text in overrides]
+    given = {path for path, _ in settings}
+    # The recipe may be a run's, whose checksum is of the file that it names itself.
+    settings += [(mark, None) for of, mark in MARKS.items() if of in given and mark not in given]
     # Names come first: they decide which of the settings below them are kept.
     settings.sort(key=lambda setting: _rank(setting[0]))
     result = dict(values)

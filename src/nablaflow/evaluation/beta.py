@@ -13,7 +13,9 @@ from nablaflow.evaluation.bank import sample_states, spread
 from nablaflow.evaluation.measure import measure_states
 from nablaflow.methods.tilt_rule import AUTO, TiltRule
 from nablaflow.metrics.strength import Strength
-from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.models import AdapterSettings, SamplerSettings, WithLora, load_model, load_pipeline
+from nablaflow.models.fused import SETTING as FUSED
+from nablaflow.models.lora_file import find_lora
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import Source, load_prompts, prompt_metadata
@@ -81,6 +83,8 @@ def choose_beta(
     effective_share: float | None = None,
     nats: float | None = None,
     sampler: dict[str, Any] | None = None,
+    model_lora: str | Path | None = None,
+    model_lora_scale: float = 1.0,
 ) -> ChosenBeta:
     """A tilt strength for a reward whose unit nobody knows, from a small reference sample.
 
@@ -92,6 +96,8 @@ def choose_beta(
             with w = exp(beta r), in the prompt where fewest do; a third without ``nats``.
         nats: or the tilt's divergence from the reference, in the prompt where it is largest.
         sampler: settings as in a recipe.
+        model_lora: as in `nablaflow.align`: it belongs to the reference.
+        model_lora_scale: strength of that.
 
     Returns:
         ``beta``, with what the tilt then is; ``print`` shows it.
@@ -109,7 +115,8 @@ def choose_beta(
     texts, found = load_prompts(prompts, Path()), load(reward)
     tell_metadata(found, lambda: prompt_metadata(prompts, seed=0))
     settings = parse_group(SamplerSettings, sampler or {}, "sampler")
-    loaded = load_model(
-        load_pipeline(model_source(model)), settings, AdapterSettings(), best_device()
-    )
+    source: Any = model_source(model)
+    if model_lora is not None:
+        source = WithLora(source, find_lora(str(model_lora), FUSED), model_lora_scale)
+    loaded = load_model(load_pipeline(source), settings, AdapterSettings(), best_device())
     return find_beta(rule, loaded, found, texts, unseen)

@@ -7,7 +7,7 @@ with quiet_libraries():  # pipelines name optional packages as they are imported
     from nablaflow.models.contract import DiffusionModel
     from nablaflow.models.flow_score import FlowScore, UNetFlowScore
     from nablaflow.models.flow_size import make_flow_score
-    from nablaflow.models.fused import WithLora, fuse
+    from nablaflow.models.fused import WithLora
     from nablaflow.models.live import AnyPipeline, LivePipeline
     from nablaflow.models.load import FAMILIES, family_of, hand_over, load_model, load_pipeline
     from nablaflow.models.old_policy import OldPolicy
@@ -31,7 +31,6 @@ __all__ = [
     "WithLora",
     "family_of",
     "fingerprint",
-    "fuse",
     "hand_over",
     "load_model",
     "load_pipeline",

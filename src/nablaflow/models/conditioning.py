@@ -71,7 +71,10 @@ def check_clip_skip(encoders: Sequence[Any], skip: int | None) -> None:
     if skip is None:
         return
     configs = [encoder.config for encoder in encoders if encoder is not None]
-    layers = min(one.num_hidden_layers for one in configs if one.model_type.startswith("clip"))
+    found = [one.num_hidden_layers for one in configs if one.model_type.startswith("clip")]
+    if not found:
+        raise UserError("sampler.clip_skip: this model has no CLIP to read prompts; leave it out")
+    layers = min(found)
     if skip >= layers:
         raise UserError(
             f"sampler.clip_skip: a CLIP of this model has {layers} layers; leave out fewer"

@@ -120,10 +120,12 @@ def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any
 
 
 def _fused(source: WithLora, dtype: torch.dtype) -> Any:
+    """In float32: half precision would round away what a LoRA adds to a weight."""
     base = source.model
-    # What is fused is written into the weights: not into those of a pipeline that the user holds.
-    own = base.copy(dtype) if isinstance(base, LivePipeline) else load_pipeline(base, dtype)
-    return fuse(own, source.file, source.scale)
+    # Not into the weights of a pipeline that the user holds.
+    exact = torch.float32
+    own = base.copy(exact) if isinstance(base, LivePipeline) else load_pipeline(base, exact)
+    return fuse(own, source.file, source.scale).to(dtype)
 
 
 def _config(model: str) -> dict[str, Any]:

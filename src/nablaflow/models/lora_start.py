@@ -11,7 +11,7 @@ from torch import nn
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import ADAPTER, LoraAdapter
 from nablaflow.models.lora_file import GivenLora, LoraFactors, find_lora, read_lora
-from nablaflow.models.lora_targets import exact_targets
+from nablaflow.models.lora_targets import exact_targets, targeted
 from nablaflow.models.settings import AdapterSettings
 
 SETTING = "adapter.start"
@@ -55,7 +55,7 @@ def targets_of(given: GivenLora, network: nn.Module, asked: str | list[str]) -> 
         UserError: the names that are asked for leave some of its layers out.
     """
     if not isinstance(asked, list):
-        return exact_targets(network, given.layers)
+        return _exact(given, network)
     for path in given.layers:
         if not any(f".{path}".endswith(f".{name}") for name in asked):
             raise UserError(
@@ -63,6 +63,17 @@ def targets_of(given: GivenLora, network: nn.Module, asked: str | list[str]) -> 
                 "it, or leave targets out"
             )
     return asked
+
+
+def _exact(given: GivenLora, network: nn.Module) -> list[str]:
+    names = exact_targets(network, given.layers)
+    more = targeted(network, names) - set(given.layers)
+    if more:
+        raise UserError(
+            f"{SETTING}: its layers go by the ends of their names, by which {min(more)} is one of "
+            "them too, and has no update there; give adapter.targets to train both"
+        )
+    return names
 
 
 @torch.no_grad()

@@ -65,9 +65,15 @@ def _ending(target: str) -> Any:
 
 
 def exact_targets(network: nn.Module, layers: Collection[str]) -> list[str]:
-    """The shortest names that mean these layers and no others, by the end of their paths."""
+    """The shortest names that mean these layers, and no others if that can be, by how paths end."""
     known, wanted = _plain_layers(network), set(layers)
     return sorted({_shortest(path, known, wanted) for path in wanted})
+
+
+def targeted(network: nn.Module, names: Collection[str]) -> set[str]:
+    """Paths of the layers that peft adapts by these names."""
+    known = _plain_layers(network)
+    return {path for name in names for path in filter(_ending(name), known)}
 
 
 def _shortest(path: str, known: Collection[str], wanted: set[str]) -> str:

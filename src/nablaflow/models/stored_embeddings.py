@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class StoredEmbeddings:
     def __init__(self, depends_on: Callable[[], list[Any]], room: int = ROOM) -> None:
         self._depends_on, self._room = depends_on, room
         self._known: list[Any] | None = None
-        self._taken: int | None = None
+        self._taken = -1  # bytes of the files; not counted yet
 
     def read(self, prompt: str) -> Condition | None:
         """What an earlier run embedded; None where there is none."""
@@ -46,15 +47,27 @@ class StoredEmbeddings:
     def write(self, prompt: str, condition: Condition) -> None:
         """Keep it for the runs to come, as long as there is room."""
         key, size = self._key(prompt), condition.bytes()
+        if size > self._room:
+            return
         try:
-            if self._taken is None:
-                self._taken = sum(path.stat().st_size for path in self._path(key).parent.glob("*"))
-            if self._taken + size <= self._room:
-                write_cached(self._path(key), _tensors(condition), key)
-                self._taken += size
+            path = self._path(key)
+            self._make_room(path.parent, size)
+            write_cached(path, _tensors(condition), key)
+            self._taken += path.stat().st_size
         except OSError as error:
             print(f"no embeddings are kept in {cache_folder()} ({error.strerror})", file=sys.stderr)
             self._room = 0
+
+    def _make_room(self, folder: Path, size: int) -> None:
+        """The files that were written first go, as those of encoders that nobody has any more."""
+        if self._taken < 0 or self._taken + size > self._room:
+            found = sorted(_files(folder))
+            self._taken = sum(taken for _, taken, _ in found)
+            for _, taken, path in found:
+                if self._taken + size <= self._room:
+                    break
+                path.unlink(missing_ok=True)
+                self._taken -= taken
 
     def _key(self, prompt: str) -> str:
         if self._known is None:
@@ -65,6 +78,26 @@ class StoredEmbeddings:
     @staticmethod
     def _path(key: str) -> Path:
         return cache_folder() / "embeddings" / f"{key}.safetensors"
+
+
+def _files(folder: Path) -> Iterator[tuple[int, int, Path]]:
+    """When each was written, nanoseconds; its bytes; and its path."""
+    for path in folder.glob("*.safetensors"):
+        with suppress(FileNotFoundError):  # another process made room
+            found = path.stat()
+            yield found.st_mtime_ns, found.st_size, path
+
+
+def described(tokenizer: Any) -> list[Any]:
+    """What decides the tokens of a prompt, as plain data."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        own: Any = sorted(tokenizer.get_vocab().items())
+    else:
+        own = json.loads(backend.to_str())
+        own |= {"padding": None, "truncation": None}  # of its last call
+    names = ("chat_template", "model_max_length", "pad_token_id", "padding_side", "truncation_side")
+    return [own, *(getattr(tokenizer, name, None) for name in names)]
 
 
 def _tensors(condition: Condition) -> dict[str, Tensor]:

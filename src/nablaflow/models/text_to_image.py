@@ -24,7 +24,7 @@ from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import latent_size
 from nablaflow.models.small_decoder import load_small_decoder
 from nablaflow.models.source import fingerprint_of
-from nablaflow.models.stored_embeddings import StoredEmbeddings
+from nablaflow.models.stored_embeddings import StoredEmbeddings, described
 from nablaflow.quiet import quiet_libraries
 from nablaflow.typing import Images, Latents
 
@@ -125,16 +125,13 @@ class TextToImage(PipelineModel):
     def _embeddings_depend_on(self) -> list[Any]:
         names = [name for name in self.encoders if getattr(self.pipeline, name, None) is not None]
         weights = fingerprint_of({name: getattr(self.pipeline, name) for name in names})
+        configs = [getattr(self.pipeline, name).config.to_json_string() for name in names]
         words = [getattr(self.pipeline, name, None) for name in self.tokenizers]
-        known = [
-            [getattr(one, "chat_template", None), sorted(one.get_vocab().items())]
-            for one in words
-            if one is not None
-        ]
-        tokens = hashlib.sha256(json.dumps(known).encode()).hexdigest()
+        known = [described(one) for one in words if one is not None]
+        tokens = hashlib.sha256(json.dumps([configs, known]).encode()).hexdigest()
         s = self._sampler
         read = [s.clip_skip, s.prompt_chunks, s.max_sequence_length]
-        libraries = [version("diffusers"), version("transformers")]  # they do the encoding
+        libraries = [version(name) for name in ("nablaflow", "diffusers", "transformers")]
         return [type(self).__name__, weights, tokens, read, self.device.type, libraries]
 
     @contextmanager

@@ -1,6 +1,6 @@
 """A whole pipeline that was written here: the SHA-256 of its weights, checked before they are read.
 
-An export has them in its export.json; the `model` folder of a run in a file that has nothing else.
+The file with them is in the `model` folder of a run and in an export that is a whole pipeline.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from nablaflow.errors import UserError
 from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
 
-CHECKSUMS = "nablaflow-checksums.json"  # other tools have a checksums.json of their own
-MANIFESTS = (CHECKSUMS, "export.json")
+CHECKSUMS = "nablaflow-checksums.json"
 WEIGHTS = ".safetensors"
 
 
@@ -31,8 +30,8 @@ def check_checksums(folder: Path) -> None:
     Raises:
         UserError: a file of weights is damaged or gone, or the list of them is damaged.
     """
-    manifest = next((folder / name for name in MANIFESTS if (folder / name).is_file()), None)
-    if manifest is None:
+    manifest = folder / CHECKSUMS
+    if not manifest.is_file():
         return
     try:
         files = dict(checksums.unseal(manifest.read_text(encoding="utf-8"))["files"])

@@ -22,7 +22,7 @@ from nablaflow.runs.begun_with import with_checksums
 from nablaflow.runs.callback import Callback, OnUpdate
 from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import finish
-from nablaflow.runs.folder import check_run, open_run
+from nablaflow.runs.folder import check_run, open_run, saved_config
 from nablaflow.runs.launch import Launch
 from nablaflow.runs.pretrained import of_live
 from nablaflow.runs.run import Run
@@ -75,7 +75,7 @@ def run(
     found = list_checkpoints(folder) if resume else []
     if resume:
         config = as_chosen(config)
-    config = with_checksums(config, begun=bool(found))
+    config = with_checksums(config, saved_config(config) if found else None)
     check_run(config, resume=resume, overwrite=overwrite)
     with fresh_accelerator():
         checkpoint = found[-1] if found else None

@@ -14,12 +14,12 @@ from nablaflow.models.lora_start import SETTING as START
 from nablaflow.storage import checksums
 
 
-def with_checksums(config: Config, *, begun: bool) -> Config:
+def with_checksums(config: Config, saved: Config | None) -> Config:
     """With the checksums of its LoRAs, for the run to record.
 
     Args:
-        begun: there is a checkpoint, which has all that was made of the LoRA that the policy starts
-            at; that file may be gone.
+        saved: what a run that goes on was begun with; its checkpoint has all that was made of the
+            LoRA that the policy starts at, so that file may be another by now, or gone.
 
     Raises:
         UserError: there is no such file, or another one than the run was begun with.
@@ -29,9 +29,12 @@ def with_checksums(config: Config, *, begun: bool) -> Config:
         found = known_lora(config.model_lora, FUSED, config.model_lora_hash)
         changed["model_lora_hash"] = found[1]
     start = config.adapter.start
-    if start is not None and not (begun and _is_gone(start)):
-        found = known_lora(start, START, config.adapter.start_hash)
-        changed["adapter"] = config.adapter.model_copy(update={"start_hash": found[1]})
+    if start is not None:
+        if saved is not None and (saved.adapter.start == start or _is_gone(start)):
+            mark = saved.adapter.start_hash
+        else:
+            mark = known_lora(start, START, config.adapter.start_hash)[1]
+        changed["adapter"] = config.adapter.model_copy(update={"start_hash": mark})
     return config.model_copy(update=changed)
 
 
@@ -49,7 +52,12 @@ def known_lora(path: str, setting: str, known: str | None) -> tuple[Path, str]:
     Raises:
         UserError: there is none, it cannot be read, or it is another one.
     """
-    file = find_lora(path, setting)
+    try:
+        file = find_lora(path, setting)
+    except UserError as error:
+        if known is None:
+            raise
+        raise UserError(f"{error}, or name its new place in the run's config.yaml") from error
     try:
         found = checksums.of_file(file)
     except OSError as error:

@@ -21,11 +21,13 @@ from nablaflow.models import LivePipeline, ModelSource
 from nablaflow.models.export import LORA_FILE
 from nablaflow.models.formats import DTYPES, FORMATS, KOHYA_FILE, write_policy
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.written import write_checksums
 from nablaflow.report.card import Card, card_text
 from nablaflow.report.loading import fusing
 from nablaflow.report.privacy import without_folders_in
 from nablaflow.runs.policy import LAST, REFERENCE, load_policy
 from nablaflow.runs.pretrained import fused_lora, source_of
+from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage import checksums
 from nablaflow.storage.files import (
     PARTIAL,
@@ -96,7 +98,7 @@ def export_run(
     _check_out(final, overwrite=overwrite)
     given = {"trusted": trusted, "pipeline": pipeline, "method": method}
     model, config, folder = load_policy(
-        run, ("model",), checkpoint=checkpoint, average=average, **given
+        run, THE_MODEL, checkpoint=checkpoint, average=average, **given
     )
     update = int(folder.name.partition("-")[2])
     source = source_of(config, pipeline)
@@ -104,6 +106,8 @@ def export_run(
         write_policy(model, source, partial, form, DTYPES[dtype])
         for path in sorted(partial.rglob("*.safetensors")):
             put_in_order(path)
+        if form == "merged":
+            write_checksums(partial)
         card = _card(run, config, model, source, update, form, dtype, average=average)
         write_whole(partial / CARD, _text(card, run))
         files = _checksums(partial)

@@ -19,7 +19,7 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.runs.begun_with import as_begun
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import reference_of
-from nablaflow.runs.trust import check_trusted, methods_of
+from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of
 from nablaflow.storage.checkpoint import (
     best_folder,
     list_checkpoints,
@@ -35,7 +35,7 @@ LAST, BEST, REFERENCE = "last", "best", "reference"
 
 def load_policy(
     run: Path,
-    parts: Collection[str] = ("model", "prompts"),
+    parts: Collection[str] = (*THE_MODEL, "prompts"),
     *,
     checkpoint: str = LAST,
     strength: float = 1.0,

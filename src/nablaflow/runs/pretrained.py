@@ -13,7 +13,6 @@ from nablaflow.models import (
     ModelSource,
     WithLora,
     fingerprint,
-    fuse,
     load_pipeline,
     model_source,
 )
@@ -45,16 +44,19 @@ def fused_lora(source: ModelSource) -> tuple[str, float] | None:
     return without_folders(str(source.file)), source.scale
 
 
-def with_its_lora(pipeline: Any, config: Config) -> Any:
-    """A pipeline of our own with the LoRA of a configuration fused into it, if there is one.
+def copy_of_live(config: Config, live: LivePipeline, dtype: torch.dtype | None) -> Any:
+    """A pipeline of the user's own, copied, with the LoRA of a configuration if it has one.
+
+    Args:
+        dtype: None: as the user's is.
 
     Raises:
         UserError: as `source_of`.
     """
-    source = source_of(config, None)
+    source = source_of(config, live)
     if not isinstance(source, WithLora):
-        return pipeline
-    return fuse(pipeline, source.file, source.scale)
+        return live.copy(dtype)
+    return load_pipeline(source, dtype or live.pipeline.dtype)
 
 
 def dtype_of(config: Config) -> torch.dtype:

@@ -18,8 +18,8 @@ from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.export import export_run
 from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.pretrained import reference_of, with_its_lora
-from nablaflow.runs.trust import check_trusted, methods_of
+from nablaflow.runs.pretrained import copy_of_live, reference_of
+from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of
 from nablaflow.storage.files import read_text
 from nablaflow.storage.header import is_whole
 from nablaflow.storage.records import read_records
@@ -65,7 +65,7 @@ class Run:
         if saved is None or not summary.is_file():
             raise UserError(f"{folder} holds no finished run; give the output_dir of one")
         config = load_run_config(folder, find=methods_of(folder, trusted=trusted))
-        check_trusted(config, folder, ("model",), trusted=trusted)
+        check_trusted(config, folder, THE_MODEL, trusted=trusted)
         try:
             figures = json.loads(read_text(summary))
             if not isinstance(figures, dict):
@@ -150,5 +150,5 @@ class Run:
 
     def _reference(self, dtype: torch.dtype | None) -> Any:
         if self.live is not None:
-            return with_its_lora(self.live.copy(dtype), self.config)
+            return copy_of_live(self.config, self.live, dtype)
         return reference_of(self.config, None, dtype or torch.float32)

@@ -30,6 +30,7 @@ from nablaflow.report.pictures import grid, save_picture, to_picture
 from nablaflow.runs.checks import check_count, image_bytes
 from nablaflow.runs.policy import load_policy
 from nablaflow.runs.run import Run
+from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage.lock import is_run
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.typing import Images
@@ -75,7 +76,7 @@ def _model(
         if of_model:
             option = next(iter(of_model))
             raise UserError(f"--{option}: a run is sampled as it was trained; leave it out")
-        parts = ("model",) if prompts else ("model", "prompts")
+        parts = THE_MODEL if prompts else (*THE_MODEL, "prompts")
         model, config, _ = load_policy(Path(source), parts, trusted=trusted, **here, **of_run)
         return model, prompts or load_prompts(config.prompts, Path(), config.seed)
     if of_run:

@@ -31,14 +31,19 @@ from nablaflow.storage.files import write_whole
 from nablaflow.storage.lock import MARKER
 from nablaflow.storage.run_folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
 
-ALL = ("method", "model", "adapter", "reward", "prompts", "evaluation", "guard", "training")
+THE_MODEL = ("model", "model_lora")
+"""What is read to have a run's reference."""
+ALL = (
+    *("method", *THE_MODEL, "adapter.start", "reward", "prompts"),
+    *("evaluation", "guard", "training"),
+)
 
 
 def asked_for(config: Config, parts: Collection[str] = ALL) -> list[Reference]:
     """Everything outside itself that a configuration reaches for.
 
     Args:
-        parts: its groups that will be used.
+        parts: its settings and groups that will be used.
     """
     found: list[Reference] = []
     place = place_of(type(config.method)) if "method" in parts else None
@@ -48,9 +53,9 @@ def asked_for(config: Config, parts: Collection[str] = ALL) -> list[Reference]:
         found += references(config.reward)
     if "model" in parts and config.model not in nano.MODELS and is_path(config.model, or_name=True):
         found.append(Reference(FILE, config.model))
-    if "model" in parts and config.model_lora is not None:
+    if "model_lora" in parts and config.model_lora is not None:
         found.append(Reference(FILE, config.model_lora))
-    if "adapter" in parts and config.adapter.start is not None:
+    if "adapter.start" in parts and config.adapter.start is not None:
         found.append(Reference(FILE, config.adapter.start))
     sources: list[Any] = [config.prompts] if "prompts" in parts else []
     if "evaluation" in parts:
@@ -155,8 +160,9 @@ def check_recipe(
     """
     if recipe is None or not _is_of_run(recipe):
         return
-    replaced = {path[0] for path, _ in map(parse_override, overrides) if len(path) == 1}
-    check_trusted(config, recipe.parent, set(ALL) - replaced, trusted=trusted)
+    given = [".".join(path) for path, _ in map(parse_override, overrides)]
+    own = {part for part in ALL if not any(f"{part}.".startswith(f"{name}.") for name in given)}
+    check_trusted(config, recipe.parent, own, trusted=trusted)
 
 
 def _is_of_run(recipe: Path) -> bool:
@@ -183,7 +189,7 @@ def parts_of_run(settings: Sequence[str], others: Sequence[str] = ("reward",)) -
             )
         if len(path) == 1:
             replaced.add(path[0])
-    return {"model", "reward", "prompts", "evaluation"} - replaced
+    return {*THE_MODEL, "reward", "prompts", "evaluation"} - replaced
 
 
 # --- what the user gave word for, here ------------------------------------------------------------
