@@ -65,6 +65,11 @@ class TrainingSettings(Settings):
     transition_fraction: float = Field(
         default=0.2, gt=0, le=1, description="share of a trajectory's transitions that are trained"
     )
+    updates_per_rollout: Count = Field(
+        default=1,
+        description="updates that share a rollout: the first trains on its states, each other on "
+        "its clean ends noised afresh, for methods whose target is a function of the state alone",
+    )
     steps_per_rollout: Count = Field(
         default=1, description="optimizer steps of one update, each on its own trajectories"
     )

@@ -154,7 +154,8 @@ class ResidualNablaDB(StepwiseMethod):
     @property
     def states_its_target(self) -> bool:
         """By the exact step; a flow network or a measured gamma is the training's own."""
-        return self.step == "exact" and not self.uses_flow and self.gamma != "measured"
+        fixed = not self.uses_flow and self.gamma != "measured" and self.output_regularization == 0
+        return self.step == "exact" and fixed
 
     @property
     def needs_second_derivatives(self) -> bool:

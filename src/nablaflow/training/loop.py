@@ -97,17 +97,19 @@ class Trainer:
         started = self.clock()
         self._applied = 0
         try:
-            trained, fresh = self.batches.rollouts(self.update)
+            before = self.batches.pending
+            trained, newest = self.batches.rollouts(self.update)
             rolled_out = self.clock()
             batch = self.batches.training_batch(trained, self.update)
             estimated = self.clock()
             parts = batch.split(self.config.training.steps_per_rollout)
-            records = [self._optimizer_step(part, fresh) for part in parts]
+            records = [self._optimizer_step(part, newest) for part in parts]
         except FloatingPointError as error:
             raise self._not_finite(str(error)) from error
         record = {name: fmean(part[name] for part in records) for name in records[0]}
-        self._observe(fresh)
-        self.batches.keep(fresh)
+        if newest is not before:
+            self._observe(newest)
+        self.batches.keep(newest, self.update)
         self.update += 1
         self.core.end(self.update)
         finished = self.clock()
@@ -117,9 +119,9 @@ class Trainer:
             timing["estimate_seconds"] = estimated - rolled_out
         return {"update": self.update, **record, **timing}
 
-    def _optimizer_step(self, batch: TrainingBatch, fresh: Rollout) -> Record:
+    def _optimizer_step(self, batch: TrainingBatch, newest: Rollout) -> Record:
         figures = self.stepper.accumulate(batch)
-        record = self._record(fresh, figures)
+        record = self._record(newest, figures)
         self.stepper.check(record)
         record |= self.stepper.apply(self.update, self.spent)
         self._applied += 1

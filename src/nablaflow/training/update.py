@@ -147,7 +147,30 @@ class Update:
                 prompts, noise, condition=condition, keep=keep, keep_states=self.keeps_states
             )
         fresh = self.method.fresh_levels(self.model.process)
-        return found if fresh is None else noised_afresh(self.model.process, found, fresh, noise)
+        if fresh is None:
+            return found
+        process, kept = self.model.process, found.transitions
+        return replace(found, transitions=noised_afresh(process, found.x0, kept, fresh, noise))
+
+    def noised_afresh(
+        self, rollout: Rollout, keep: Int[Tensor, "trajectory transition"], noise: Noise
+    ) -> Rollout:
+        """The same clean ends with other transitions, whose states no trajectory has passed.
+
+        For methods whose target is a function of the state alone (`Method.states_its_target`): any
+        states will do then, and those near the policy's own are what is needed.
+
+        Args:
+            keep: the transitions that will be trained, see `Method.draw`.
+            noise: a generator for each trajectory, or one for all.
+        """
+        x0, keep = rollout.x0, keep.to(rollout.x0.device)
+        trajectory = torch.arange(len(keep), device=x0.device)[:, None].expand_as(keep).flatten()
+        nowhere = torch.full_like(x0[trajectory], torch.nan)
+        kept = Transitions(nowhere, nowhere, keep.flatten(), nowhere, trajectory)
+        all_levels = torch.arange(self.model.process.steps + 1) > 0
+        found = noised_afresh(self.model.process, x0, kept, all_levels, noise)
+        return replace(rollout, transitions=found)
 
     def end(self, update: int) -> None:
         """Let the old policy follow, where there is one.
