@@ -146,7 +146,7 @@ def test_it_resumes_bit_for_bit_wherever_it_stopped(
     ("changes", "words"),
     [
         (["method.step=published"], "residual-nabla-db with these settings reads what"),
-        (["method.gamma=measured"], "residual-nabla-db with these"),
+        (["method.reverse_weight=1.0", "flow={}"], "residual-nabla-db with these"),
         (["training.data=previous-rollout"], "use training.data=on-policy"),
         (["method.output_regularization=1.0"], "residual-nabla-db with these"),
     ],
@@ -156,7 +156,20 @@ def test_what_cannot_share_is_refused(make_parts: MakeParts, changes: list[str],
         make_parts(*SHARED, *changes)
 
 
-def test_only_the_exact_step_alone_states_its_target():
+def test_left_open_four_updates_share_one_where_they_can(make_config: MakeConfig):
+    able = ("method=residual-nabla-db", "method.reverse_weight=0")
+    assert make_config(*able, "method.gamma=one").updates_per_rollout == 4
+    assert make_config(*able, "method.gamma=measured").updates_per_rollout == 4
+    assert make_config(*able, "training.updates_per_rollout=2").updates_per_rollout == 2
+    assert make_config(*able, "training.data=previous-rollout").updates_per_rollout == 1
+    assert make_config("method.reverse_weight=1.0").updates_per_rollout == 1, "a flow network"
+
+
+def test_which_methods_train_at_any_state():
+    assert ResidualNablaDB(beta=1.0).trains_at_any_state
     assert ResidualNablaDB(beta=1.0).states_its_target
-    assert not ResidualNablaDB.published(1.0, 0.0).states_its_target
-    assert not ResidualNablaDB(beta=1.0, output_regularization=1.0).states_its_target
+    measured = ResidualNablaDB(beta=1.0, gamma="measured")
+    assert measured.trains_at_any_state
+    assert not measured.states_its_target
+    assert not ResidualNablaDB.published(1.0, 0.0).trains_at_any_state
+    assert not ResidualNablaDB(beta=1.0, output_regularization=1.0).trains_at_any_state

@@ -169,7 +169,7 @@ def _train_in(
         return bool(pressed)
 
     with stopping(pressed):
-        trainer.begin_gamma()
+        trainer.begin()
         try:
             trainer.train(folder, on_update, on_saved=lambda: None)
         except TrainingStopped as error:

@@ -12,6 +12,7 @@ from nablaflow.estimators.contract import (
     TrainingBatch,
     ValueGradients,
 )
+from nablaflow.estimators.contrastive import LogFlowFit, ReferenceSamples, fit_log_flow
 from nablaflow.estimators.denoising_adjoint import DenoisingAdjoint
 from nablaflow.estimators.forward_looking import (
     ForwardLooking,
@@ -50,9 +51,11 @@ __all__ = [
     "ForwardLooking",
     "ForwardLookingFlow",
     "Gamma",
+    "LogFlowFit",
     "NStep",
     "Networks",
     "Path",
+    "ReferenceSamples",
     "TemporalDifference",
     "Terminal",
     "TrainingBatch",
@@ -60,6 +63,7 @@ __all__ = [
     "Weighting",
     "by_band",
     "check_gamma",
+    "fit_log_flow",
     "forward_looking",
     "gamma_table",
     "look_ahead",

@@ -112,9 +112,9 @@ class Batches:
         Args:
             number: index of the update, from 0.
         """
-        training = self.config.training
-        shared = (number + 1) % training.updates_per_rollout > 0
-        self.pending = newest if shared or training.data == "previous-rollout" else None
+        shared = (number + 1) % self.config.updates_per_rollout > 0
+        stale = self.config.training.data == "previous-rollout"
+        self.pending = newest if shared or stale else None
 
     def _rollout(self, number: int) -> Rollout:
         plan = self._plan(number)

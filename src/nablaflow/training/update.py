@@ -157,7 +157,7 @@ class Update:
     ) -> Rollout:
         """The same clean ends with other transitions, whose states no trajectory has passed.
 
-        For methods whose target is a function of the state alone (`Method.states_its_target`): any
+        For methods that `train at any state <Method.trains_at_any_state>`: any
         states will do then, and those near the policy's own are what is needed.
 
         Args:
