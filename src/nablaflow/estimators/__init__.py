@@ -12,7 +12,8 @@ from nablaflow.estimators.contract import (
     TrainingBatch,
     ValueGradients,
 )
-from nablaflow.estimators.contrastive import LogFlowFit, ReferenceSamples, fit_log_flow
+from nablaflow.estimators.contrastive import LogFlowFit, fit_log_flow
+from nablaflow.estimators.contrasts import ReferenceSamples
 from nablaflow.estimators.denoising_adjoint import DenoisingAdjoint
 from nablaflow.estimators.forward_looking import (
     ForwardLooking,

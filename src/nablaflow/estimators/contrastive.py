@@ -17,7 +17,7 @@ prediction's reward says all gets gamma_k = 1 and delta_k = 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,19 +26,19 @@ from jaxtyping import Float
 from scipy.optimize import minimize
 from torch import Tensor
 
-from nablaflow.diffusion import trajectory_noise
-from nablaflow.errors import UserError
+from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.estimators.contrasts import Contrast, ReferenceSamples
 from nablaflow.estimators.measured_gamma import measured_levels
 from nablaflow.models import Condition, DiffusionModel, LogFlow
 from nablaflow.rewards import NamedReward
-from nablaflow.typing import Batch, Latents, Steps
+from nablaflow.typing import Latents, Steps
 
 ITERATIONS = 800
 GROUPS = 3  # contrasts in an iteration, each of one prompt and one level
 CONTRASTED = 96  # samples in a contrast
 RATE, DECAY = 2e-3, 1e-2
 HELD_OUT = 1 / 4
-FEWEST = 32  # samples of a prompt
+AT_ONCE = 32  # samples through the model
 MOST_TRUST = 4.0
 
 Done = Callable[[int], None]
@@ -93,80 +93,6 @@ class LogFlowFit:
         return bool(self.gamma.isfinite().all())
 
 
-@dataclass(frozen=True)
-class ReferenceSamples:
-    """Clean states of the reference with their rewards, by prompt.
-
-    Attributes:
-        x0: states, (sample, ...), on the model's device.
-        rewards: of their images, float64, on the CPU.
-        condition: of each prompt, one row for each.
-        rows: of each prompt, which samples are its own.
-    """
-
-    x0: Latents
-    rewards: Batch
-    prompts: list[str]
-    condition: Condition
-    rows: list[Tensor]
-
-    @staticmethod
-    @torch.no_grad()
-    def draw(
-        model: DiffusionModel,
-        reward: NamedReward,
-        prompts: list[str],
-        seeds: list[int],
-        batch: int,
-        on_progress: Done = lambda done: None,
-    ) -> ReferenceSamples:
-        """Sample the reference.
-
-        Args:
-            prompts: one for each sample, each of them `FEWEST` times or more.
-            seeds: of each sample's noise.
-            batch: samples at once.
-        """
-        states, rewards = [], []
-        for start in range(0, len(prompts), batch):
-            rows = slice(start, start + batch)
-            with model.reference():
-                found = model.sample(prompts[rows], trajectory_noise(seeds[rows]))
-            states.append(found.x0)
-            rewards.append(reward(model.decode(found.x0), prompts[rows]).cpu().double())
-            on_progress(len(found.x0))
-        texts = list(dict.fromkeys(prompts))
-        index = torch.tensor([texts.index(prompt) for prompt in prompts])
-        rows = [(index == place).nonzero()[:, 0] for place in range(len(texts))]
-        return ReferenceSamples(
-            torch.cat(states), torch.cat(rewards), texts, model.condition(texts), rows
-        )
-
-    def split(self, share: float) -> tuple[list[Tensor], list[Tensor]]:
-        """Rows of each prompt: the first, and a share of them at the end."""
-        counts = [max(2, round(share * len(rows))) for rows in self.rows]
-        pairs = zip(self.rows, counts, strict=True)
-        first = [rows[: len(rows) - count] for rows, count in pairs]
-        pairs = zip(self.rows, counts, strict=True)
-        return first, [rows[len(rows) - count :] for rows, count in pairs]
-
-
-@dataclass(frozen=True)
-class _Contrast:
-    """Samples of one prompt, noised to one level, with their weights in the tilt."""
-
-    x: Latents
-    k: Steps
-    weights: Batch
-    condition: Condition
-    prompt: str
-
-    def loss(self, value: Batch) -> Tensor:
-        """Cross entropy of the tilt's weights against those by ``value``."""
-        weights = self.weights.to(value)
-        return -(weights * torch.log_softmax(value, 0)).sum()
-
-
 def fit_log_flow(
     network: LogFlow,
     model: DiffusionModel,
@@ -186,14 +112,14 @@ def fit_log_flow(
     Raises:
         UserError: the reward is the same for all samples of each prompt.
     """
-    _check(samples, reward)
+    samples.check(reward)
     first, held_out = samples.split(HELD_OUT)
     _train(network, model, beta, samples, first, generator, on_progress)
     levels = measured_levels(model.process.steps)
     found = []
     for k in levels:
         contrasts = [
-            _contrast(model, beta, samples, place, rows, k, generator)
+            samples.contrast(model.process, beta, place, rows, k, generator)
             for place, rows in enumerate(held_out)
         ]
         found.append(_mixed(network, model, reward, beta, contrasts))
@@ -213,15 +139,6 @@ def work(steps: int) -> int:
     return ITERATIONS + len(measured_levels(steps))
 
 
-def _check(samples: ReferenceSamples, reward: NamedReward) -> None:
-    spread = [samples.rewards[rows].std().item() for rows in samples.rows]
-    if not any(value > 0 for value in spread):
-        raise UserError(
-            f"reward: {reward.name} gives all reference images of a prompt the same; "
-            "there is nothing to align with"
-        )
-
-
 def _train(
     network: LogFlow,
     model: DiffusionModel,
@@ -236,7 +153,7 @@ def _train(
         warm = min(1.0, (iteration + 1) / 50)
         rate = RATE * warm * 0.5 * (1.0 + math.cos(math.pi * iteration / ITERATIONS))
         optimizer.param_groups[0]["lr"] = rate
-        parts = list(_contrasts(model, beta, samples, rows, generator))
+        parts = [_drawn(model.process, beta, samples, rows, generator) for _ in range(GROUPS)]
         values = network(
             torch.cat([part.x for part in parts]),
             model.process.timestep.to(model.device)[torch.cat([part.k for part in parts])],
@@ -250,67 +167,38 @@ def _train(
     network.requires_grad_(False)
 
 
-def _contrasts(
-    model: DiffusionModel,
+def _drawn(
+    process: ReverseProcess,
     beta: float,
     samples: ReferenceSamples,
     rows: list[Tensor],
     generator: torch.Generator,
-) -> Iterator[_Contrast]:
-    for _ in range(GROUPS):
-        k = 1 + int(torch.randint(model.process.steps, (), generator=generator))
-        place = int(torch.randint(len(rows), (), generator=generator))
-        own = rows[place]
-        drawn = own[torch.randint(len(own), (CONTRASTED,), generator=generator)]
-        yield _contrast(model, beta, samples, place, drawn, k, generator)
+) -> Contrast:
+    """Of a level, a prompt and samples of it that are drawn."""
+    k = 1 + int(torch.randint(process.steps, (), generator=generator))
+    place = int(torch.randint(len(rows), (), generator=generator))
+    own = rows[place]
+    chosen = own[torch.randint(len(own), (CONTRASTED,), generator=generator)]
+    return samples.contrast(process, beta, place, chosen, k, generator)
 
 
-def _contrast(
-    model: DiffusionModel,
-    beta: float,
-    samples: ReferenceSamples,
-    place: int,
-    rows: Tensor,
-    k: int,
-    generator: torch.Generator,
-) -> _Contrast:
-    x0 = samples.x0[rows.to(samples.x0.device)]
-    kept = model.process.alpha_bar[k] / model.process.alpha_bar[0]
-    noise = torch.randn(x0.shape, generator=generator).to(x0)
-    return _Contrast(
-        x=kept.sqrt() * x0 + (1.0 - kept).sqrt() * noise,
-        k=torch.full((len(rows),), k, device=x0.device),
-        weights=torch.softmax(beta * samples.rewards[rows], 0),
-        condition=samples.condition[place : place + 1].expand(len(rows)),
-        prompt=samples.prompts[place],
-    )
-
-
-@torch.no_grad()
 def _mixed(
     network: LogFlow,
     model: DiffusionModel,
     reward: NamedReward,
     beta: float,
-    contrasts: list[_Contrast],
+    contrasts: list[Contrast],
 ) -> tuple[float, float, float, float]:
     """Of one level: gamma and delta, and the nats explained with gamma 1 alone and by the mix."""
-    timestep = model.process.timestep.to(model.device)
-    ahead, own = [], []
-    for part in contrasts:
-        with model.reference():
-            x0_hat = model.predict(part.x, part.k, part.condition).x0_hat
-        rewards = reward(model.decode(x0_hat), [part.prompt] * len(part.x))
-        ahead.append(beta * rewards.cpu().double())
-        own.append(network(part.x, timestep[part.k], part.condition).cpu().double())
+    values = [_values(network, model, reward, beta, part) for part in contrasts]
     nothing = sum(math.log(len(part.x)) for part in contrasts) / len(contrasts)
 
     def loss(pair: Tensor) -> Tensor:
-        parts = zip(contrasts, ahead, own, strict=True)
-        return torch.stack([part.loss(pair[0] * a + pair[1] * h) for part, a, h in parts]).mean()
+        parts = zip(contrasts, values, strict=True)
+        return torch.stack([part.loss(pair @ both) for part, both in parts]).mean()
 
-    def with_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
-        pair = torch.from_numpy(values).requires_grad_()
+    def with_gradient(given: np.ndarray) -> tuple[float, np.ndarray]:
+        pair = torch.from_numpy(given).requires_grad_()
         with torch.enable_grad():
             found = loss(pair)
             (gradient,) = torch.autograd.grad(found, pair)
@@ -320,3 +208,21 @@ def _mixed(
     gamma, delta = best.x.tolist()
     alone = loss(torch.tensor([1.0, 0.0], dtype=torch.float64)).item()
     return gamma, delta, nothing - alone, nothing - float(best.fun)
+
+
+@torch.no_grad()
+def _values(
+    network: LogFlow, model: DiffusionModel, reward: NamedReward, beta: float, part: Contrast
+) -> Float[Tensor, "2 sample"]:
+    """Beta r(x0_hat) and h_phi, float64, some samples at a time."""
+    timestep = model.process.timestep.to(model.device)
+    found = []
+    for start in range(0, len(part.x), AT_ONCE):
+        rows = slice(start, start + AT_ONCE)
+        x, k, condition = part.x[rows], part.k[rows], part.condition[rows]
+        with model.reference():
+            x0_hat = model.predict(x, k, condition).x0_hat
+        ahead = beta * reward(model.decode(x0_hat), [part.prompt] * len(x))
+        own = network(x, timestep[k], condition)
+        found.append(torch.stack([ahead.cpu().double(), own.cpu().double()]))
+    return torch.cat(found, 1)
