@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 import nablaflow as nf
 from nablaflow.cli import app
+from nablaflow.errors import UserError
+from nablaflow.runs.begun_with import lora_elsewhere
 from tests.cli.conftest import Cli
 from tests.support.loras import FILE, stock_lora
 from tests.support.pipelines import render
@@ -160,13 +162,14 @@ def test_where_its_file_is_now_may_be_given(
     lost = cli(*given, "--trust-run")
     assert lost.exit_code == 2
     assert "give its new place (model_lora=…)" in " ".join(lost.stderr.split())
+    other = Path(shutil.copytree(moved, here / "other"))
+    state = load_file(other / FILE)
+    save_file({name: value + 1 for name, value in state.items()}, other / FILE)
+    wrong = cli(*given, "model_lora=other")
+    assert wrong.exit_code == 2
+    assert "is another file than the run was begun with" in " ".join(wrong.stderr.split())
     found = cli(*given, "model_lora=moved")
     assert found.exit_code == 0, found.stderr
-    state = load_file(moved / FILE)
-    save_file({name: value + 1 for name, value in state.items()}, moved / FILE)
-    other = cli(*given, "model_lora=moved")
-    assert other.exit_code == 2
-    assert "is another file than the run was begun with" in " ".join(other.stderr.split())
 
 
 def test_so_it_may_in_python(run: Path, moved: Path) -> None:
@@ -181,7 +184,6 @@ def test_a_place_is_none_of_a_run_without_one_or_of_a_model(
     cli: Cli, run: Path, here: Path, style: Path
 ) -> None:
     for given, said in (
-        (("sample", run, "model_lora=null"), "the run's reference has one in it; leave it out"),
         (("sample", run, "reward=warmth"), "reward: only model_lora=… can be given beside a run"),
         (("sample", "nano", f"model_lora={style}"), "model_lora: nano is no run folder"),
         (("compare", "model_lora=a"), "compare: model_lora=… goes with runs; leave it out"),
@@ -189,6 +191,12 @@ def test_a_place_is_none_of_a_run_without_one_or_of_a_model(
         result = cli(*given)
         assert result.exit_code == 2
         assert said in " ".join(result.stderr.split())
+    config = nf.Run.open(run).config
+    without = config.model_copy(update={"model_lora": None})
+    with pytest.raises(UserError, match="the run was begun without one"):
+        lora_elsewhere(config, without)
+    with pytest.raises(UserError, match="the run's reference has one in it"):
+        lora_elsewhere(without, config)
 
 
 @pytest.mark.parametrize(
