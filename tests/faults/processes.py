@@ -72,3 +72,10 @@ def _outcome(run: Path) -> dict[str, Any]:
     summary = json.loads((run / "summary.json").read_text())
     adapter = (run / "lora" / "pytorch_lora_weights.safetensors").read_bytes()
     return {"lora": adapter, **{name: v for name, v in summary.items() if name not in TIMES}}
+
+
+def evidence(run: Path, said: Path) -> str:
+    """What is left to find a fault by: the files of a run, its log, and what its processes told."""
+    files = [f"{path.stat().st_size:9} {path.relative_to(run)}" for path in sorted(run.rglob("*"))]
+    told = [path.read_text(errors="replace") for path in (run / "log.txt", said) if path.is_file()]
+    return "\n".join([*files, *told])

@@ -11,8 +11,8 @@ import hashlib
 import os
 import shutil
 import sys
-from pathlib import Path
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.faults.processes import in_a_process

@@ -24,9 +24,10 @@ OFTEN = (
     "training.updates=3",
     "training.keep_checkpoints=1",
     "training.sample_every=2",
-    "guard={every: 1, n: 2, max_kl: 1000.0, action: roll-back}",
 )
-"""So that checkpoints, the guard's best among them, and sheets are written and removed again."""
+"""So that checkpoints and sheets are written, and removed again."""
+GUARDED = "guard={every: 1, n: 2, max_kl: 1000.0, action: roll-back}"
+"""So that its best checkpoints are, too; for the whole walk, since it takes half of the time."""
 OLD = ("seed=7", "training.updates=1")
 Make = Callable[..., Config]
 Unlike = dict[str, list[str]]
@@ -34,15 +35,13 @@ Unlike = dict[str, list[str]]
 
 
 @pytest.fixture
-def make(settings: dict[str, Any], here: Path) -> Make:
-    return lambda *more: parse_config(apply_overrides(settings, [*SHORT, *OFTEN, *more]))
-
-
-@pytest.fixture(autouse=True)
-def _train_only(request: pytest.FixtureRequest):
+def make(settings: dict[str, Any], here: Path, request: pytest.FixtureRequest) -> Make:
     """The short form leaves out what is not training, which takes longest."""
-    if not request.node.get_closest_marker("slow"):
+    whole = request.node.get_closest_marker("slow") is not None
+    if not whole:
         request.getfixturevalue("train_only")
+    own = [*SHORT, *OFTEN, *[GUARDED] * whole]
+    return lambda *more: parse_config(apply_overrides(settings, [*own, *more]))
 
 
 def chosen(states: list[Path], request: pytest.FixtureRequest) -> Iterator[Path]:
