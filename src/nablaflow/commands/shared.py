@@ -55,10 +55,10 @@ def importing() -> Iterator[None]:
 
 def guarded(work: Callable[[], None], debug: bool) -> None:
     """A mistake becomes one line and status 2; what only the program can be blamed for, a trace."""
-    from nablaflow.runs.stopping import Interrupted, stopped_by_sigterm
+    from nablaflow.runs.stopping import Interrupted, stopped_by_signals
 
     try:
-        with stopped_by_sigterm():
+        with stopped_by_signals():
             work()
             sys.stdout.flush()
     except (UserError, TrainingStopped, ExportError, Interrupted) as error:
