@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -13,8 +15,15 @@ import typer
 from nablaflow.__main__ import main
 from nablaflow.commands.shared import guarded
 from nablaflow.commands.streams import _Told
+from nablaflow.errors import UserError
 from nablaflow.rewards.process import left_as_it_was
-from nablaflow.runs.stopping import stopped_at_once, stopped_by_signals, stopping
+from nablaflow.runs.stopping import (
+    Interrupted,
+    stopped_at_once,
+    stopped_by_signals,
+    stopping,
+)
+from nablaflow.storage.files import write_whole
 
 
 def ended(work: Callable[[], None]) -> int:
@@ -68,12 +77,38 @@ def test_the_second_one_does_not_wait_for_the_update():
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.parametrize(
+    ("inside", "end"), [(stopped_by_signals, KeyboardInterrupt), (stopped_at_once, Interrupted)]
+)
+def test_what_a_library_makes_of_one_is_not_told(inside: Any, end: type[BaseException]):
+    def load() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            raise UserError("the weights cannot be loaded") from error
+
+    with pytest.raises(end), inside():
+        load()
+    with pytest.raises(UserError), inside():
+        raise UserError("a mistake without a signal")
+
+
 def test_one_while_a_reward_works_is_not_taken_for_its_doing(capsys: pytest.CaptureFixture[str]):
     asked: list[bool] = []
     with stopping(asked), left_as_it_was("reward 'mine'"):
         os.kill(os.getpid(), signal.SIGTERM)
     assert asked == [True]
     assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_takes_no_file_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """As /proc is one, or one that was removed meanwhile."""
+
+    def work() -> None:
+        write_whole(tmp_path / "gone" / "reward.png", b"")
+
+    assert ended(work) == 2
+    assert "gone" in capsys.readouterr().err
 
 
 def test_code_that_ends_the_program_is_no_success():
@@ -97,14 +132,14 @@ def test_one_while_it_loads_is_a_line(
     capfd: pytest.CaptureFixture[str],
     number: signal.Signals,
 ):
-    class Interrupted:
+    class Stopped:
         def find_spec(self, name: str, *_: object) -> None:
             if name == "nablaflow.cli":
                 os.kill(os.getpid(), number)
 
     signal.signal(number, HEARD[number])
     monkeypatch.delitem(sys.modules, "nablaflow.cli", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    monkeypatch.setattr(sys, "meta_path", [Stopped(), *sys.meta_path])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 130

@@ -12,7 +12,6 @@ from typing import Any
 
 from nablaflow.errors import UserError
 
-
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, what ends a program, and a terminal that is closed."""
 
@@ -37,23 +36,39 @@ def stopping(asked: list[bool]) -> Iterator[None]:
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """All of `STOPS` are what Ctrl-C is, so that what was begun is put away."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    with _heard(stop):
+    with _ended_by(KeyboardInterrupt()):
         yield
 
 
 @contextmanager
 def stopped_at_once() -> Iterator[None]:
     """`STOPS` while a trained run is measured: nothing is lost but the figures so far."""
+    told = "stopped while the run was measured; it is trained, go on with --resume"
+    with _ended_by(Interrupted(told)):
+        yield
+
+
+@contextmanager
+def _ended_by(end: BaseException) -> Iterator[None]:
+    """`STOPS` end what is inside, by this error whatever a library makes of it on the way.
+
+    One that loads weights, say, takes any error for a damaged file, and its user for the culprit.
+    """
+    heard: list[bool] = []
 
     def stop(number: int, frame: Any) -> None:
-        raise Interrupted("stopped while the run was measured; it is trained, go on with --resume")
+        heard.append(True)
+        raise KeyboardInterrupt
 
     with _heard(stop):
-        yield
+        try:
+            yield
+        except Interrupted:  # which says more
+            raise
+        except BaseException as error:
+            if heard:
+                raise end from error
+            raise
 
 
 @contextmanager
