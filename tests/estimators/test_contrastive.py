@@ -195,7 +195,7 @@ def test_the_network_takes_states_of_any_size_and_begins_at_zero(shape: tuple[in
 def test_time_and_prompt_reach_the_network():
     torch.manual_seed(0)
     network = ConvLogFlow(4, 8, 6)
-    torch.nn.init.normal_(network.head[-1].weight)
+    torch.nn.init.normal_(network.head.get_parameter("2.weight"))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 4, 8, 8, generator=generator).expand(3, -1, -1, -1)
     hidden = torch.randn(2, 5, 6, generator=generator)[[0, 0, 1]]

@@ -72,7 +72,7 @@ ENTRANTS: dict[str, Entrant] = {
         Entrant("draft", 3e-4, WHOLE),
         Entrant("draft-tilted", 3e-3, WHOLE),
         Entrant("alignprop", 3e-4, WHOLE),
-        Entrant("reward-weighted-regression", 1e-2, GROUPS),
+        Entrant("reward-weighted-regression", 1e-3, GROUPS),
         Entrant("flow-grpo", 1e-2, ALL_STEPS),
         Entrant("diffusion-nft", 1e-2, ALL_STEPS),
         Entrant("vgg-flow", 3e-3, flow=FLOW, sampler={"name": "euler"}),
