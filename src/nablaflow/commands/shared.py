@@ -29,6 +29,12 @@ KeyValues = Annotated[
 ]
 
 
+MovedLora = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[model_lora=…]", help="where the LoRA in a run's reference is now"),
+]
+
+
 def listed(given: Sequence[str] | None) -> list[str]:
     """The names of an option that may come again and may hold several with commas."""
     parts = (part.strip() for text in given or () for part in text.split(","))

@@ -21,26 +21,36 @@ from nablaflow.storage.lock import MARKER, is_run
 CONFIG, METRICS, SUMMARY, REPORT = "config.yaml", "metrics.jsonl", "summary.json", "report.html"
 CURVES, POINTS, CELL = "evaluation.png", "points.json", "cell.json"
 CHECKPOINTS, SAMPLES, LOGS = "checkpoints", "samples", "logs"
+AVERAGE = "ema"  # the policy's average over the updates
+CHECKSUMS = "nablaflow-checksums.json"  # of a whole pipeline's weights
 LOG = "log.txt"  # what a terminal or a pipe is told of the work, line by line
 REPLACED, MOVING = ".replaced", ".replacing"
 
 _FILES = (CONFIG, METRICS, LOG, SUMMARY, REPORT, CURVES, POINTS, CELL)
-_MODEL = ("model_index.json", *(f"*/*.{kind}" for kind in ("json", "txt", "model", "safetensors")))
+_MODEL = (
+    *("model_index.json", CHECKSUMS, f"{PARTIAL}{CHECKSUMS}"),
+    *(f"*/*.{kind}" for kind in ("json", "txt", "model", "safetensors")),
+)
+_MANIFEST = "progress.json"
+_LORA = "pytorch_lora_weights.safetensors"
 _CONTENT = {
     "": (*_FILES, *(f"{PARTIAL}{name}" for name in _FILES)),
     f"{SAMPLES}/": ("step-*.png", "before_after.png", f"{PARTIAL}*.png"),
     **{
-        f"{CHECKPOINTS}/{folder}/": ("progress.json", "state.pt", "*.safetensors")
+        f"{CHECKPOINTS}/{folder}/": (
+            *(_MANIFEST, f"{PARTIAL}{_MANIFEST}"),
+            *("state.pt", "*.safetensors"),
+        )
         for folder in ("step-*", "best-*", "damaged-*", f"{PARTIAL}*")
     },
     **{
-        f"{place}{beside}lora/": ("pytorch_lora_weights.safetensors",)
-        for place in ("", "ema/")
+        f"{place}{beside}lora/": (_LORA, f"{PARTIAL}{_LORA}")
+        for place in ("", f"{AVERAGE}/")
         for beside in ("", PARTIAL, f"{PARTIAL}old-")
     },
     **{
         f"{place}{beside}model/": _MODEL
-        for place in ("", "ema/")
+        for place in ("", f"{AVERAGE}/")
         for beside in ("", PARTIAL, f"{PARTIAL}old-")
     },
     f"{LOGS}/": ("*/events.out.tfevents.*", "*/*/events.out.tfevents.*"),
@@ -151,6 +161,16 @@ def forget_replaced(run: Path) -> None:
     if (run / REPLACED).is_dir():
         _remove_own(run / REPLACED)
         _remove_empty(run / REPLACED)
+
+
+def remove_partial(run: Path) -> None:
+    """Remove what a process that died left half written or half removed; names of a run's alone."""
+    for path in own_files(run):
+        if any(part.startswith(PARTIAL) for part in path.relative_to(run).parts):
+            path.unlink()
+    for folder in (run, run / CHECKPOINTS, run / AVERAGE):
+        for left in folder.glob(f"{PARTIAL}*"):
+            _remove_empty(left)
 
 
 def has_checkpoint(run: Path) -> bool:
