@@ -55,8 +55,8 @@ def compare_runs(
         UserError: a folder is no run, or has no checkpoint; or the runs are of different models,
             prompts, samplers, rewards or beta.
     """
-    own = [_config(folder, metrics, settings, trusted=trusted) for folder in folders]
-    configs = own if n is None else [with_images(config, n) for config in own]
+    plain = [_config(folder, metrics, settings, trusted=trusted) for folder in folders]
+    configs = plain if n is None else [with_images(config, n) for config in plain]
     for folder, config in zip(folders, configs, strict=True):
         own = parts_of_run(settings, ("reward", "model_lora"))
         check_trusted(config, folder, own, trusted=trusted)
@@ -65,7 +65,7 @@ def compare_runs(
     for folder, config, label in zip(folders, configs, _labels(folders, configs), strict=True):
         with fresh_accelerator():
             parts = prepare(config, folder, checkpoint=list_checkpoints(folder)[-1])
-            gauge = gauge or _gauge(parts, own[0], held_out, out, progress)
+            gauge = gauge or _gauge(parts, plain[0], held_out, out, progress)
             cells.append(_measure(parts, folder, label, gauge, progress))
     assert gauge is not None
     return outcome_of(gauge, tilt_curve(gauge, out, progress.start), cells)
