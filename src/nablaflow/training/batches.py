@@ -20,6 +20,7 @@ from nablaflow.memory import halving
 from nablaflow.methods import TrainingBatch
 from nablaflow.prompts.sets import prompt_batch
 from nablaflow.seeds import stream
+from nablaflow.training.scoring import ScoringAhead
 from nablaflow.training.update import Rollout, Update
 
 T = TypeVar("T")
@@ -118,23 +119,39 @@ class Batches:
 
     def _rollout(self, number: int) -> Rollout:
         plan = self._plan(number)
+        with ScoringAhead.of(self.core.networks, plan.prompts) as ahead:
+            path, size = self._sampled(plan, ahead)
+            return self._scored(path, size, ahead)
+
+    def _sampled(self, plan: RolloutPlan, ahead: ScoringAhead) -> tuple[Path, int]:
+        """Its trajectories, and how many of them at once."""
         n = len(plan.prompts)
 
         def sample(size: int) -> Path:
+            ahead.restart(min(self._decode_batch or size, n))
             with self.accelerator.autocast():
                 noise = trajectory_noise(plan.seeds)
-                return self.core.sampled(plan.prompts, noise, plan.keep, size)
+                return self.core.sampled(plan.prompts, noise, plan.keep, size, ahead)
+
+        whole = min(self._rollout_batch or n, n)
+        path, size = halving(sample, whole, "training.rollout_batch")
+        self._rollout_batch = size if size < n else self._rollout_batch
+        return path, size
+
+    def _scored(self, path: Path, sampled_at_once: int, ahead: ScoringAhead) -> Rollout:
+        n = len(path)
+        size = min(self._decode_batch or sampled_at_once, n)
+        found = ahead.found()
 
         def score(size: int) -> Rollout:
             with self.accelerator.autocast():
                 return self.core.scored(path, size)
 
-        whole = min(self._rollout_batch or n, n)
-        path, size = halving(sample, whole, "training.rollout_batch")
-        self._rollout_batch = size if size < n else self._rollout_batch
-        # Apart, so that too many images at once do not cost the sampling again.
-        whole = min(self._decode_batch or size, n)
-        rollout, size = halving(score, whole, "training.decode_batch")
+        if found is not None:
+            rollout = self.core.with_scores(path, found)
+        else:
+            # Apart, so that too many images at once do not cost the sampling again.
+            rollout, size = halving(score, size, "training.decode_batch")
         self._decode_batch = size if size < n else self._decode_batch
         return rollout
 

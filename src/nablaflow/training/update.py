@@ -10,6 +10,7 @@ laboratory (`nablaflow.exact.training`) and the trainer (`nablaflow.training.loo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, final
@@ -25,7 +26,9 @@ from nablaflow.estimators.pull import PullSamples, pull_samples
 from nablaflow.methods import Method
 from nablaflow.models import Condition, OldPolicy
 from nablaflow.rewards import Components
+from nablaflow.rewards.contract import FoundOfAny
 from nablaflow.training.optimization import Objective
+from nablaflow.training.scoring import ScoringAhead
 from nablaflow.typing import Batch
 
 
@@ -98,19 +101,21 @@ class Update:
         noise: Noise,
         keep: Int[Tensor, "trajectory transition"],
         size: int | None = None,
+        ahead: ScoringAhead | None = None,
     ) -> Path:
-        """The first half of `rollout`: trajectories, not yet decoded."""
+        """The first half of `rollout`: trajectories, not yet decoded.
+
+        Args:
+            ahead: takes the clean states as they come.
+        """
         n, condition = len(prompts), self.model.condition(prompts)
         size = size or n
-        parts = [
-            self._sample(
-                prompts[part],
-                condition[part],
-                noise if size >= n else _of(noise, part),
-                keep[part],
-            )
-            for part in _rows(n, size)
-        ]
+        parts: list[Trajectories] = []
+        for part in _rows(n, size):
+            own = noise if size >= n else _of(noise, part)
+            parts.append(self._sample(prompts[part], condition[part], own, keep[part]))
+            if ahead is not None:
+                ahead.add(parts[-1].x0)
         x0 = torch.cat([part.x0 for part in parts])
         if not x0.isfinite().all():
             raise FloatingPointError("a state that the policy sampled")
@@ -132,6 +137,10 @@ class Update:
             self.networks.reward.detailed(self.model.decode(path.x0[part]), path.prompts[part])
             for part in _rows(len(path), size or len(path))
         ]
+        return self.with_scores(path, found)
+
+    def with_scores(self, path: Path, found: Sequence[FoundOfAny]) -> Rollout:
+        """A rollout from its trajectories, and from what the reward gave for them, in order."""
         components = {
             name: torch.cat([inner[name] for _, inner in found]).float() for name in found[0][1]
         }
