@@ -19,6 +19,7 @@ from nablaflow.storage.run_folder import is_begun
 from tests.faults.conftest import SHORT
 from tests.faults.processes import differences
 from tests.faults.states import states_of, torn
+from tests.support.tiny_run import unmeasured
 
 OFTEN = (
     "training.updates=3",
@@ -36,10 +37,7 @@ Unlike = dict[str, list[str]]
 
 @pytest.fixture
 def make(settings: dict[str, Any], here: Path, request: pytest.FixtureRequest) -> Make:
-    """The short form leaves out what is not training, which takes longest."""
     whole = request.node.get_closest_marker("slow") is not None
-    if not whole:
-        request.getfixturevalue("train_only")
     own = [*SHORT, *OFTEN, *[GUARDED] * whole]
     return lambda *more: parse_config(apply_overrides(settings, [*own, *more]))
 
@@ -50,8 +48,10 @@ def chosen(states: list[Path], request: pytest.FixtureRequest) -> Iterator[Path]
     if request.node.get_closest_marker("slow") is None:
         yield from states[:: len(states) // 3]
         return
-    yield from states
-    yield from filter(None, itertools.starmap(torn, itertools.pairwise(states)))
+    # Before any goes on, since that changes it.
+    cut = list(filter(None, itertools.starmap(torn, itertools.pairwise(states))))
+    print(f"{len(states)} states, {len(cut)} cut ones")
+    yield from (*states, *cut)
 
 
 def begin_and_die(make: Make, tmp_path: Path, request: pytest.FixtureRequest) -> Unlike:
@@ -89,15 +89,40 @@ def replace_and_die(make: Make, tmp_path: Path, request: pytest.FixtureRequest) 
     return {state: told for state, told in unlike.items() if told}
 
 
+def finish_and_die(make: Make, tmp_path: Path, request: pytest.FixtureRequest) -> Unlike:
+    """What comes after the last update: the adapter, the figures, the pictures, the report."""
+    world, trained = tmp_path / "world", tmp_path / "trained"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(align, "finish", unmeasured)
+        align.run(make(f"output_dir={trained}/run"))
+    shutil.copytree(trained, world)
+    whole = make(f"output_dir={world}/run")
+    states = states_of(lambda: align.run(whole, resume=True), world, tmp_path / "states")
+    unlike: Unlike = {}
+    for state in chosen(states, request):
+        align.run(make(f"output_dir={state}/run"), resume=True)
+        assert (state / "run" / "summary.json").is_file()
+        unlike[state.name] = differences(state / "run", whole.output_dir)
+        unlike[state.name] += sorted(_names(whole.output_dir) ^ _names(state / "run"))
+    return {state: told for state, told in unlike.items() if told}
+
+
+def _names(run: Path) -> set[str]:
+    return {str(path.relative_to(run)) for path in run.rglob("*")}
+
+
+@pytest.mark.usefixtures("train_only")
 def test_a_run_that_begins(make: Make, tmp_path: Path, request: pytest.FixtureRequest):
     assert begin_and_die(make, tmp_path, request) == {}
 
 
+@pytest.mark.usefixtures("train_only")
 def test_a_run_that_replaces_another(make: Make, tmp_path: Path, request: pytest.FixtureRequest):
     assert replace_and_die(make, tmp_path, request) == {}
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("train_only")
 def test_a_run_that_begins_at_every_operation(
     make: Make, tmp_path: Path, request: pytest.FixtureRequest
 ):
@@ -105,7 +130,15 @@ def test_a_run_that_begins_at_every_operation(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("train_only")
 def test_a_run_that_replaces_another_at_every_operation(
     make: Make, tmp_path: Path, request: pytest.FixtureRequest
 ):
     assert replace_and_die(make, tmp_path, request) == {}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_measured_at_every_operation(
+    make: Make, tmp_path: Path, request: pytest.FixtureRequest
+):
+    assert finish_and_die(make, tmp_path, request) == {}

@@ -57,6 +57,7 @@ _CONTENT = {
 }
 OWN = tuple(folder + name for folder, names in _CONTENT.items() for name in names)
 """Patterns of every file that a run writes, for one part of its path each."""
+_FOLDERS = (CHECKPOINTS, SAMPLES, LOGS, AVERAGE, "lora", "model", REPLACED, MOVING)
 
 
 def own_files(folder: Path) -> Iterator[Path]:
@@ -82,6 +83,9 @@ def _matches(folder: Path, parts: list[str]) -> Iterator[Path]:
 def check_no_links(run: Path) -> None:
     """Refuse to write where a name in the folder leads elsewhere, by a link or as a pipe.
 
+    So is a folder where a run has a file, and a file where it has a folder: training would fail
+    there, when all of it is done.
+
     Raises:
         UserError: it names it.
     """
@@ -90,6 +94,12 @@ def check_no_links(run: Path) -> None:
             _refuse_links(run / name)
     for name in (REPLACED, MOVING):
         _refuse_links(run / name)
+    for name in _FILES:
+        if (run / name).is_dir():
+            raise UserError(f"output_dir: {run / name} is a folder, and a run's is a file; move it")
+    for name in _FOLDERS:
+        if (run / name).is_file():
+            raise UserError(f"output_dir: {run / name} is a file, and a run's is a folder; move it")
 
 
 def _refuse_links(path: Path) -> None:
