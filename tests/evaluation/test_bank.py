@@ -227,6 +227,7 @@ def test_the_demo_finds_the_bank_that_is_shipped(reward: str):
     pipeline = load_pipeline(model_source(config.model))
     mark = fingerprint(pipeline)
     model = load_model(pipeline, config.sampler, config.adapter, torch.device("cpu"))
+    assert isinstance(config.prompts, list)
     told = (config.prompts, config.sampler, model.process, config.evaluation.bank, 0)
     assert bank_key(mark, *told) == key_of(nano.bank_path())
 
