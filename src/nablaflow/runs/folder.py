@@ -33,6 +33,7 @@ from nablaflow.storage.run_folder import (
     has_checkpoint,
     is_begun,
     put_back,
+    remove_partial,
     set_aside,
     undo_move,
 )
@@ -161,6 +162,7 @@ def _begin(config: Config, *, resume: bool, overwrite: bool) -> None:
     run = config.output_dir
     check_no_links(run)
     undo_move(run)
+    remove_partial(run)
     if resume and not (run / CONFIG).exists():
         put_back(run)
     _check_content(config, resume=resume, overwrite=overwrite)
