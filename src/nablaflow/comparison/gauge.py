@@ -23,7 +23,7 @@ from nablaflow.metrics.summary import Column, add_figures
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
-from nablaflow.storage.cached import key_of, read_cached, write_cached
+from nablaflow.storage.cached import read_cached, write_cached
 from nablaflow.typing import Batch, Latents
 
 CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
@@ -208,7 +208,7 @@ def scored_bank(
     told = json.dumps([fingerprint, prompts, config.sampler.model_dump(), size.whole, *own])
     key = hashlib.sha256((told + json.dumps(names)).encode()).hexdigest()[:24]
     path = folder / "bank.safetensors"
-    found = read_cached(path) if path.is_file() and key_of(path) == key else None
+    found = read_cached(path, key) if path.is_file() else None
     if found is not None:
         index = spread(len(found["rewards"]), len(prompts))
         return ScoredSamples(

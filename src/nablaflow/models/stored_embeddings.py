@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from nablaflow.models.condition import Condition
-from nablaflow.storage.cached import cache_folder, key_of, read_cached, write_cached
+from nablaflow.storage.cached import cache_folder, read_cached, write_cached
 
 ROOM = 2**33  # bytes of all files together; a prompt of T5-XXL's 512 tokens takes 8 MB in float32
 
@@ -39,9 +39,7 @@ class StoredEmbeddings:
         """What an earlier run embedded; None where there is none."""
         key = self._key(prompt)
         path = self._path(key)
-        if not path.is_file() or key_of(path) != key:
-            return None
-        found = read_cached(path)
+        found = read_cached(path, key) if path.is_file() else None
         return None if found is None else _condition(found)
 
     def write(self, prompt: str, condition: Condition) -> None:

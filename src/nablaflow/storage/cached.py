@@ -27,10 +27,16 @@ def key_of(path: Path) -> str | None:
     return _metadata(path).get("key")
 
 
-def read_cached(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file; None, and that is said, where it is damaged."""
+def read_cached(path: Path, key: str | None = None) -> dict[str, Tensor] | None:
+    """The tensors of a file; None, and that is said, where it is damaged.
+
+    Args:
+        key: that it has to have; None without a word where it has another.
+    """
     try:
         with safe_open(path, framework="pt") as file:
+            if key is not None and (file.metadata() or {}).get("key", key) != key:
+                return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         tensors = None
