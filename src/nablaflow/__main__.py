@@ -1,16 +1,37 @@
-"""The commands `nablaflow` and `python -m nablaflow`; Ctrl-C while they load is one line too."""
+"""The commands `nablaflow` and `python -m nablaflow`; a signal while they load is one line too."""
 
+import os
+import signal
 import sys
+from contextlib import suppress
+from typing import Any
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _stop(number: int, frame: Any) -> None:
+    _ignore()
+    with suppress(OSError):  # nobody hears
+        os.write(2, b"nablaflow: stopped\n")
+    sys.exit(130)
+
+
+def _ignore() -> None:
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def main() -> None:
-    """Entry point of both."""
+    """Entry point of both; commands hear signals themselves, as `nablaflow.runs.stopping` says."""
+    for number in STOPS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
     try:
-        from nablaflow.cli import main as begin
-    except KeyboardInterrupt:  # the parser of the command line takes half a second to load
-        print("nablaflow: stopped", file=sys.stderr)
-        sys.exit(130)
-    begin()
+        from nablaflow.cli import main as begin  # loading its parser takes half a second
+
+        begin()
+    finally:
+        _ignore()  # all is done, and Python puts itself away
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 
 MASK = "***"
 _WEB = ("http://", "https://")
-_ADDRESS = re.compile(r"https?://[^\s'\"]+", re.IGNORECASE)
+_SCHEME = r"[a-z][a-z0-9+.-]*://|https?:/"  # one stroke is what a path makes of two
+_ADDRESS = re.compile(rf"({_SCHEME})[^\s'\"]+", re.IGNORECASE)
+_PARTS = re.compile(rf"({_SCHEME})?(.*)", re.IGNORECASE | re.DOTALL)
 
 
 def masked_url(url: str) -> str:
@@ -21,15 +23,17 @@ def masked_url(url: str) -> str:
     >>> masked_url("https://me:word@judge.org/score?model=a&key=b")
     'https://***@judge.org/score?***'
     """
-    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    parts = _PARTS.fullmatch(url)
+    assert parts is not None
+    scheme, rest = parts[1] or "", parts[2]
     ends = [rest.index(c) for c in "/?#" if c in rest]
     place, path = (rest[: min(ends)], rest[min(ends) :]) if ends else (rest, "")
-    if mark and "@" in place:
+    if scheme and "@" in place:
         place = f"{MASK}@{place.rpartition('@')[2]}"
     for sign in "?#":
         head, found, _ = path.partition(sign)
         path = f"{head}{sign}{MASK}" if found else path
-    return f"{scheme}{mark}{place}{path}"
+    return f"{scheme}{place}{path}"
 
 
 def masked_text(text: str) -> str:

@@ -215,7 +215,7 @@ def evaluate(
         UserError: a mistake in any of these.
     """
     folder, function, live, kind = _parts(of)
-    settings = []
+    settings = of.settings if isinstance(of, Run) else []
     if isinstance(reward, str | Mapping):
         settings.append(f"reward={json.dumps(reward)}")
         function = None

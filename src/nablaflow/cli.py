@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from nablaflow import __version__
+from nablaflow.addresses import masked_text
 from nablaflow.commands.compare import compare
 from nablaflow.commands.doctor import doctor
 from nablaflow.commands.evaluate import evaluate
@@ -23,7 +27,34 @@ from nablaflow.commands.streams import steady_streams
 from nablaflow.commands.studio import studio
 from nablaflow.commands.train import demo, train
 
-app = typer.Typer(name="nablaflow", no_args_is_help=True, pretty_exceptions_enable=False)
+
+class _Commands(TyperGroup):
+    """Commands whose mistakes in an option show nothing that is secret in an address."""
+
+    def make_context(self, *given: Any, **named: Any) -> Any:
+        with _masked():
+            return super().make_context(*given, **named)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _masked():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _masked() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # Typer has a click of its own, or the one that is installed, as its version is.
+        mistake: Any = error
+        if hasattr(mistake, "format_message"):
+            mistake.message = masked_text(mistake.message)
+        raise
+
+
+app = typer.Typer(
+    name="nablaflow", cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False
+)
 _OF_A_RUN = naming(
     {"method.name": "methods", "reward": "rewards", "prompts, sets by name": "prompt sets"}
 )

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 import nablaflow as nf
 from nablaflow.cli import app
+from nablaflow.errors import UserError
+from nablaflow.runs.begun_with import lora_elsewhere
 from tests.cli.conftest import Cli
 from tests.support.loras import FILE, stock_lora
 from tests.support.pipelines import render
@@ -124,9 +126,77 @@ def test_another_persons_run_asks_before_it_reads_the_file(
     cli: Cli, run: Path, here: Path, monkeypatch: pytest.MonkeyPatch, style: Path
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(here / "of-another"))
-    result = cli("sample", run, "--n", 1)
-    assert result.exit_code == 2
-    assert f"file{style}" in "".join(result.stderr.split())
+    for command in ("sample", "gallery"):
+        result = cli(command, run, "--n", 1)
+        assert result.exit_code == 2
+        assert f"file{style}" in "".join(result.stderr.split())
+
+
+READERS = {
+    "sample": ("sample", "{run}", "--n", 1, "--out", "images"),
+    "eval": ("eval", "{run}", "--n", 4, "--checkpoints", "last"),
+    "export": ("export", "{run}", "--format", "diffusers", "--out", "out"),
+    "gallery": ("gallery", "{run}", "--n", 1, "--strength", 1, "--out", "g"),
+    "compare": ("compare", "{run}", "--n", 8, "--out", "c"),
+}
+"""Commands that read a run, and its reference with it."""
+
+
+@pytest.fixture
+def moved(run: Path, here: Path, style: Path) -> Path:
+    """Where the run's LoRA is, which its config.yaml does not know."""
+    place = here / "moved"
+    shutil.copytree(style, place)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for file in (run / "config.yaml", *run.glob("checkpoints/*/manifest.json")):
+        text = file.read_text()
+        file.write_text(text.replace(config["model_lora"], str(here / "gone")))
+    return place
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_where_its_file_is_now_may_be_given(
+    cli: Cli, run: Path, moved: Path, here: Path, command: str
+) -> None:
+    given = [str(part).format(run=run) for part in READERS[command]]
+    lost = cli(*given, "--trust-run")
+    assert lost.exit_code == 2
+    assert "give its new place (model_lora=…)" in " ".join(lost.stderr.split())
+    other = Path(shutil.copytree(moved, here / "other"))
+    state = load_file(other / FILE)
+    save_file({name: value + 1 for name, value in state.items()}, other / FILE)
+    wrong = cli(*given, "model_lora=other")
+    assert wrong.exit_code == 2
+    assert "is another file than the run was begun with" in " ".join(wrong.stderr.split())
+    found = cli(*given, "model_lora=moved")
+    assert found.exit_code == 0, found.stderr
+
+
+def test_so_it_may_in_python(run: Path, moved: Path) -> None:
+    opened = nf.Run.open(run, model_lora=moved)
+    assert nf.evaluate(opened, n=4, only_last=True)["policy"]["n"] == 4
+    assert len(nf.sample(opened, n=1)) == 1
+    assert opened.export("diffusers").is_dir()
+    assert render(opened.pipeline()).isfinite().all()
+
+
+def test_a_place_is_none_of_a_run_without_one_or_of_a_model(
+    cli: Cli, run: Path, here: Path, style: Path
+) -> None:
+    for given, said in (
+        (("sample", run, "reward=warmth"), "reward: only model_lora=… can be given beside a run"),
+        (("sample", "nano", f"model_lora={style}"), "model_lora: nano is no run folder"),
+        (("compare", "model_lora=a"), "compare: model_lora=… goes with runs; leave it out"),
+    ):
+        result = cli(*given)
+        assert result.exit_code == 2
+        assert said in " ".join(result.stderr.split())
+    config = nf.Run.open(run).config
+    without = config.model_copy(update={"model_lora": None})
+    with pytest.raises(UserError, match="the run was begun without one"):
+        lora_elsewhere(config, without)
+    with pytest.raises(UserError, match="the run's reference has one in it"):
+        lora_elsewhere(without, config)
 
 
 @pytest.mark.parametrize(

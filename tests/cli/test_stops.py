@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -13,6 +15,15 @@ import typer
 from nablaflow.__main__ import main
 from nablaflow.commands.shared import guarded
 from nablaflow.commands.streams import _Told
+from nablaflow.errors import UserError
+from nablaflow.rewards.process import left_as_it_was
+from nablaflow.runs.stopping import (
+    Interrupted,
+    stopped_at_once,
+    stopped_by_signals,
+    stopping,
+)
+from nablaflow.storage.files import write_whole
 
 
 def ended(work: Callable[[], None]) -> int:
@@ -21,19 +32,83 @@ def ended(work: Callable[[], None]) -> int:
     return found.value.exit_code
 
 
-HEARD = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+HEARD = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
 """As in a shell's foreground; what it starts in the background may ignore them."""
+
+
+@pytest.fixture(autouse=True)
+def _handlers_put_back():
+    before = {number: signal.getsignal(number) for number in HEARD}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", HEARD)
 def test_a_signal_ends_it_with_a_line(number: signal.Signals, capsys: pytest.CaptureFixture[str]):
-    before = signal.signal(number, HEARD[number])
-    try:
-        assert ended(lambda: os.kill(os.getpid(), number)) == 130
-        assert signal.getsignal(number) == HEARD[number]
-    finally:
-        signal.signal(number, before)
+    signal.signal(number, HEARD[number])
+    assert ended(lambda: os.kill(os.getpid(), number)) == 130
+    assert signal.getsignal(number) == HEARD[number]
     assert capsys.readouterr().err == "nablaflow: stopped\n"
+
+
+@pytest.mark.parametrize("number", HEARD)
+def test_one_that_is_ignored_stays_ignored(number: signal.Signals):
+    """As under `nohup`, and as Ctrl-C is by what a script starts in the background."""
+    signal.signal(number, signal.SIG_IGN)
+    asked: list[bool] = []
+    for inside in (stopped_by_signals(), stopped_at_once(), stopping(asked)):
+        with inside:
+            os.kill(os.getpid(), number)
+    assert asked == []
+    assert signal.getsignal(number) == signal.SIG_IGN
+
+
+def test_the_second_one_does_not_wait_for_the_update():
+    asked: list[bool] = []
+    with stopping(asked):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked == [True]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("inside", "end"), [(stopped_by_signals, KeyboardInterrupt), (stopped_at_once, Interrupted)]
+)
+def test_what_a_library_makes_of_one_is_not_told(inside: Any, end: type[BaseException]):
+    def load() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            raise UserError("the weights cannot be loaded") from error
+
+    with pytest.raises(end), inside():
+        load()
+    with pytest.raises(UserError), inside():
+        raise UserError("a mistake without a signal")
+
+
+def test_one_while_a_reward_works_is_not_taken_for_its_doing(capsys: pytest.CaptureFixture[str]):
+    asked: list[bool] = []
+    with stopping(asked), left_as_it_was("reward 'mine'"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert asked == [True]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_takes_no_file_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """As /proc is one, or one that was removed meanwhile."""
+
+    def work() -> None:
+        write_whole(tmp_path / "gone" / "reward.png", b"")
+
+    assert ended(work) == 2
+    assert "gone" in capsys.readouterr().err
 
 
 def test_code_that_ends_the_program_is_no_success():
@@ -51,15 +126,21 @@ def test_what_nobody_reads_fails_nothing():
         told.detach().flush()
 
 
-def test_ctrl_c_while_it_loads_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys):
-    class Interrupted:
+@pytest.mark.parametrize("number", HEARD)
+def test_one_while_it_loads_is_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    number: signal.Signals,
+):
+    class Stopped:
         def find_spec(self, name: str, *_: object) -> None:
             if name == "nablaflow.cli":
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), number)
 
+    signal.signal(number, HEARD[number])
     monkeypatch.delitem(sys.modules, "nablaflow.cli", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    monkeypatch.setattr(sys, "meta_path", [Stopped(), *sys.meta_path])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "nablaflow: stopped\n"
+    assert capfd.readouterr().err == "nablaflow: stopped\n"

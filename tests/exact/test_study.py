@@ -339,3 +339,14 @@ def test_a_workers_mistake_is_one_of_the_users(tmp_path: Path) -> None:
     study = study_in(tmp_path, problems=("unequal",), seeds=2, updates=0)
     with pytest.raises(UserError, match=r"--out: cannot write .*terminal"):
         plan(study, workers=2).run()
+
+
+def test_rows_of_another_process_are_refused(tmp_path: Path, finished: Files):
+    """It found the folder empty, too, and its cells took the place of these."""
+    for name, content in finished.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"replaced meanwhile by figures of other settings \(updates"
+    ):
+        study_in(tmp_path, updates=3).rows()

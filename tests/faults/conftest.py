@@ -25,6 +25,7 @@ SHORT = (
     "training.prompts_per_update=1",
     "training.checkpoint_every=1",
     "evaluation.n=2",
+    "adapter.targets=[to_q, to_v]",
 )
 """Laid over the recipe: a run of a second."""
 

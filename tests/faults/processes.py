@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,55 +14,68 @@ import torch
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.records import read_records
 
-OPERATIONS = ("open", "replace", "mkdir", "unlink", "rmdir", "fsync")
-Count = Callable[[], None]
+TIMES = ("seconds", "training_seconds", "peak_rss_mb")
+"""What of a summary is another in every run."""
 
 
-def watched(on_operation: Count) -> None:
-    """Call before each operation on files by this process."""
-    for name in OPERATIONS:
-        original = getattr(os, name)
+def in_a_process(work: Callable[[], object], said: Path | None = None) -> int:
+    """Exit status of a process of its own that does the work.
 
-        def operation(*given: Any, _original: Any = original, **named: Any) -> Any:
-            on_operation()
-            return _original(*given, **named)
-
-        setattr(os, name, operation)
-
-
-def in_a_process(work: Callable[[], object], on_operation: Count) -> int:
-    """Exit status of a process of its own that does the work."""
+    Args:
+        said: file of what it writes to its standard streams; None: the test's own.
+    """
     child = os.fork()
     if child == 0:
         try:
-            watched(on_operation)
+            if said is not None:
+                _tell(said)
             work()
             os._exit(0)
-        except BaseException:
+        except SystemExit as error:
+            os._exit(int(error.code or 0))
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+            sys.stderr.flush()
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def operations_of(work: Callable[[], object], counter: Path) -> int:
-    """How many there are in a run that nothing happens to."""
-    counter.write_bytes(b"")
-    number = os.open(counter, os.O_WRONLY | os.O_APPEND)
-    write = os.write
-    assert in_a_process(work, lambda: write(number, b".") and None) == 0
-    os.close(number)
-    return counter.stat().st_size
+def _tell(file: Path) -> None:
+    """As a shell's ``> file 2>&1`` does, past what pytest has put in the streams' place."""
+    number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(number, stream)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", closefd=False, buffering=1)
 
 
 def differences(found: Path, wanted: Path) -> list[str]:
     """What of a run is not bit for bit as it would have been, and what is left half written."""
     first, second = (load_checkpoint(list_checkpoints(run)[-1]) for run in (found, wanted))
-    ours, theirs = first.tensors["policy"], second.tensors["policy"]
-    told = [name for name in theirs if not torch.equal(ours[name], theirs[name])]
+    told = [
+        f"{group}/{name}"
+        for group, theirs in second.tensors.items()
+        for name, value in theirs.items()
+        if not torch.equal(first.tensors[group][name], value)
+    ]
     told += [] if first.update == second.update else [f"update {first.update}"]
     updates = [[record["update"] for record in read_records(run)] for run in (found, wanted)]
     told += [] if updates[0] == updates[1] else [f"lines of updates {updates[0]}"]
-    return told + [str(path) for path in found.rglob("*.partial*")]
+    told += [] if _outcome(found) in ({}, _outcome(wanted)) else ["summary.json, or the adapter"]
+    return told + [str(path.relative_to(found)) for path in found.rglob("*.partial*")]
 
 
-def nothing() -> None:
-    """What happens at an operation that nothing happens at."""
+def _outcome(run: Path) -> dict[str, Any]:
+    """What a measured run comes to; nothing of one that was only trained."""
+    if not (run / "summary.json").is_file():
+        return {}
+    summary = json.loads((run / "summary.json").read_text())
+    adapter = (run / "lora" / "pytorch_lora_weights.safetensors").read_bytes()
+    return {"lora": adapter, **{name: v for name, v in summary.items() if name not in TIMES}}
+
+
+def evidence(run: Path, said: Path) -> str:
+    """What is left to find a fault by: the files of a run, its log, and what its processes told."""
+    files = [f"{path.stat().st_size:9} {path.relative_to(run)}" for path in sorted(run.rglob("*"))]
+    told = [path.read_text(errors="replace") for path in (run / "log.txt", said) if path.is_file()]
+    return "\n".join([*files, *told])

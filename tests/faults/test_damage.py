@@ -35,13 +35,13 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.usefixtures("train_only")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_configuration_is_read_from_the_checkpoint(
-    cli: Cli, recipe: Path, run: Path, damage: str
+    cli: Cli, recipe: Path, run: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ):
+    before = load_run_config(run).model_copy(update={"output_dir": run})
     whole = (run / "config.yaml").read_bytes()
     (run / "config.yaml").write_bytes(DAMAGE[damage](whole))
-    sampled = cli("sample", run, "--n", "1", "--out", "seen")
-    assert sampled.exit_code == 0, sampled.stderr
-    assert "the copy in the last checkpoint is used" in sampled.stderr
+    assert load_run_config(run) == before
+    assert "the copy in the last checkpoint is used" in capsys.readouterr().err
     resumed = cli("train", recipe, *SHORT, "--resume")
     assert resumed.exit_code == 0, resumed.stderr
     assert (run / "config.yaml").read_bytes() == whole
@@ -69,6 +69,13 @@ def test_without_a_checkpoint_a_damaged_configuration_is_one_line(
         told = one_line(cli("train", recipe, *SHORT, "--resume"))
         assert "config.yaml" in told
         assert "--resume" in told
+
+
+def test_a_run_with_a_damaged_configuration_is_sampled(cli: Cli, run: Path):
+    (run / "config.yaml").write_bytes(b"")
+    sampled = cli("sample", run, "--n", "1", "--out", "seen")
+    assert sampled.exit_code == 0, sampled.stderr
+    assert "the copy in the last checkpoint is used" in sampled.stderr
 
 
 def test_the_checkpoint_before_is_sampled_and_resumed(cli: Cli, recipe: Path, run: Path):
@@ -116,9 +123,9 @@ def test_runs_without_lines_are_compared(cli: Cli, run: Path):
 
 def flips(run: Path, count: int) -> list[str]:
     """Files, by a flip in which something was read otherwise and not a word was said."""
-    wanted = _read(run)
     files = [path for path in run.rglob("*") if path.is_file() and "checkpoints" in str(path)]
     files.append(run / "config.yaml")
+    wanted = {path: _read(run, path) for path in files}
     draw, silent = random.Random(0), []
     for number in range(count):
         path = files[number % len(files)]
@@ -126,25 +133,31 @@ def flips(run: Path, count: int) -> list[str]:
         damaged = bytearray(whole)
         damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
-        if not _noticed(run, wanted):
+        if not _noticed(run, path, wanted[path]):
             silent.append(f"{path.name} {number}")
         path.write_bytes(whole)
     return silent
 
 
-def _read(run: Path) -> tuple[Config, int]:
-    """What a command would go by; a folder may be moved, so where it is does not count."""
-    config = load_run_config(run).model_copy(update={"output_dir": Path()})
+def _read(run: Path, path: Path) -> tuple[Config | None, int]:
+    """What a command would go by; a folder may be moved, so where it is does not count.
+
+    Args:
+        path: of the damaged file, which says whether the configuration has to be read again.
+    """
+    config = None
+    if path.suffix in (".yaml", ".json"):
+        config = load_run_config(run).model_copy(update={"output_dir": Path()})
     return config, last_whole(run, load_checkpoint).update
 
 
-def _noticed(run: Path, wanted: tuple[Config, int]) -> bool:
+def _noticed(run: Path, path: Path, wanted: tuple[Config | None, int]) -> bool:
     """Whether what is read is the same, or refused, or something was said."""
     told: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.print", lambda *words, **_: told.append(str(words)))
         try:
-            found = _read(run)
+            found = _read(run, path)
         except UserError:
             return True
     return bool(told) or found == wanted

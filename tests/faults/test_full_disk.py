@@ -19,6 +19,8 @@ from nablaflow.storage.run_folder import is_begun
 from tests.faults.conftest import SHORT
 from tests.faults.processes import differences
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 PAGE = 4096  # bytes, which such a disk is made of
 
 
@@ -42,11 +44,9 @@ def disk(place: Path, size: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def fill(make: Callable[..., Config], tmp_path: Path, sizes: int) -> list[bool]:
+def fill(make: Callable[..., Config], tmp_path: Path, straight: Path, sizes: int) -> list[bool]:
     """Whether the run fitted, from the smallest disk to one with room; each goes on elsewhere."""
-    straight = make(f"output_dir={tmp_path}/straight")
-    align.run(straight)
-    needed = sum(path.stat().st_size + PAGE for path in straight.output_dir.rglob("*"))
+    needed = sum(path.stat().st_size + PAGE for path in straight.rglob("*"))
     fitted = []
     for number in range(sizes):
         size = max(1, round(1.5 * needed * (number + 1) / sizes / PAGE)) * PAGE
@@ -56,7 +56,7 @@ def fill(make: Callable[..., Config], tmp_path: Path, sizes: int) -> list[bool]:
             if (place / "run").exists():
                 shutil.copytree(place / "run", moved.output_dir)
         align.run(moved, resume=is_begun(moved.output_dir))
-        assert differences(moved.output_dir, straight.output_dir) == []
+        assert differences(moved.output_dir, straight) == []
     return fitted
 
 
@@ -71,14 +71,16 @@ def fits(config: Config) -> bool:
     return not told
 
 
-def test_a_disk_that_is_too_small_and_one_that_is_not(make: Callable[..., Config], tmp_path: Path):
-    fitted = fill(make, tmp_path, 4)
+def test_a_disk_that_is_too_small_and_one_that_is_not(
+    make: Callable[..., Config], tmp_path: Path, trained: Path
+):
+    fitted = fill(make, tmp_path, trained, 4)
     assert not fitted[0]
     assert fitted[-1]
 
 
 @pytest.mark.slow
-def test_a_hundred_sizes(make: Callable[..., Config], tmp_path: Path):
-    fitted = fill(make, tmp_path, 100)
+def test_a_hundred_sizes(make: Callable[..., Config], tmp_path: Path, trained: Path):
+    fitted = fill(make, tmp_path, trained, 100)
     assert fitted == sorted(fitted)
     assert 10 < sum(fitted) < 90

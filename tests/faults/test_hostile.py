@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,22 @@ def test_a_link_is_not_written_through(
     before = contents(tmp_path)
     one_line(cli("train", recipe, *SHORT, "training.updates=3", flag), name, "link")
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+@pytest.mark.parametrize("name", ["samples", "lora", "checkpoints", "summary.json", "log.txt"])
+def test_a_file_for_a_folder_and_the_other_way_is_found_before_the_work(
+    cli: Cli, recipe: Path, run: Path, name: str, flag: str
+):
+    if (run / name).is_dir():
+        shutil.rmtree(run / name)
+        (run / name).write_text("years of work")
+    else:
+        (run / name).unlink(missing_ok=True)
+        (run / name).mkdir()
+    before = contents(run)
+    one_line(cli("train", recipe, *SHORT, "training.updates=3", flag), name, "move it")
+    assert contents(run) == before
 
 
 def test_a_policy_of_nan_is_not_sampled(cli: Cli, run: Path):

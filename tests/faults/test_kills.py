@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,29 @@ from nablaflow.config.recipe import Config, parse_config
 from nablaflow.runs import align
 from nablaflow.storage.run_folder import is_begun
 from tests.faults.conftest import SHORT
-from tests.faults.processes import differences, in_a_process, nothing
+from tests.faults.processes import differences, evidence, in_a_process
 
-UPDATES = "training.updates=6"
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
+OFTEN = ("training.updates=4", "training.keep_checkpoints=1", "training.sample_every=2")
+Make = Callable[..., Config]
 
 
 @pytest.fixture
-def make(settings: dict[str, Any], here: Path) -> Callable[..., Config]:
-    return lambda *more: parse_config(apply_overrides(settings, [*SHORT, UPDATES, *more]))
+def make(settings: dict[str, Any], here: Path) -> Make:
+    return lambda *more: parse_config(apply_overrides(settings, [*SHORT, *OFTEN, *more]))
 
 
-def killed_after(work: Callable[[], object], seconds: float) -> int:
+@pytest.fixture
+def straight(make: Make, tmp_path: Path) -> tuple[Path, float]:
+    """A run that nothing happens to, and seconds of the processor that it takes."""
+    config = make(f"output_dir={tmp_path}/straight")
+    before = time.process_time()
+    align.run(config)
+    return config.output_dir, time.process_time() - before
+
+
+def killed_after(work: Callable[[], object], seconds: float, said: Path) -> int:
     """Exit status of a process that is killed after so much processor time, wherever it is then.
 
     The timer's signal is left to the system, so no line of Python is needed for it to act.
@@ -38,56 +50,50 @@ def killed_after(work: Callable[[], object], seconds: float) -> int:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         work()
 
-    return in_a_process(start_and_work, nothing)
+    return in_a_process(start_and_work, said)
 
 
-def kill_and_resume(
-    make: Callable[..., Config], tmp_path: Path, times: int
-) -> tuple[int, dict[int, list[str]]]:
-    """How many of as many runs were killed before their end, and which resumed to another end."""
-    straight = make(f"output_dir={tmp_path}/straight")
-    longest = processor_seconds(partial(align.run, straight))
-    draw, killed, unlike = random.Random(0), 0, {}
-    for number in range(times):
-        config = make(f"output_dir={tmp_path}/run-{number}")
-        work = partial(align.run, config)
-        status = killed_after(work, draw.uniform(0.0, longest))
-        assert status in (0, -signal.SIGPROF)
+def killed_each_time(config: Config, moments: Sequence[float], wanted: Path) -> int:
+    """How many attempts were killed at their moments; the last is left alone and must be whole."""
+    run, killed = config.output_dir, 0
+    said = run.with_name(f"{run.name}.said")
+    for seconds in moments:
+        work = partial(align.run, config, resume=is_begun(run))
+        status = killed_after(work, seconds, said)
+        assert status in (0, -signal.SIGPROF), evidence(run, said)
         killed += status != 0
-        align.run(config, resume=is_begun(config.output_dir))
-        if told := differences(config.output_dir, straight.output_dir):
-            unlike[number] = told
-    return killed, unlike
+    status = in_a_process(partial(align.run, config, resume=is_begun(run)), said)
+    assert status == 0, evidence(run, said)
+    told = differences(run, wanted)
+    assert told == [], f"{told}, killed after {list(moments)}\n{evidence(run, said)}"
+    return killed
 
 
-def processor_seconds(work: Callable[[], object]) -> float:
-    before = time.process_time()
-    work()
-    return time.process_time() - before
+def killed_of(make: Make, place: Path, straight: tuple[Path, float], runs: int, times: int) -> int:
+    """How many attempts of so many runs were killed, each run so many times, at drawn moments."""
+    wanted, longest = straight
+    killed = 0
+    for number in range(runs):
+        draw = random.Random(number)
+        moments = [draw.uniform(0.0, longest) for _ in range(times)]
+        config = make(f"output_dir={place}/run-{number}")
+        killed += killed_each_time(config, moments, wanted)
+    return killed
 
 
-def test_a_run_that_is_killed(make: Callable[..., Config], tmp_path: Path):
-    _, unlike = kill_and_resume(make, tmp_path, 3)
-    assert unlike == {}
+def test_a_run_that_is_killed(make: Make, tmp_path: Path, straight: tuple[Path, float]):
+    killed_of(make, tmp_path, straight, runs=3, times=1)
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_a_hundred_times(make: Callable[..., Config], tmp_path: Path):
-    killed, unlike = kill_and_resume(make, tmp_path, 100)
-    assert killed > 50
-    assert unlike == {}
+def test_a_hundred_runs_that_are_killed(make: Make, tmp_path: Path, straight: tuple[Path, float]):
+    assert killed_of(make, tmp_path, straight, runs=100, times=1) > 50
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again(make: Callable[..., Config], tmp_path: Path):
-    """Every attempt but the last is killed; each checkpoint that was whole is gone on from."""
-    straight = make(f"output_dir={tmp_path}/straight", "training.updates=20")
-    longest = processor_seconds(partial(align.run, straight))
-    config = make(f"output_dir={tmp_path}/run", "training.updates=20")
-    draw = random.Random(1)
-    for _ in range(20):
-        resume = is_begun(config.output_dir)
-        work = partial(align.run, config, resume=resume)
-        killed_after(work, draw.uniform(0.0, longest / 4))
-    align.run(config, resume=is_begun(config.output_dir))
-    assert differences(config.output_dir, straight.output_dir) == []
+@pytest.mark.usefixtures("train_only")
+def test_a_hundred_runs_that_are_killed_again_and_again(
+    make: Make, tmp_path: Path, straight: tuple[Path, float]
+):
+    """Each checkpoint that was whole is gone on from."""
+    assert killed_of(make, tmp_path, straight, runs=100, times=5) > 200

@@ -103,3 +103,27 @@ def test_a_report_holds_no_absolute_path(cli: Cli, recipe: Path, here: Path):
     assert str(here.parent) not in text
     assert "…/my prompts.txt" in text
     assert "…/mine.py:f" in text
+
+
+WRONG = {
+    "eval": ["eval", ADDRESS],
+    "sample": ["sample", ADDRESS],
+    "export": ["export", ADDRESS, "--format", "kohya"],
+    "gallery": ["gallery", ADDRESS],
+    "compare": ["compare", ADDRESS],
+    "reward fit": ["reward", "fit", ADDRESS],
+    "a reward's weights": ["reward", "score", ".", "--reward", "warmth", "--weights", ADDRESS],
+    "train": ["train", ADDRESS],
+    "doctor": ["doctor", ADDRESS],
+    "an option of a number": ["sample", "nano", "--n", ADDRESS],
+    "an option of a few words": ["reward", "fit", ".", "--judgements", ADDRESS],
+    "no command": [ADDRESS],
+}
+
+
+@pytest.mark.parametrize("place", WRONG)
+def test_an_address_in_place_of_what_a_command_takes(cli: Cli, here: Path, place: str):
+    (here / ADDRESS.rpartition("?")[0]).mkdir(parents=True)
+    result = cli(*WRONG[place])
+    assert result.exit_code == 2
+    assert "sesame" not in result.output

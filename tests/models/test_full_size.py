@@ -19,7 +19,7 @@ from peft import get_peft_model_state_dict
 from torch import Tensor
 
 from nablaflow.models.adapters import ADAPTER, LoraAdapter
-from nablaflow.models.architectures import SDXL_UNET
+from nablaflow.models.architectures.blueprint import SDXL_UNET
 from nablaflow.models.chroma import Chroma
 from nablaflow.models.flow_matching import FlowMatching
 from nablaflow.models.flux import Flux

@@ -13,24 +13,38 @@ from nablaflow.config.recipe import parse_config
 from nablaflow.errors import UserError
 from nablaflow.models import fingerprint, load_pipeline
 from nablaflow.models.architectures import ARCHITECTURES
+from nablaflow.models.load import FAMILIES
 from nablaflow.runs.setup import prepare
 
-PUBLISHED = {
-    "sd15": ("unet", 859_520_964),
-    "sdxl": ("unet", 2_567_463_684),
-    "sd35": ("transformer", 2_243_171_520),
-    "flux": ("transformer", 11_901_408_320),
+CLIP_L, CLIP_H, CLIP_G = 123_060_480, 340_387_840, 694_659_840
+T5_XXL, QWEN3_4B, QWEN25_VL_7B = 4_762_310_656, 4_022_468_096, 8_292_166_656
+PUBLISHED: dict[str, dict[str, int]] = {
+    "sd15": {"unet": 859_520_964, "text_encoder": CLIP_L},
+    "sd21": {"unet": 865_910_724, "text_encoder": CLIP_H},
+    "sdxl": {"unet": 2_567_463_684, "text_encoder": CLIP_L, "text_encoder_2": CLIP_G},
+    "ddpm": {"unet": 113_673_219},
+    "sd35": {"transformer": 2_243_171_520, "text_encoder_3": T5_XXL},
+    "flux": {"transformer": 11_901_408_320, "text_encoder_2": T5_XXL},
+    "flux2-klein": {"transformer": 3_875_544_576, "text_encoder": QWEN3_4B},
+    "z-image": {"transformer": 6_154_908_736, "text_encoder": QWEN3_4B},
+    "qwen-image": {"transformer": 20_430_401_088, "text_encoder": QWEN25_VL_7B},
+    "chroma": {"transformer": 8_899_983_424, "text_encoder": T5_XXL},
 }
-"""Parameters of the denoisers, as their model cards and files count them."""
+"""Parameters of the networks, as their model cards and files count them."""
+
+
+def test_every_family_has_one() -> None:
+    made = {architecture.pipeline for architecture in ARCHITECTURES.values()}
+    assert made == {kind.__name__ for family in FAMILIES for kind in family.serves}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_denoiser_has_the_published_size(name: str):
+def test_its_networks_have_the_published_size(name: str):
     pipeline = nf.models.random(name, device="meta", dtype=torch.bfloat16)
-    part, published = PUBLISHED[name]
-    parameters = list(getattr(pipeline, part).parameters())
-    assert sum(p.numel() for p in parameters) == pytest.approx(published, rel=1e-3)
-    assert all(p.is_meta and p.dtype == torch.bfloat16 for p in parameters)
+    for part, published in PUBLISHED[name].items():
+        parameters = list(getattr(pipeline, part).parameters())
+        assert sum(p.numel() for p in parameters) == pytest.approx(published, rel=1e-3)
+        assert all(p.is_meta and p.dtype == torch.bfloat16 for p in parameters)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -40,6 +54,7 @@ def test_the_small_form_trains(name: str, settings: dict[str, Any]):
         "method": {"name": "residual-nabla-db", "beta": 1.0},
         "adapter": {"rank": 2},
         "sampler": {"steps": 4, "height": 16, "width": 16},
+        **({"prompts": None} if name == "ddpm" else {}),
     }
     config = parse_config({**settings, **own})
     assert prepare(config, config.output_dir).trainer.step()["update"] == 1
@@ -60,8 +75,8 @@ def test_the_weights_follow_from_the_seed_and_nothing_else():
 
 
 def test_mistakes_are_one_line(tmp_path: Path):
-    with pytest.raises(UserError, match=r"models.random: 'sd1' is no architecture.*sd15"):
-        nf.models.random("sd1")
+    with pytest.raises(UserError, match=r"models.random: 'sd150' is no architecture.*sd15"):
+        nf.models.random("sd150")
     with pytest.raises(UserError, match=r"model: 'sdx' is no architecture"):
         load_pipeline("random:sdx")
     with pytest.raises(UserError, match="is there already"):

@@ -92,6 +92,29 @@ def test_the_plan_of_a_published_size_needs_no_weights(recipe: Callable[..., Pat
     )
 
 
+# GiB of weights in bf16, the autoencoder's in float32: denoiser, autoencoder, text encoders.
+PLANS = {
+    **{"ddpm": (0.212, 0, 0), "flux2-klein": (7.22, 0.313, 7.49), "sd35": (4.18, 0.312, 10.40)},
+    **{"z-image": (11.46, 0.312, 7.49), "qwen-image": (38.05, 0.473, 15.45)},
+    **{"chroma": (16.58, 0.312, 8.87), "flux": (22.17, 0.312, 9.10)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANS)
+def test_every_published_size_has_a_plan(
+    recipe: Callable[..., Path], name: str, capfd: pytest.CaptureFixture[str]
+):
+    """The heavy text encoders of flow matching rest in the processor's memory, which is this."""
+    own = [*PLAIN, f"model=random:{name}", "training.precision=bf16", "adapter.rank=8"]
+    own += ["prompts=null", "evaluation.bank=0"] if name == "ddpm" else []
+    own += [] if name == "ddpm" else ["sampler.height=256", "sampler.width=256"]
+    found = plan_of_recipe(recipe(), own, trusted=True)
+    assert found["parts"]["weights"] == pytest.approx(sum(PLANS[name]), rel=0.01)
+    assert found["batches"]["micro_batch"] >= 1
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method",

@@ -281,3 +281,12 @@ def test_what_is_measured_beside_a_running_training_stays_there(tmp_path: Path):
     assert not place.exists()
     with steady(tmp_path) as place:
         assert place == tmp_path
+
+
+def test_beside_a_run_without_a_checkpoint_a_reader_is_told_of_the_run(tmp_path: Path):
+    with (
+        held(tmp_path),
+        steady(tmp_path) as place,
+        pytest.raises(UserError, match=f"{tmp_path} has no checkpoint yet"),
+    ):
+        last_whole(place, load_checkpoint)

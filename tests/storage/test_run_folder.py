@@ -17,6 +17,7 @@ from nablaflow.storage.run_folder import (
     is_begun,
     own_files,
     put_back,
+    remove_partial,
     set_aside,
     undo_move,
 )
@@ -37,10 +38,24 @@ WRITTEN = [
     "lora/pytorch_lora_weights.safetensors",
     "ema/lora/pytorch_lora_weights.safetensors",
     "model/model_index.json",
+    "model/nablaflow-checksums.json",
     "model/unet/config.json",
     "model/unet/diffusion_pytorch_model.safetensors",
     "logs/nablaflow/events.out.tfevents.1",
 ]
+LEFT = [
+    ".partial-config.yaml",
+    ".partial-lora/pytorch_lora_weights.safetensors",
+    ".partial-old-lora/pytorch_lora_weights.safetensors",
+    ".partial-model/.partial-nablaflow-checksums.json",
+    "ema/.partial-lora/.partial-pytorch_lora_weights.safetensors",
+    "checkpoints/.partial-step-000003/state.pt",
+    "checkpoints/.partial-step-000005/policy.safetensors",
+    "checkpoints/.partial-step-000005/.partial-progress.json",
+    "checkpoints/.partial-old-best-000002/progress.json",
+    "samples/.partial-step-000004.png",
+]
+"""Of a process that died while it wrote or removed them."""
 FOREIGN = [
     "prompts.txt",
     "thesis/data.txt",
@@ -161,3 +176,16 @@ def test_the_traces_of_a_run_that_wrote_nothing_are_no_run(tmp_path: Path):
     assert not is_begun(tmp_path)
     fill(tmp_path, ["config.yaml"])
     assert is_begun(tmp_path)
+
+
+def test_what_a_killed_process_left_half_done_is_removed(tmp_path: Path):
+    foreign = [*FOREIGN, "checkpoints/.partial-step-000003/notes.txt", ".partial-thesis.txt"]
+    fill(tmp_path, [*WRITTEN, *LEFT, *foreign])
+    remove_partial(tmp_path)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert found >= {*WRITTEN, *foreign}
+    assert {name for name in found if ".partial" in name} == {
+        "checkpoints/.partial-step-000003",
+        "checkpoints/.partial-step-000003/notes.txt",
+        ".partial-thesis.txt",
+    }

@@ -50,6 +50,20 @@ def test_other_settings_are_refused_or_redone(tmp_path: Path) -> None:
     assert larger.missing(overwrite=True) == ["a", "b"]
 
 
+def test_a_cell_that_another_process_put_in_its_place_is_not_taken_for_ones_own(tmp_path: Path):
+    """Two commands of other settings in one folder, each of which found it empty."""
+    study, other = Letters(tmp_path), Letters(tmp_path, size=2)
+    assert study.missing() == other.missing() == ["a", "b"]
+    study.store("a", {"figure": {"x": 1}})
+    assert study.finished("a")["figure"] == {"x": 1}
+    other.store("a", {"figure": {"x": 2}})
+    with pytest.raises(UserError, match=r"replaced meanwhile.*inner\.size: 2 there, 1 here"):
+        study.finished("a")
+    other.path("a").unlink()  # which it does before it puts another there
+    with pytest.raises(UserError, match="is not a finished cell"):
+        study.finished("a")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"figure": {}}', '{"figure": 1, "settings": {}}'])
 def test_what_is_no_finished_cell_is_named_or_redone(tmp_path: Path, text: str) -> None:
     study = Letters(tmp_path)

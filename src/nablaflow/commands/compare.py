@@ -19,7 +19,9 @@ def compare(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN …]", help="run folders, instead of methods; reward=… in place of theirs"
+            metavar="[RUN …]",
+            help="run folders, instead of methods; reward=… in place of theirs; model_lora=…, "
+            "where theirs is now",
         ),
     ] = None,
     method: Annotated[
@@ -88,11 +90,13 @@ def compare(
 
 
 def _parted(given: list[str]) -> tuple[list[Path], list[str]]:
-    """Runs, and ``reward=…`` in place of theirs."""
-    settings = [text for text in given if re.match(r"reward(\.\w+)*=", text)]
+    """Runs, and ``reward=…`` in place of theirs or ``model_lora=…`` where theirs is."""
+    settings = [text for text in given if re.match(r"(reward(\.\w+)*|model_lora)=", text)]
     runs = [Path(text) for text in given if text not in settings]
     if settings and not runs:
-        raise UserError("compare: reward=… goes with runs; with --method it is --reward")
+        name = settings[0].partition("=")[0]
+        remedy = "with --method it is --reward" if name.startswith("reward") else "leave it out"
+        raise UserError(f"compare: {name}=… goes with runs; {remedy}")
     return runs, settings
 
 

@@ -23,7 +23,10 @@ def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[reward=…]", help="a reward in place of the run's"),
+        typer.Argument(
+            metavar="[reward=… model_lora=…]",
+            help="a reward in place of the run's; where its model_lora is now",
+        ),
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=2, help="images of each model")] = None,
     features: Annotated[str, typer.Option(help="what images are compared by")] = "pixels",

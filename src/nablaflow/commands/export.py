@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, importing
+from nablaflow.commands.shared import AsJson, Debug, MovedLora, TrustRun, guarded, importing
 
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    settings: MovedLora = None,
     form: Annotated[
         str,
         typer.Option(
@@ -49,7 +50,7 @@ def export(
             from nablaflow.runs.export import export_run
 
         given = {"dtype": dtype, "checkpoint": checkpoint, "overwrite": overwrite}
-        given |= {"average": ema}
+        given |= {"average": ema, "settings": settings or []}
         exported = export_run(run, form, out, **given, trusted=trust_run)
         if as_json:
             print(json.dumps(exported.as_dict()))

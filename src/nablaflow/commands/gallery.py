@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, importing
+from nablaflow.commands.shared import AsJson, Debug, MovedLora, TrustRun, guarded, importing
 
 
 def gallery(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    settings: MovedLora = None,
     n: Annotated[int, typer.Option("--n", min=1, help="images of each")] = 16,
     out: Annotated[Path, typer.Option(help="folder for the images")] = Path("gallery"),
     strength: Annotated[
@@ -37,9 +38,8 @@ def gallery(
             from nablaflow.runs.gallery import STRENGTHS, write_gallery
 
         strengths = STRENGTHS if strength is None else tuple(dict.fromkeys(strength))
-        written = write_gallery(
-            run, out, n, strengths=strengths, seed=seed, overwrite=overwrite, trusted=trust_run
-        )
+        given = {"strengths": strengths, "seed": seed, "settings": settings or []}
+        written = write_gallery(run, out, n, overwrite=overwrite, trusted=trust_run, **given)
         print(json.dumps({"gallery": str(written)}) if as_json else written)
 
     guarded(work, debug)

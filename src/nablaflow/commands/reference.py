@@ -12,8 +12,8 @@ HEAD = """# Command line
 
 Every command also has `--help`. With `--json` a command prints one JSON object to standard output
 and nothing else there. Exit status: 0 done, 2 a mistake in what was given (one line that names it
-and the remedy), 1 training cannot go on, 130 after Ctrl-C. `make reference` writes this page from
-the code.
+and the remedy), 1 training cannot go on, 130 after Ctrl-C, SIGTERM or SIGHUP. `make reference`
+writes this page from the code.
 """
 
 

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, importing
+from nablaflow.commands.shared import AsJson, Debug, MovedLora, TrustRun, guarded, importing
 
 
 def sample(
     source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="run folder, or a model")],
+    settings: MovedLora = None,
     prompt: Annotated[list[str] | None, typer.Option(help="again for more prompts")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="images in all")] = 8,
     out: Annotated[Path, typer.Option(help="folder for the images")] = Path("samples"),
@@ -50,7 +51,7 @@ def sample(
             from nablaflow.runs.sample import sample_to_folder
 
         given = {"sampler": sampler, "height": height, "width": width}
-        own = {"checkpoint": checkpoint, "strength": strength}
+        own = {"checkpoint": checkpoint, "strength": strength, "settings": settings or None}
         written = sample_to_folder(
             source,
             prompt or [],

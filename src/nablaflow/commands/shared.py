@@ -29,6 +29,12 @@ KeyValues = Annotated[
 ]
 
 
+MovedLora = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[model_lora=…]", help="where the LoRA in a run's reference is now"),
+]
+
+
 def listed(given: Sequence[str] | None) -> list[str]:
     """The names of an option that may come again and may hold several with commas."""
     parts = (part.strip() for text in given or () for part in text.split(","))
@@ -55,10 +61,10 @@ def importing() -> Iterator[None]:
 
 def guarded(work: Callable[[], None], debug: bool) -> None:
     """A mistake becomes one line and status 2; what only the program can be blamed for, a trace."""
-    from nablaflow.runs.stopping import Interrupted, stopped_by_sigterm
+    from nablaflow.runs.stopping import Interrupted, stopped_by_signals
 
     try:
-        with stopped_by_sigterm():
+        with stopped_by_signals():
             work()
             sys.stdout.flush()
     except (UserError, TrainingStopped, ExportError, Interrupted) as error:
@@ -85,7 +91,7 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
 
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT),
 }
 """What a disk or a path can do to a command, whatever it was doing."""
 

@@ -33,7 +33,7 @@ def compare_asked(
     Args:
         out: folder for the methods' runs, and for what is measured once.
         training: of the methods: seeds, minutes and beta, where they are given.
-        settings: ``reward=…``, in place of the runs' own.
+        settings: ``reward=…``, in place of the runs' own; ``model_lora=…``, where theirs is now.
 
     Raises:
         UserError: runs and methods, or as `ComparisonStudy.named`, `race` and `compare_runs` say.

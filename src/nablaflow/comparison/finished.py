@@ -44,7 +44,7 @@ def compare_runs(
         held_out: spec of a reward that nothing was trained on; None: for the embedded model
             whether the shape is shown, for another model none.
         metrics: further figures, by name; None: those of the first run's evaluation.
-        settings: ``reward=…``, in place of the runs' own.
+        settings: ``reward=…``, in place of the runs' own; ``model_lora=…``, where theirs is now.
         trusted: whether the user's word is given for what the runs ask for.
 
     Raises:
@@ -53,7 +53,8 @@ def compare_runs(
     """
     configs = [_config(folder, n, metrics, settings, trusted=trusted) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
-        check_trusted(config, folder, parts_of_run(settings), trusted=trusted)
+        own = parts_of_run(settings, ("reward", "model_lora"))
+        check_trusted(config, folder, own, trusted=trusted)
     _check_alike(folders, configs)
     gauge, cells = None, []
     for folder, config, label in zip(folders, configs, _labels(folders, configs), strict=True):

@@ -67,7 +67,7 @@ def _race(
         _carry_out(own, cell, gauge, progress)
         work(1)
     curve = tilt_curve(gauge, own.room(reward.name), progress.start)
-    return outcome_of(gauge, curve, [own.read(cell) for cell in own.cells])
+    return outcome_of(gauge, curve, [own.finished(cell) for cell in own.cells])
 
 
 def held_out_reward(spec: str | None, *, embedded: bool) -> NamedReward | None:

@@ -159,7 +159,7 @@ class LabStudy(Study[LabCell]):
 
     def rows(self) -> list[Row]:
         """The figures of every cell, in the order of `cells`; all must be done."""
-        return [self.read(cell)["row"] for cell in self.cells]
+        return [self.finished(cell)["row"] for cell in self.cells]
 
     def samples(self, cell: LabCell) -> Float[Tensor, "n dim"]:
         """Samples of a cell's policy, float32.
@@ -167,7 +167,7 @@ class LabStudy(Study[LabCell]):
         Raises:
             UserError: they are not what was written.
         """
-        path, known = self._samples_path(cell), self.read(cell).get("samples")
+        path, known = self._samples_path(cell), self.finished(cell).get("samples")
         try:
             if known not in (None, checksums.of_file(path)):
                 raise ValueError("another content")
@@ -207,9 +207,10 @@ class LabStudy(Study[LabCell]):
         path, samples = self.path(cell), self._samples_path(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        write_whole(samples, save({"samples": result.samples.float().contiguous()}))
+        content = save({"samples": result.samples.float().contiguous()})
+        write_whole(samples, content)
         row = {name: _finite_or_none(value) for name, value in result.row().items()}
-        self.store(cell, {"row": row, "samples": checksums.of_file(samples)})
+        self.store(cell, {"row": row, "samples": checksums.of_bytes(content)})
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from nablaflow.models.architectures import DECODER, SDXL_UNET
+from nablaflow.models.architectures.blueprint import DECODER, SDXL_UNET
 from nablaflow.models.flops import counted
 
 PASSES, RECOMPUTED = 6, 2

@@ -17,17 +17,23 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from nablaflow.errors import UserError, nearest
 from nablaflow.models.architectures import ARCHITECTURES, Blueprint
 from nablaflow.nano.captions import WORDS
 from nablaflow.nano.pretrain.text import build_tokenizer
+from nablaflow.quiet import quiet_libraries
 
 RANDOM, SMALL = "random:", "-small"
 """``random:sd15``, or ``random:sd15-small``, is such a pipeline wherever a model is named."""
 CLIP_TOKENS, T5_TOKENS = 77, 512
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""How a Qwen is spoken to."""
 
 
 def random(
@@ -42,7 +48,8 @@ def random(
     """A stock diffusers pipeline of a published architecture, with random weights.
 
     Args:
-        name: ``sd15``, ``sdxl``, ``sd35`` (medium) or ``flux`` (FLUX.1-dev).
+        name: ``sd15``, ``sd21`` (of 768 pixels), ``sdxl``, ``ddpm`` (of 256), ``sd35`` (medium),
+            ``flux`` (FLUX.1-dev), ``flux2-klein`` (4B), ``z-image``, ``qwen-image`` or ``chroma``.
         folder: to save it in besides, in diffusers format; it must not be there yet.
         small: the same classes with a few thousand weights.
         seed: of the weights; torch's global state is left as it was.
@@ -86,6 +93,7 @@ def _free(folder: str | Path, device: str | torch.device) -> Path:
     return place
 
 
+@quiet_libraries()
 def _build(
     architecture: Blueprint, small: bool, seed: int, dtype: torch.dtype, device: torch.device
 ) -> Any:
@@ -100,7 +108,8 @@ def _build(
                 parts[part] = getattr(diffusers, kind)(**own)
                 continue
             with device, _made_in(dtype):
-                parts[part] = _network(kind, own, tokenizers["tokenizer"]).eval()
+                reader = tokenizers.get(part.replace("text_encoder", "tokenizer"))
+                parts[part] = _network(kind, own, reader).eval()
     made = getattr(diffusers, architecture.pipeline)(**parts, **tokenizers, **architecture.options)
     made.set_progress_bar_config(disable=True)
     return made
@@ -118,22 +127,23 @@ def _made_in(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _network(kind: str, settings: Mapping[str, Any], tokenizer: Any) -> torch.nn.Module:
+    if tokenizer is None:
+        return getattr(diffusers, kind)(**settings)
+    encoder = getattr(transformers, kind)
+    own: dict[str, Any] = {"vocab_size": len(tokenizer)}
     if kind.startswith("CLIP"):
-        ends = {
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.eos_token_id,
-        }
-        return getattr(transformers, kind)(transformers.CLIPTextConfig(**settings, **ends))
-    if kind.startswith("T5"):
-        words: dict[str, Any] = {"vocab_size": 3 + len(WORDS), "dropout_rate": 0.0, **settings}
-        return getattr(transformers, kind)(transformers.T5Config(**words))
-    return getattr(diffusers, kind)(**settings)
+        first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+        own = {"bos_token_id": first, "eos_token_id": last, "pad_token_id": last}
+    elif kind.startswith("T5"):
+        own |= {"dropout_rate": 0.0}
+    return encoder(encoder.config_class(**{**own, **settings}))
 
 
 def _tokenizer(kind: str) -> Any:
     if kind == "t5":
         return _words_tokenizer()
+    if kind == "qwen":
+        return _bytes_tokenizer()
     tokenizer = build_tokenizer()
     tokenizer.model_max_length = CLIP_TOKENS
     return tokenizer
@@ -154,3 +164,13 @@ def _words_tokenizer() -> transformers.PreTrainedTokenizerFast:
         unk_token="<unk>",
         model_max_length=T5_TOKENS,
     )
+
+
+def _bytes_tokenizer() -> transformers.Qwen2Tokenizer:
+    """Qwen's markers and template around single bytes."""
+    words = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()))
+    tokenizer = transformers.Qwen2Tokenizer(
+        vocab={word: i for i, word in enumerate(words)}, merges=[]
+    )
+    tokenizer.chat_template = CHAT
+    return tokenizer

@@ -10,8 +10,8 @@ from pathlib import Path
 from nablaflow.errors import UserError
 from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
+from nablaflow.storage.run_folder import CHECKSUMS
 
-CHECKSUMS = "nablaflow-checksums.json"
 WEIGHTS = ".safetensors"
 
 

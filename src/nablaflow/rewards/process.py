@@ -32,7 +32,7 @@ def _put_streams(streams: tuple[Any, Any, Any]) -> None:
     sys.stdin, sys.stdout, sys.stderr = streams
 
 
-_STOPS = (signal.SIGINT, signal.SIGTERM)
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _put_stops(handlers: tuple[Any, ...]) -> None:
@@ -78,7 +78,7 @@ _GLOBAL: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "whether the smallest numbers count as 0": (_flushes_denormals, torch.set_flush_denormal),
     "the working directory": (_working_directory, _go_to),
     "the standard streams": (lambda: (sys.stdin, sys.stdout, sys.stderr), _put_streams),
-    "what Ctrl-C and SIGTERM do": (
+    "what Ctrl-C, SIGTERM and SIGHUP do": (
         lambda: tuple(signal.getsignal(number) for number in _STOPS),
         _put_stops,
     ),

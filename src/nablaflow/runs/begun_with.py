@@ -57,7 +57,7 @@ def known_lora(path: str, setting: str, known: str | None) -> tuple[Path, str]:
     except UserError as error:
         if known is None:
             raise
-        raise UserError(f"{error}, or name its new place in the run's config.yaml") from error
+        raise UserError(f"{error}, or give its new place ({setting}=…)") from error
     try:
         found = checksums.of_file(file)
     except OSError as error:
@@ -68,6 +68,22 @@ def known_lora(path: str, setting: str, known: str | None) -> tuple[Path, str]:
             "begin another run"
         )
     return file, found
+
+
+def lora_elsewhere(config: Config, own: Config) -> Config:
+    """A run's configuration in which its LoRA has another place: it has to be the same file.
+
+    Args:
+        own: the configuration as the run has it.
+
+    Raises:
+        UserError: the run was begun without a LoRA, or is to be had without its own.
+    """
+    if config.model_lora is not None and own.model_lora is None:
+        raise UserError(f"{FUSED}: the run was begun without one; leave it out")
+    if config.model_lora is None and own.model_lora is not None:
+        raise UserError(f"{FUSED}: the run's reference has one in it; leave it out")
+    return config.model_copy(update={"model_lora_hash": own.model_lora_hash})
 
 
 def as_begun(adapter: AdapterSettings) -> AdapterSettings:

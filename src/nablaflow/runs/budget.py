@@ -132,7 +132,7 @@ def plan_for(
     decode = training.decode_batch
     if decode is None and model.image_size[0] * model.image_size[1] >= LARGE_IMAGE:
         decode = 1
-    needs = needs_of(config, model, reward, flow, decode)
+    needs = needs_of(config, model, reward, flow, decode, device)
     here = model.device.type != "meta"
     always = _always(needs, counts, device, needs.weights if here else 0)
     factor = HEAP if device.type == "cpu" else 1.0

@@ -15,6 +15,7 @@ from nablaflow.devices import find_device
 from nablaflow.models import load_model
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.random_weights import RANDOM, random_by_name
+from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import load
 from nablaflow.runs.budget import allowance, plan_for, too_small
 from nablaflow.runs.pretrained import dtype_of, load_pretrained
@@ -24,6 +25,7 @@ from nablaflow.shapes import META, Shapes
 from nablaflow.training.memory_plan import GIB
 
 
+@quiet_libraries()
 def plan_of_recipe(recipe: Path, settings: Sequence[str], *, trusted: bool) -> dict[str, Any]:
     """Its memory, GiB, and the batches that it would train with; `MemoryPlan.as_dict` and more.
 

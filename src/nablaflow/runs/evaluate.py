@@ -30,7 +30,7 @@ from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import check_may_be_given
 from nablaflow.runs.setup import prepare
-from nablaflow.runs.trust import check_trusted, methods_of, parts_of_run
+from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import guards_best
 from nablaflow.storage.run_folder import CURVES
 from nablaflow.storage.whole import last_whole, steady, whole_before
@@ -61,7 +61,8 @@ def evaluate_run(
         only_last: leave the checkpoints before the last out, the guard's best among them.
         prompts: in place of the run's own, which are then not read; all that a recipe may have as
             ``prompts``. The exact tilt, which is of the run's own, is left out.
-        settings: ``reward=…``, in place of the run's own; ``model=…``, where the same model is now.
+        settings: ``reward=…``, in place of the run's own; ``model=…`` and ``model_lora=…``, where
+            the same model and LoRA are now.
         trusted: whether the user's word is given for what the run asks for, see
             `nablaflow.runs.trust`.
         reward: a function, in place of the run's own reward.
@@ -119,7 +120,7 @@ def _to_measure(
     overrides = ["guard=null", "training.trackers=[]"]
     overrides += [] if n is None else [f"evaluation.n={n}"]
     overrides += [] if prompts is None else _measured_on(prompts)
-    own = parts_of_run(settings, ("reward", "model"))
+    own = parts_of_run(settings, ("reward", *THE_MODEL))
     own -= set() if prompts is None else {"prompts", "evaluation"}
     own -= {"reward"} if reward else set()
     find = methods_of(folder, trusted=trusted, known=method)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,6 +75,7 @@ def export_run(
     trusted: bool = False,
     pipeline: LivePipeline | None = None,
     method: type[Method] | None = None,
+    settings: Sequence[str] = (),
 ) -> Exported:
     """Write a run's policy, as a checkpoint has it, to a folder; all of it or nothing.
 
@@ -88,6 +89,7 @@ def export_run(
         trusted: whether the user's word is given for what the run asks for.
         pipeline: the one that the run was begun with, where it has no name.
         method: the class of the one that it was begun with, where it has no file.
+        settings: ``model_lora=…``, where the run's own is now.
 
     Raises:
         UserError: a mistake in any of these, no such checkpoint, or a format that cannot hold it.
@@ -96,7 +98,7 @@ def export_run(
     _check_choices(form, dtype, checkpoint)
     final = Path("exports", f"{run.resolve().name}-{form}") if out is None else out
     _check_out(final, overwrite=overwrite)
-    given = {"trusted": trusted, "pipeline": pipeline, "method": method}
+    given = {"trusted": trusted, "pipeline": pipeline, "method": method, "settings": settings}
     model, config, folder = load_policy(
         run, THE_MODEL, checkpoint=checkpoint, average=average, **given
     )

@@ -23,7 +23,7 @@ from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import best_folder
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.records import read_records
-from nablaflow.storage.run_folder import REPORT, SAMPLES, SUMMARY, peak_rss_mb
+from nablaflow.storage.run_folder import AVERAGE, REPORT, SAMPLES, SUMMARY, peak_rss_mb
 
 
 def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
@@ -61,7 +61,7 @@ def _save(parts: Parts, folder: Path) -> Path:
     saved = save_policy(parts.model, parts.source, folder)
     if average is not None:
         with swapped(parts.model.network, average):
-            save_policy(parts.model, parts.source, folder / "ema")
+            save_policy(parts.model, parts.source, folder / AVERAGE)
     return saved
 
 

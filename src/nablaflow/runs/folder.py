@@ -24,6 +24,7 @@ from nablaflow.config.recipe import (
     parse_config,
 )
 from nablaflow.errors import UserError
+from nablaflow.runs.begun_with import lora_elsewhere
 from nablaflow.runs.trust import NeedsWord, paths_read
 from nablaflow.storage.checkpoint import DamagedCheckpoint, list_checkpoints, read_manifest
 from nablaflow.storage.files import write_whole
@@ -38,6 +39,7 @@ from nablaflow.storage.run_folder import (
     has_checkpoint,
     is_begun,
     put_back,
+    remove_partial,
     set_aside,
     undo_move,
 )
@@ -166,6 +168,7 @@ def _begin(config: Config, *, resume: bool, overwrite: bool) -> None:
     run = config.output_dir
     check_no_links(run)
     undo_move(run)
+    remove_partial(run)
     if resume and not (run / CONFIG).exists():
         put_back(run)
     _check_content(config, resume=resume, overwrite=overwrite)
@@ -188,6 +191,7 @@ def load_run_config(
     is a change of what the checkpoint was trained with.
 
     Args:
+        overrides: ``key=value``; a ``model_lora`` among them is the run's own in another place.
         find: finds the class of a method of the user's own, see `nablaflow.runs.trust.methods_of`.
 
     Raises:
@@ -197,7 +201,7 @@ def load_run_config(
     if copy is None and not (run / CONFIG).is_file():
         raise UserError(_no_run(run))
     try:
-        load_config(run / CONFIG, [], {}, find)  # so that no override is taken for damage
+        own = load_config(run / CONFIG, [], {}, find)  # so that no override is taken for damage
     except NeedsWord:
         raise
     except UserError as error:
@@ -205,8 +209,10 @@ def load_run_config(
             raise
         print(f"{error}; the copy in the last checkpoint is used", file=sys.stderr)
         values = {**read_yaml(copy, "checkpoint"), "output_dir": str(run)}
-        return load_config(None, overrides, values, find)
+        own = load_config(None, [], values, find)
+        return lora_elsewhere(load_config(None, overrides, values, find), own)
     config = load_config(run / CONFIG, overrides, {"output_dir": str(run)}, find)
+    config = lora_elsewhere(config, own)
     if copy is not None:
         saved = plain_config(parse_config(read_recipe(run / CONFIG), find))
         for part in _differences(_completed(copy, find), saved):

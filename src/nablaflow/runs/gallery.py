@@ -23,6 +23,7 @@ from nablaflow.rewards import NamedReward, load
 from nablaflow.runs.checks import check_count, image_bytes
 from nablaflow.runs.policy import load_policy
 from nablaflow.runs.sample import BATCH, image_name
+from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.gallery import GALLERY, REFERENCE
 from nablaflow.storage.whole import steady, whole_checkpoints
@@ -116,6 +117,7 @@ def write_gallery(
     seed: int = 0,
     overwrite: bool = False,
     trusted: bool = False,
+    settings: Sequence[str] = (),
 ) -> Path:
     """Write ``n`` images of each position to a folder of its own, and what they score.
 
@@ -124,6 +126,7 @@ def write_gallery(
     Args:
         strengths: of the last checkpoint, besides 0 and 1.
         trusted: whether the user's word is given for what the run asks for.
+        settings: ``model_lora=…``, where the run's own is now.
 
     Returns:
         The table of rewards, and of distances from the reference's image of the same noise, in
@@ -136,7 +139,7 @@ def write_gallery(
     table = out / GALLERY
     if table.exists() and not overwrite:
         raise UserError(f"--out: {out} holds a gallery already; use --overwrite or another folder")
-    drawer = _drawer(run, n, seed, trusted=trusted)
+    drawer = _drawer(run, n, seed, settings, trusted=trusted)
     with steady(run) as place, show() as progress:
         positions = list(_positions(whole_checkpoints(place), strengths))
         _check_apart(positions, out)
@@ -146,8 +149,9 @@ def write_gallery(
     return table
 
 
-def _drawer(run: Path, n: int, seed: int, *, trusted: bool) -> Drawer:
-    model, config, _ = load_policy(run, ("model", "prompts", "reward"), trusted=trusted)
+def _drawer(run: Path, n: int, seed: int, settings: Sequence[str], *, trusted: bool) -> Drawer:
+    parts = (*THE_MODEL, "prompts", "reward")
+    model, config, _ = load_policy(run, parts, trusted=trusted, settings=settings)
     check_count("--n", n, 2 * image_bytes(model))
     prompts = load_prompts(config.prompts, Path(), config.seed)
     return Drawer(model, config.model, load(config.reward), prompts, n, seed)

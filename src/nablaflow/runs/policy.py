@@ -19,7 +19,7 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.runs.begun_with import as_begun
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import reference_of
-from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of
+from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import (
     best_folder,
     list_checkpoints,
@@ -44,6 +44,7 @@ def load_policy(
     sampler: str | None = None,
     pipeline: LivePipeline | None = None,
     method: type[Method] | None = None,
+    settings: Sequence[str] = (),
 ) -> tuple[PipelineModel, Config, Path]:
     """The policy of a run, the run's configuration, and the folder of the checkpoint.
 
@@ -56,6 +57,7 @@ def load_policy(
         sampler: another than the run's own: ``euler``, for a policy of flow matching.
         pipeline: the one that the run was begun with, where it has no name.
         method: the class of the one that it was begun with, where it has no file.
+        settings: ``model_lora=…``, where the same LoRA is now.
 
     Raises:
         UserError: the folder holds no such checkpoint, or one of another model; or the strength is
@@ -65,18 +67,19 @@ def load_policy(
         raise UserError(f"--strength: must be a number from 0 on, not {strength:g}")
     if checkpoint == REFERENCE and strength != 1:
         raise UserError("--strength: the reference has none; leave it or --checkpoint out")
-    config = load_run_config(run, find=methods_of(run, trusted=trusted, known=method))
-    check_trusted(config, run, parts, trusted=trusted)
+    own_parts = parts_of_run(settings, ("model_lora",)).intersection(parts)
+    config = load_run_config(run, settings, methods_of(run, trusted=trusted, known=method))
+    check_trusted(config, run, own_parts, trusted=trusted)
     analytic = config.sampler.variance == "analytic" and sampler is None
     if average and config.adapter.ema_decay is None:
         raise UserError(f"--ema: {run} keeps no average (adapter.ema_decay); leave it out")
     own = "policy_average" if average else "policy"
     folder, state = _read(run, checkpoint, (own, KERNELS) if analytic else (own,))
-    settings = config.sampler
+    steps = config.sampler
     if sampler is not None:
-        settings = settings.model_copy(update={"name": sampler, "eta": 1.0})
+        steps = steps.model_copy(update={"name": sampler, "eta": 1.0})
     pretrained = reference_of(config, pipeline, torch.float32)
-    model = load_model(pretrained, settings, as_begun(config.adapter), best_device())
+    model = load_model(pretrained, steps, as_begun(config.adapter), best_device())
     if checkpoint != REFERENCE:  # a fresh adapter changes nothing
         put_policy(model.network, state[own], folder, config.model)
         model.adapter.scale(strength)

@@ -19,7 +19,7 @@ from nablaflow.rewards import NamedReward
 from nablaflow.runs.export import export_run
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import copy_of_live, reference_of
-from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of
+from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.files import read_text
 from nablaflow.storage.header import is_whole
 from nablaflow.storage.records import read_records
@@ -49,12 +49,15 @@ class Run:
     reward: NamedReward | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, folder: str | Path, *, trusted: bool = False) -> Run:
+    def open(
+        cls, folder: str | Path, *, trusted: bool = False, model_lora: str | Path | None = None
+    ) -> Run:
         """A run that was finished before.
 
         Args:
             trusted: whether the user's word is given for the model's folder, where the run is
                 somebody else's; see `nablaflow.runs.trust`.
+            model_lora: where the LoRA in its reference is now, if that has moved.
 
         Raises:
             UserError: the folder holds no finished run.
@@ -64,8 +67,10 @@ class Run:
         saved = next((folder / name for name in (LORA, MODEL) if (folder / name).is_dir()), None)
         if saved is None or not summary.is_file():
             raise UserError(f"{folder} holds no finished run; give the output_dir of one")
-        config = load_run_config(folder, find=methods_of(folder, trusted=trusted))
-        check_trusted(config, folder, THE_MODEL, trusted=trusted)
+        moved = _place_of_lora(model_lora)
+        own = parts_of_run(moved, ("model_lora",)).intersection(THE_MODEL)
+        config = load_run_config(folder, moved, methods_of(folder, trusted=trusted))
+        check_trusted(config, folder, own, trusted=trusted)
         try:
             figures = json.loads(read_text(summary))
             if not isinstance(figures, dict):
@@ -81,6 +86,11 @@ class Run:
         """The class of its method."""
         assert isinstance(self.config.method, Method)
         return type(self.config.method)
+
+    @property
+    def settings(self) -> list[str]:
+        """What of its folder's config.yaml is otherwise now: where its LoRA is."""
+        return _place_of_lora(self.config.model_lora)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -142,7 +152,8 @@ class Run:
         Raises:
             UserError: a mistake in any of these, or a format that cannot hold the policy.
         """
-        own = {"pipeline": self.live, "method": self.method, "trusted": trusted}
+        own = {"pipeline": self.live, "method": self.method, "settings": self.settings}
+        own |= {"trusted": trusted}
         given = {"dtype": dtype, "checkpoint": checkpoint, "overwrite": overwrite}
         given |= {"average": average}
         place = None if out is None else Path(out).expanduser()
@@ -152,3 +163,8 @@ class Run:
         if self.live is not None:
             return copy_of_live(self.config, self.live, dtype)
         return reference_of(self.config, None, dtype or torch.float32)
+
+
+def _place_of_lora(path: str | Path | None) -> list[str]:
+    """The setting that says where a LoRA is; none where there is no LoRA."""
+    return [] if path is None else [f"model_lora={json.dumps(str(path))}"]

@@ -68,7 +68,7 @@ def _model(
     """A run's policy, or a model as it is; and what to show with it."""
     here: dict[str, Any] = {}
     if isinstance(source, Run):
-        here = {"pipeline": source.live, "method": source.method}
+        here = {"pipeline": source.live, "method": source.method, "settings": source.settings}
         source = str(source.folder)
     if isinstance(source, str) and (is_run(Path(source)) or (Path(source) / CONFIG).is_file()):
         if of_model == {"sampler": "euler"}:  # without the noise that it was trained with
@@ -80,8 +80,8 @@ def _model(
         model, config, _ = load_policy(Path(source), parts, trusted=trusted, **here, **of_run)
         return model, prompts or load_prompts(config.prompts, Path(), config.seed)
     if of_run:
-        option = next(iter(of_run))
-        raise UserError(f"--{option}: {source} is no run folder, and only a run has that")
+        option = "model_lora" if "settings" in of_run else f"--{next(iter(of_run))}"
+        raise UserError(f"{option}: {source} is no run folder, and only a run has that")
     pipeline = load_pipeline(model_source(source) if isinstance(source, str) else source)
     sampler = _sampler(pipeline, source, of_model)
     model = load_model(pipeline, sampler, AdapterSettings(), best_device())
@@ -146,8 +146,8 @@ def sample_to_folder(
         trusted: whether the user's word is given for what a run asks for.
         of_model: ``sampler``, ``height`` and ``width`` for a model as it is; of a run of flow
             matching the sampler may be ``euler``.
-        of_run: ``checkpoint`` and ``strength`` of a run, as `nablaflow.runs.policy.load_policy` has
-            them.
+        of_run: ``checkpoint``, ``strength`` and ``settings`` of a run, as
+            `nablaflow.runs.policy.load_policy` has them.
 
     Raises:
         UserError: no such source, no prompts, or images in the way.

@@ -1,83 +1,91 @@
-"""How a run stops before its end: Ctrl-C, SIGTERM, a full disk."""
+"""How a run stops before its end: Ctrl-C, SIGTERM, SIGHUP, a full disk."""
 
 from __future__ import annotations
 
 import errno
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nablaflow.errors import UserError
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, what ends a program, and a terminal that is closed."""
+
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the run stopped between two updates, with a checkpoint."""
+    """One of `STOPS`: the run stopped between two updates, with a checkpoint."""
 
 
 @contextmanager
 def stopping(asked: list[bool]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks for a stop after the update; the second stops at once."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    """The first of `STOPS` asks for a stop after the update; the second stops at once."""
 
     def ask(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
         asked.append(True)
-        restore()
 
-    try:
-        for number in signals:
-            signal.signal(number, ask)
-    except ValueError:  # not the main thread, where signals do not arrive anyway
+    with _heard(ask):
         yield
-        return
-    try:
-        yield
-    finally:
-        restore()
 
 
 @contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM is what Ctrl-C is, so that what was begun is put away; unless it is ignored."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.getsignal(signal.SIGTERM)
-    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+def stopped_by_signals() -> Iterator[None]:
+    """All of `STOPS` are what Ctrl-C is, so that what was begun is put away."""
+    with _ended_by(KeyboardInterrupt()):
         yield
-        return
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def stopped_at_once() -> Iterator[None]:
-    """Ctrl-C or SIGTERM while a trained run is measured: nothing is lost but the figures so far."""
+    """`STOPS` while a trained run is measured: nothing is lost but the figures so far."""
+    told = "stopped while the run was measured; it is trained, go on with --resume"
+    with _ended_by(Interrupted(told)):
+        yield
+
+
+@contextmanager
+def _ended_by(end: BaseException) -> Iterator[None]:
+    """`STOPS` end what is inside, by this error whatever a library makes of it on the way.
+
+    One that loads weights, say, takes any error for a damaged file, and its user for the culprit.
+    """
+    heard: list[bool] = []
 
     def stop(number: int, frame: Any) -> None:
-        raise Interrupted("stopped while the run was measured; it is trained, go on with --resume")
+        heard.append(True)
+        raise KeyboardInterrupt
 
-    try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread
+    with _heard(stop):
+        try:
+            yield
+        except Interrupted:  # which says more
+            raise
+        except BaseException as error:
+            if heard:
+                raise end from error
+            raise
+
+
+@contextmanager
+def _heard(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """`STOPS` inside; one that is ignored, as under `nohup`, stays ignored."""
+    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
         yield
         return
+    found = {number: signal.getsignal(number) for number in STOPS}
+    before = {n: old for n, old in found.items() if old not in (signal.SIG_IGN, None)}
     try:
+        for number in before:
+            signal.signal(number, handler)
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 @contextmanager

@@ -30,6 +30,11 @@ def of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def of_bytes(content: bytes) -> str:
+    """SHA-256 of a file's content before it is one, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def of_tensors(tensors: Mapping[str, Tensor], about: Any = None) -> str:
     """SHA-256 of names, types, shapes and values, whatever their order, and of what JSON holds."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())

@@ -21,32 +21,43 @@ from nablaflow.storage.lock import MARKER, is_run
 CONFIG, METRICS, SUMMARY, REPORT = "config.yaml", "metrics.jsonl", "summary.json", "report.html"
 CURVES, POINTS, CELL = "evaluation.png", "points.json", "cell.json"
 CHECKPOINTS, SAMPLES, LOGS = "checkpoints", "samples", "logs"
+AVERAGE = "ema"  # the policy's average over the updates
+CHECKSUMS = "nablaflow-checksums.json"  # of a whole pipeline's weights
 LOG = "log.txt"  # what a terminal or a pipe is told of the work, line by line
 REPLACED, MOVING = ".replaced", ".replacing"
 
 _FILES = (CONFIG, METRICS, LOG, SUMMARY, REPORT, CURVES, POINTS, CELL)
-_MODEL = ("model_index.json", *(f"*/*.{kind}" for kind in ("json", "txt", "model", "safetensors")))
+_MODEL = (
+    *("model_index.json", CHECKSUMS, f"{PARTIAL}{CHECKSUMS}"),
+    *(f"*/*.{kind}" for kind in ("json", "txt", "model", "safetensors")),
+)
+_MANIFEST = "progress.json"
+_LORA = "pytorch_lora_weights.safetensors"
 _CONTENT = {
     "": (*_FILES, *(f"{PARTIAL}{name}" for name in _FILES)),
     f"{SAMPLES}/": ("step-*.png", "before_after.png", f"{PARTIAL}*.png"),
     **{
-        f"{CHECKPOINTS}/{folder}/": ("progress.json", "state.pt", "*.safetensors")
+        f"{CHECKPOINTS}/{folder}/": (
+            *(_MANIFEST, f"{PARTIAL}{_MANIFEST}"),
+            *("state.pt", "*.safetensors"),
+        )
         for folder in ("step-*", "best-*", "damaged-*", f"{PARTIAL}*")
     },
     **{
-        f"{place}{beside}lora/": ("pytorch_lora_weights.safetensors",)
-        for place in ("", "ema/")
+        f"{place}{beside}lora/": (_LORA, f"{PARTIAL}{_LORA}")
+        for place in ("", f"{AVERAGE}/")
         for beside in ("", PARTIAL, f"{PARTIAL}old-")
     },
     **{
         f"{place}{beside}model/": _MODEL
-        for place in ("", "ema/")
+        for place in ("", f"{AVERAGE}/")
         for beside in ("", PARTIAL, f"{PARTIAL}old-")
     },
     f"{LOGS}/": ("*/events.out.tfevents.*", "*/*/events.out.tfevents.*"),
 }
 OWN = tuple(folder + name for folder, names in _CONTENT.items() for name in names)
 """Patterns of every file that a run writes, for one part of its path each."""
+_FOLDERS = (CHECKPOINTS, SAMPLES, LOGS, AVERAGE, "lora", "model", REPLACED, MOVING)
 
 
 def own_files(folder: Path) -> Iterator[Path]:
@@ -72,6 +83,9 @@ def _matches(folder: Path, parts: list[str]) -> Iterator[Path]:
 def check_no_links(run: Path) -> None:
     """Refuse to write where a name in the folder leads elsewhere, by a link or as a pipe.
 
+    So is a folder where a run has a file, and a file where it has a folder: training would fail
+    there, when all of it is done.
+
     Raises:
         UserError: it names it.
     """
@@ -80,6 +94,12 @@ def check_no_links(run: Path) -> None:
             _refuse_links(run / name)
     for name in (REPLACED, MOVING):
         _refuse_links(run / name)
+    for name in _FILES:
+        if (run / name).is_dir():
+            raise UserError(f"output_dir: {run / name} is a folder, and a run's is a file; move it")
+    for name in _FOLDERS:
+        if (run / name).is_file():
+            raise UserError(f"output_dir: {run / name} is a file, and a run's is a folder; move it")
 
 
 def _refuse_links(path: Path) -> None:
@@ -151,6 +171,16 @@ def forget_replaced(run: Path) -> None:
     if (run / REPLACED).is_dir():
         _remove_own(run / REPLACED)
         _remove_empty(run / REPLACED)
+
+
+def remove_partial(run: Path) -> None:
+    """Remove what a process that died left half written or half removed; names of a run's alone."""
+    for path in own_files(run):
+        if any(part.startswith(PARTIAL) for part in path.relative_to(run).parts):
+            path.unlink()
+    for folder in (run, run / CHECKPOINTS, run / AVERAGE):
+        for left in folder.glob(f"{PARTIAL}*"):
+            _remove_empty(left)
 
 
 def has_checkpoint(run: Path) -> bool:

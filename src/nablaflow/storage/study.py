@@ -85,6 +85,20 @@ class Study(abc.ABC, Generic[Cell]):
             )
         return not change
 
+    def finished(self, cell: Cell) -> dict[str, Any]:
+        """A finished cell, as `read`, that was made with these settings.
+
+        Raises:
+            UserError: as `read`; or another process has put one of other settings in its place.
+        """
+        found = self.read(cell)
+        if change := difference(found["settings"], self.settings(cell)):
+            raise UserError(
+                f"--out: {self.path(cell)} was replaced meanwhile by figures of other settings "
+                f"({change}); run one command at a time in a folder, or give each its own --out"
+            )
+        return found
+
     def store(self, cell: Cell, found: dict[str, Any]) -> None:
         """Write a finished cell with its settings; ``found`` has what the study ``holds``."""
         path, whole = self.path(cell), found | {"settings": self.settings(cell)}
@@ -103,7 +117,7 @@ class Study(abc.ABC, Generic[Cell]):
             whole = isinstance(found["settings"], dict) and isinstance(
                 found[self.holds], dict | list
             )
-        except (ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             whole, found = False, {}
         if not whole:
             raise UserError(f"--out: {path} is not a finished cell; remove it, or use --overwrite")

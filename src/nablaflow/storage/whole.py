@@ -91,7 +91,7 @@ def steady(run: Path) -> Iterator[Path]:
     That is the run itself unless a process writes there; then it is one of links to its files, or
     of copies where the system's folder for such things is on another disk.
     """
-    if not is_held(run):
+    if not is_held(run) or not list_checkpoints(run):  # a message names the run then
         yield run
         return
     with TemporaryDirectory(prefix="nablaflow-") as place:

@@ -63,9 +63,12 @@ class Job:
         return {0: "done", 130: "stopped"}.get(status, f"failed with status {status}")
 
     def stop(self) -> None:
-        """As Ctrl-C does: a training ends between two updates, with a checkpoint."""
+        """As Ctrl-C does, which a page in the background and all it starts may have to ignore.
+
+        A training ends between two updates, with a checkpoint.
+        """
         if self.status is None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.terminate()
 
     def wait(self) -> int:
         return self._process.wait()

@@ -82,15 +82,17 @@ def needs_of(
     reward: NamedReward,
     flow: FlowScore | None,
     decode_batch: int | None,
+    device: torch.device,
 ) -> Needs:
     """The needs of a configuration, by its parts as they would train.
 
     Args:
         decode_batch: images at once through the decoder under a reward's gradient; None: all.
+        device: whose memory it is; encoders that rest on the CPU are in a CPU's.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a layer that draws does so here, not in the run
-        return _Rehearsal(config, model, reward, flow, decode_batch).needs()
+        return _Rehearsal(config, model, reward, flow, decode_batch, device).needs()
 
 
 @final
@@ -104,8 +106,9 @@ class _Rehearsal:
         reward: NamedReward,
         flow: FlowScore | None,
         decode_batch: int | None,
+        device: torch.device,
     ) -> None:
-        self.config, self.flow = config, flow
+        self.config, self.flow, self.device = config, flow, device
         self.model = without_data(model)
         method = config.method
         method = method if isinstance(method.beta, int | float) else _with_some_beta(method)
@@ -155,7 +158,7 @@ class _Rehearsal:
         networks += [part for part in vars(self.model).values() if _is_network(part)]
         asked = self.config.training.offload_encoders
         offloads = self.model.heavy_encoders if asked is None else asked
-        resting = self.model.encoders if offloads else ()
+        resting = self.model.encoders if offloads and self.device.type != "cpu" else ()
         components = self.model.pipeline.components
         networks += [part for name, part in components.items() if name not in resting]
         own = {id(value): value for part in networks if _is_network(part) for value in _all(part)}

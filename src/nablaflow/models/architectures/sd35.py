@@ -1,0 +1,87 @@
+"""Stable Diffusion 3.5 medium."""
+
+from __future__ import annotations
+
+from nablaflow.models.architectures.blueprint import (
+    CLIP_G,
+    CLIP_L,
+    DECODER,
+    NO_QUANT,
+    SMALL_CLIP,
+    SMALL_DECODER,
+    SMALL_T5,
+    T5_XXL,
+    Blueprint,
+)
+
+SD35 = Blueprint(
+    "StableDiffusion3Pipeline",
+    {
+        "transformer": "SD3Transformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder_3": "T5EncoderModel",
+        "scheduler": "FlowMatchEulerDiscreteScheduler",
+    },
+    full={
+        "transformer": {
+            "sample_size": 128,
+            "patch_size": 2,
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_layers": 24,
+            "attention_head_dim": 64,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 4096,
+            "caption_projection_dim": 1536,
+            "pooled_projection_dim": 2048,
+            "pos_embed_max_size": 384,
+            "dual_attention_layers": tuple(range(13)),
+            "qk_norm": "rms_norm",
+        },
+        "vae": {
+            **DECODER,
+            **NO_QUANT,
+            "sample_size": 1024,
+            "latent_channels": 16,
+            "scaling_factor": 1.5305,
+            "shift_factor": 0.0609,
+        },
+        "text_encoder": CLIP_L,
+        "text_encoder_2": CLIP_G,
+        "text_encoder_3": T5_XXL,
+        "scheduler": {"shift": 3.0},
+    },
+    small={
+        "transformer": {
+            "sample_size": 8,
+            "patch_size": 2,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 8,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 24,
+            "caption_projection_dim": 16,
+            "pooled_projection_dim": 16,
+            "pos_embed_max_size": 8,
+            "dual_attention_layers": (0,),
+            "qk_norm": "rms_norm",
+        },
+        "vae": {
+            **SMALL_DECODER,
+            **NO_QUANT,
+            "sample_size": 16,
+            "latent_channels": 4,
+            "scaling_factor": 1.5305,
+            "shift_factor": 0.0609,
+        },
+        "text_encoder": SMALL_CLIP,
+        "text_encoder_2": SMALL_CLIP,
+        "text_encoder_3": SMALL_T5,
+        "scheduler": {"shift": 3.0},
+    },
+    tokenizers={"tokenizer": "clip", "tokenizer_2": "clip", "tokenizer_3": "t5"},
+    options={},
+)
