@@ -258,11 +258,11 @@ def scored(run: Path) -> tuple[Any, Any]:
 
     The fitted reward's scores are the samples' own, the taste's are those that are held out.
     """
-    from nablaflow.comparison.gauge import score_states
+    from nablaflow.comparison.gauge import ScoredSamples
     from nablaflow.evaluation.bank import reference_bank, sample_states
+    from nablaflow.evaluation.measure import measure_states
     from nablaflow.evaluation.policy_state import load_policy_state
     from nablaflow.progress import show
-    from nablaflow.rewards import NamedReward
     from nablaflow.runs.accelerator import fresh_accelerator
     from nablaflow.runs.folder import load_run_config
     from nablaflow.runs.setup import prepare
@@ -273,11 +273,14 @@ def scored(run: Path) -> tuple[Any, Any]:
     with fresh_accelerator(), show() as progress:
         parts = prepare(config, run, checkpoint=last)
         model, prompts = parts.model, parts.evaluated
-        rewards = (parts.reward, NamedReward("taste", preference_rule))
+        reward, looks = parts.reward, {"taste": preference_rule}
 
         def score(states: torch.Tensor, what: str) -> Any:
             told = progress.start(what, len(states))
-            return score_states(model, rewards, states, prompts, batch=batch, on_progress=told)
+            found = measure_states(
+                model, reward, states, prompts, batch=batch, on_progress=told, looks=looks
+            )
+            return ScoredSamples(found.samples, found.rows["taste"])
 
         told = progress.start("read the bank", size)
         states = reference_bank(

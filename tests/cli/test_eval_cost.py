@@ -1,7 +1,8 @@
-"""What `nablaflow eval` reads of a run: the last checkpoint once, and none that it need not."""
+"""What `nablaflow eval` and `compare` read and look at: each thing once, no more than is asked."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -49,3 +50,66 @@ def test_of_the_last_alone_no_other_is_read(read: Counter[str], cli: Cli):
     result = cli("eval", "run", "--checkpoints", "last", "--metrics", "reward", "--json")
     assert result.exit_code == 0, result.stderr
     assert not [name for name in read if name.startswith(BEFORE)]
+
+
+def test_of_an_older_one_the_policy_is_read_once_and_nothing_else(read: Counter[str], cli: Cli):
+    result = cli("eval", "run", "--metrics", "reward", "--json")
+    assert result.exit_code == 0, result.stderr
+    older = {name: times for name, times in read.items() if name.startswith(BEFORE)}
+    assert older == {f"{BEFORE}/policy.safetensors": 1}
+
+
+def test_a_comparison_reads_each_policy_once(read: Counter[str], cli: Cli):
+    result = cli("compare", "run", "--out", "figures", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert read == {f"{name}/policy.safetensors": 1 for name in (BEFORE, LAST)}
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("command", ["eval", "compare"])
+def test_an_older_one_that_is_damaged_is_named_and_left_out(here: Path, cli: Cli, command: str):
+    policy = here / "run" / "checkpoints" / BEFORE / "policy.safetensors"
+    policy.write_bytes(policy.read_bytes()[:-1] + b"!")
+    result = cli(command, "run", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert f"{BEFORE} cannot be used" in result.stderr
+    if command == "eval":
+        rows = json.loads(result.stdout)["protocol"]["rows"]
+        assert [row["name"] for row in rows] == ["reference", "policy"]
+
+
+BANK = ("evaluation.n=20", "evaluation.bank=1200", "method.beta=0.01", "evaluation.batch=100")
+
+
+@pytest.fixture
+def trained_with_bank(recipe: Path, cli: Cli) -> None:
+    result = cli("train", recipe, "training.updates=1", *BANK)
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.usefixtures("trained_with_bank")
+@pytest.mark.parametrize(
+    ("n", "bank"),
+    [
+        (None, 1200),
+        (
+            10,
+            600,
+        ),  # as many fewer as there are images: 300 of each prompt, of which nearly all count
+        (4, 480),  # 120 of each prompt do not tell the tilt, for which 200 have to count; 240 do
+    ],
+)
+def test_fewer_images_look_at_less_of_the_bank(cli: Cli, n: int | None, bank: int):
+    asked = () if n is None else ("--n", n)
+    evaluated = cli("eval", "run", "--metrics", "reward", *asked, "--json")
+    compared = cli("compare", "run", "--out", "figures", *asked, "--json")
+    assert evaluated.exit_code == compared.exit_code == 0, evaluated.stderr + compared.stderr
+    found = json.loads(evaluated.stdout)
+    assert (found["bank"], found["exact_tilt"]["n"]) == (bank, bank)
+    assert found["exact_tilt"]["effective_sample_size"] == pytest.approx(bank / 2, rel=0.01)
+    tilt = json.loads(compared.stdout)["rows"][1]
+    assert (tilt["method"], tilt["n"]) == ("exact tilt", bank)
+    assert json.loads(Path("figures/warmth.json").read_text())["bank"] == bank
+    for result in (evaluated, compared):
+        said = f"{bank} of its 1,200 images" in result.stderr
+        assert said == (n is not None), result.stderr

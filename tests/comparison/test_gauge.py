@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from nablaflow.comparison.gauge import Gauge, ScoredSamples
+from nablaflow.comparison.outcome import tilt_curve
 from nablaflow.metrics import SampleSet
+from nablaflow.progress import unseen
 from nablaflow.rewards import NamedReward
 
 N, SPREAD = 10_000, 0.5
@@ -56,3 +59,17 @@ def test_the_curve_ends_where_the_bank_does():
 
 def test_without_a_second_reward_nothing_is_said_of_one():
     assert gauge(held_out=False).tilt_curve(lambda done: None)[0]["held_out"] is None
+
+
+def test_a_curve_that_is_there_is_taken_for_the_same_bank_alone(tmp_path: Path):
+    """Another comparison at the same beta, into the same folder, has a curve of its own."""
+    first = gauge(held_out=False)
+    samples = first.bank.samples
+    shifted = SampleSet(samples.features, samples.rewards + 1.0, samples.prompt_index)
+    second = Gauge.of(first.reward, None, 1.0, ["a", "b"], ScoredSamples(shifted, None))
+    curve = tilt_curve(first, tmp_path, unseen)
+    assert tilt_curve(first, tmp_path, unseen) == curve
+    moved = tilt_curve(second, tmp_path, unseen)
+    assert [after["reward_mean"] for after in moved] == pytest.approx(
+        [before["reward_mean"] + 1.0 for before in curve]
+    )

@@ -172,6 +172,41 @@ def test_a_bank_is_made_once_then_read(parts: Parts, monkeypatch: pytest.MonkeyP
         make_bank(parts, 7)
 
 
+def test_the_first_of_a_bank_are_taken_from_the_whole_where_it_is_there(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+):
+    whole = make_bank(parts, 8)
+    monkeypatch.setattr(bank, "sample_states", None)  # whoever samples fails
+    sampler = parts.config.sampler
+    told: list[int] = []
+    found = reference_bank(
+        parts.model, "mark", PROMPTS, sampler, 4, batch=4, on_progress=told.append, whole=8
+    )
+    assert torch.equal(found, whole[:4])
+    assert sum(told) == 4
+
+
+def test_a_bank_that_grows_samples_only_what_is_new(parts: Parts, cache: Path):
+    sampler, told = parts.config.sampler, list[int]()
+    known = torch.full((6, *parts.model.state_shape), 7.0).half()
+    found = reference_bank(
+        parts.model,
+        "mark",
+        PROMPTS,
+        sampler,
+        9,
+        batch=3,
+        on_progress=told.append,
+        whole=12,
+        known=known,
+    )
+    assert torch.equal(found[:6], known)
+    for path in cache.iterdir():
+        path.unlink()
+    torch.testing.assert_close(found[6:], make_bank(parts, 9)[6:], rtol=1e-3, atol=1e-3)
+    assert sum(told) == 9
+
+
 def test_the_shipped_bank_is_taken_only_under_its_own_key(
     parts: Parts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
 ):

@@ -15,6 +15,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from nablaflow.errors import UserError
 from nablaflow.features.preprocess import CLIP_MEAN, CLIP_STD
 from nablaflow.rewards import NamedReward, hpsv2, image_reward, load, probe, score_and_gradient
+from nablaflow.rewards.aesthetic import Aesthetic
+from nablaflow.rewards.ahead import Queue
+from nablaflow.rewards.scorer import Scorer
 from tests.support import blip
 
 TINY = {"height": 32, "width": 32}
@@ -69,6 +72,29 @@ def test_aesthetic_is_its_head_on_the_unit_embedding(
     found = load(aesthetic)(images, prompts)
     torch.testing.assert_close(found, hidden[:, 0], atol=tolerance, rtol=0)
     assert found.std() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("own", "images", "apart"),
+    [
+        (None, "cuda:0", False),
+        ("cpu", "cpu", False),
+        ("cuda", "cuda:0", False),
+        ("cuda:1", "cuda:0", True),
+        ("cpu", "cuda:0", True),
+    ],
+)
+def test_a_scorer_on_a_device_of_its_own_need_not_be_waited_for(own, images, apart):
+    scorer = Scorer(Aesthetic(device=own))
+    assert scorer.is_apart(torch.device(images)) == apart
+
+
+def test_a_call_that_is_begun_gives_the_scores_of_the_call(aesthetic, images, prompts):
+    scorer, queue = load(aesthetic).function, Queue()
+    first, second = (slice(0, 2), slice(2, None))
+    begun = [scorer.begin(images[part], prompts[part], queue) for part in (first, second)]
+    for part, end in zip((first, second), begun, strict=True):
+        assert torch.equal(end(), scorer(images[part], prompts[part]))
 
 
 # At the network's own size only arithmetic differs; a resize adds Pillow's rounding to 8 bits.

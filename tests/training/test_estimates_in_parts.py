@@ -22,7 +22,7 @@ MakeParts = Callable[..., Parts]
 
 
 def estimate(trainer: Trainer, rollout: Rollout, size: int = TRAJECTORIES) -> Any:
-    trainer.begin_gamma()
+    trainer.begin()
     return trainer.batches.core.estimates(rollout, size)
 
 

@@ -24,6 +24,7 @@ from nablaflow.training.batches import RolloutPlan, Share
 
 MakeConfig = Callable[..., Config]
 SOURCE = Path(__file__).parents[2] / "src"
+FORKED = Path(__file__).parents[1] / "support" / "forked.py"
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -38,16 +39,31 @@ FULL = ("adapter.kind=full", "adapter.ema_decay=0.9", "optimizer.learning_rate=1
 
 
 def launch(
-    recipe: Path, processes: int, *more: str, env: dict[str, str] | None = None, restarts: int = 0
+    recipe: Path,
+    processes: int,
+    *more: str,
+    env: dict[str, str] | None = None,
+    restarts: int = 0,
+    forked: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """``nablaflow train RECIPE --json`` under torch's own launcher."""
+    """``nablaflow train RECIPE --json`` under torch's own launcher.
+
+    Args:
+        forked: in its place as processes of one that has imported the libraries, which is most of
+            what each of them would do.
+    """
     path = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+    start = (
+        [str(FORKED), str(processes)]
+        if forked
+        else [
+            *("-m", "torch.distributed.run", "--standalone"),
             *(f"--nproc-per-node={processes}", f"--max-restarts={restarts}"),
-            *("-m", "nablaflow", "train", str(recipe), "--json", *more),
-        ],
+            *("-m", "nablaflow"),
+        ]
+    )
+    return subprocess.run(
+        [sys.executable, *start, "train", str(recipe), "--json", *more],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, **CPU, **(env or {})},
@@ -78,7 +94,12 @@ def assert_same_figures(found: Path, wanted: Path) -> None:
 
 
 def trained_twice(
-    make_config: MakeConfig, tmp_path: Path, processes: int, engine: str, *overrides: str
+    make_config: MakeConfig,
+    tmp_path: Path,
+    processes: int,
+    engine: str,
+    *overrides: str,
+    forked: bool = False,
 ) -> tuple[Path, Path]:
     """Runs of the same recipe by several processes and by this one."""
     one, many = tmp_path / "one", tmp_path / "many"
@@ -87,7 +108,7 @@ def trained_twice(
     recipe.write_text(
         dump_config(make_config(f"output_dir={many}", "training.device=auto", *overrides))
     )
-    done = launch(recipe, processes, env=ENGINES[engine])
+    done = launch(recipe, processes, env=ENGINES[engine], forked=forked)
     assert done.returncode == 0, done.stderr[-3000:]
     # One object, although several processes ran; gloo itself may greet on stdout.
     (printed,) = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
@@ -121,24 +142,29 @@ def test_two_processes_that_divide_all_weights_give_the_run_of_one(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("method", ["nabla-td", "path-weighted-matching"])
 def test_other_methods_too(make_config: MakeConfig, tmp_path: Path, method: str):
-    many, one = trained_twice(make_config, tmp_path, 2, "ddp", *SHORT, f"method={method}")
+    overrides = (*SHORT, f"method={method}")
+    many, one = trained_twice(make_config, tmp_path, 2, "ddp", *overrides, forked=True)
     assert_same_figures(many, one)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_four_processes_give_the_run_of_one(
     make_config: MakeConfig, tmp_path: Path, engine: str, adapter: str
 ):
     full = FULL if adapter == "full" else ()
-    many, one = trained_twice(make_config, tmp_path, 4, engine, *SHORT, GUARD, *full)
+    overrides = (*SHORT, GUARD, *full)
+    many, one = trained_twice(make_config, tmp_path, 4, engine, *overrides, forked=True)
     assert_same_figures(many, one)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_another_number_of_processes_goes_on(make_config: MakeConfig, tmp_path: Path, engine: str):
     """Two processes begin, one goes on, four end it, by either engine."""
@@ -150,12 +176,14 @@ def test_another_number_of_processes_goes_on(make_config: MakeConfig, tmp_path: 
     for updates, processes in ((1, 2), (2, 1), (3, 4)):
         resume = ["--resume"] if updates > 1 else []
         env = ENGINES[engine] if processes > 1 else {}
-        done = launch(recipe, processes, f"training.updates={updates}", *resume, env=env)
+        more = [f"training.updates={updates}", *resume]
+        done = launch(recipe, processes, *more, env=env, forked=True)
         assert done.returncode == 0, done.stderr[-3000:]
     assert_same_figures(parted, straight)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_worker_that_is_killed_in_mid_update_changes_no_bit(
     make_config: MakeConfig, tmp_path: Path
 ):
@@ -194,6 +222,7 @@ def score(images, prompts):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("options", "words"),
     [

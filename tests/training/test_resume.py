@@ -28,7 +28,7 @@ from nablaflow.storage.checkpoint import (
     save_checkpoint,
 )
 from nablaflow.storage.records import read_records
-from nablaflow.training import loop
+from nablaflow.training import beginning
 from tests.support.loras import stock_lora
 
 pytestmark = pytest.mark.usefixtures("train_only")
@@ -307,6 +307,6 @@ def test_a_measured_gamma_is_kept(make_config: MakeConfig, monkeypatch: pytest.M
     def nobody(*arguments: Any, **settings: Any) -> None:
         raise AssertionError("gamma is in the checkpoint")
 
-    monkeypatch.setattr(loop, "measure_gamma", nobody)
+    monkeypatch.setattr(beginning, "measure_gamma", nobody)
     align.run(make_config(measured, "training.updates=2"), resume=True)
     assert torch.equal(last(config.output_dir).tensors["gamma"]["gamma"], before)

@@ -6,22 +6,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from nablaflow import nano
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
 from nablaflow.comparison.race import curve_of_run, held_out_reward
 from nablaflow.config.recipe import Config, method_settings
 from nablaflow.errors import UserError
-from nablaflow.evaluation.policy_state import load_policy_state
+from nablaflow.evaluation.bank_size import BankSize
+from nablaflow.evaluation.policy_state import put_policy
 from nablaflow.progress import Progress
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.runs.accelerator import fresh_accelerator
+from nablaflow.runs.evaluate import with_images
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.trust import check_trusted, methods_of, parts_of_run
-from nablaflow.storage.checkpoint import list_checkpoints, read_manifest
+from nablaflow.storage.checkpoint import list_checkpoints, load_policy, read_manifest
 from nablaflow.storage.run_folder import CONFIG
-from nablaflow.storage.whole import steady, whole_checkpoints
+from nablaflow.storage.whole import each_whole, steady
 
 SMALLEST_BANK = 4  # times the images that are measured, for runs that have no bank of their own
 
@@ -51,7 +55,8 @@ def compare_runs(
         UserError: a folder is no run, or has no checkpoint; or the runs are of different models,
             prompts, samplers, rewards or beta.
     """
-    configs = [_config(folder, n, metrics, settings, trusted=trusted) for folder in folders]
+    plain = [_config(folder, metrics, settings, trusted=trusted) for folder in folders]
+    configs = plain if n is None else [with_images(config, n) for config in plain]
     for folder, config in zip(folders, configs, strict=True):
         own = parts_of_run(settings, ("reward", "model_lora"))
         check_trusted(config, folder, own, trusted=trusted)
@@ -60,7 +65,7 @@ def compare_runs(
     for folder, config, label in zip(folders, configs, _labels(folders, configs), strict=True):
         with fresh_accelerator():
             parts = prepare(config, folder, checkpoint=list_checkpoints(folder)[-1])
-            gauge = gauge or _gauge(parts, configs[0], held_out, out, progress)
+            gauge = gauge or _gauge(parts, plain[0], held_out, out, progress)
             cells.append(_measure(parts, folder, label, gauge, progress))
     assert gauge is not None
     return outcome_of(gauge, tilt_curve(gauge, out, progress.start), cells)
@@ -68,7 +73,6 @@ def compare_runs(
 
 def _config(
     folder: Path,
-    n: int | None,
     metrics: Sequence[str] | None,
     settings: Sequence[str],
     *,
@@ -79,7 +83,6 @@ def _config(
     if not list_checkpoints(folder):
         raise UserError(f"{folder} has no checkpoint yet; train it first")
     overrides = ["guard=null", "training.trackers=[]"]
-    overrides += [] if n is None else [f"evaluation.n={n}"]
     overrides += [] if metrics is None else [f"evaluation.metrics=[{','.join(metrics)}]"]
     find = methods_of(folder, trusted=trusted)
     return load_run_config(folder, [*overrides, *settings], find)
@@ -119,18 +122,31 @@ def _labels(folders: Sequence[Path], configs: Sequence[Config]) -> list[str]:
     ]
 
 
-def _gauge(
-    parts: Parts, config: Config, held_out: str | None, out: Path, progress: Progress
-) -> Gauge:
-    size = config.evaluation.bank or SMALLEST_BANK * config.evaluation.n
-    evaluation = config.evaluation.model_copy(update={"bank": size})
-    config = config.model_copy(update={"evaluation": evaluation})
+def _gauge(parts: Parts, own: Config, held_out: str | None, out: Path, progress: Progress) -> Gauge:
+    """With a bank of the first run's own proportions.
+
+    Args:
+        own: the first run's configuration, without ``--n``.
+    """
+    config, measured = parts.config, own.evaluation
+    size = BankSize.for_images(measured.bank, measured.n, config.evaluation.n)
+    if measured.bank == 0:
+        size = BankSize.all_of(SMALLEST_BANK * config.evaluation.n)
     second = held_out_reward(held_out, embedded=config.model in nano.MODELS)
     rewards = (parts.reward, second)
-    bank = scored_bank(
-        parts.model, rewards, config, parts.evaluated, parts.fingerprint, out, progress.start
-    )
     beta = parts.trainer.method.beta
+    bank = scored_bank(
+        parts.model,
+        rewards,
+        config,
+        parts.evaluated,
+        parts.fingerprint,
+        out,
+        progress.start,
+        size=size,
+        beta=beta,
+    )
+    parts.tell(size.note(len(bank.samples), "without --n all are"))
     gauge = Gauge.of(parts.reward, second, beta, parts.evaluated, bank)
     return gauge.with_metrics(parts.model, config.evaluation)
 
@@ -153,12 +169,17 @@ def _measure(
 def _points(
     parts: Parts, folder: Path, label: str, gauge: Gauge, progress: Progress
 ) -> list[dict[str, Any]]:
-    found = whole_checkpoints(folder)
+    found = list_checkpoints(folder)
     told = progress.start(f"measure {label}"[:40], len(found) * parts.config.evaluation.n)
     points = []
-    for path in found:
-        manifest = read_manifest(path)
-        load_policy_state(parts.model.network, path, parts.config.model)
+    for path, (manifest, policy) in each_whole(found, _read):
+        put_policy(parts.model.network, policy, path, parts.config.model)
         figures = gauge.measure_policy(parts.model, parts.config, told)
         points.append({"update": manifest["update"], "seconds": manifest["seconds"], **figures})
+    if not points:
+        raise UserError(f"{folder} has no checkpoint that is whole; train it again")
     return points
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    return read_manifest(folder), load_policy(folder)

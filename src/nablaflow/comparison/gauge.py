@@ -12,8 +12,9 @@ from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.config.settings import EvaluationSettings
-from nablaflow.evaluation.bank import reference_bank, sample_states, spread
-from nablaflow.evaluation.measure import SECOND, measure_states
+from nablaflow.evaluation.bank import sample_states, spread
+from nablaflow.evaluation.bank_size import BankSize
+from nablaflow.evaluation.measure import SECOND, measure_bank, measure_states
 from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.sampled import ImageLook, Sampled
 from nablaflow.methods.tilt_rule import AUTO
@@ -40,23 +41,11 @@ class ScoredSamples:
     samples: SampleSet
     held_out: Batch | None
 
-
-def score_states(
-    model: PipelineModel,
-    rewards: tuple[NamedReward, NamedReward | None],
-    states: Latents,
-    prompts: list[str],
-    *,
-    batch: int,
-    on_progress: Callable[[int], None],
-) -> ScoredSamples:
-    """Decode states, prompts in turns, to features and the scores of both rewards."""
-    reward, held_out = rewards
-    looks = {} if held_out is None else {"held_out": held_out}
-    found = measure_states(
-        model, reward, states, prompts, batch=batch, on_progress=on_progress, looks=looks
-    )
-    return ScoredSamples(found.samples, found.rows.get("held_out"))
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the prompts, which are in turns."""
+        tensors = {"features": self.samples.features, "rewards": self.samples.rewards}
+        return tensors if self.held_out is None else {**tensors, "held_out": self.held_out}
 
 
 @dataclass(frozen=True)
@@ -88,8 +77,7 @@ class Gauge:
         bank: ScoredSamples,
     ) -> Gauge:
         """With the beta that ``auto`` gives where there is none."""
-        if beta is None:
-            beta = AUTO.find(bank.samples.rewards, bank.samples.prompt_index)
+        beta = _beta(bank.samples, beta)
         yardstick = Yardstick.of(bank.samples, beta)
         return Gauge(reward, held_out, beta, prompts, bank, yardstick)
 
@@ -203,42 +191,50 @@ def scored_bank(
     fingerprint: str,
     folder: Path,
     progress: StartProgress,
+    *,
+    size: BankSize,
+    beta: float | None,
 ) -> ScoredSamples:
     """The reference bank with its scores, from the folder if it is there.
 
     Args:
         fingerprint: of the pretrained weights.
+        size: how much of it is looked at; the bank itself is the configuration's.
+        beta: of the tilt that has to be known; None: the one that ``auto`` gives.
     """
+    reward, held_out = rewards
     names = [reward and reward.name for reward in rewards]
-    told = json.dumps([fingerprint, prompts, config.sampler.model_dump(), config.evaluation.bank])
+    own = [] if size.first == size.whole else [size.first, beta]
+    told = json.dumps([fingerprint, prompts, config.sampler.model_dump(), size.whole, *own])
     key = hashlib.sha256((told + json.dumps(names)).encode()).hexdigest()[:24]
     path = folder / "bank.safetensors"
-    index = spread(config.evaluation.bank, len(prompts))
     found = read_cached(path) if path.is_file() and key_of(path) == key else None
     if found is not None:
+        index = spread(len(found["rewards"]), len(prompts))
         return ScoredSamples(
             SampleSet(found["features"], found["rewards"], index), found.get("held_out")
         )
-    settings = config.evaluation
-    states = reference_bank(
+    looks = {} if held_out is None else {"held_out": held_out}
+    seen = measure_bank(
         model,
-        fingerprint,
+        reward,
         prompts,
-        config.sampler,
-        settings.bank,
-        batch=settings.batch,
-        on_progress=progress("sample the reference bank", settings.bank),
+        config,
+        fingerprint,
+        size,
+        progress,
+        find_beta=lambda samples: _beta(samples, beta),
+        looks=looks,
     )
-    told_progress = progress("score the reference bank", settings.bank)
-    scored = score_states(
-        model, rewards, states, prompts, batch=settings.batch, on_progress=told_progress
-    )
+    scored = ScoredSamples(seen.samples, seen.rows.get("held_out"))
     _save(path, scored, key)
     return scored
 
 
+def _beta(samples: SampleSet, beta: float | None) -> float:
+    """``beta``, or what ``auto`` gives where there is none."""
+    return AUTO.find(samples.rewards, samples.prompt_index) if beta is None else beta
+
+
 def _save(path: Path, scored: ScoredSamples, key: str) -> None:
-    tensors = {"features": scored.samples.features, "rewards": scored.samples.rewards}
-    if scored.held_out is not None:
-        tensors["held_out"] = scored.held_out
-    write_cached(path, tensors, key)
+    write_cached(path, scored.tensors, key)

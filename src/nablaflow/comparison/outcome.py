@@ -23,6 +23,7 @@ class Outcome:
     """What a comparison found.
 
     Attributes:
+        bank: images of the reference that the tilt and the distances are measured by.
         tilt: at ``beta``; None where the bank does not carry that far.
         tilt_curve: over beta, from the reference on: the best that any method can do.
         cells: as stored, one for each method and seed.
@@ -30,6 +31,7 @@ class Outcome:
 
     reward: str
     beta: float
+    bank: int
     reference: Column
     tilt: Column | None
     tilt_curve: list[Column]
@@ -54,6 +56,7 @@ class Outcome:
         return {
             "reward": self.reward,
             "beta": self.beta,
+            "bank": self.bank,
             "reference": self.reference,
             "tilt": self.tilt,
             "tilt_curve": self.tilt_curve,
@@ -77,7 +80,9 @@ def _head(name: str, column: Column, outcome: Outcome, front: float) -> dict[str
 
 def tilt_curve(gauge: Gauge, folder: Path, start: StartProgress) -> list[Column]:
     """The exact tilt over beta, from the folder if it is there."""
-    path, settings = folder / TILT, {"beta": gauge.beta, "multiples": list(CURVE)}
+    path = folder / TILT
+    bank = checksums.of_tensors(gauge.bank.tensors)
+    settings = {"beta": gauge.beta, "multiples": list(CURVE), "bank": bank}
     if path.is_file():
         found = _curve_there(path)
         if found.get("settings") == settings:
@@ -101,4 +106,5 @@ def outcome_of(gauge: Gauge, curve: list[Column], cells: list[Mapping[str, Any]]
     """Put together what was measured."""
     own = next((c for c in curve if c["beta"] == gauge.beta), None)
     reference = curve[0] if curve else gauge.reference()
-    return Outcome(gauge.reward.name, gauge.beta, reference, own, curve, cells)
+    size = len(gauge.bank.samples)
+    return Outcome(gauge.reward.name, gauge.beta, size, reference, own, curve, cells)

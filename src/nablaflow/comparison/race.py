@@ -104,7 +104,10 @@ def _gauge(
             parts.fingerprint,
             study.room(reward.name),
             progress.start,
+            size=study.bank_size,
+            beta=study.beta,
         )
+        parts.tell(study.bank_size.note(len(bank.samples), "without --n all are"))
         gauge = Gauge.of(reward, held_out, study.beta, parts.evaluated, bank)
         return gauge.with_metrics(parts.model, config.evaluation)
 
@@ -169,7 +172,7 @@ def _train_in(
         return bool(pressed)
 
     with stopping(pressed):
-        trainer.begin_gamma()
+        trainer.begin()
         try:
             trainer.train(folder, on_update, on_saved=lambda: None)
         except TrainingStopped as error:

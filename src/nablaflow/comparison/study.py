@@ -18,11 +18,13 @@ from nablaflow.config.defaults import BANK, PROMPTS
 from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
+from nablaflow.evaluation.bank_size import BankSize
 from nablaflow.methods.own import load_method
 from nablaflow.storage.run_folder import CELL
 from nablaflow.storage.study import Study, at_least, chosen, slug
 
 ENDLESS = 10**6  # updates: time ends a run
+IMAGES = 256  # that are measured each time, where nothing is said
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class ComparisonStudy(Study[ComparisonCell]):
         learning_rate: of the policy, in place of each entrant's own.
         n: images that are measured each time.
         measurements: how often in a run, the times evenly apart and the last at its end.
-        bank: images of the reference that are reweighted to the exact tilt.
+        bank: images of the reference that are reweighted to the exact tilt; with fewer than the
+            usual ``n`` fewer of them, see `BankSize`.
         held_out: spec of a reward that nothing is trained on; None: whether the shape is shown.
         metrics: further figures, by name.
         out: folder; cells are ``<reward>/<method>/seed-<s>``.
@@ -71,7 +74,7 @@ class ComparisonStudy(Study[ComparisonCell]):
     minutes: float = 2.0
     beta: float | None = None
     learning_rate: float | None = None
-    n: int = 256
+    n: int = IMAGES
     measurements: int = 3
     held_out: str | None = None
     first_seed: int = 0
@@ -112,6 +115,11 @@ class ComparisonStudy(Study[ComparisonCell]):
             for method in self.methods
             if method not in BYSTANDERS or seed == self.first_seed
         ]
+
+    @property
+    def bank_size(self) -> BankSize:
+        """How much of the bank is looked at."""
+        return BankSize.for_images(self.bank, IMAGES, self.n)
 
     def room(self, reward: str) -> Path:
         """Folder of a reward's cells."""

@@ -39,6 +39,9 @@ from nablaflow.prompts.source import PromptSource
 from nablaflow.rewards.custom import is_custom
 from nablaflow.settings import Kinds, Settings, dotted, explain, group_of, named_kinds, nearest_key
 
+SHARED_ROLLOUT = 4
+"""Updates that share one, where they can: sampling is then a small part of the work."""
+
 # Settings whose text is a path; a list of prompts is none.
 PATHS = {("model",), ("output_dir",), ("prompts",), ("evaluation", "prompts"), ("guard", "prompts")}
 PATHS |= {("model_lora",), ("adapter", "start")}
@@ -150,6 +153,15 @@ class Config(Settings):
                 f"use training.transition_fraction={_least_fraction(steps):g} or more steps"
             )
         return self
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """How many updates share a rollout, also where the recipe leaves it open."""
+        given = self.training.updates_per_rollout
+        if given is not None:
+            return given
+        able = self.method.trains_at_any_state and self.training.data == "on-policy"
+        return SHARED_ROLLOUT if able else 1
 
     @property
     def strata(self) -> int:

@@ -65,6 +65,12 @@ class TrainingSettings(Settings):
     transition_fraction: float = Field(
         default=0.2, gt=0, le=1, description="share of a trajectory's transitions that are trained"
     )
+    updates_per_rollout: Count | None = Field(
+        default=None,
+        description="updates that share a rollout: the first trains on its states, each other on "
+        "its clean ends noised afresh; null: 4 where the method's target is a function of the "
+        "state alone, as that of residual-nabla-db with its defaults is, else 1",
+    )
     steps_per_rollout: Count = Field(
         default=1, description="optimizer steps of one update, each on its own trajectories"
     )
@@ -96,6 +102,11 @@ class TrainingSettings(Settings):
     gamma_trajectories: Annotated[int, Field(ge=2, le=2**20)] = Field(
         default=128,
         description="trajectories of the reference on which a measured gamma is found before the "
+        "first update",
+    )
+    value_samples: Annotated[int, Field(ge=64, le=2**20)] = Field(
+        default=2048,
+        description="samples of the reference to which a contrastive value is fitted before the "
         "first update",
     )
     data: Literal["on-policy", "previous-rollout"] = Field(

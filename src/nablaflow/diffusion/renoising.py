@@ -10,24 +10,27 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
-from nablaflow.diffusion.trajectory import Noise, Trajectories
+from nablaflow.diffusion.trajectory import Noise, Transitions
+from nablaflow.typing import Latents
 
 
 def noised_afresh(
     process: ReverseProcess,
-    trajectories: Trajectories,
+    x0: Latents,
+    transitions: Transitions,
     levels: Bool[Tensor, "levels"],
     generators: Noise,
-) -> Trajectories:
-    """The same, but the kept transitions at ``levels`` are q(x_{k-1} | x_0) q(x_k | x_{k-1}).
+) -> Transitions:
+    """The same, but the transitions at ``levels`` are of q(x_{k-1} | x_0) q(x_k | x_{k-1}).
 
     Their ``epsilon`` and ``mean``, which nobody has predicted, are NaN.
 
     Args:
+        x0: clean states, one for each trajectory.
         levels: by k.
         generators: one for each trajectory, or one for all.
     """
-    t, x0 = trajectories.transitions, trajectories.x0
+    t = transitions
     x, x_next, epsilon = t.x.clone(), t.x_next.clone(), t.epsilon.clone()
     mean = None if t.mean is None else t.mean.clone()
     alpha_bar = process.alpha_bar.to(x0.device)
@@ -43,8 +46,7 @@ def noised_afresh(
         epsilon[rows] = torch.nan
         if mean is not None:
             mean[rows] = torch.nan
-    fresh = replace(t, x=x, x_next=x_next, epsilon=epsilon, mean=mean)
-    return replace(trajectories, transitions=fresh)
+    return replace(t, x=x, x_next=x_next, epsilon=epsilon, mean=mean)
 
 
 def _noised(x: Tensor, noise: Tensor, kept: Tensor) -> Tensor:

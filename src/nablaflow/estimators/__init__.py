@@ -12,6 +12,8 @@ from nablaflow.estimators.contract import (
     TrainingBatch,
     ValueGradients,
 )
+from nablaflow.estimators.contrastive import LogFlowFit, fit_log_flow
+from nablaflow.estimators.contrasts import ReferenceSamples
 from nablaflow.estimators.denoising_adjoint import DenoisingAdjoint
 from nablaflow.estimators.forward_looking import (
     ForwardLooking,
@@ -50,9 +52,11 @@ __all__ = [
     "ForwardLooking",
     "ForwardLookingFlow",
     "Gamma",
+    "LogFlowFit",
     "NStep",
     "Networks",
     "Path",
+    "ReferenceSamples",
     "TemporalDifference",
     "Terminal",
     "TrainingBatch",
@@ -60,6 +64,7 @@ __all__ = [
     "Weighting",
     "by_band",
     "check_gamma",
+    "fit_log_flow",
     "forward_looking",
     "gamma_table",
     "look_ahead",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nablaflow.diffusion import Transitions
 from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.estimators.contrastive import LogFlowFit
 from nablaflow.models import Condition, DiffusionModel, FlowScore, OldPolicy
 from nablaflow.rewards import NamedReward
 from nablaflow.settings import Settings
@@ -27,6 +28,7 @@ class Networks:
         flow: the flow-score network, or None where it is off.
         flow_target: its average, read where a target must not follow the network.
         measured_gamma: by k, see the module of that name; None where no setting asks for it.
+        log_flow: fitted to the reference, see `nablaflow.estimators.contrastive`; None likewise.
         old_policy: for methods that have one, see `Method.old_policy_decay`.
         decode_batch: images at once through the decoder under a reward's gradient; None: all.
     """
@@ -38,6 +40,7 @@ class Networks:
     measured_gamma: Float[Tensor, "levels"] | None = None
     old_policy: OldPolicy | None = None
     decode_batch: int | None = None
+    log_flow: LogFlowFit | None = None
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def sample_states(
     batch: int,
     purpose: str,
     on_progress: Done,
+    start: int = 0,
 ) -> Latents:
     """``n`` clean states of whichever network is active, prompts in turns, on the processor.
 
@@ -48,11 +49,14 @@ def sample_states(
 
     Sample i depends on the seed and on ``purpose`` alone: the reference and the policy get the
     same noise, and a bank another.
+
+    Args:
+        start: number of the first of them.
     """
-    index = spread(n, len(prompts)).tolist()
+    index = spread(start + n, len(prompts)).tolist()
 
     def work(part: slice) -> Latents:
-        rows = range(part.start, part.stop)
+        rows = range(start + part.start, start + part.stop)
         noise = trajectory_noise([stream(seed, purpose, row) for row in rows])
         return model.sample([prompts[index[row]] for row in rows], noise).x0.cpu()
 
@@ -98,25 +102,54 @@ def reference_bank(
     *,
     batch: int,
     on_progress: Done,
+    whole: int | None = None,
+    known: Tensor | None = None,
 ) -> Latents:
     """States of the reference, float16: the shipped ones, the cached ones, or made now.
 
     Args:
         fingerprint: of the pretrained weights.
+        n: how many.
+        whole: of a larger bank, whose first ones these are; taken from it where it is there.
+        known: the first of them, where some are known.
     """
     seed = 0
-    key = bank_key(fingerprint, prompts, sampler, model.process, n, seed)
-    cached = cache_folder() / f"bank-{key}.safetensors"
-    path = _shipped(key) or cached
-    found = read_cached(path) if path.is_file() else None
-    if all_of_them(found is not None) and found is not None:
-        on_progress(n)
-        return found["states"]
+    keys = [
+        bank_key(fingerprint, prompts, sampler, model.process, size, seed)
+        for size in dict.fromkeys((whole or n, n))
+    ]
+    for key in keys:
+        found = _found(key)
+        if found is not None:
+            on_progress(n)
+            return found[:n]
+    start = 0 if known is None else len(known)
+    on_progress(start)
     with model.reference():
-        states = sample_states(
-            model, prompts, n, seed=seed, batch=batch, purpose="bank", on_progress=on_progress
+        made = sample_states(
+            model,
+            prompts,
+            n - start,
+            seed=seed,
+            batch=batch,
+            purpose="bank",
+            on_progress=on_progress,
+            start=start,
         ).half()
+    states = made if known is None else torch.cat([known, made])
     # Only a cache: a run that has come this far does not fail for a full disk.
     with suppress(OSError):
-        write_cached(cached, {"states": states}, key)
+        write_cached(_cached(keys[-1]), {"states": states}, keys[-1])
     return states
+
+
+def _cached(key: str) -> Path:
+    return cache_folder() / f"bank-{key}.safetensors"
+
+
+def _found(key: str) -> Latents | None:
+    """The states of a bank that is shipped or cached, for every process or for none."""
+    path = _shipped(key) or _cached(key)
+    found = read_cached(path) if path.is_file() else None
+    there = all_of_them(found is not None)
+    return found["states"] if there and found is not None else None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.evaluation.bank import reference_bank, sample_states, spread
+from nablaflow.evaluation.bank_size import BankSize, look_at_bank
 from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.sampled import ImageLook, Sampled
 from nablaflow.evaluation.shares import in_shares
@@ -114,6 +115,7 @@ class Evaluation:
     """The figures and the samples behind them.
 
     Attributes:
+        bank: images of the reference bank that were looked at.
         second: the reference's, by other noise, which metrics measure distances from; None where
             ``evaluation.metrics`` names none.
     """
@@ -121,6 +123,7 @@ class Evaluation:
     summary: Summary
     reference: Sampled
     policy: Sampled
+    bank: int
     second: Sampled | None = None
 
     @property
@@ -146,6 +149,7 @@ class Subject:
         prompts: to measure on.
         fingerprint: of the pretrained weights; names their reference bank.
         beta: of the exact tilt.
+        bank: how much of the reference bank is looked at.
     """
 
     config: Config
@@ -154,6 +158,7 @@ class Subject:
     prompts: list[str]
     fingerprint: str
     beta: float
+    bank: BankSize
 
 
 def evaluate(
@@ -181,8 +186,9 @@ def evaluate(
     summary = summarize(reference.samples, policy.samples, found, subject.beta)
     if bank is None:
         summary = _without_tilt(summary)
+    looked_at = 0 if bank is None else len(bank)
     if not plan.metrics:
-        return Evaluation(summary, reference, policy)
+        return Evaluation(summary, reference, policy, looked_at)
     with model.reference():
         second = sample_and_measure(
             model, None, prompts, config, progress, "reference again", looks=looks, purpose=SECOND
@@ -191,27 +197,64 @@ def evaluate(
     both = [plan.measure(own, second, config.evaluation.seed, told) for own in (reference, policy)]
     summary["reference"] = add_figures(summary["reference"], both[0])
     summary["policy"] = add_figures(summary["policy"], both[1])
-    return Evaluation(summary, reference, policy, second)
+    return Evaluation(summary, reference, policy, looked_at, second)
 
 
 def _bank(subject: Subject, progress: StartProgress) -> SampleSet | None:
-    settings, model, prompts = subject.config.evaluation, subject.model, subject.prompts
-    if settings.bank == 0:
+    if subject.config.evaluation.bank == 0:
         return None
-    states = reference_bank(
-        model,
+    return measure_bank(
+        subject.model,
+        subject.reward,
+        subject.prompts,
+        subject.config,
         subject.fingerprint,
-        prompts,
-        subject.config.sampler,
-        settings.bank,
-        batch=settings.batch,
-        on_progress=progress("sample the reference bank", settings.bank),
-    )
-    told = progress("score the reference bank", settings.bank)
-    measured = measure_states(
-        model, subject.reward, states, prompts, batch=settings.batch, on_progress=told
-    )
-    return measured.samples
+        subject.bank,
+        progress,
+        find_beta=lambda seen: subject.beta,
+    ).samples
+
+
+def measure_bank(
+    model: PipelineModel,
+    reward: NamedReward,
+    prompts: list[str],
+    config: Config,
+    fingerprint: str,
+    size: BankSize,
+    progress: StartProgress,
+    *,
+    find_beta: Callable[[SampleSet], float],
+    looks: Mapping[str, ImageLook] | None = None,
+) -> Sampled:
+    """As many of the reference bank's images as ``size`` asks for, with their rewards.
+
+    Args:
+        fingerprint: of the pretrained weights.
+        find_beta: the tilt's strength, which decides how many are enough.
+    """
+    batch = config.evaluation.batch
+
+    def sample(n: int, known: Tensor | None) -> Latents:
+        return reference_bank(
+            model,
+            fingerprint,
+            prompts,
+            config.sampler,
+            n,
+            batch=batch,
+            on_progress=progress("sample the reference bank", n),
+            whole=size.whole,
+            known=known,
+        )
+
+    def score(states: Latents) -> Sampled:
+        told = progress("score the reference bank", len(states))
+        return measure_states(
+            model, reward, states, prompts, batch=batch, on_progress=told, looks=looks
+        )
+
+    return look_at_bank(sample, score, size, len(prompts), find_beta)
 
 
 def _without_tilt(summary: Summary) -> Summary:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from nablaflow.evaluation.measure import (
     SECOND,
     Evaluation,
@@ -21,13 +23,15 @@ from nablaflow.evaluation.measure import (
     sample_and_measure,
 )
 from nablaflow.evaluation.plan import EvaluationPlan
-from nablaflow.evaluation.policy_state import LastPolicy, load_policy_state
+from nablaflow.evaluation.policy_state import LastPolicy, put_policy
 from nablaflow.evaluation.sampled import Sampled
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward, recall
-from nablaflow.storage.checkpoint import read_manifest
+from nablaflow.storage.checkpoint import load_policy, update_of
+from nablaflow.storage.whole import each_whole
 
+Policy = dict[str, Tensor]
 REFERENCE, GUARD_BEST = "reference", "guard-best"
 
 
@@ -78,7 +82,7 @@ def carry_out(
     last: LastPolicy,
     before: Sequence[Path],
     progress: StartProgress,
-    best: Path | None = None,
+    best: tuple[Path, Policy] | None = None,
 ) -> tuple[Evaluation, Protocol]:
     """Sample and measure the reference, checkpoints and the policy, which is the last one's.
 
@@ -87,14 +91,16 @@ def carry_out(
 
     Args:
         last: the policy.
-        before: older checkpoints, oldest first.
-        best: checkpoint of the guard's best policy, where that is another than the last.
+        before: older checkpoints, oldest first; of each its policy is read, when its turn comes,
+            and one that is damaged is named and left out.
+        best: checkpoint of the guard's best policy, and the policy, where that is another than the
+            last.
 
     Returns:
         The run's own figures, of the policy, and the protocol's.
 
     Raises:
-        UserError: a checkpoint is damaged.
+        UserError: a checkpoint is of another model.
     """
     config, seed = subject.config, subject.config.evaluation.seed
     last.put(subject.model.network, config.model)
@@ -102,8 +108,7 @@ def carry_out(
     recall(subject.reward, last.reward)
     evaluation = evaluate(subject, progress, plan.looks())
     second = evaluation.second or _second(subject, plan, progress)
-    models = [*_between(before, best), _Model("policy", last.update, last.folder)]
-    rows = list(_rows(subject, plan, evaluation, second, models, progress))
+    rows = list(_rows(subject, plan, evaluation, second, before, best, last, progress))
     return evaluation, Protocol(plan, rows, len(subject.prompts), config.evaluation.n, seed)
 
 
@@ -112,47 +117,32 @@ def _rows(
     plan: EvaluationPlan,
     evaluation: Evaluation,
     second: Sampled,
-    models: Sequence[_Model],
+    before: Sequence[Path],
+    best: tuple[Path, Policy] | None,
+    last: LastPolicy,
     progress: StartProgress,
 ) -> Iterator[ProtocolRow]:
-    """The reference's row and those of ``models``, of which the last is the policy.
+    """The reference's row, those of ``before`` and ``best`` in order of updates, the policy's.
 
     The guard's best may be a kept checkpoint's policy, or the reference: it is measured once.
     """
     seed = subject.config.evaluation.seed
-    told = progress("measure", len({0, *(model.update for model in models)}) * len(plan.metrics))
+    known = {} if best is None else dict([best])
+    folders = sorted([*before, *known], key=update_of)
+    updates = {0, last.update, *map(update_of, folders)}
+    told = progress("measure", len(updates) * len(plan.metrics))
     figures = {0: plan.measure(evaluation.reference, second, seed, told)}
     yield ProtocolRow(REFERENCE, 0, figures[0])
-    for model in models:
-        if model.update not in figures:
-            last = model is models[-1]
-            own = evaluation.policy if last else _of_checkpoint(subject, plan, progress, model)
-            figures[model.update] = plan.measure(own, second, seed, told)
-        yield ProtocolRow(model.name, model.update, figures[model.update])
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A policy after ``update`` updates, of which no two differ at the same number of them."""
-
-    name: str
-    update: int
-    folder: Path
-
-
-def _between(kept: Sequence[Path], best: Path | None) -> list[_Model]:
-    """What comes between the reference and the policy, in order of updates."""
-    found = [_Model(folder.name, _update(folder), folder) for folder in kept]
-    if best is not None:
-        found.append(_Model(GUARD_BEST, _update(best), best))
-    return sorted(found, key=lambda model: model.update)
-
-
-def _of_checkpoint(
-    subject: Subject, plan: EvaluationPlan, progress: StartProgress, model: _Model
-) -> Sampled:
-    load_policy_state(subject.model.network, model.folder, subject.config.model)
-    return _sampled(subject, plan, progress, model.name, reward=subject.reward)
+    for folder, policy in each_whole(folders, lambda path: known.get(path) or load_policy(path)):
+        update = update_of(folder)
+        if update not in figures:
+            put_policy(subject.model.network, policy, folder, subject.config.model)
+            own = _sampled(subject, plan, progress, folder.name, reward=subject.reward)
+            figures[update] = plan.measure(own, second, seed, told)
+        yield ProtocolRow(GUARD_BEST if folder in known else folder.name, update, figures[update])
+    if last.update not in figures:
+        figures[last.update] = plan.measure(evaluation.policy, second, seed, told)
+    yield ProtocolRow("policy", last.update, figures[last.update])
 
 
 def _second(subject: Subject, plan: EvaluationPlan, progress: StartProgress) -> Sampled:
@@ -179,7 +169,3 @@ def _sampled(
         looks=plan.looks(),
         purpose=purpose,
     )
-
-
-def _update(folder: Path) -> int:
-    return read_manifest(folder)["update"]

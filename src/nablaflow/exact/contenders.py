@@ -44,6 +44,7 @@ _TUNED = (
     "adjoint-matching-exact",
     PUBLISHED,
     "residual-nabla-db",
+    "residual-nabla-db-contrastive",
     "terminal",
     "nabla-td",
     "vgg-flow",

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.paths import DIFFUSION, FLOW, TIMESTEPS, NoisePath
-from nablaflow.models import Condition, FlowScore
-from nablaflow.typing import Latents, Timesteps
+from nablaflow.models import Condition, FlowScore, LogFlow
+from nablaflow.typing import Batch, Latents, Timesteps
 
 FREQUENCIES = 6
 
@@ -27,6 +27,7 @@ class ValueNetwork(nn.Module):
         inputs: values beside x that the field may depend on.
         path: that tells alpha_bar.
         in_signal: whether the output is in those units.
+        outputs: of another number than x has.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class ValueNetwork(nn.Module):
         path: NoisePath = DIFFUSION,
         *,
         in_signal: bool = True,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         self.path, self.in_signal = path, in_signal
@@ -46,7 +48,7 @@ class ValueNetwork(nn.Module):
         self.layers = nn.ModuleList(
             [nn.Linear(dim + inputs, width), *(nn.Linear(width, width) for _ in range(layers))]
         )
-        self.last = nn.Linear(width, dim)
+        self.last = nn.Linear(width, outputs or dim)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -55,7 +57,7 @@ class ValueNetwork(nn.Module):
         x: Float[Tensor, "batch dim"],
         timestep: Real[Tensor, "batch"],
         beside: Float[Tensor, "batch input"] | None = None,
-    ) -> Float[Tensor, "batch dim"]:
+    ) -> Float[Tensor, "batch output"]:
         inputs = x if beside is None else torch.cat([x, beside], 1)
         # Few timesteps, many rows: each one's modulations are computed once.
         steps, index = timestep.unique(return_inverse=True)
@@ -98,3 +100,15 @@ class VectorFlowScore(FlowScore):
 
     def forward(self, x: Latents, timestep: Timesteps, condition: Condition) -> Latents:
         return self._counter.forward(self.network(x.flatten(1), timestep).reshape(x.shape))
+
+
+class VectorLogFlow(LogFlow):
+    """h_phi for states of shape (1, 1, dim)."""
+
+    def __init__(self, dim: int, width: int, layers: int, counter: PassCounter) -> None:
+        super().__init__()
+        self.network = ValueNetwork(dim, width, layers, in_signal=False, outputs=1)
+        self._counter = counter
+
+    def forward(self, x: Latents, timestep: Timesteps, condition: Condition) -> Batch:
+        return self._counter.forward(self.network(x.flatten(1), timestep))[:, 0]

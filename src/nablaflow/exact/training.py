@@ -13,14 +13,22 @@ from pydantic import Field
 from nablaflow.config.settings import OptimizerSettings
 from nablaflow.diffusion import adds_noise, strata_count
 from nablaflow.errors import TrainingStopped
-from nablaflow.estimators import TrainingBatch, measure_gamma
+from nablaflow.estimators import (
+    LogFlowFit,
+    ReferenceSamples,
+    TrainingBatch,
+    fit_log_flow,
+    measure_gamma,
+)
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.mixture import Points
 from nablaflow.exact.model import MixtureModel
-from nablaflow.exact.networks import ValueNetwork, VectorFlowScore
+from nablaflow.exact.networks import ValueNetwork, VectorFlowScore, VectorLogFlow
 from nablaflow.exact.problem import Problem
 from nablaflow.methods import Method, Networks
 from nablaflow.methods.contract import check_noise
+from nablaflow.models import LogFlow
+from nablaflow.rewards import NamedReward
 from nablaflow.settings import Settings
 from nablaflow.training.optimization import (
     Average,
@@ -32,6 +40,7 @@ from nablaflow.training.optimization import (
 from nablaflow.training.update import Update
 
 GAMMA_TRAJECTORIES = 1024
+VALUE_SAMPLES = 8192
 GAMMA_SEED = 2**32  # apart from the seeds of trainings
 
 
@@ -81,6 +90,16 @@ class Trained:
     records: list[dict[str, float]]
 
 
+def _fitted(
+    network: LogFlow, model: MixtureModel, reward: NamedReward, beta: float, seed: int
+) -> LogFlowFit:
+    """The value that a method has fitted to the reference before the first update."""
+    seeds = [GAMMA_SEED + row for row in range(VALUE_SAMPLES)]
+    samples = ReferenceSamples.draw(model, reward, [""] * VALUE_SAMPLES, seeds, VALUE_SAMPLES)
+    generator = torch.Generator().manual_seed(seed)
+    return fit_log_flow(network, model, reward, beta, samples, generator)
+
+
 class LabTrainer:
     """One problem, one method; `step` is one update."""
 
@@ -97,6 +116,7 @@ class LabTrainer:
             path = problem.noise_path
             policy = ValueNetwork(dim, *sizes, inputs=dim, path=path)
             flows = [VectorFlowScore(dim, *sizes, self.counter, path) for _ in range(2)]
+            log_flow = VectorLogFlow(dim, *sizes, self.counter)
         flow, target = flows if method.uses_flow else (None, None)
         self.model = MixtureModel(problem.prior, problem.process, policy, self.counter, path)
         self.average = Average(policy, settings.policy_ema)
@@ -109,7 +129,10 @@ class LabTrainer:
         if method.needs_measured_gamma:
             seeds = [GAMMA_SEED + row for row in range(GAMMA_TRAJECTORIES)]
             gamma = measure_gamma(self.model, reward, [""] * len(seeds), seeds, batch=len(seeds))
-        self.core = Update(method, Networks(self.model, reward, flow, target, gamma))
+        fit = None
+        if method.needs_log_flow:
+            fit = _fitted(log_flow, self.model, reward, method.beta, seed)
+        self.core = Update(method, Networks(self.model, reward, flow, target, gamma, log_flow=fit))
         self.networks = self.core.networks
         self.optimizer = make_optimizer(settings.optimizer(), self.core.objective)
         self._schedule = Schedule(settings.optimizer(), self.optimizer)

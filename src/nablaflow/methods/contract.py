@@ -109,10 +109,23 @@ class Method(Settings, abc.ABC):
 
     @property
     def states_its_target(self) -> bool:
-        """Whether what is asked of a kernel is a function of its state alone.
+        """Whether what is asked of a kernel is known to whoever has the reference and the reward.
 
         Then the losses log ``asked_nats`` and ``unfollowed_nats``, see `nablaflow.evaluation.fit`.
         """
+        return False
+
+    @property
+    def trains_at_any_state(self) -> bool:
+        """Whether what is asked of a kernel is a function of its state alone.
+
+        Then a state noised afresh is as good as one that the sampler passed.
+        """
+        return self.states_its_target
+
+    @property
+    def needs_log_flow(self) -> bool:
+        """Whether `Networks.log_flow` has to be fitted before the first update."""
         return False
 
     @property

@@ -96,6 +96,11 @@ class ResidualNablaDB(StepwiseMethod):
         default="one",
         description="gamma_k, trust in the forward-looking reward (published: alpha_bar)",
     )
+    value: Literal["forward-looking", "contrastive"] = Field(
+        default="forward-looking",
+        description="what the value is: the forward-looking reward's, or that mixed with a log "
+        "flow, both fitted to samples of the reference before the first update",
+    )
     forward_weight: float = Field(default=1.0, ge=0, description="of the forward residual")
     reverse_weight: float = Field(
         default=0.0,
@@ -153,8 +158,19 @@ class ResidualNablaDB(StepwiseMethod):
 
     @property
     def states_its_target(self) -> bool:
-        """By the exact step; a flow network or a measured gamma is the training's own."""
-        return self.step == "exact" and not self.uses_flow and self.gamma != "measured"
+        """What was measured or fitted before the first update is the training's own."""
+        own = self.gamma == "measured" or self.needs_log_flow
+        return self.trains_at_any_state and not own
+
+    @property
+    def trains_at_any_state(self) -> bool:
+        """By the exact step, without a flow network that learns on the way."""
+        fixed = not self.uses_flow and self.output_regularization == 0
+        return self.step == "exact" and fixed
+
+    @property
+    def needs_log_flow(self) -> bool:
+        return self.value == "contrastive"
 
     @property
     def needs_second_derivatives(self) -> bool:
@@ -164,6 +180,8 @@ class ResidualNablaDB(StepwiseMethod):
         check_output_regularization(self.output_regularization, on_policy)
         check_gamma(self.gamma, process)
         check_step(self.step, process)
+        if self.needs_log_flow:
+            self._check_contrastive()
         if self.step == "exact" and self.prior_strength != 1.0:
             raise UserError(
                 "method.prior_strength: the exact step moves the whole reference; use "
@@ -174,6 +192,21 @@ class ResidualNablaDB(StepwiseMethod):
                 "method.reverse_weight: without a flow network the reverse residual trains "
                 "nothing; set method.reverse_weight=0, or switch the flow network on"
             )
+
+    def _check_contrastive(self) -> None:
+        """The fit has gamma's place and the flow network's, and is of the reference at x_k."""
+        taken = {
+            "step": "exact",
+            "gamma": "one",
+            "forward_looking_predictor": "reference",
+            "reverse_weight": 0.0,
+        }
+        for name, needed in taken.items():
+            if getattr(self, name) != needed:
+                raise UserError(
+                    f"method.{name}: method.value=contrastive needs {needed}; set "
+                    f"method.{name}={needed}, or method.value=forward-looking"
+                )
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
         step = self.value_step(networks.model.process)
@@ -259,7 +292,7 @@ class ResidualNablaDB(StepwiseMethod):
         transitions, process = batch.transitions, networks.model.process
         if networks.flow is None:
             nothing = torch.zeros_like(transitions.x)
-            return nothing, nothing, nothing
+            return nothing, nothing, self._fitted_score(batch, networks)
         here, following = flow_scores(networks.flow, process, batch)
         used_here, used_next = here, following
         if self.forward_flow == "detached-ema":
@@ -269,6 +302,16 @@ class ResidualNablaDB(StepwiseMethod):
         shape = (-1, *[1] * (here.ndim - 1))
         used = torch.where((batch.level == transitions.k).reshape(shape), used_here, used_next)
         return here, following, torch.where((batch.level == 0).reshape(shape), 0.0, used)
+
+    def _fitted_score(self, batch: TrainingBatch, networks: Networks) -> Latents:
+        """At x_k, of the log flow that was fitted before the first update; 0 without."""
+        if not self.needs_log_flow:
+            return torch.zeros_like(batch.transitions.x)
+        assert networks.log_flow is not None, "nothing has fitted it"
+        transitions = batch.transitions
+        return networks.log_flow.score(
+            networks.model, transitions.x, transitions.k, batch.condition
+        )
 
     def _forward_left(
         self, mean: Latents, reference: Latents, batch: TrainingBatch, process: ReverseProcess
@@ -292,7 +335,11 @@ class ResidualNablaDB(StepwiseMethod):
 
     def _strength(self, networks: Networks) -> Float[Tensor, "levels"]:
         """Beta gamma_k by k."""
-        return self.beta * gamma_table(self.gamma, networks.model.process, networks.measured_gamma)
+        process, fit = networks.model.process, networks.log_flow
+        if self.needs_log_flow:
+            assert fit is not None, "nothing has fitted it"
+            return self.beta * fit.gamma
+        return self.beta * gamma_table(self.gamma, process, networks.measured_gamma)
 
     def _value_gradient(
         self, reference: _Reference, batch: TrainingBatch, networks: Networks

@@ -35,6 +35,7 @@ CLIP = 1e-2  # per value, for states of some hundred values; the published 1e-4 
 VARIANTS: Mapping[str, Callable[[float], Method]] = {
     "residual-nabla-db": lambda beta: ResidualNablaDB(beta=beta),
     "residual-nabla-db-published": lambda beta: ResidualNablaDB.published(beta, 0.0),
+    "residual-nabla-db-contrastive": lambda beta: ResidualNablaDB(beta=beta, value="contrastive"),
     "nabla-db": lambda beta: NablaDB(beta=beta),
     "nabla-td": lambda beta: NablaTD(beta=beta, td_lambda=0.5),
     "adjoint-matching": lambda beta: AdjointMatching(beta=beta),

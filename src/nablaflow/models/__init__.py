@@ -10,6 +10,7 @@ with quiet_libraries():  # pipelines name optional packages as they are imported
     from nablaflow.models.fused import WithLora
     from nablaflow.models.live import AnyPipeline, LivePipeline
     from nablaflow.models.load import FAMILIES, family_of, hand_over, load_model, load_pipeline
+    from nablaflow.models.log_flow import ConvLogFlow, LogFlow, make_log_flow
     from nablaflow.models.old_policy import OldPolicy
     from nablaflow.models.random_weights import random
     from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
@@ -20,10 +21,12 @@ __all__ = [
     "AdapterSettings",
     "AnyPipeline",
     "Condition",
+    "ConvLogFlow",
     "DiffusionModel",
     "FlowScore",
     "FlowSettings",
     "LivePipeline",
+    "LogFlow",
     "ModelSource",
     "OldPolicy",
     "SamplerSettings",
@@ -35,6 +38,7 @@ __all__ = [
     "load_model",
     "load_pipeline",
     "make_flow_score",
+    "make_log_flow",
     "model_source",
     "random",
 ]

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
 from nablaflow.devices import without_autocast
 from nablaflow.errors import UserError
+from nablaflow.rewards.ahead import GoesAhead, Queue
 from nablaflow.rewards.calling import calling
 from nablaflow.typing import Batch, Images, Reward
 
 Components = dict[str, Batch]
 """The scores (batch,) of each reward that another is made of, by its name."""
+Found = tuple[Batch, Components]
+"""The scores of a reward, and of all that it is made of."""
+FoundOfAny = tuple[Tensor, dict[str, Tensor]]
+"""The same of images whose number is not that of others beside them."""
 
 
 class Composite(ABC):
@@ -31,15 +37,16 @@ class Composite(ABC):
     def combine(self, scores: list[Batch]) -> Batch:
         """Its scores (batch,) from those of its parts, in their order."""
 
-    def evaluate(self, images: Images, prompts: list[str]) -> tuple[Batch, Components]:
+    def evaluate(self, images: Images, prompts: list[str]) -> Found:
         """Its scores, and those of its parts and of theirs."""
+        return self.together([part.detailed(images, prompts) for part in self.parts])
+
+    def together(self, found: Sequence[Found]) -> Found:
+        """What `evaluate` gives, from what its parts gave."""
         components: Components = {}
-        scores = []
-        for part in self.parts:
-            score, inner = part.detailed(images, prompts)
+        for part, (score, inner) in zip(self.parts, found, strict=True):
             components |= {**inner, part.name: score}
-            scores.append(score)
-        return self.combine(scores), components
+        return self.combine([score for score, _ in found]), components
 
     def __call__(self, images: Images, prompts: list[str]) -> Batch:
         """Score images in [0, 1], one prompt each."""
@@ -72,24 +79,70 @@ class NamedReward:
         """
         return self.detailed(images, prompts)[0]
 
-    def detailed(self, images: Images, prompts: list[str]) -> tuple[Batch, Components]:
+    def detailed(self, images: Images, prompts: list[str]) -> Found:
         """Score as a call does, and give the scores of all rewards that it is made of, by name.
 
         Raises:
             UserError: as in a call.
         """
-        images, foreign = at_least_float32(images), _is_foreign(self.function)
-        whole = calling(self.name, self.timeout, foreign=foreign)
-        with whole, without_autocast(images.device):
-            if isinstance(self.function, Composite):
-                scores, components = self.function.evaluate(images, prompts)
-            else:
-                # The user's code may write into what it is given, through numpy for one.
-                given = (images.clone(), list(prompts)) if foreign else (images, prompts)
-                scores, components = self.function(*given), {}
+        images = at_least_float32(images)
+        return self._checked(images, lambda: self._score(images, prompts))
+
+    def _score(self, images: Images, prompts: list[str]) -> tuple[Any, Components]:
+        if isinstance(self.function, Composite):
+            return self.function.evaluate(images, prompts)
+        if not _is_foreign(self.function):
+            return self.function(images, prompts), {}
+        # The user's code may write into what it is given, through numpy for one.
+        return self.function(images.clone(), list(prompts)), {}
+
+    def begin(self, images: Images, prompts: list[str], queue: Queue) -> Callable[[], Found]:
+        """Begin what `detailed` does, without a gradient; what is returned ends it.
+
+        Of what it is made of, the parts whose work is done elsewhere go on beside the caller's; the
+        others are called at once, on the caller's thread.
+
+        Raises:
+            UserError: as in a call, now or at the end.
+        """
+        images, function = at_least_float32(images), self.function
+        if not (isinstance(function, Composite) or _is_apart(function, images.device)):
+            found = self.detailed(images, prompts)
+            return lambda: found
+        with self._calling(images):
+            end = _begin(function, images, prompts, queue)
+        # What the check looks at, without the images, of which many may wait.
+        like = images.new_empty(len(images))
+        return lambda: self._checked(like, end)
+
+    @contextmanager
+    def _calling(self, images: Tensor) -> Iterator[None]:
+        """Within this context the reward's code is called."""
+        around = calling(self.name, self.timeout, foreign=_is_foreign(self.function))
+        with around, without_autocast(images.device):
+            yield
+
+    def _checked(self, images: Tensor, score: Callable[[], Found]) -> Found:
+        with self._calling(images):
+            scores, components = score()
         check_form(self.name, scores, images)
         check_finite(self.name, scores)
         return scores, components
+
+
+def _begin(
+    function: GoesAhead | Composite, images: Images, prompts: list[str], queue: Queue
+) -> Callable[[], Found]:
+    if isinstance(function, Composite):
+        parts = [part.begin(images, prompts, queue) for part in function.parts]
+        return lambda: function.together([end() for end in parts])
+    scores = function.begin(images, prompts, queue)
+    return lambda: (scores(), {})
+
+
+def _is_apart(function: Any, device: torch.device) -> TypeGuard[GoesAhead]:
+    """Whether its work is done elsewhere than on a device, so that it may go on by itself."""
+    return isinstance(function, GoesAhead) and function.is_apart(device)
 
 
 def _is_foreign(function: Any) -> bool:
@@ -211,3 +264,8 @@ def walk(reward: NamedReward) -> Iterator[NamedReward]:
     if isinstance(reward.function, Composite):
         for part in reward.function.parts:
             yield from walk(part)
+
+
+def goes_ahead(reward: NamedReward, device: torch.device) -> bool:
+    """Whether a part of it can be begun and waited for later, see `NamedReward.begin`."""
+    return any(_is_apart(part.function, device) for part in walk(reward))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from nablaflow.addresses import is_masked, masked_url
 from nablaflow.errors import UserError
+from nablaflow.rewards.ahead import Begun, GoesAhead, Queue
 from nablaflow.rewards.contract import NamedReward
 from nablaflow.rewards.post import NoReplyError, Reply, post
 from nablaflow.rewards.settings import Load, RewardSettings
@@ -87,7 +88,7 @@ def _is_address(url: str) -> bool:
     return bool(host) and url.isascii() and url.isprintable() and " " not in url
 
 
-class Judge:
+class Judge(GoesAhead):
     """Scores by asking; every call asks anew."""
 
     def __init__(self, settings: Remote) -> None:
@@ -100,13 +101,23 @@ class Judge:
         Raises:
             UserError: the judge is down, slow, or answers something other than a number an image.
         """
-        pictures = [_png(image) for image in images.detach()]
+        return self._score(_levels(images), prompts, images.device)
+
+    def is_apart(self, device: torch.device) -> bool:
+        return True
+
+    def begin(self, images: Images, prompts: list[str], queue: Queue) -> Begun:
+        levels, device = _levels(images), images.device  # a quarter of the memory, and no GPU's
+        return queue.begin(lambda: self._score(levels, prompts, device))
+
+    def _score(self, levels: Tensor, prompts: list[str], device: torch.device) -> Batch:
+        pictures = [_png(image) for image in levels]
         scores: list[float] = []
         size = self.settings.batch
         for start in range(0, len(pictures), size):
             part = slice(start, start + size)
             scores += self._ask(pictures[part], prompts[part])
-        return torch.tensor(scores, dtype=torch.float32, device=images.device)
+        return torch.tensor(scores, dtype=torch.float32, device=device)
 
     def _ask(self, pictures: list[str], prompts: list[str]) -> list[float]:
         body = json.dumps({"images": pictures, "prompts": prompts}).encode()
@@ -179,9 +190,13 @@ class Judge:
         return UserError(f"reward: the judge at {self._shown} {what}")
 
 
-def _png(image: Tensor) -> str:
-    """One image (3, h, w) in [0, 1], rounded to 8 bits, as a PNG in base64."""
-    levels = (image * 255).round().clamp(0, 255).to("cpu", torch.uint8)
+def _levels(images: Images) -> Tensor:
+    """Images in [0, 1], rounded to 8 bits, on the processor."""
+    return (images.detach() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
+
+
+def _png(levels: Tensor) -> str:
+    """One image (3, h, w) of 8 bits as a PNG in base64."""
     buffer = BytesIO()
     Image.fromarray(levels.permute(1, 2, 0).numpy()).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()

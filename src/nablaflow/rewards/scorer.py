@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nablaflow.devices import is_here
 from nablaflow.errors import UserError
+from nablaflow.rewards.ahead import Begun, GoesAhead, Queue
 from nablaflow.rewards.contract import NamedReward
 from nablaflow.rewards.settings import Load, RewardSettings
 from nablaflow.typing import Batch, Images
@@ -105,7 +106,7 @@ class ScorerSettings(RewardSettings):
         """
 
 
-class Scorer:
+class Scorer(GoesAhead):
     """The reward that a scorer's settings describe; its network is loaded when first needed."""
 
     def __init__(self, settings: ScorerSettings) -> None:
@@ -118,7 +119,23 @@ class Scorer:
         Raises:
             UserError: at the first call, if the weights cannot be found or read.
         """
-        network = self._network(torch.device(self.settings.device or images.device))
+        return self._scored(self._network(self._place(images.device)), images, prompts)
+
+    def is_apart(self, device: torch.device) -> bool:
+        own = self._place(device)
+        return (own.type, own.index or 0) != (device.type, device.index or 0)
+
+    def begin(self, images: Images, prompts: list[str], queue: Queue) -> Begun:
+        # Loading changes what belongs to the whole process, so it is not done beside other work.
+        place, home = self._place(images.device), images.device
+        network, there = self._network(place), images.detach().to(place)
+        return queue.begin(lambda: self._scored(network, there, prompts).to(home))
+
+    def _place(self, device: torch.device) -> torch.device:
+        """Where images on a device are scored."""
+        return torch.device(self.settings.device or device)
+
+    def _scored(self, network: ScoringNetwork, images: Images, prompts: list[str]) -> Batch:
         size = self.settings.batch
         parts = [
             self._score(network, images[start : start + size], prompts[start : start + size])

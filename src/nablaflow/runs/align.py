@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.models import LivePipeline
@@ -144,21 +145,33 @@ def _prepare(
 
 def _begin(parts: Parts, progress: Progress) -> None:
     """What is measured on the reference before the first update."""
-    _begin_gamma(parts, progress)
+    _find(parts, progress)
     if parts.trainer.guard is not None:
         parts.trainer.begin_guard(_looking(parts, progress))
 
 
-def _begin_gamma(parts: Parts, progress: Progress) -> None:
-    """Measure how far to trust the forward-looking reward, and say what was found."""
-    trainer = parts.trainer
-    if trainer.gamma is None or trainer.gamma.isfinite().all():
-        return
-    work = progress.start("measure gamma", len(trainer.gamma_prompts()), inner=True)
-    trainer.begin_gamma(work)
-    work.end()
-    told = " ".join(f"{value:.2f}" for value in trainer.gamma[1:].tolist())
-    progress.say(f"gamma, trust in the predicted reward, k = 1 ... K: {told}")
+def _find(parts: Parts, progress: Progress) -> None:
+    """What the method needs of the reference, and lines about it."""
+    beginning, networks = parts.trainer.beginning, parts.trainer.networks
+    if todo := beginning.gamma_work:
+        work = progress.start("measure gamma", todo, inner=True)
+        beginning.gamma(work)
+        work.end()
+        assert networks.measured_gamma is not None
+        told = _by_step(networks.measured_gamma)
+        progress.say(f"gamma, trust in the predicted reward, k = 1 ... K: {told}")
+    if todo := beginning.log_flow_work:
+        work = progress.start("fit the value", todo, inner=True)
+        beginning.log_flow(work)
+        work.end()
+        assert networks.log_flow is not None
+        ahead, mixed = (_by_step(row) for row in networks.log_flow.explained)
+        progress.say(f"nats of the tilt that the predicted reward tells, k = 1 ... K: {ahead}")
+        progress.say(f"the same with the log flow, on samples held out from its fit: {mixed}")
+
+
+def _by_step(table: Tensor) -> str:
+    return " ".join(f"{value:.2f}" for value in table[1:].tolist())
 
 
 def _looking(parts: Parts, progress: Progress) -> Callable[[int], None]:
@@ -199,7 +212,7 @@ def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -
     pressed: list[bool] = []
     warned: set[str] = set()
     on_look = _looking(parts, progress)
-    _begin_gamma(parts, progress)
+    _find(parts, progress)
     trainer.begin_guard(on_look)
 
     def on_update(record: Record) -> bool:

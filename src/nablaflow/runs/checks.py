@@ -32,6 +32,7 @@ def check_settings(config: Config, evaluated: list[str]) -> None:
     check_group(config.method, config)
     check_precision(config.method, config)
     check_decoder(config.method, config.training)
+    check_shared_rollouts(config)
 
 
 def check_model(
@@ -67,6 +68,24 @@ def check_shares(training: TrainingSettings, processes: int) -> None:
         raise UserError(
             f"training.steps_per_rollout: {total // processes} trajectories of a process do not "
             f"divide among {training.steps_per_rollout} optimizer steps; choose a divisor"
+        )
+
+
+def check_shared_rollouts(config: Config) -> None:
+    """Refuse states noised afresh to a method that asks for what its own rollout sampled."""
+    method, shared = config.method, config.updates_per_rollout
+    if shared == 1:
+        return
+    if config.training.data != "on-policy":
+        raise UserError(
+            f"training.updates_per_rollout: {shared} updates share the newest rollout; use "
+            "training.data=on-policy, or training.updates_per_rollout=1"
+        )
+    if not method.trains_at_any_state:
+        raise UserError(
+            f"training.updates_per_rollout: {shared} trains on states noised afresh, and "
+            f"{method.name} with these settings reads what its rollout sampled; use 1, or "
+            "residual-nabla-db with its defaults"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from nablaflow.config.overrides import parse_override
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
+from nablaflow.evaluation.bank_size import BankSize
 from nablaflow.evaluation.fit import policy_fit
 from nablaflow.evaluation.measure import Subject
 from nablaflow.evaluation.plan import EvaluationPlan
@@ -33,7 +35,7 @@ from nablaflow.runs.setup import prepare
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import guards_best
 from nablaflow.storage.run_folder import CURVES
-from nablaflow.storage.whole import last_whole, steady, whole_before
+from nablaflow.storage.whole import checkpoints_before, last_whole, steady
 
 
 def evaluate_run(
@@ -54,7 +56,8 @@ def evaluate_run(
     """Measure a run's checkpoints again; writes nothing.
 
     Args:
-        n: images of each model; None: as many as the run's own evaluation.
+        n: images of each model; None: as many as the run's own evaluation. For fewer than those,
+            as many fewer of the reference bank are looked at, see `BankSize`.
         features: what images are compared by, see `nablaflow.evaluation.spaces`.
         metrics: names of `nablaflow.metrics.METRICS`; None: the default ones that ``n`` is enough
             for.
@@ -70,15 +73,16 @@ def evaluate_run(
         method: the class of the one that it was begun with, where it has no file.
 
     Returns:
-        What ``summary.json`` has of figures, what `nablaflow.evaluation.fit` says under ``fit``
-        (None for another reward than the run's), and the protocol's under ``protocol``; nothing on
-        other processes than the main one.
+        What ``summary.json`` has of figures, how many images of the reference bank they are
+        measured by under ``bank``, what `nablaflow.evaluation.fit` says under ``fit`` (None for
+        another reward than the run's), and the protocol's under ``protocol``; nothing on other
+        processes than the main one.
 
     Raises:
         UserError: the folder holds no run, or no checkpoint yet; or as `EvaluationPlan.of` and
             `nablaflow.prompts.sets.find_prompts` say.
     """
-    config, own = _to_measure(
+    config, own, bank = _to_measure(
         folder, n, prompts, settings, trusted=trusted, reward=reward, method=method
     )
     if "model" not in own or pipeline is not None:
@@ -87,7 +91,7 @@ def evaluate_run(
     check_trusted(config, folder, own, trusted=trusted)
     with steady(folder) as place, fresh_accelerator():
         last = last_whole(place, LastPolicy.read)
-        before = [] if only_last else whole_before(place, last.folder)
+        before = [] if only_last else checkpoints_before(place, last.folder)
         parts = prepare(config, folder, reward, last.folder, pipeline=pipeline)
         n = config.evaluation.n
         main = parts.accelerator.is_main_process
@@ -96,13 +100,16 @@ def evaluate_run(
         with show(console) if main else Progress() as progress:
             best = None if only_last else guards_best(place, last.guard, last.policy)
             started = progress.start
-            evaluation, protocol = carry_out(parts.subject, plan, last, before, started, best)
+            subject = replace(parts.subject, bank=bank)
+            evaluation, protocol = carry_out(subject, plan, last, before, started, best)
             own_reward = "reward" in own or (reward is not None and reward_is(config, reward))
-            fit = fit_of_run(parts.subject, last) if own_reward else None
+            fit = fit_of_run(subject, last) if own_reward else None
+        parts.tell(bank.note(evaluation.bank, "without --n all are"))
         parts.accelerator.end_training()
     if not main:
         return {}
-    return {**evaluation.summary, "fit": fit, "protocol": protocol.as_dict()}
+    looked_at = {"bank": evaluation.bank, "fit": fit, "protocol": protocol.as_dict()}
+    return {**evaluation.summary, **looked_at}
 
 
 def _to_measure(
@@ -114,17 +121,30 @@ def _to_measure(
     trusted: bool,
     reward: NamedReward | None,
     method: type[Method] | None,
-) -> tuple[Config, set[str]]:
-    """The run's configuration with what takes its own's place; and the parts that stay its own."""
+) -> tuple[Config, set[str], BankSize]:
+    """The run's configuration with what takes its own's place; the parts that stay its own.
+
+    And how much of its reference bank ``n`` images need.
+    """
     # The guard watches training, with rewards and prompts of its own, and trackers are told of it.
     overrides = ["guard=null", "training.trackers=[]"]
-    overrides += [] if n is None else [f"evaluation.n={n}"]
     overrides += [] if prompts is None else _measured_on(prompts)
     own = parts_of_run(settings, ("reward", *THE_MODEL))
     own -= set() if prompts is None else {"prompts", "evaluation"}
     own -= {"reward"} if reward else set()
     find = methods_of(folder, trusted=trusted, known=method)
-    return load_run_config(folder, [*overrides, *settings], find), own
+    config = load_run_config(folder, [*overrides, *settings], find)
+    measured = config.evaluation
+    if n is None:
+        return config, own, BankSize.all_of(measured.bank)
+    bank = BankSize.for_images(measured.bank, measured.n, n)
+    return with_images(config, n), own, bank
+
+
+def with_images(config: Config, n: int) -> Config:
+    """With another number of images that are measured."""
+    evaluation = config.evaluation.model_copy(update={"n": n})
+    return config.model_copy(update={"evaluation": evaluation})
 
 
 def reward_is(config: Config, reward: NamedReward) -> bool:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
+from nablaflow.evaluation.bank_size import BankSize
 from nablaflow.evaluation.guard import Guard
 from nablaflow.evaluation.measure import Subject
 from nablaflow.models import (
@@ -29,7 +30,7 @@ from nablaflow.models import (
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import load_prompts, prompt_metadata, prompt_sets
-from nablaflow.rewards import NamedReward, load, probe, tell_metadata
+from nablaflow.rewards import NamedReward, goes_ahead, load, probe, tell_metadata
 from nablaflow.runs.accelerator import make_accelerator
 from nablaflow.runs.begun_with import as_begun
 from nablaflow.runs.budget import with_batches
@@ -80,6 +81,7 @@ class Parts:
             self.evaluated,
             self.fingerprint,
             self.trainer.method.beta,
+            BankSize.all_of(self.config.evaluation.bank),
         )
 
     def tell(self, lines: Iterable[str]) -> None:
@@ -200,7 +202,13 @@ def prepare(
         accelerator,
         evaluated=sets.evaluation,
         notes=sets.notes,
-        choices=(*_reference_told(source), *choices, *sizes, *fitted),
+        choices=(
+            *_reference_told(source),
+            *choices,
+            *sizes,
+            *fitted,
+            *_ahead_told(config, model, reward),
+        ),
     )
 
 
@@ -209,6 +217,19 @@ def _reference_told(source: ModelSource) -> list[str]:
     if not isinstance(source, WithLora):
         return []
     return [f"reference: the model {source}; the KL and the tilt are of the two together"]
+
+
+def _ahead_told(config: Config, model: PipelineModel, reward: NamedReward) -> list[str]:
+    """A line about a reward that scores beside the sampling."""
+    if not goes_ahead(reward, model.device):
+        return []
+    training = config.training
+    whole = training.prompts_per_update * training.images_per_prompt
+    at_once = min(training.rollout_batch or whole, training.decode_batch or whole)
+    how = "it scores images while others are made"
+    if at_once == whole:
+        how += ", once training.rollout_batch=… has a rollout made in parts"
+    return [f"reward: the work of {reward.name} is done elsewhere; {how}"]
 
 
 def _metadata(config: Config) -> dict[str, Any]:

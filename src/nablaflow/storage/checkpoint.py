@@ -64,6 +64,17 @@ def _name(update: int) -> str:
     return f"step-{update:06d}"
 
 
+def update_of(folder: Path) -> int:
+    """How many updates a checkpoint has behind it, by its folder's name.
+
+    >>> update_of(Path("step-000050"))
+    50
+    """
+    name = _NAME.fullmatch(folder.name)
+    assert name is not None
+    return int(name[2])
+
+
 def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first; `whole` says whether one is undamaged."""
     found = (run / CHECKPOINTS).glob("step-*")
@@ -94,8 +105,8 @@ def best_folder(run: Path, update: int) -> Path:
 
 def guards_best(
     run: Path, guard: Mapping[str, Any] | None, last: Mapping[str, Tensor]
-) -> Path | None:
-    """The checkpoint of the guard's best policy.
+) -> tuple[Path, dict[str, Tensor]] | None:
+    """The checkpoint of the guard's best policy, and the policy.
 
     Args:
         guard: what the run's last checkpoint remembers of it; None without one.
@@ -115,7 +126,7 @@ def guards_best(
     best = load_policy(folder)
     # After a roll-back the two differ in their updates and not in their weights.
     same = last.keys() == best.keys() and all(torch.equal(last[k], best[k]) for k in last)
-    return None if same else folder
+    return None if same else (folder, best)
 
 
 def save_best(run: Path, checkpoint: Checkpoint) -> Path:
@@ -131,10 +142,10 @@ def save_best(run: Path, checkpoint: Checkpoint) -> Path:
 
 def _prune_best(run: Path) -> None:
     """Remove those that no kept checkpoint has for its best: a newer one was there before it."""
-    oldest = int(list_checkpoints(run)[0].name.removeprefix("step-"))
+    oldest = update_of(list_checkpoints(run)[0])
     best = sorted(p for p in (run / CHECKPOINTS).glob("best-*") if _NAME.fullmatch(p.name))
     for old, newer in itertools.pairwise(best):
-        if int(newer.name.removeprefix("best-")) <= oldest:
+        if update_of(newer) <= oldest:
             _remove(old)
 
 

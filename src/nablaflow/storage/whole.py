@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from nablaflow.storage.checkpoint import (
     DamagedCheckpoint,
     list_checkpoints,
     load_checkpoint,
+    update_of,
 )
 from nablaflow.storage.files import remove_tree
 from nablaflow.storage.lock import is_held
@@ -63,20 +64,29 @@ def whole_checkpoints(run: Path) -> list[Path]:
         UserError: as `last_whole`.
     """
     last = last_whole(run, _read)
-    return [*whole_before(run, last), last]
+    return [*(path for path, _ in each_whole(checkpoints_before(run, last), _read)), last]
 
 
-def whole_before(run: Path, last: Path) -> list[Path]:
-    """Those before ``last`` that are whole, oldest first; others are named on stderr."""
-    kept = []
-    for path in list_checkpoints(run):
-        if path.name < last.name:
-            try:
-                kept.append(_read(path))
-            except DamagedCheckpoint as error:
-                if path.exists():
-                    print(f"{_first(error)}; it is left out", file=sys.stderr)
-    return kept
+def checkpoints_before(run: Path, last: Path) -> list[Path]:
+    """Those before ``last``, oldest first, of which nothing is read."""
+    return [path for path in list_checkpoints(run) if path.name < last.name]
+
+
+def each_whole(
+    folders: Iterable[Path], read: Callable[[Path], Found]
+) -> Iterator[tuple[Path, Found]]:
+    """Each checkpoint with what ``read`` makes of it, when its turn comes.
+
+    One that is damaged is named on stderr and left out.
+    """
+    for path in folders:
+        try:
+            found = read(path)
+        except DamagedCheckpoint as error:
+            if path.exists():
+                print(f"{_first(error)}; it is left out", file=sys.stderr)
+            continue
+        yield path, found
 
 
 def _read(folder: Path) -> Path:
@@ -122,7 +132,7 @@ def checkpoint_to_resume(run: Path) -> Checkpoint | None:
 def retire_after(run: Path, update: int) -> None:
     """Put the damaged checkpoints of later updates out of the way of those to come."""
     for path in list_checkpoints(run):
-        if int(path.name.removeprefix("step-")) > update:
+        if update_of(path) > update:
             new = path.with_name(path.name.replace("step-", "damaged-"))
             remove_tree(new)
             os.replace(path, new)

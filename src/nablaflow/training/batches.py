@@ -20,6 +20,7 @@ from nablaflow.memory import halving
 from nablaflow.methods import TrainingBatch
 from nablaflow.prompts.sets import prompt_batch
 from nablaflow.seeds import stream
+from nablaflow.training.scoring import ScoringAhead
 from nablaflow.training.update import Rollout, Update
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ class Batches:
     ) -> None:
         self.config, self.prompts, self.core = config, prompts, core
         self.accelerator, self.model = accelerator, core.model
-        self._pending: Rollout | None = None
+        self.pending: Rollout | None = None
         training = config.training
         self._rollout_batch = training.rollout_batch
         self._decode_batch = training.decode_batch
@@ -99,37 +100,65 @@ class Batches:
         Args:
             number: index of the update, from 0.
         """
-        if self.config.training.data == "on-policy":
-            rollout = self._rollout(number)
-            return rollout, rollout
-        return self._pending or self._rollout(number), self._rollout(number + 1)
+        if self.config.training.data == "previous-rollout":
+            return self.pending or self._rollout(number), self._rollout(number + 1)
+        if self.pending is not None:
+            return self._noised_afresh(self.pending, number), self.pending
+        rollout = self._rollout(number)
+        return rollout, rollout
 
-    def keep(self, fresh: Rollout) -> None:
-        """After an update: unless on-policy, its newest rollout is what the next one trains on."""
-        if self.config.training.data != "on-policy":
-            self._pending = fresh
+    def keep(self, newest: Rollout, number: int) -> None:
+        """After an update: its newest rollout, where a later one trains on it or on its ends.
+
+        Args:
+            number: index of the update, from 0.
+        """
+        shared = (number + 1) % self.config.updates_per_rollout > 0
+        stale = self.config.training.data == "previous-rollout"
+        self.pending = newest if shared or stale else None
 
     def _rollout(self, number: int) -> Rollout:
         plan = self._plan(number)
+        with ScoringAhead.of(self.core.networks, plan.prompts) as ahead:
+            path, size = self._sampled(plan, ahead)
+            return self._scored(path, size, ahead)
+
+    def _sampled(self, plan: RolloutPlan, ahead: ScoringAhead) -> tuple[Path, int]:
+        """Its trajectories, and how many of them at once."""
         n = len(plan.prompts)
 
         def sample(size: int) -> Path:
+            ahead.restart(min(self._decode_batch or size, n))
             with self.accelerator.autocast():
                 noise = trajectory_noise(plan.seeds)
-                return self.core.sampled(plan.prompts, noise, plan.keep, size)
+                return self.core.sampled(plan.prompts, noise, plan.keep, size, ahead)
+
+        whole = min(self._rollout_batch or n, n)
+        path, size = halving(sample, whole, "training.rollout_batch")
+        self._rollout_batch = size if size < n else self._rollout_batch
+        return path, size
+
+    def _scored(self, path: Path, sampled_at_once: int, ahead: ScoringAhead) -> Rollout:
+        n = len(path)
+        size = min(self._decode_batch or sampled_at_once, n)
+        found = ahead.found()
 
         def score(size: int) -> Rollout:
             with self.accelerator.autocast():
                 return self.core.scored(path, size)
 
-        whole = min(self._rollout_batch or n, n)
-        path, size = halving(sample, whole, "training.rollout_batch")
-        self._rollout_batch = size if size < n else self._rollout_batch
-        # Apart, so that too many images at once do not cost the sampling again.
-        whole = min(self._decode_batch or size, n)
-        rollout, size = halving(score, whole, "training.decode_batch")
+        if found is not None:
+            rollout = self.core.with_scores(path, found)
+        else:
+            # Apart, so that too many images at once do not cost the sampling again.
+            rollout, size = halving(score, size, "training.decode_batch")
         self._decode_batch = size if size < n else self._decode_batch
         return rollout
+
+    def _noised_afresh(self, rollout: Rollout, number: int) -> Rollout:
+        """What another update trains on: its own transitions, at states of its own noise."""
+        plan = self._plan(number)
+        return self.core.noised_afresh(rollout, plan.keep, trajectory_noise(plan.seeds))
 
     def _plan(self, number: int) -> RolloutPlan:
         training, seed = self.config.training, self.config.seed
@@ -216,7 +245,7 @@ class Batches:
         """Plain data for a checkpoint; every process must call it."""
         return {
             # Each process has its own share of the rollout that is trained next.
-            "pending": gather_object([self._pending and self._pending.state()]),
+            "pending": gather_object([self.pending and self.pending.state()]),
             "rollout_batch": self._rollout_batch,
             "decode_batch": self._decode_batch,
             "estimate_batch": self._estimate_batch,
@@ -238,7 +267,7 @@ class Batches:
         Raises:
             UserError: it is of another number of processes.
         """
-        self._pending = self._own_share(state["pending"])
+        self.pending = self._own_share(state["pending"])
         # What fitted comes first, unless the settings have changed: memory may be why.
         given, before = self._given(), state.get("given", {})
         fitting = {

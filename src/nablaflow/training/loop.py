@@ -9,31 +9,25 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import TrainingStopped
-from nablaflow.estimators import measure_gamma
 from nablaflow.evaluation.guard import Guard
 from nablaflow.methods import Networks, TrainingBatch
 from nablaflow.models import FlowScore
 from nablaflow.models.pipelines import PipelineModel
-from nablaflow.prompts.sets import prompt_batch
 from nablaflow.rewards import NamedReward, observe
-from nablaflow.seeds import stream
 from nablaflow.storage.checkpoint import Checkpoint
 from nablaflow.training.batches import Batches
+from nablaflow.training.beginning import Beginning, unfitted_log_flow, unmeasured_gamma
 from nablaflow.training.guarding import Guarding
 from nablaflow.training.keeping import Keeper
 from nablaflow.training.optimization import Average
-from nablaflow.training.processes import from_main, mean_figures, mean_of, on_any, wide
+from nablaflow.training.processes import mean_figures, mean_of, on_any, wide
 from nablaflow.training.stepper import Record, Stepper
 from nablaflow.training.update import Rollout, Update
-
-GAMMA_BATCH = 32
-GAMMA_EACH = 16  # trajectories of a prompt, which its mean is taken off
 
 
 class Trainer:
@@ -44,8 +38,8 @@ class Trainer:
 
     Attributes:
         update: updates done so far.
+        beginning: finds what the method needs of the reference before the first update.
         clock: seconds from some moment on, by which training is timed.
-        gamma: measured, by k; NaN until `begin_gamma`, None where the method does not ask for it.
         seconds: of training so far, earlier sessions of a resumed run included.
         spent: share of `training.minutes` so far, the same on all processes; 0 without.
     """
@@ -66,12 +60,18 @@ class Trainer:
         self.accelerator, self.prompts, self.guard = accelerator, prompts, guard
         self.method = config.method
         flow_target = None if flow is None else copy.deepcopy(flow).requires_grad_(False)
-        levels = model.process.steps + 1
-        self.gamma = torch.full((levels,), torch.nan) if self.method.needs_measured_gamma else None
-        decode = config.training.decode_batch
-        networks = Networks(model, reward, flow, flow_target, self.gamma, decode_batch=decode)
+        networks = Networks(
+            model,
+            reward,
+            flow,
+            flow_target,
+            unmeasured_gamma(config, model),
+            decode_batch=config.training.decode_batch,
+            log_flow=unfitted_log_flow(config, model),
+        )
         self.core = Update(self.method, networks)
         self.networks = self.core.networks
+        self.beginning = Beginning(config, prompts, self.networks, accelerator)
         self.batches = Batches(config, prompts, self.core, accelerator)
         self.stepper = Stepper(config, self.core.objective, accelerator, sharded=sharded)
         self._keeper = Keeper(
@@ -93,21 +93,23 @@ class Trainer:
             TrainingStopped: a figure is not finite; the weights are those before the optimizer step
                 that it was for.
         """
-        self.begin_gamma()
+        self.begin()
         started = self.clock()
         self._applied = 0
         try:
-            trained, fresh = self.batches.rollouts(self.update)
+            before = self.batches.pending
+            trained, newest = self.batches.rollouts(self.update)
             rolled_out = self.clock()
             batch = self.batches.training_batch(trained, self.update)
             estimated = self.clock()
             parts = batch.split(self.config.training.steps_per_rollout)
-            records = [self._optimizer_step(part, fresh) for part in parts]
+            records = [self._optimizer_step(part, newest) for part in parts]
         except FloatingPointError as error:
             raise self._not_finite(str(error)) from error
         record = {name: fmean(part[name] for part in records) for name in records[0]}
-        self._observe(fresh)
-        self.batches.keep(fresh)
+        if newest is not before:
+            self._observe(newest)
+        self.batches.keep(newest, self.update)
         self.update += 1
         self.core.end(self.update)
         finished = self.clock()
@@ -117,9 +119,9 @@ class Trainer:
             timing["estimate_seconds"] = estimated - rolled_out
         return {"update": self.update, **record, **timing}
 
-    def _optimizer_step(self, batch: TrainingBatch, fresh: Rollout) -> Record:
+    def _optimizer_step(self, batch: TrainingBatch, newest: Rollout) -> Record:
         figures = self.stepper.accumulate(batch)
-        record = self._record(fresh, figures)
+        record = self._record(newest, figures)
         self.stepper.check(record)
         record |= self.stepper.apply(self.update, self.spent)
         self._applied += 1
@@ -253,37 +255,12 @@ class Trainer:
     def _tripped(self) -> bool:
         return self.guard is not None and self.guard.ends_the_run
 
-    def begin_gamma(self, on_progress: Callable[[int], None] = lambda done: None) -> None:
-        """Measure gamma on the main process, unless a resumed run has done so.
-
-        Args:
-            on_progress: told how many of `gamma_prompts` are done.
-
-        Raises:
-            UserError: the reward is the same for all reference images of a prompt.
-        """
-        if self.gamma is None or self.gamma.isfinite().all():
-            return
-        found = None
-        if self.accelerator.is_main_process:
-            prompts = self.gamma_prompts()
-            seed = self.config.seed
-            found = measure_gamma(
-                self.model,
-                self.reward,
-                prompts,
-                [stream(seed, "gamma", row) for row in range(len(prompts))],
-                batch=GAMMA_BATCH,
-                on_progress=on_progress,
-            )
-        self.gamma.copy_(from_main(found))
-
-    def gamma_prompts(self) -> list[str]:
-        """Of the trajectories that gamma is measured on: some prompts, several times each."""
-        total = self.config.training.gamma_trajectories
-        texts = prompt_batch(self.prompts, 0, max(1, total // GAMMA_EACH), self.config.seed)
-        texts = list(dict.fromkeys(texts))
-        return [text for text in texts for _ in range(max(2, total // len(texts)))]
+    def begin(self) -> None:
+        """Find what the method needs of the reference, if nobody has; it counts as training."""
+        started = self.clock()
+        self.beginning.gamma()
+        self.beginning.log_flow()
+        self._spend(self.clock() - started)
 
     def begin_guard(self, on_look: Callable[[int], None]) -> None:
         """Measure the reference, see `Guarding.begin`."""

@@ -10,6 +10,7 @@ laboratory (`nablaflow.exact.training`) and the trainer (`nablaflow.training.loo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, final
@@ -25,7 +26,9 @@ from nablaflow.estimators.pull import PullSamples, pull_samples
 from nablaflow.methods import Method
 from nablaflow.models import Condition, OldPolicy
 from nablaflow.rewards import Components
+from nablaflow.rewards.contract import FoundOfAny
 from nablaflow.training.optimization import Objective
+from nablaflow.training.scoring import ScoringAhead
 from nablaflow.typing import Batch
 
 
@@ -98,19 +101,21 @@ class Update:
         noise: Noise,
         keep: Int[Tensor, "trajectory transition"],
         size: int | None = None,
+        ahead: ScoringAhead | None = None,
     ) -> Path:
-        """The first half of `rollout`: trajectories, not yet decoded."""
+        """The first half of `rollout`: trajectories, not yet decoded.
+
+        Args:
+            ahead: takes the clean states as they come.
+        """
         n, condition = len(prompts), self.model.condition(prompts)
         size = size or n
-        parts = [
-            self._sample(
-                prompts[part],
-                condition[part],
-                noise if size >= n else _of(noise, part),
-                keep[part],
-            )
-            for part in _rows(n, size)
-        ]
+        parts: list[Trajectories] = []
+        for part in _rows(n, size):
+            own = noise if size >= n else _of(noise, part)
+            parts.append(self._sample(prompts[part], condition[part], own, keep[part]))
+            if ahead is not None:
+                ahead.add(parts[-1].x0)
         x0 = torch.cat([part.x0 for part in parts])
         if not x0.isfinite().all():
             raise FloatingPointError("a state that the policy sampled")
@@ -132,6 +137,10 @@ class Update:
             self.networks.reward.detailed(self.model.decode(path.x0[part]), path.prompts[part])
             for part in _rows(len(path), size or len(path))
         ]
+        return self.with_scores(path, found)
+
+    def with_scores(self, path: Path, found: Sequence[FoundOfAny]) -> Rollout:
+        """A rollout from its trajectories, and from what the reward gave for them, in order."""
         components = {
             name: torch.cat([inner[name] for _, inner in found]).float() for name in found[0][1]
         }
@@ -147,7 +156,30 @@ class Update:
                 prompts, noise, condition=condition, keep=keep, keep_states=self.keeps_states
             )
         fresh = self.method.fresh_levels(self.model.process)
-        return found if fresh is None else noised_afresh(self.model.process, found, fresh, noise)
+        if fresh is None:
+            return found
+        process, kept = self.model.process, found.transitions
+        return replace(found, transitions=noised_afresh(process, found.x0, kept, fresh, noise))
+
+    def noised_afresh(
+        self, rollout: Rollout, keep: Int[Tensor, "trajectory transition"], noise: Noise
+    ) -> Rollout:
+        """The same clean ends with other transitions, whose states no trajectory has passed.
+
+        For methods that `train at any state <Method.trains_at_any_state>`: any
+        states will do then, and those near the policy's own are what is needed.
+
+        Args:
+            keep: the transitions that will be trained, see `Method.draw`.
+            noise: a generator for each trajectory, or one for all.
+        """
+        x0, keep = rollout.x0, keep.to(rollout.x0.device)
+        trajectory = torch.arange(len(keep), device=x0.device)[:, None].expand_as(keep).flatten()
+        nowhere = torch.full_like(x0[trajectory], torch.nan)
+        kept = Transitions(nowhere, nowhere, keep.flatten(), nowhere, trajectory)
+        all_levels = torch.arange(self.model.process.steps + 1) > 0
+        found = noised_afresh(self.model.process, x0, kept, all_levels, noise)
+        return replace(rollout, transitions=found)
 
     def end(self, update: int) -> None:
         """Let the old policy follow, where there is one.

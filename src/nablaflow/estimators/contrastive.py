@@ -1,0 +1,228 @@
+"""The value mixed from the forward-looking reward and a log flow, both fitted to the reference.
+
+    V_k(x_k) = gamma_k beta r(x0_hat(x_k)) + delta_k h_phi(x_k, k),      grad V_0 = beta grad r(x_0)
+
+Where a prediction is no image (high noise), and where the reward bends, r(x0_hat) is not the log of
+E_ref[exp(beta r(x_0)) | x_k]. What is missing is learned from samples of the reference alone, x_0
+with its reward, by contrasting those of one prompt at one level with each other,
+
+    loss = - sum_i w_i log softmax_i V_k(x_k^i),    w = softmax(beta r(x_0)),   x_k ~ q(x_k | x_0),
+
+whose minimum is that very log, up to a constant (contrastive energy prediction, arXiv 2304.12824,
+theorem 3.2). First h_phi alone is fitted; then, on samples that were held out from it, the two
+numbers of each level, for which the loss is convex. There is nothing to tune: a level where the
+prediction's reward says all gets gamma_k = 1 and delta_k = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.optimize import minimize
+from torch import Tensor
+
+from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.estimators.contrasts import Contrast, ReferenceSamples
+from nablaflow.estimators.measured_gamma import measured_levels
+from nablaflow.models import Condition, DiffusionModel, LogFlow
+from nablaflow.rewards import NamedReward
+from nablaflow.typing import Latents, Steps
+
+ITERATIONS = 800
+GROUPS = 3  # contrasts in an iteration, each of one prompt and one level
+CONTRASTED = 96  # samples in a contrast
+RATE, DECAY = 2e-3, 1e-2
+HELD_OUT = 1 / 4
+AT_ONCE = 32  # samples through the model
+MOST_TRUST = 4.0
+
+Done = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class LogFlowFit:
+    """A log flow with its place in the value, by k = 0, ..., K.
+
+    Attributes:
+        gamma: trust in the forward-looking reward; 1 at k = 0.
+        delta: of h_phi; 0 at k = 0.
+        explained: what of the tilt's information the value has on samples that were held out, in
+            nats; of the forward-looking reward alone, and of the mix.
+    """
+
+    network: LogFlow
+    gamma: Float[Tensor, "levels"]
+    delta: Float[Tensor, "levels"]
+    explained: Float[Tensor, "2 levels"]
+
+    def score(self, model: DiffusionModel, x: Latents, k: Steps, condition: Condition) -> Latents:
+        """delta_k grad h_phi(x_k, k), detached."""
+        x = x.detach().float().requires_grad_()
+        with torch.enable_grad():
+            value = self.network(x, model.process.timestep.to(x.device)[k], condition)
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+        return self.delta.to(x.device)[k].reshape(-1, *[1] * (x.ndim - 1)) * gradient
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors for a checkpoint, on the CPU."""
+        own = self.network.state_dict()
+        weights = {f"network.{name}": value.cpu().clone() for name, value in own.items()}
+        tables = {name: getattr(self, name).clone() for name in ("gamma", "delta", "explained")}
+        return weights | tables
+
+    def take(self, state: dict[str, Tensor]) -> None:
+        """Become what `state` was made of, in place: whoever holds this one has it then."""
+        own = {name.removeprefix("network."): v for name, v in state.items() if "." in name}
+        self.network.load_state_dict(own)
+        for name in ("gamma", "delta", "explained"):
+            getattr(self, name).copy_(state[name])
+
+    @staticmethod
+    def unfitted(network: LogFlow, steps: int) -> LogFlowFit:
+        """Before the fit: all NaN."""
+        gamma, delta, *explained = torch.full((4, steps + 1), torch.nan)
+        return LogFlowFit(network.requires_grad_(False), gamma, delta, torch.stack(explained))
+
+    @property
+    def fitted(self) -> bool:
+        return bool(self.gamma.isfinite().all())
+
+
+def fit_log_flow(
+    network: LogFlow,
+    model: DiffusionModel,
+    reward: NamedReward,
+    beta: float,
+    samples: ReferenceSamples,
+    generator: torch.Generator,
+    on_progress: Done = lambda done: None,
+) -> LogFlowFit:
+    """Fit ``network``, then gamma and delta on samples held out from it.
+
+    Args:
+        network: fresh; it is changed, and ends frozen.
+        generator: of all noise and draws, on the CPU.
+        on_progress: told how many more of `work` are done.
+
+    Raises:
+        UserError: the reward is the same for all samples of each prompt.
+    """
+    samples.check(reward)
+    first, held_out = samples.split(HELD_OUT)
+    _train(network, model, beta, samples, first, generator, on_progress)
+    levels = measured_levels(model.process.steps)
+    found = []
+    for k in levels:
+        contrasts = [
+            samples.contrast(model.process, beta, place, rows, k, generator)
+            for place, rows in enumerate(held_out)
+        ]
+        found.append(_mixed(network, model, reward, beta, contrasts))
+        on_progress(1)
+    table = torch.tensor(found)  # gamma, delta, explained, explained
+    every = np.arange(model.process.steps + 1)
+    at_image = (1.0, 0.0, table[0, 2].item(), table[0, 3].item())
+    gamma, delta, ahead, mixed = (
+        torch.from_numpy(np.interp(every, [0, *levels], [here, *column.tolist()])).float()
+        for here, column in zip(at_image, table.T, strict=True)
+    )
+    return LogFlowFit(network, gamma, delta, torch.stack([ahead, mixed]))
+
+
+def work(steps: int) -> int:
+    """What `fit_log_flow` has to do, as its progress counts it."""
+    return ITERATIONS + len(measured_levels(steps))
+
+
+def _train(
+    network: LogFlow,
+    model: DiffusionModel,
+    beta: float,
+    samples: ReferenceSamples,
+    rows: list[Tensor],
+    generator: torch.Generator,
+    on_progress: Done,
+) -> None:
+    optimizer = torch.optim.AdamW(network.requires_grad_(True).parameters(), weight_decay=DECAY)
+    for iteration in range(ITERATIONS):
+        warm = min(1.0, (iteration + 1) / 50)
+        rate = RATE * warm * 0.5 * (1.0 + math.cos(math.pi * iteration / ITERATIONS))
+        optimizer.param_groups[0]["lr"] = rate
+        parts = [_drawn(model.process, beta, samples, rows, generator) for _ in range(GROUPS)]
+        values = network(
+            torch.cat([part.x for part in parts]),
+            model.process.timestep.to(model.device)[torch.cat([part.k for part in parts])],
+            Condition.concatenate([part.condition for part in parts]),
+        ).split([len(part.x) for part in parts])
+        losses = [part.loss(value) for part, value in zip(parts, values, strict=True)]
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(losses).mean().backward()
+        optimizer.step()
+        on_progress(1)
+    network.requires_grad_(False)
+
+
+def _drawn(
+    process: ReverseProcess,
+    beta: float,
+    samples: ReferenceSamples,
+    rows: list[Tensor],
+    generator: torch.Generator,
+) -> Contrast:
+    """Of a level, a prompt and samples of it that are drawn."""
+    k = 1 + int(torch.randint(process.steps, (), generator=generator))
+    place = int(torch.randint(len(rows), (), generator=generator))
+    own = rows[place]
+    chosen = own[torch.randint(len(own), (CONTRASTED,), generator=generator)]
+    return samples.contrast(process, beta, place, chosen, k, generator)
+
+
+def _mixed(
+    network: LogFlow,
+    model: DiffusionModel,
+    reward: NamedReward,
+    beta: float,
+    contrasts: list[Contrast],
+) -> tuple[float, float, float, float]:
+    """Of one level: gamma and delta, and the nats explained with gamma 1 alone and by the mix."""
+    values = [_values(network, model, reward, beta, part) for part in contrasts]
+    nothing = sum(math.log(len(part.x)) for part in contrasts) / len(contrasts)
+
+    def loss(pair: Tensor) -> Tensor:
+        parts = zip(contrasts, values, strict=True)
+        return torch.stack([part.loss(pair @ both) for part, both in parts]).mean()
+
+    def with_gradient(given: np.ndarray) -> tuple[float, np.ndarray]:
+        pair = torch.from_numpy(given).requires_grad_()
+        with torch.enable_grad():
+            found = loss(pair)
+            (gradient,) = torch.autograd.grad(found, pair)
+        return found.item(), gradient.numpy()
+
+    best = minimize(with_gradient, np.array([0.5, 0.5]), jac=True, bounds=[(0.0, MOST_TRUST)] * 2)
+    gamma, delta = best.x.tolist()
+    alone = loss(torch.tensor([1.0, 0.0], dtype=torch.float64)).item()
+    return gamma, delta, nothing - alone, nothing - float(best.fun)
+
+
+@torch.no_grad()
+def _values(
+    network: LogFlow, model: DiffusionModel, reward: NamedReward, beta: float, part: Contrast
+) -> Float[Tensor, "2 sample"]:
+    """Beta r(x0_hat) and h_phi, float64, some samples at a time."""
+    timestep = model.process.timestep.to(model.device)
+    found = []
+    for start in range(0, len(part.x), AT_ONCE):
+        rows = slice(start, start + AT_ONCE)
+        x, k, condition = part.x[rows], part.k[rows], part.condition[rows]
+        with model.reference():
+            x0_hat = model.predict(x, k, condition).x0_hat
+        ahead = beta * reward(model.decode(x0_hat), [part.prompt] * len(x))
+        own = network(x, timestep[k], condition)
+        found.append(torch.stack([ahead.cpu().double(), own.cpu().double()]))
+    return torch.cat(found, 1)

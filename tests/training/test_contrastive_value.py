@@ -1,0 +1,110 @@
+"""A value that is fitted to the reference before the first update, in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
+from nablaflow.estimators import contrastive
+from nablaflow.runs import align
+from nablaflow.runs.setup import Parts
+from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.training import beginning
+
+MakeParts = Callable[..., Parts]
+MakeConfig = Callable[..., Config]
+
+FITTED = (
+    *("method.gamma=one", "method.reverse_weight=0", "method.value=contrastive", "flow=null"),
+    *("method.beta=4.0", "training.value_samples=96"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive, "ITERATIONS", 8)
+    monkeypatch.setattr(contrastive, "CONTRASTED", 16)
+
+
+@pytest.mark.usefixtures("train_only")
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_resumed_run_has_the_fit_that_it_began_with(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+):
+    straight, halves = tmp_path / "straight", tmp_path / "halves"
+    align.run(make_config(f"output_dir={straight}", *FITTED))
+    align.run(make_config(f"output_dir={halves}", *FITTED, f"training.updates={at}"))
+
+    def again(*given: object) -> None:
+        raise AssertionError("fitted a second time")
+
+    monkeypatch.setattr(beginning, "fit_log_flow", again)
+    align.run(make_config(f"output_dir={halves}", *FITTED), resume=True)
+    ours, theirs = (load_checkpoint(list_checkpoints(run)[-1]) for run in (halves, straight))
+    for group in ("policy", "log_flow"):
+        for name, value in theirs.tensors[group].items():
+            assert torch.equal(ours.tensors[group][name], value), (group, name)
+    assert theirs.tensors["log_flow"]["gamma"].isfinite().all()
+
+
+@pytest.mark.usefixtures("train_only")
+def test_the_log_says_what_each_step_is_told(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+):
+    align.run(make_config(*FITTED, "training.updates=1"))
+    told = capsys.readouterr().err
+    assert "nats of the tilt that the predicted reward tells, k = 1 ... K:" in told
+    assert "the same with the log flow, on samples held out from its fit:" in told
+
+
+def test_the_target_is_the_mix(make_parts: MakeParts):
+    """By hand: c_k (gamma_k beta grad r(x0_hat) + delta_k grad h) moves the untrained policy."""
+    trainer = make_parts(*FITTED, "training.transition_fraction=1.0").trainer
+    trainer.begin()
+    fit, model = trainer.networks.log_flow, trainer.model
+    assert fit is not None
+    fit.delta[1:] = 0.7
+    fit.gamma[1:] = torch.linspace(0.9, 0.3, model.process.steps)
+    for parameter in fit.network.parameters():  # so that its gradient is none of a fit's
+        parameter.data = torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+        ).mul(0.2)
+    batch = trainer.batches.training_batch(trainer.batches.rollouts(0)[0], 0)
+    asked = trainer.method.losses(batch, trainer.networks).metrics["asked_nats"]
+    t = batch.transitions
+    x = t.x.clone().requires_grad_()
+    with model.reference():
+        x0_hat = model.predict(x, t.k, batch.condition).x0_hat
+    rewards = trainer.reward(model.decode(x0_hat), batch.prompts)
+    own = fit.network(x, model.process.timestep[t.k], batch.condition)
+    value = fit.gamma[t.k] * 4.0 * rewards + 0.7 * own
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    alpha_bar = model.process.alpha_bar
+    ratio = alpha_bar[t.k - 1] / alpha_bar[t.k]
+    step = ratio.sqrt() * (1.0 - 1.0 / ratio)
+    wanted = 0.5 * step * gradient.square().flatten(1).sum(1)
+    assert torch.allclose(asked, wanted, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("method.step=published", "method.step: method.value=contrastive needs exact"),
+        ("method.gamma=measured", "method.gamma: method.value=contrastive needs one"),
+        ("method.forward_looking_predictor=policy", "method.forward_looking_predictor: "),
+        ("method.reverse_weight=1.0", "method.reverse_weight: method.value=contrastive needs 0"),
+    ],
+)
+def test_what_has_the_same_place_is_refused(make_parts: MakeParts, change: str, words: str):
+    with pytest.raises(UserError, match=f"^{words}"):
+        make_parts(*FITTED, change)
+
+
+def test_a_mistyped_value_names_those_that_there_are(make_config: MakeConfig):
+    with pytest.raises(UserError, match=r"^method\.value: "):
+        make_config("method.value=contrastiv")
