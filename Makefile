@@ -4,6 +4,9 @@ VENV := .venv
 WORKERS ?= 2
 PYTEST := $(VENV)/bin/python -m pytest
 
+# What Python compiled it keeps: otherwise every process of the tests compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow browser screenshots check docs reference format clean
 

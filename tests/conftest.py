@@ -1,13 +1,17 @@
 """What holds for all tests: no network, no window, one thread for each process."""
 
+import gc
 import os
 import random
 import tempfile
 
 import hypothesis
+import jaxtyping
 import numpy as np
 import pytest
 import torch
+
+from tests.support.annotations import checked
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -21,7 +25,15 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("nablaflow", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("nablaflow")
 
+jaxtyping.jaxtyped = checked  # what the import hook puts on everything it finds
+
 pytest_plugins = ["tests.support.recipes", "tests.support.tiny_run"]
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of every later search for garbage: it stays anyway."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture

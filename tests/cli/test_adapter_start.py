@@ -17,6 +17,8 @@ from nablaflow.cli import app
 from nablaflow.storage import checksums
 from tests.cli.conftest import Cli
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 FILE = "pytorch_lora_weights.safetensors"
 ONE = ("training.updates=1", "training.checkpoint_every=1")
 

@@ -12,6 +12,8 @@ from click.testing import Result
 
 from nablaflow.storage import checksums
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 Cli = Callable[..., Result]
 TRAINING = ("training.updates=2", "training.checkpoint_every=1", "training.keep_checkpoints=2")
 LAST, BEFORE = "step-000002", "step-000001"

@@ -9,7 +9,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from nablaflow.config.overrides import dump_config, load_config, read_recipe, read_yaml
+from nablaflow.config.overrides import (
+    dump_config,
+    load_config,
+    plain_config,
+    read_recipe,
+    read_yaml,
+)
 from nablaflow.config.recipe import (
     Config,
     FindMethod,
@@ -208,8 +214,8 @@ def load_run_config(
     config = load_config(run / CONFIG, overrides, {"output_dir": str(run)}, find)
     config = lora_elsewhere(config, own)
     if copy is not None:
-        saved = dump_config(parse_config(read_recipe(run / CONFIG), find))
-        for part in _differences(_completed(copy, find), read_yaml(saved, CONFIG)):
+        saved = plain_config(parse_config(read_recipe(run / CONFIG), find))
+        for part in _differences(_completed(copy, find), saved):
             if part == "output_dir":  # a folder may be moved
                 continue
             print(
@@ -238,7 +244,7 @@ def _copy_in_checkpoint(run: Path) -> str | None:
 
 def _check_same(config: Config) -> None:
     """A run goes on with its own settings, but for those that leave its figures alone."""
-    for part in _changes(_saved_settings(config), read_yaml(dump_config(config), "settings")):
+    for part in _changes(_saved_settings(config), plain_config(config)):
         raise UserError(f"{part}: the run to resume has another value; use --overwrite")
 
 
@@ -247,7 +253,7 @@ def goes_on(config: Config) -> bool:
     run = config.output_dir
     if not list_checkpoints(run):
         return False
-    new = read_yaml(dump_config(config), "settings")
+    new = plain_config(config)
     return {**_saved_settings(config), "output_dir": None} == {**new, "output_dir": None}
 
 
@@ -284,14 +290,14 @@ def _completed(copy: str, find: FindMethod) -> Any:
     """What a checkpoint has, with the defaults of settings that there were none of at its time."""
     settings = read_yaml(copy, "checkpoint")
     try:
-        return read_yaml(dump_config(parse_config(settings, find)), "checkpoint")
+        return plain_config(parse_config(settings, find))
     except UserError:  # of a setting that is gone, say: its name is told as a difference
         return settings
 
 
 def _settings_in(file: Path, find: FindMethod) -> Any:
     try:
-        return read_yaml(dump_config(parse_config(read_recipe(file), find)), CONFIG)
+        return plain_config(parse_config(read_recipe(file), find))
     except UserError as error:
         raise UserError(
             f"--resume: {file} is damaged and no checkpoint has a copy of it ({error}); put it "
