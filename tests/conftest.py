@@ -6,12 +6,9 @@ import random
 import tempfile
 
 import hypothesis
-import jaxtyping
 import numpy as np
 import pytest
 import torch
-
-from tests.support.annotations import checked
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -24,8 +21,6 @@ torch.set_num_threads(1)
 # The first example pays for imports and compilation, so a deadline would say nothing.
 hypothesis.settings.register_profile("nablaflow", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("nablaflow")
-
-jaxtyping.jaxtyped = checked  # what the import hook puts on everything it finds
 
 pytest_plugins = ["tests.support.recipes", "tests.support.tiny_run"]
 
