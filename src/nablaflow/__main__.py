@@ -24,7 +24,8 @@ def _ignore() -> None:
 def main() -> None:
     """Entry point of both; commands hear signals themselves, as `nablaflow.runs.stopping` says."""
     for number in STOPS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        kept = number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN  # nohup
+        if not kept:
             signal.signal(number, _stop)
     try:
         from nablaflow.cli import main as begin  # loading its parser takes half a second

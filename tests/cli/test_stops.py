@@ -37,7 +37,7 @@ HEARD = {
     signal.SIGHUP: signal.SIG_DFL,
     signal.SIGINT: signal.default_int_handler,
 }
-"""As in a shell's foreground; what it starts in the background may ignore them."""
+"""As in a shell's foreground."""
 
 
 @pytest.fixture(autouse=True)
@@ -56,15 +56,25 @@ def test_a_signal_ends_it_with_a_line(number: signal.Signals, capsys: pytest.Cap
     assert capsys.readouterr().err == "nablaflow: stopped\n"
 
 
-@pytest.mark.parametrize("number", HEARD)
-def test_one_that_is_ignored_stays_ignored(number: signal.Signals):
-    """As under `nohup`, and as Ctrl-C is by what a script starts in the background."""
-    signal.signal(number, signal.SIG_IGN)
+def test_a_terminal_that_may_close_stays_unheard():
+    """As under `nohup`."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     asked: list[bool] = []
     for inside in (stopped_by_signals(), stopped_at_once(), stopping(asked)):
         with inside:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGHUP)
     assert asked == []
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_by_name_is_heard_in_the_background_too(number: signal.Signals):
+    """A script's shell has what it starts with ``&`` ignore Ctrl-C."""
+    signal.signal(number, signal.SIG_IGN)
+    asked: list[bool] = []
+    with stopping(asked):
+        os.kill(os.getpid(), number)
+    assert asked == [True]
     assert signal.getsignal(number) == signal.SIG_IGN
 
 

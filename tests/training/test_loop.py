@@ -77,10 +77,10 @@ def test_out_of_memory_halves_the_rollout_batch_and_not_the_figures(
     direct = train(make_parts("training.rollout_batch=2").trainer)
     whole = Update.sampled
 
-    def limited(self: Update, prompts: Any, noise: Any, keep: Any, size: int) -> Path:
+    def limited(self: Update, prompts: Any, noise: Any, keep: Any, size: int, *more: Any) -> Path:
         if size > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, prompts, noise, keep, size)
+        return whole(self, prompts, noise, keep, size, *more)
 
     monkeypatch.setattr(Update, "sampled", limited)
     assert train(make_parts().trainer) == direct

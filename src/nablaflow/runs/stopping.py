@@ -73,12 +73,21 @@ def _ended_by(end: BaseException) -> Iterator[None]:
 
 @contextmanager
 def _heard(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """`STOPS` inside; one that is ignored, as under `nohup`, stays ignored."""
+    """`STOPS` inside; a SIGHUP that is ignored, as under `nohup`, stays ignored.
+
+    The others are heard even so: a shell's script has what it starts in the background ignore
+    Ctrl-C, and whoever sends it one by name means it.
+    """
     if threading.current_thread() is not threading.main_thread():  # where no signal arrives
         yield
         return
     found = {number: signal.getsignal(number) for number in STOPS}
-    before = {n: old for n, old in found.items() if old not in (signal.SIG_IGN, None)}
+    deaf = found[signal.SIGHUP] is signal.SIG_IGN
+    before = {
+        number: old
+        for number, old in found.items()
+        if old is not None and not (deaf and number == signal.SIGHUP)
+    }
     try:
         for number in before:
             signal.signal(number, handler)
