@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from nablaflow.runs import align
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.training import beginning
+from nablaflow.training.update import Update
 
 MakeParts = Callable[..., Parts]
 MakeConfig = Callable[..., Config]
@@ -108,3 +110,16 @@ def test_what_has_the_same_place_is_refused(make_parts: MakeParts, change: str, 
 def test_a_mistyped_value_names_those_that_there_are(make_config: MakeConfig):
     with pytest.raises(UserError, match=r"^method\.value: "):
         make_config("method.value=contrastiv")
+
+
+def test_its_memory_is_planned(make_parts: MakeParts):
+    parts = make_parts(*FITTED, "training.memory_budget_gb=4.0")
+    assert parts.config.training.micro_batch is not None
+
+
+def test_in_a_loop_of_ones_own_it_has_to_be_given(make_parts: MakeParts):
+    trainer = make_parts(*FITTED).trainer
+    rollout = trainer.batches.rollouts(0)[0]
+    bare = Update(trainer.method, replace(trainer.networks, log_flow=None))
+    with pytest.raises(UserError, match=r"^method\.value: .*fit_log_flow"):
+        bare.objective(bare.batch(rollout))

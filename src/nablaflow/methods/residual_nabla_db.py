@@ -41,6 +41,7 @@ from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.estimators import (
     Gamma,
+    LogFlowFit,
     Networks,
     TrainingBatch,
     Weighting,
@@ -307,11 +308,8 @@ class ResidualNablaDB(StepwiseMethod):
         """At x_k, of the log flow that was fitted before the first update; 0 without."""
         if not self.needs_log_flow:
             return torch.zeros_like(batch.transitions.x)
-        assert networks.log_flow is not None, "nothing has fitted it"
-        transitions = batch.transitions
-        return networks.log_flow.score(
-            networks.model, transitions.x, transitions.k, batch.condition
-        )
+        x, k = batch.transitions.x, batch.transitions.k
+        return _fit(networks).score(networks.model, x, k, batch.condition)
 
     def _forward_left(
         self, mean: Latents, reference: Latents, batch: TrainingBatch, process: ReverseProcess
@@ -335,11 +333,9 @@ class ResidualNablaDB(StepwiseMethod):
 
     def _strength(self, networks: Networks) -> Float[Tensor, "levels"]:
         """Beta gamma_k by k."""
-        process, fit = networks.model.process, networks.log_flow
         if self.needs_log_flow:
-            assert fit is not None, "nothing has fitted it"
-            return self.beta * fit.gamma
-        return self.beta * gamma_table(self.gamma, process, networks.measured_gamma)
+            return self.beta * _fit(networks).gamma
+        return self.beta * gamma_table(self.gamma, networks.model.process, networks.measured_gamma)
 
     def _value_gradient(
         self, reference: _Reference, batch: TrainingBatch, networks: Networks
@@ -390,6 +386,15 @@ class ResidualNablaDB(StepwiseMethod):
         score = score_of_state(batch.transitions.x_next, mean, sigma, x, create_graph=True)
         value = sum_of_products(ahead, x, "the reward's gradient") if ahead else 0.0
         return score + value + reference.reverse
+
+
+def _fit(networks: Networks) -> LogFlowFit:
+    if networks.log_flow is None:
+        raise UserError(
+            "method.value: contrastive is fitted before the first update; give "
+            "Networks(log_flow=…) what nablaflow.estimators.fit_log_flow returns"
+        )
+    return networks.log_flow
 
 
 def _pull(mean: Latents, batch: TrainingBatch, process: ReverseProcess) -> Latents:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.diffusion import Transitions
-from nablaflow.estimators import Networks, Path, TrainingBatch
+from nablaflow.estimators import LogFlowFit, Networks, Path, TrainingBatch
 from nablaflow.methods import Method
 from nablaflow.methods.contract import StepwiseMethod
-from nablaflow.models import FlowScore
+from nablaflow.models import FlowScore, make_log_flow
 from nablaflow.models.adapters import trainable_parameters
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.twin import network_without_data, without_data
@@ -115,17 +115,20 @@ class _Rehearsal:
         self.method = method
         self.reward, self.rewarded = reward, self._reads_shapes(reward)
         self.decode_batch = decode_batch
-        self.core = Update(method, self._networks())
+        self.core = Update(method, self._networks(model))
         with Shapes():
             self.model.condition(["a"])  # embedded once, and kept
 
-    def _networks(self) -> Networks:
+    def _networks(self, model: PipelineModel) -> Networks:
         reward = self.reward if self.rewarded else NamedReward(self.reward.name, _mean)
         flow, target = (
             None if self.flow is None else network_without_data(self.flow) for _ in range(2)
         )
-        gamma = torch.ones(self.model.process.steps + 1)
-        return Networks(self.model, reward, flow, target, gamma, decode_batch=self.decode_batch)
+        steps, fit = self.model.process.steps, None
+        if self.method.needs_log_flow:
+            fit = LogFlowFit.unfitted(network_without_data(make_log_flow(model, 0)), steps)
+        gamma, decode = torch.ones(steps + 1), self.decode_batch
+        return Networks(self.model, reward, flow, target, gamma, decode_batch=decode, log_flow=fit)
 
     def _reads_shapes(self, reward: NamedReward) -> bool:
         """Whether a reward runs on shapes; one that leaves torch does not."""
