@@ -178,6 +178,7 @@ class Stopped:
 sys.meta_path.insert(0, Stopped())
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may be run under nohup
 from nablaflow.__main__ import main
 sys.argv = ["nablaflow", "sample", "nano"]
 main()

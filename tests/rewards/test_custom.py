@@ -1,6 +1,8 @@
 """Loading the user's own reward from a file."""
 
 import os
+import py_compile
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,3 +124,20 @@ def test_a_file_that_fails_to_run_is_explained(tmp_path, source, error):
         load_function(f"{path}:f")
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is not None
+
+
+def test_the_source_runs_and_not_a_compiled_copy_beside_it(tmp_path: Path):
+    """One of an earlier text, or put there by somebody else, has the source's time and size."""
+    file = tmp_path / "mine.py"
+    text = "def score(images, prompts):\n    return images.mean((1, 2, 3)) * {}\n"
+    file.write_text(text.format(7))
+    py_compile.compile(str(file), doraise=True)
+    stamp = file.stat().st_mtime_ns
+    file.write_text(text.format(2))
+    os.utime(file, ns=(stamp, stamp))
+    copies = sorted(tmp_path.rglob("*.pyc"))
+    assert len(copies) == 1
+    before = copies[0].read_bytes()
+    score = load_function(f"{file}:score")
+    assert score(torch.ones(1, 3, 4, 4), ["a"]).item() == pytest.approx(2.0)
+    assert copies[0].read_bytes() == before, "nor is one written"

@@ -7,8 +7,9 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from nablaflow.errors import UserError, nearest
@@ -93,7 +94,8 @@ def _run(path: Path, modified: int) -> ModuleType:
     """Run a file as a module; ``modified`` only tells one version of the file from the next."""
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     name = f"{MODULE}{path.stem}_{digest}"
-    found = importlib.util.spec_from_file_location(name, path)
+    loader = _FromSource(name, str(path))
+    found = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert found is not None  # the name ends .py
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
@@ -109,6 +111,17 @@ def _run(path: Path, modified: int) -> ModuleType:
             "`python` runs it without an error"
         ) from error
     return module
+
+
+class _FromSource(SourceFileLoader):
+    """Runs what the file says now.
+
+    A compiled copy beside it may be of an earlier text with the same second and size, or be put
+    there by somebody else: what the user gave word for is the source.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def _hint(attribute: str, module: ModuleType) -> str:
