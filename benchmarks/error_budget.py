@@ -100,11 +100,15 @@ def merged(base: Figures, over: Figures) -> Figures:
 
 
 def prepared(name: str, seed: int, updates: int, over: Figures | None = None) -> Parts:
-    """A case ready to train, with ``over`` in place of what the case and the demo say."""
+    """A case ready to train, with ``over`` in place of what the case and the demo say.
+
+    A rollout for each update, unless ``over`` says otherwise: what is compared here is the target.
+    """
     changes, function = CASES[name]
     settings = merged(demo_settings(), {"guard": None, "seed": seed, "output_dir": "runs/budget"})
     settings = merged(settings, {"evaluation": {"n": 1024}})
-    settings = merged(settings, {"training": {"updates": updates, "trackers": []}})
+    own = {"updates": updates, "trackers": [], "updates_per_rollout": 1}
+    settings = merged(settings, {"training": own})
     settings = merged(merged(settings, changes), over or {})
     reward = None if function is None else NamedReward(name, function)
     if reward is not None:
@@ -264,8 +268,9 @@ def adjoint_by_step(networks: Networks, prompts: list[str], beta: float) -> Figu
 # --- cases ----------------------------------------------------------------------------------------
 
 
-def image_case(name: str, updates: int, n: int, seed: int) -> Figures:
-    parts = prepared(name, seed, updates)
+def image_case(name: str, updates: int, n: int, seed: int, per_rollout: int) -> Figures:
+    shared = {"training": {"updates_per_rollout": per_rollout}}
+    parts = prepared(name, seed, updates, shared)
     judge = Judge.of(parts)
     found: Figures = {f"untrained, {s}": judge.figures(guided(parts, s, n)) for s in STEPS}
     prompts = [parts.evaluated[row % len(parts.evaluated)] for row in range(64)]
@@ -319,6 +324,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=60)
     parser.add_argument("--n", type=int, default=256, help="images of each untrained target")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--updates-per-rollout", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     given = parser.parse_args()
     kept = json.loads(given.out.read_text()) if given.out.is_file() else {}
@@ -326,7 +332,7 @@ def main() -> None:
         if name.startswith("ring-"):
             found = ring_case(int(name.removeprefix("ring-")), 300, given.n, given.seed)
         else:
-            found = image_case(name, given.updates, given.n, given.seed)
+            found = image_case(name, given.updates, given.n, given.seed, given.updates_per_rollout)
         show(name, found)
         kept[name] = {"updates": given.updates, "seed": given.seed, **found}
         given.out.write_text(json.dumps(kept, indent=1) + "\n")

@@ -82,7 +82,7 @@ def killed_of(make: Make, place: Path, straight: tuple[Path, float], runs: int, 
 
 
 def test_a_run_that_is_killed(make: Make, tmp_path: Path, straight: tuple[Path, float]):
-    killed_of(make, tmp_path, straight, runs=3, times=1)
+    assert killed_of(make, tmp_path, straight, runs=3, times=1) > 0
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +101,7 @@ def test_the_target_is_the_mix(make_parts: MakeParts):
         ("method.step=published", "method.step: method.value=contrastive needs exact"),
         ("method.gamma=measured", "method.gamma: method.value=contrastive needs one"),
         ("method.forward_looking_predictor=policy", "method.forward_looking_predictor: "),
+        ("method.forward_flow=attached", "method.forward_flow: method.value=contrastive needs"),
         ("method.reverse_weight=1.0", "method.reverse_weight: method.value=contrastive needs 0"),
     ],
 )
@@ -123,3 +126,24 @@ def test_in_a_loop_of_ones_own_it_has_to_be_given(make_parts: MakeParts):
     bare = Update(trainer.method, replace(trainer.networks, log_flow=None))
     with pytest.raises(UserError, match=r"^method\.value: .*fit_log_flow"):
         bare.objective(bare.batch(rollout))
+
+
+def test_processes_share_the_samples_and_all_have_them(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+):
+    begun = make_parts(*FITTED).trainer.beginning
+    whole = begun._samples(lambda done: None)
+    shares: list[Any] = []
+
+    def one_after_the_other(own: list[Any]) -> list[Any]:
+        shares.extend(own)
+        return shares if len(shares) == 2 else own * 2
+
+    monkeypatch.setattr(beginning, "gather_object", one_after_the_other)
+    for process in range(2):
+        begun.accelerator = SimpleNamespace(process_index=process, num_processes=2)
+        found = begun._samples(lambda done: None)
+    assert len(shares[0][0]) == len(shares[1][0]) == len(whole.x0) // 2
+    assert torch.allclose(found.x0, whole.x0, atol=1e-5)
+    assert torch.allclose(found.rewards, whole.rewards, atol=1e-5)
+    assert found.prompts == whole.prompts

@@ -21,7 +21,7 @@ from nablaflow.diffusion.prediction import (
     score,
 )
 from nablaflow.diffusion.process import ReverseProcess
-from nablaflow.diffusion.renoising import noised_afresh
+from nablaflow.diffusion.renoising import noised, noised_afresh
 from nablaflow.diffusion.samplers import SAMPLERS, build_process
 from nablaflow.diffusion.trajectory import (
     Noise,
@@ -59,6 +59,7 @@ __all__ = [
     "mean_per_score",
     "mean_per_x0",
     "network_input",
+    "noised",
     "noised_afresh",
     "noising_scores",
     "predict_from",

@@ -9,28 +9,26 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Bool
 from torch import Tensor
 
-from nablaflow.diffusion.process import ReverseProcess
-from nablaflow.diffusion.trajectory import Noise, Transitions
-from nablaflow.typing import Latents
+from nablaflow.diffusion.process import ReverseProcess, at
+from nablaflow.diffusion.trajectory import Noise, Trajectories
+from nablaflow.typing import Latents, Steps
 
 
 def noised_afresh(
     process: ReverseProcess,
-    x0: Latents,
-    transitions: Transitions,
+    trajectories: Trajectories,
     levels: Bool[Tensor, "levels"],
     generators: Noise,
-) -> Transitions:
-    """The same, but the transitions at ``levels`` are of q(x_{k-1} | x_0) q(x_k | x_{k-1}).
+) -> Trajectories:
+    """The same, but the kept transitions at ``levels`` are q(x_{k-1} | x_0) q(x_k | x_{k-1}).
 
     Their ``epsilon`` and ``mean``, which nobody has predicted, are NaN.
 
     Args:
-        x0: clean states, one for each trajectory.
         levels: by k.
         generators: one for each trajectory, or one for all.
     """
-    t = transitions
+    t, x0 = trajectories.transitions, trajectories.x0
     x, x_next, epsilon = t.x.clone(), t.x_next.clone(), t.epsilon.clone()
     mean = None if t.mean is None else t.mean.clone()
     alpha_bar = process.alpha_bar.to(x0.device)
@@ -46,7 +44,13 @@ def noised_afresh(
         epsilon[rows] = torch.nan
         if mean is not None:
             mean[rows] = torch.nan
-    return replace(t, x=x, x_next=x_next, epsilon=epsilon, mean=mean)
+    fresh = replace(t, x=x, x_next=x_next, epsilon=epsilon, mean=mean)
+    return replace(trajectories, transitions=fresh)
+
+
+def noised(process: ReverseProcess, x0: Latents, k: Steps, noise: Latents) -> Latents:
+    """x_k of q(x_k | x_0), made of unit noise."""
+    return _noised(x0, noise, at(process.alpha_bar / process.alpha_bar[0], k, x0))
 
 
 def _noised(x: Tensor, noise: Tensor, kept: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from nablaflow.estimators.contract import (
     ValueGradients,
 )
 from nablaflow.estimators.contrastive import LogFlowFit, fit_log_flow
-from nablaflow.estimators.contrasts import ReferenceSamples
+from nablaflow.estimators.contrasts import ReferenceSamples, draw_reference
 from nablaflow.estimators.denoising_adjoint import DenoisingAdjoint
 from nablaflow.estimators.forward_looking import (
     ForwardLooking,
@@ -64,6 +64,7 @@ __all__ = [
     "Weighting",
     "by_band",
     "check_gamma",
+    "draw_reference",
     "fit_log_flow",
     "forward_looking",
     "gamma_table",

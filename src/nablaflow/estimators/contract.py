@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nablaflow.diffusion import Transitions
 from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.errors import UserError
 from nablaflow.estimators.contrastive import LogFlowFit
 from nablaflow.models import Condition, DiffusionModel, FlowScore, OldPolicy
 from nablaflow.rewards import NamedReward
@@ -41,6 +42,20 @@ class Networks:
     old_policy: OldPolicy | None = None
     decode_batch: int | None = None
     log_flow: LogFlowFit | None = None
+
+    @property
+    def fitted_value(self) -> LogFlowFit:
+        """`log_flow`, where a method needs it.
+
+        Raises:
+            UserError: nobody has fitted it.
+        """
+        if self.log_flow is None:
+            raise UserError(
+                "method.value: contrastive is fitted before the first update; give "
+                "Networks(log_flow=…) what nablaflow.estimators.fit_log_flow returns"
+            )
+        return self.log_flow
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ prediction's reward says all gets gamma_k = 1 and delta_k = 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +29,7 @@ from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.estimators.contrasts import Contrast, ReferenceSamples
 from nablaflow.estimators.measured_gamma import measured_levels
 from nablaflow.models import Condition, DiffusionModel, LogFlow
+from nablaflow.progress import Done
 from nablaflow.rewards import NamedReward
 from nablaflow.typing import Latents, Steps
 
@@ -40,8 +40,6 @@ RATE, DECAY = 2e-3, 1e-2
 HELD_OUT = 1 / 4
 AT_ONCE = 32  # samples through the model
 MOST_TRUST = 4.0
-
-Done = Callable[[int], None]
 
 
 @dataclass(frozen=True)

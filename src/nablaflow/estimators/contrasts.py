@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nablaflow.diffusion import trajectory_noise
+from nablaflow.diffusion import noised, trajectory_noise
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
 from nablaflow.models import Condition, DiffusionModel
+from nablaflow.progress import Done
 from nablaflow.rewards import NamedReward
 from nablaflow.typing import Batch, Latents, Steps
-
-Done = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -58,36 +56,14 @@ class ReferenceSamples:
     rows: list[Tensor]
 
     @staticmethod
-    @torch.no_grad()
-    def draw(
-        model: DiffusionModel,
-        reward: NamedReward,
-        prompts: list[str],
-        seeds: list[int],
-        batch: int,
-        on_progress: Done = lambda done: None,
+    def of(
+        model: DiffusionModel, x0: Latents, rewards: Batch, prompts: list[str]
     ) -> ReferenceSamples:
-        """Sample the reference.
-
-        Args:
-            prompts: one for each sample, each of them many times.
-            seeds: of each sample's noise.
-            batch: samples at once.
-        """
-        states, rewards = [], []
-        for start in range(0, len(prompts), batch):
-            rows = slice(start, start + batch)
-            with model.reference():
-                found = model.sample(prompts[rows], trajectory_noise(seeds[rows]))
-            states.append(found.x0)
-            rewards.append(reward(model.decode(found.x0), prompts[rows]).cpu().double())
-            on_progress(len(found.x0))
+        """Samples with their rewards, and the prompt of each."""
         texts = list(dict.fromkeys(prompts))
         index = torch.tensor([texts.index(prompt) for prompt in prompts])
         rows = [(index == place).nonzero()[:, 0] for place in range(len(texts))]
-        return ReferenceSamples(
-            torch.cat(states), torch.cat(rewards), texts, model.condition(texts), rows
-        )
+        return ReferenceSamples(x0, rewards, texts, model.condition(texts), rows)
 
     def split(self, share: float) -> tuple[list[Tensor], list[Tensor]]:
         """Rows of each prompt: the first, and a share of them at the end."""
@@ -106,11 +82,11 @@ class ReferenceSamples:
     ) -> Contrast:
         """Some samples of the prompt at ``place``, at level ``k``."""
         x0 = self.x0[rows.to(self.x0.device)]
-        kept = process.alpha_bar[k] / process.alpha_bar[0]
+        steps = torch.full((len(rows),), k, device=x0.device)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         return Contrast(
-            x=kept.sqrt() * x0 + (1.0 - kept).sqrt() * noise,
-            k=torch.full((len(rows),), k, device=x0.device),
+            x=noised(process, x0, steps, noise),
+            k=steps,
             weights=torch.softmax(beta * self.rewards[rows], 0),
             condition=self.condition[place : place + 1].expand(len(rows)),
             prompt=self.prompts[place],
@@ -123,3 +99,30 @@ class ReferenceSamples:
                 f"reward: {reward.name} gives all reference images of a prompt the same; "
                 "there is nothing to align with"
             )
+
+
+@torch.no_grad()
+def draw_reference(
+    model: DiffusionModel,
+    reward: NamedReward,
+    prompts: list[str],
+    seeds: list[int],
+    batch: int,
+    on_progress: Done = lambda done: None,
+) -> tuple[Latents, Batch]:
+    """Samples of the reference, one for each prompt, and their rewards as `ReferenceSamples` has.
+
+    Args:
+        seeds: of each sample's noise.
+        batch: samples at once.
+        on_progress: told how many more are done.
+    """
+    states, rewards = [], []
+    for start in range(0, len(prompts), batch):
+        rows = slice(start, start + batch)
+        with model.reference():
+            found = model.sample(prompts[rows], trajectory_noise(seeds[rows]))
+        states.append(found.x0)
+        rewards.append(reward(model.decode(found.x0), prompts[rows]).cpu().double())
+        on_progress(len(found.x0))
+    return torch.cat(states), torch.cat(rewards)

@@ -17,6 +17,7 @@ from nablaflow.estimators import (
     LogFlowFit,
     ReferenceSamples,
     TrainingBatch,
+    draw_reference,
     fit_log_flow,
     measure_gamma,
 )
@@ -94,8 +95,9 @@ def _fitted(
     network: LogFlow, model: MixtureModel, reward: NamedReward, beta: float, seed: int
 ) -> LogFlowFit:
     """The value that a method has fitted to the reference before the first update."""
-    seeds = [GAMMA_SEED + row for row in range(VALUE_SAMPLES)]
-    samples = ReferenceSamples.draw(model, reward, [""] * VALUE_SAMPLES, seeds, VALUE_SAMPLES)
+    n, prompts = VALUE_SAMPLES, [""] * VALUE_SAMPLES
+    x0, rewards = draw_reference(model, reward, prompts, [GAMMA_SEED + i for i in range(n)], n)
+    samples = ReferenceSamples.of(model, x0, rewards, prompts)
     generator = torch.Generator().manual_seed(seed)
     return fit_log_flow(network, model, reward, beta, samples, generator)
 

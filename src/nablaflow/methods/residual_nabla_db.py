@@ -41,7 +41,6 @@ from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.estimators import (
     Gamma,
-    LogFlowFit,
     Networks,
     TrainingBatch,
     Weighting,
@@ -200,6 +199,7 @@ class ResidualNablaDB(StepwiseMethod):
             "step": "exact",
             "gamma": "one",
             "forward_looking_predictor": "reference",
+            "forward_flow": "detached-ema",
             "reverse_weight": 0.0,
         }
         for name, needed in taken.items():
@@ -293,7 +293,10 @@ class ResidualNablaDB(StepwiseMethod):
         transitions, process = batch.transitions, networks.model.process
         if networks.flow is None:
             nothing = torch.zeros_like(transitions.x)
-            return nothing, nothing, self._fitted_score(batch, networks)
+            if not self.needs_log_flow:
+                return nothing, nothing, nothing
+            fit, model = networks.fitted_value, networks.model
+            return nothing, nothing, fit.score(model, transitions.x, transitions.k, batch.condition)
         here, following = flow_scores(networks.flow, process, batch)
         used_here, used_next = here, following
         if self.forward_flow == "detached-ema":
@@ -303,13 +306,6 @@ class ResidualNablaDB(StepwiseMethod):
         shape = (-1, *[1] * (here.ndim - 1))
         used = torch.where((batch.level == transitions.k).reshape(shape), used_here, used_next)
         return here, following, torch.where((batch.level == 0).reshape(shape), 0.0, used)
-
-    def _fitted_score(self, batch: TrainingBatch, networks: Networks) -> Latents:
-        """At x_k, of the log flow that was fitted before the first update; 0 without."""
-        if not self.needs_log_flow:
-            return torch.zeros_like(batch.transitions.x)
-        x, k = batch.transitions.x, batch.transitions.k
-        return _fit(networks).score(networks.model, x, k, batch.condition)
 
     def _forward_left(
         self, mean: Latents, reference: Latents, batch: TrainingBatch, process: ReverseProcess
@@ -334,7 +330,7 @@ class ResidualNablaDB(StepwiseMethod):
     def _strength(self, networks: Networks) -> Float[Tensor, "levels"]:
         """Beta gamma_k by k."""
         if self.needs_log_flow:
-            return self.beta * _fit(networks).gamma
+            return self.beta * networks.fitted_value.gamma
         return self.beta * gamma_table(self.gamma, networks.model.process, networks.measured_gamma)
 
     def _value_gradient(
@@ -386,15 +382,6 @@ class ResidualNablaDB(StepwiseMethod):
         score = score_of_state(batch.transitions.x_next, mean, sigma, x, create_graph=True)
         value = sum_of_products(ahead, x, "the reward's gradient") if ahead else 0.0
         return score + value + reference.reverse
-
-
-def _fit(networks: Networks) -> LogFlowFit:
-    if networks.log_flow is None:
-        raise UserError(
-            "method.value: contrastive is fitted before the first update; give "
-            "Networks(log_flow=…) what nablaflow.estimators.fit_log_flow returns"
-        )
-    return networks.log_flow
 
 
 def _pull(mean: Latents, batch: TrainingBatch, process: ReverseProcess) -> Latents:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -151,20 +152,14 @@ def _begin(parts: Parts, progress: Progress) -> None:
 
 
 def _find(parts: Parts, progress: Progress) -> None:
-    """What the method needs of the reference, and lines about it."""
+    """What the method needs of the reference, and lines about what was found."""
     beginning, networks = parts.trainer.beginning, parts.trainer.networks
-    if todo := beginning.gamma_work:
-        work = progress.start("measure gamma", todo, inner=True)
-        beginning.gamma(work)
-        work.end()
-        assert networks.measured_gamma is not None
+    of_gamma, of_value = beginning.gamma_work, beginning.log_flow_work
+    parts.trainer.begin(partial(progress.start, inner=True))
+    if of_gamma and networks.measured_gamma is not None:
         told = _by_step(networks.measured_gamma)
         progress.say(f"gamma, trust in the predicted reward, k = 1 ... K: {told}")
-    if todo := beginning.log_flow_work:
-        work = progress.start("fit the value", todo, inner=True)
-        beginning.log_flow(work)
-        work.end()
-        assert networks.log_flow is not None
+    if of_value and networks.log_flow is not None:
         ahead, mixed = (_by_step(row) for row in networks.log_flow.explained)
         progress.say(f"nats of the tilt that the predicted reward tells, k = 1 ... K: {ahead}")
         progress.say(f"the same with the log flow, on samples held out from its fit: {mixed}")

@@ -103,7 +103,7 @@ class Batches:
         if self.config.training.data == "previous-rollout":
             return self.pending or self._rollout(number), self._rollout(number + 1)
         if self.pending is not None:
-            return self._noised_afresh(self.pending, number), self.pending
+            return self._at_fresh_states(self.pending, number), self.pending
         rollout = self._rollout(number)
         return rollout, rollout
 
@@ -155,10 +155,10 @@ class Batches:
         self._decode_batch = size if size < n else self._decode_batch
         return rollout
 
-    def _noised_afresh(self, rollout: Rollout, number: int) -> Rollout:
+    def _at_fresh_states(self, rollout: Rollout, number: int) -> Rollout:
         """What another update trains on: its own transitions, at states of its own noise."""
         plan = self._plan(number)
-        return self.core.noised_afresh(rollout, plan.keep, trajectory_noise(plan.seeds))
+        return self.core.at_fresh_states(rollout, plan.keep, trajectory_noise(plan.seeds))
 
     def _plan(self, number: int) -> RolloutPlan:
         training, seed = self.config.training, self.config.seed

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.estimators import (
     LogFlowFit,
     Networks,
     ReferenceSamples,
+    draw_reference,
     fit_log_flow,
     measure_gamma,
 )
 from nablaflow.estimators.contrastive import work as fit_work
 from nablaflow.models import DiffusionModel, make_log_flow
+from nablaflow.progress import Done, StartProgress
 from nablaflow.prompts.sets import prompt_batch
 from nablaflow.seeds import stream
 from nablaflow.training.processes import from_main
@@ -25,10 +30,10 @@ AT_ONCE = 32  # trajectories
 GAMMA_EACH = 16  # trajectories of a prompt, which its mean is taken off
 VALUE_EACH = 128  # samples of a prompt, which are contrasted with each other
 
-Done = Callable[[int], None]
+Found = TypeVar("Found")
 
 
-def unmeasured_gamma(config: Config, model: DiffusionModel) -> torch.Tensor | None:
+def unmeasured_gamma(config: Config, model: DiffusionModel) -> Tensor | None:
     """NaN by k until it is measured; None where the method does not ask for it."""
     if not config.method.needs_measured_gamma:
         return None
@@ -44,7 +49,7 @@ def unfitted_log_flow(config: Config, model: DiffusionModel) -> LogFlowFit | Non
 
 
 class Beginning:
-    """Finds it on the main process, unless a resumed run has it; all processes have it then.
+    """Finds it, unless a resumed run has it; all processes have it then.
 
     Args:
         networks: whose `measured_gamma` and `log_flow` are filled in, in place.
@@ -58,67 +63,67 @@ class Beginning:
 
     @property
     def gamma_work(self) -> int:
-        """Trajectories that `gamma` has to sample; 0 where there is nothing to do."""
+        """Trajectories that have to be sampled for gamma; 0 where there is nothing to do."""
         gamma = self.networks.measured_gamma
         to_do = gamma is not None and not gamma.isfinite().all()
         return len(self._gamma_prompts()) if to_do else 0
 
-    def gamma(self, on_progress: Done = lambda done: None) -> None:
-        """Measure how far to trust the forward-looking reward.
-
-        Args:
-            on_progress: told how many more of `gamma_work` are done.
-
-        Raises:
-            UserError: the reward is the same for all reference images of a prompt.
-        """
-        if not self.gamma_work:
-            return
-        found, networks = None, self.networks
-        if self.accelerator.is_main_process:
-            prompts = self._gamma_prompts()
-            found = measure_gamma(
-                networks.model,
-                networks.reward,
-                prompts,
-                self._seeds("gamma", len(prompts)),
-                batch=AT_ONCE,
-                on_progress=on_progress,
-            )
-        assert networks.measured_gamma is not None
-        networks.measured_gamma.copy_(from_main(found))
-
     @property
     def log_flow_work(self) -> int:
-        """Samples and iterations that `log_flow` has to do; 0 where there is nothing to do."""
+        """Samples and iterations that the log flow takes; 0 where there is nothing to do."""
         fit = self.networks.log_flow
         if fit is None or fit.fitted:
             return 0
         return len(self._value_prompts()) + fit_work(self.networks.model.process.steps)
 
-    def log_flow(self, on_progress: Done = lambda done: None) -> None:
-        """Fit what the forward-looking reward misses of the value.
-
-        Args:
-            on_progress: told how many more of `log_flow_work` are done.
+    def find(self, start: StartProgress) -> None:
+        """Find what is not there yet; every process must call it.
 
         Raises:
             UserError: the reward is the same for all reference images of a prompt.
         """
-        if not self.log_flow_work:
-            return
-        state, fit = None, self.networks.log_flow
-        assert fit is not None
-        if self.accelerator.is_main_process:
-            state = self._fitted(fit, on_progress).state()
-        fit.take(from_main(state))
+        gamma, fit = self.networks.measured_gamma, self.networks.log_flow
+        if gamma is not None and (work := self.gamma_work):
+            gamma.copy_(self._by_main(lambda: self._measured(start("measure gamma", work))))
+        if fit is not None and (work := self.log_flow_work):
+            done = start("fit the value", work)
+            samples = self._samples(done)
+            fit.take(self._by_main(lambda: self._fitted(fit, samples, done).state()))
 
-    def _fitted(self, fit: LogFlowFit, on_progress: Done) -> LogFlowFit:
-        model, reward, prompts = self.networks.model, self.networks.reward, self._value_prompts()
+    def _by_main(self, find: Callable[[], Found]) -> Found:
+        """What the main process finds, on all of them."""
+        return from_main(find() if self.accelerator.is_main_process else None)
+
+    def _measured(self, on_progress: Done) -> Tensor:
+        prompts = self._gamma_prompts()
+        return measure_gamma(
+            self.networks.model,
+            self.networks.reward,
+            prompts,
+            self._seeds("gamma", len(prompts)),
+            batch=AT_ONCE,
+            on_progress=on_progress,
+        )
+
+    def _samples(self, on_progress: Done) -> ReferenceSamples:
+        """Each process makes its share of them, and has all."""
+        model, prompts = self.networks.model, self._value_prompts()
         seeds = self._seeds("value", len(prompts))
-        samples = ReferenceSamples.draw(model, reward, prompts, seeds, AT_ONCE, on_progress)
+        first, each = self.accelerator.process_index, self.accelerator.num_processes
+        own = slice(first, None, each)
+        x0, rewards = draw_reference(
+            model, self.networks.reward, prompts[own], seeds[own], AT_ONCE, on_progress
+        )
+        shares = gather_object([(x0.cpu(), rewards)])
+        states = torch.empty(len(prompts), *x0.shape[1:])
+        scores = torch.empty(len(prompts), dtype=rewards.dtype)
+        for place, (part, part_scores) in enumerate(shares):
+            states[place::each], scores[place::each] = part, part_scores
+        return ReferenceSamples.of(model, states.to(model.device), scores, prompts)
+
+    def _fitted(self, fit: LogFlowFit, samples: ReferenceSamples, on_progress: Done) -> LogFlowFit:
+        model, reward, beta = self.networks.model, self.networks.reward, self.config.method.beta
         generator = torch.Generator().manual_seed(stream(self.config.seed, "contrasts"))
-        beta = self.config.method.beta
         return fit_log_flow(fit.network, model, reward, beta, samples, generator, on_progress)
 
     def _gamma_prompts(self) -> list[str]:

@@ -18,6 +18,7 @@ from nablaflow.evaluation.guard import Guard
 from nablaflow.methods import Networks, TrainingBatch
 from nablaflow.models import FlowScore
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.progress import StartProgress, unseen
 from nablaflow.rewards import NamedReward, observe
 from nablaflow.storage.checkpoint import Checkpoint
 from nablaflow.training.batches import Batches
@@ -255,11 +256,14 @@ class Trainer:
     def _tripped(self) -> bool:
         return self.guard is not None and self.guard.ends_the_run
 
-    def begin(self) -> None:
-        """Find what the method needs of the reference, if nobody has; it counts as training."""
+    def begin(self, start: StartProgress = unseen) -> None:
+        """Find what the method needs of the reference, if nobody has; it counts as training.
+
+        Raises:
+            UserError: the reward is the same for all reference images of a prompt.
+        """
         started = self.clock()
-        self.beginning.gamma()
-        self.beginning.log_flow()
+        self.beginning.find(start)
         self._spend(self.clock() - started)
 
     def begin_guard(self, on_look: Callable[[int], None]) -> None:

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nablaflow.diffusion import Noise, Trajectories, Transitions, noised_afresh
+from nablaflow.diffusion import Noise, Trajectories, Transitions, noised, noised_afresh
 from nablaflow.errors import UserError
 from nablaflow.estimators import Networks, Path, TrainingBatch, ValueGradients, path_log_ratio
 from nablaflow.estimators.pull import PullSamples, pull_samples
@@ -156,30 +157,28 @@ class Update:
                 prompts, noise, condition=condition, keep=keep, keep_states=self.keeps_states
             )
         fresh = self.method.fresh_levels(self.model.process)
-        if fresh is None:
-            return found
-        process, kept = self.model.process, found.transitions
-        return replace(found, transitions=noised_afresh(process, found.x0, kept, fresh, noise))
+        return found if fresh is None else noised_afresh(self.model.process, found, fresh, noise)
 
-    def noised_afresh(
+    def at_fresh_states(
         self, rollout: Rollout, keep: Int[Tensor, "trajectory transition"], noise: Noise
     ) -> Rollout:
         """The same clean ends with other transitions, whose states no trajectory has passed.
 
-        For methods that `train at any state <Method.trains_at_any_state>`: any
-        states will do then, and those near the policy's own are what is needed.
+        For a method whose `Method.trains_at_any_state` holds. Of a transition there is its state
+        alone; what comes after it and what was predicted there is NaN.
 
         Args:
             keep: the transitions that will be trained, see `Method.draw`.
             noise: a generator for each trajectory, or one for all.
         """
-        x0, keep = rollout.x0, keep.to(rollout.x0.device)
-        trajectory = torch.arange(len(keep), device=x0.device)[:, None].expand_as(keep).flatten()
-        nowhere = torch.full_like(x0[trajectory], torch.nan)
-        kept = Transitions(nowhere, nowhere, keep.flatten(), nowhere, trajectory)
-        all_levels = torch.arange(self.model.process.steps + 1) > 0
-        found = noised_afresh(self.model.process, x0, kept, all_levels, noise)
-        return replace(rollout, transitions=found)
+        n, each = keep.shape
+        device, shape = rollout.x0.device, rollout.x0.shape[1:]
+        trajectory = torch.arange(n, device=device).repeat_interleave(each)
+        k = keep.to(device).flatten()
+        unit = randn_tensor((n, each, *shape), noise, device, torch.float32).flatten(0, 1)
+        x = noised(self.model.process, rollout.x0[trajectory], k, unit)
+        nothing = torch.full_like(x, torch.nan)
+        return replace(rollout, transitions=Transitions(x, nothing, k, nothing, trajectory))
 
     def end(self, update: int) -> None:
         """Let the old policy follow, where there is one.
