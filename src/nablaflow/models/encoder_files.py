@@ -16,7 +16,6 @@ import transformers
 from nablaflow.errors import UserError
 from nablaflow.models.folder import variant_of
 
-
 UNREAD = "lm_head."
 """Of a language model that is read for its hidden states: it may be left out."""
 
