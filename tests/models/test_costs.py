@@ -80,8 +80,8 @@ def test_half_the_clocks_pace_is_twice_the_speed():
 def test_an_update_of_a_large_model_by_hand():
     """512 cards have a trajectory each; a pass and a decode take a second, guidance is distilled.
 
-    20 steps and a decode for each 4 updates; 4 transitions of 6 passes, 2 recomputed and 2 decodes; and a ring of
-    40 GB a second carries 2 (P - 1) / P times the bytes.
+    20 steps and a decode for each 4 updates; 4 transitions of 6 passes, 2 recomputed and 2
+    decodes; and a ring of 40 GB a second carries 2 (P - 1) / P times the bytes.
     """
     model = LARGE.Model(denoiser=400e12, decoder=45e12, parameters=10e9, lora=1e6, guided=1)
     found = LARGE.seconds_of(model, 512)
