@@ -16,7 +16,9 @@ from nablaflow.runs.align import run
 from nablaflow.runs.evaluate import evaluate_run
 from nablaflow.runs.sample import sample_to_folder
 from nablaflow.storage.records import read_records
-from tests.support.pipelines import render, unconditional
+from tests.support.pipelines import render
+
+pytestmark = pytest.mark.usefixtures("lean_runs")
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ddpm_unconditional.yaml"
 SMALL = [
@@ -32,11 +34,9 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ddpm") / "model"
-    unconditional().save_pretrained(folder)
-    return folder
+@pytest.fixture
+def ddpm(folders: dict[str, Path]) -> Path:
+    return folders["ddpm"]
 
 
 def test_the_recipe_from_end_to_end(ddpm: Path, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_the_recipe_from_end_to_end(ddpm: Path, tmp_path: Path) -> None:
     assert result.summary["exact_tilt"]["effective_sample_size"] >= 200
     assert len(read_records(folder)) == 2
     report = (folder / "report.html").read_text()
-    assert "DDPMPipeline.from_pretrained(&#x27;model&#x27;)" in report
+    assert "DDPMPipeline.from_pretrained(&#x27;ddpm&#x27;)" in report
     assert "StableDiffusion" not in report
     saved = render(DDPMPipeline.from_pretrained(folder / "model"))
     assert (saved - render(DDPMPipeline.from_pretrained(ddpm))).abs().max() > 0
