@@ -51,6 +51,17 @@ class Rollout(Path):
         kept = {k: v for k, v in vars(self).items() if k not in ("condition", "levels")}
         return {**kept, "transitions": vars(self.transitions)}
 
+    @staticmethod
+    def rows_of(shares: Sequence[Rollout], start: int, stop: int) -> Rollout:
+        """Trajectories ``start`` to ``stop`` of shares of a rollout, one behind the other."""
+        path = Path.concatenate(shares).piece(start, stop)
+        components = {
+            name: torch.cat([share.components[name] for share in shares])[start:stop]
+            for name in shares[0].components
+        }
+        scores = torch.cat([share.scores for share in shares])[start:stop]
+        return Rollout(**vars(path), scores=scores, components=components)
+
 
 @final
 class Update:
