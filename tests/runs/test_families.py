@@ -19,9 +19,12 @@ from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from tests.support.pipelines import render
 from tests.support.run_folders import records
 
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
 MakeParts = Callable[..., Parts]
 MakeConfig = Callable[..., Config]
 FAMILIES = ["sdxl", "ddpm"]
+ATTENTION = "adapter.targets=[to_q, to_k, to_v, to_out.0]"
 NAMES = sorted(set(METHODS) - {"value-matching"})
 
 
@@ -37,7 +40,7 @@ def test_every_method_trains(
     make_parts: MakeParts, folders: dict[str, Path], family: str, method: str
 ) -> None:
     sampler = "euler" if METHODS[method].sampler_noise == "none" else "ddim"
-    chosen = (f"method={{name: {method}, beta: 5.0}}", f"sampler.name={sampler}")
+    chosen = (f"method={{name: {method}, beta: 5.0}}", f"sampler.name={sampler}", ATTENTION)
     parts = make_parts(*of_model(folders[family]), *chosen)
     before = trainable_state(parts.model.network)
     record = parts.trainer.step()
