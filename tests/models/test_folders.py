@@ -62,6 +62,12 @@ def test_a_size_that_cannot_be_is_refused() -> None:
     line = line_of(lambda: model_of(stable_diffusion(), height=17))
     assert line.startswith("sampler.height: 17")
     assert "use 16" in line
+    line = line_of(lambda: model_of(stable_diffusion(), height=20))
+    assert "20 pixels are not a multiple of 8" in line, "by which the stock pipeline divides"
+    line = line_of(lambda: model_of(with_config(stable_diffusion(), sample_size=7)))
+    assert line.startswith("sampler.height: 14 pixels of the model's own size")
+    line = line_of(lambda: model_of(with_config(stable_diffusion(), sample_size=True)))
+    assert "sample_size of True is no size" in line
     line = line_of(lambda: model_of(with_config(stable_diffusion(), sample_size=None), height=16))
     assert line.startswith("sampler.width")
     assert "no sample_size" in line

@@ -246,7 +246,16 @@ def test_damaged_ones_among_others_are_left_out(tmp_path: Path):
     for update in (2, 4, 6):
         save_checkpoint(tmp_path, example(update), keep=3)
     spoil(tmp_path / "checkpoints" / "step-000004")
-    assert [path.name for path in whole_checkpoints(tmp_path)] == ["step-000002", "step-000006"]
+    read: list[str] = []
+
+    def load(folder: Path) -> Checkpoint:
+        read.append(folder.name)
+        return load_checkpoint(folder)
+
+    found = dict(whole_checkpoints(tmp_path, load))
+    assert [path.name for path in found] == ["step-000002", "step-000006"]
+    assert_same(found[tmp_path / "checkpoints" / "step-000002"], example(2))
+    assert sorted(read) == ["step-000002", "step-000004", "step-000006"], "each is read once"
 
 
 def test_none_that_is_whole_is_refused(tmp_path: Path):
@@ -275,9 +284,9 @@ def test_what_is_measured_beside_a_running_training_stays_there(tmp_path: Path):
         save_checkpoint(tmp_path, example(update), keep=2)
     with held(tmp_path), steady(tmp_path) as place:
         save_checkpoint(tmp_path, example(3), keep=1)
-        found = whole_checkpoints(place)
-        assert [path.name for path in found] == ["step-000001", "step-000002"]
-        assert_same(load_checkpoint(found[0]), example(1))
+        found = list(whole_checkpoints(place, load_checkpoint))
+        assert [path.name for path, _ in found] == ["step-000001", "step-000002"]
+        assert_same(found[0][1], example(1))
     assert not place.exists()
     with steady(tmp_path) as place:
         assert place == tmp_path

@@ -21,7 +21,7 @@ from nablaflow.diffusion.flow_samplers import flow_process
 from nablaflow.diffusion.flow_schedule import FlowSchedule
 from nablaflow.diffusion.levels import Levels, ddim_kernels, tabulated
 from nablaflow.diffusion.process import ReverseProcess
-from nablaflow.diffusion.schedule import check_schedule
+from nablaflow.diffusion.schedule import check_schedule, to_convert
 from nablaflow.diffusion.variance import widened
 from nablaflow.errors import UserError, nearest
 
@@ -62,7 +62,7 @@ def _clip(config: Mapping[str, Any]) -> float | None:
 
 def ddim(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
     """DDIM on the scheduler's timesteps, see `ddim_kernels`."""
-    scheduler: Any = DDIMScheduler.from_config(dict(config))
+    scheduler: Any = DDIMScheduler.from_config(to_convert(config))
     scheduler.set_timesteps(steps)
     levels = _evenly_spaced(scheduler, steps, scheduler.final_alpha_cumprod)
     return ddim_kernels(levels, eta, _clip(config))
@@ -79,7 +79,7 @@ def ddpm(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
     """DDPM (arXiv 2006.11239) with the variance that the model's scheduler names."""
     if eta != 1.0:
         raise UserError("sampler.eta: DDPM has no eta; use sampler.name=ddim or sampler.eta=1")
-    scheduler: Any = DDPMScheduler.from_config(dict(config))
+    scheduler: Any = DDPMScheduler.from_config(to_convert(config))
     scheduler.set_timesteps(steps)
     levels = _evenly_spaced(scheduler, steps, torch.ones(()))
     here, following = levels.pairs()
@@ -105,7 +105,7 @@ def sde_dpmsolver(config: Mapping[str, Any], steps: int, eta: float) -> ReverseP
     if eta != 1.0:
         raise UserError("sampler.eta: SDE-DPM-Solver++ has no eta; leave sampler.eta at 1")
     scheduler: Any = DPMSolverMultistepScheduler.from_config(
-        dict(config),
+        to_convert(config),
         algorithm_type="sde-dpmsolver++",
         solver_order=1,
         final_sigmas_type="sigma_min",

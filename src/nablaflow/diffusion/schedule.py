@@ -6,9 +6,11 @@ it is the settings that are looked at, whatever class wrote them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 from diffusers import DDIMScheduler
 
 from nablaflow.diffusion.prediction import PARAMETERIZATIONS
@@ -25,6 +27,26 @@ SPACINGS = (
 TIMESTEPS = ("leading", "trailing", "linspace")
 TRAINED = "use the one that the model was trained with"
 WHERE = "scheduler/scheduler_config.json"
+
+
+_DEFAULTED = "_use_default_values"
+
+
+def to_convert(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration for another class's ``from_config``, which goes by its own defaults.
+
+    diffusers marks what a folder left to the defaults of its scheduler's class. A pipeline then
+    corrects some of that (Stable Diffusion's steps_offset and clip_sample), and the mark stays:
+    without it the corrected values count.
+    """
+    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    known = inspect.signature(kind).parameters if isinstance(kind, type) else {}
+    still = [
+        name
+        for name in config.get(_DEFAULTED, ())
+        if name not in known or known[name].default == config.get(name)
+    ]
+    return {**config, _DEFAULTED: still}
 
 
 def other_spacings(config: Mapping[str, Any]) -> list[str]:
@@ -79,7 +101,7 @@ def check_schedule(config: Mapping[str, Any]) -> None:
 def _schedule(config: Mapping[str, Any]) -> Any:
     """Its betas, in a scheduler of a class that is known."""
     try:
-        return DDIMScheduler.from_config(dict(config))
+        return DDIMScheduler.from_config(to_convert(config))
     except Exception as error:  # diffusers raises many kinds for settings that it cannot read
         reason = " ".join(str(error).split())[:100]
         raise UserError(

@@ -11,20 +11,7 @@ from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import load_trainable_state
-from nablaflow.storage.checkpoint import load_checkpoint, load_policy
-
-
-def load_policy_state(network: torch.nn.Module, folder: Path, model: str) -> None:
-    """Put a checkpoint's policy into a network, and leave the rest of it unread.
-
-    Args:
-        model: what the run's configuration calls it, for the message.
-
-    Raises:
-        DamagedCheckpoint: the file is damaged.
-        UserError: it is of another model.
-    """
-    put_policy(network, load_policy(folder), folder, model)
+from nablaflow.storage.checkpoint import load_checkpoint
 
 
 def put_policy(

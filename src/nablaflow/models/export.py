@@ -225,12 +225,18 @@ def _is_float32(network: torch.nn.Module) -> bool:
 
 
 def _image(model: PipelineModel, pipeline: Any) -> Tensor:
-    """One image in [0, 1] from a pipeline's own call, two steps from fixed noise."""
+    """One image in [0, 1] from a pipeline's own call, few steps from fixed noise."""
     pipeline.set_progress_bar_config(disable=True)
     # Through the model's decoder: the two autoencoders are maybe the same in two precisions.
     return model.stock_image(
         pipeline,
         CHECK_PROMPT,
-        num_inference_steps=CHECK_STEPS,
+        num_inference_steps=_steps(pipeline.scheduler),
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def _steps(scheduler: Any) -> int:
+    """The fewest that it takes: a PNDM begins with Runge-Kutta steps, of as many as its order."""
+    whole = scheduler.config.get("skip_prk_steps") is False
+    return scheduler.pndm_order if whole else CHECK_STEPS

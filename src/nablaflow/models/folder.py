@@ -12,9 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nablaflow.errors import UserError
+from nablaflow.storage.files import read_text
 
 INDEX = "model_index.json"
 SAVE = "save a pipeline there with save_pretrained, or give a hub id"
+SHARDS = 1 << 26  # bytes that a list of all weights' names may have
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 
 # The names that diffusers and transformers give to weights: a variant stands before the number of a
@@ -37,7 +39,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise UserError(f"model: {folder} is not a diffusers folder (it has no {INDEX}); {SAVE}")
     try:
         parts = json.loads(index.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: also of a number's digits
         raise UserError(f"model: {index} cannot be read ({error}); save the model again") from error
     if not isinstance(parts, dict):
         raise UserError(f"model: {index} holds no list of parts; save the model again")
@@ -48,6 +50,38 @@ def read_index(folder: Path) -> dict[str, Any]:
     return parts
 
 
+def check_files(folder: Path, parts: dict[str, Any]) -> None:
+    """Refuse a folder whose parts are not all in files of its own.
+
+    Raises:
+        UserError: a file is missing or a pipe, or an index of shards names another folder's.
+    """
+    for part in _folders(folder, parts):
+        for path in sorted((folder / part).iterdir()):
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise UserError(f"model: {path} is a pipe or a device, and no file; remove it")
+            if path.name.endswith(".index.json"):
+                _check_shards(path)
+    for part in _with_weights(folder, parts):
+        if not (folder / part / "config.json").is_file():
+            raise UserError(f"model: {folder} has no {part}/config.json; copy the whole model")
+
+
+def _check_shards(index: Path) -> None:
+    try:
+        named = {str(name) for name in json.loads(read_text(index, SHARDS))["weight_map"].values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"model: {index} is no list of weights ({type(error).__name__}); get it again"
+        ) from error
+    for name in sorted(named):
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise UserError(
+                f"model: {index} names {name}, and there is no such file beside it; copy the whole "
+                "model"
+            )
+
+
 def find_variant(folder: Path, parts: dict[str, Any]) -> str | None:
     """The variant of the weights to read: none where there are plain ones, else the only one.
 
@@ -56,9 +90,7 @@ def find_variant(folder: Path, parts: dict[str, Any]) -> str | None:
     """
     needed: set[str] = set()
     for part in _with_weights(folder, parts):
-        found = {_variant(match) for match in _matches(folder / part)}
-        if None not in found:
-            needed |= {name for name in found if name is not None}
+        needed |= _variants_alone(folder / part)
     if len(needed) > 1:
         names = ", ".join(sorted(needed))
         raise UserError(
@@ -66,6 +98,17 @@ def find_variant(folder: Path, parts: dict[str, Any]) -> str | None:
             "DiffusionPipeline.from_pretrained(…, variant=…) and save it with save_pretrained"
         )
     return next(iter(needed), None)
+
+
+def variant_of(part: Path) -> str | None:
+    """That of the weights in a part's own folder; None where there are plain ones, or none."""
+    return min(_variants_alone(part), default=None) if part.is_dir() else None
+
+
+def _variants_alone(part: Path) -> set[str]:
+    """Variants of a part's weights, where there are no plain ones."""
+    found = {_variant(match) for match in _matches(part)}
+    return set() if None in found else {name for name in found if name is not None}
 
 
 def all_safetensors(folder: Path, parts: dict[str, Any]) -> bool:
@@ -114,11 +157,16 @@ def _names(path: Path) -> list[str]:
         ) from error
 
 
+def _folders(folder: Path, parts: dict[str, Any]) -> Iterator[str]:
+    """The parts that have a folder, those aside that are not read."""
+    for part in parts:
+        if part not in OPTIONAL and (folder / part).is_dir():
+            yield part
+
+
 def _with_weights(folder: Path, parts: dict[str, Any]) -> Iterator[str]:
     """The parts that are networks, by what lies in their folders."""
-    for part in parts:
-        if part not in OPTIONAL and (folder / part).is_dir() and any(_matches(folder / part)):
-            yield part
+    return (part for part in _folders(folder, parts) if any(_matches(folder / part)))
 
 
 def _matches(folder: Path) -> list[re.Match[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,19 @@ from diffusers import DiffusionPipeline
 from nablaflow.errors import UserError, show
 from nablaflow.models.chroma import Chroma
 from nablaflow.models.ddpm import UnconditionalDDPM
+from nablaflow.models.encoder_files import load_encoders
 from nablaflow.models.flux import Flux
 from nablaflow.models.flux2_klein import Flux2Klein
-from nablaflow.models.folder import all_safetensors, check_no_lora_inside, find_variant, read_index
+from nablaflow.models.folder import (
+    all_safetensors,
+    check_files,
+    check_no_lora_inside,
+    find_variant,
+    read_index,
+)
 from nablaflow.models.fused import WithLora, fuse
 from nablaflow.models.live import LIVE, LivePipeline
-from nablaflow.models.parts import check_denoiser, check_named
+from nablaflow.models.parts import check_classes, check_named
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.qwen_image import QwenImage
 from nablaflow.models.random_weights import RANDOM, random_by_name
@@ -56,7 +64,7 @@ def family_of(pipeline: Any) -> type[PipelineModel]:
 def _serving(name: Any) -> tuple[type[PipelineModel], type[Any]]:
     """The family, and the pipeline's class, by the class's name."""
     served = {kind.__name__: (family, kind) for family in FAMILIES for kind in family.serves}
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name:
         raise UserError(
             "model: its model_index.json does not say the class of its pipeline (_class_name); "
             "save the model again with save_pretrained"
@@ -111,6 +119,7 @@ def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any
         raise UserError(f"model: there is no folder {model}; check the path, or give a hub id")
     parts = read_index(path)
     _check_index(parts)
+    check_files(path, parts)
     check_no_lora_inside(path, parts)
     check_checksums(path)
     variant = find_variant(path, parts)
@@ -143,7 +152,7 @@ def _check_index(parts: dict[str, Any]) -> None:
     family, kind = _serving(parts.get("_class_name"))
     family.check_index(parts)
     check_named(parts, kind, {*family.load_options, *family.may_lack})
-    check_denoiser(parts, kind, family.denoiser)
+    check_classes(parts, kind, {family.denoiser, *family.encoders})
 
 
 def _load(
@@ -152,8 +161,12 @@ def _load(
     family, kind = _serving(parts["_class_name"])
     options |= family.load_options
     options |= {name: None for name in family.may_lack if (parts.get(name) or [None])[0] is None}
+    files = {"use_safetensors": options["use_safetensors"]}
     try:
-        pipeline = kind.from_pretrained(source, torch_dtype=dtype, **options)
+        encoders = load_encoders(source, parts, family.encoders, dtype, **files)
+        pipeline = kind.from_pretrained(source, torch_dtype=dtype, **options, **encoders)
+    except UserError:
+        raise
     except Exception as error:  # the libraries raise many kinds for one cause: unreadable files
         raise _unreadable(source, error) from error
     _check_complete(source, pipeline)
@@ -161,7 +174,8 @@ def _load(
 
 
 def _unreadable(source: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
+    # The first sentence: what follows is often advice to who calls the library.
+    reason = re.split(r"\. (?=[A-Z])", " ".join(str(error).split()))[0][:200]
     return UserError(f"model: {source} cannot be loaded ({reason}); get it again")
 
 

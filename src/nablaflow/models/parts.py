@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -35,21 +36,32 @@ def check_named(parts: Mapping[str, Any], kind: type[Any], without: Collection[s
             )
 
 
-def check_denoiser(parts: Mapping[str, Any], kind: type[Any], denoiser: str) -> None:
-    """Refuse a denoiser of a class that the pipeline does not call.
+def check_classes(parts: Mapping[str, Any], kind: type[Any], names: Collection[str]) -> None:
+    """Refuse networks of classes that the pipeline does not call.
 
     Args:
-        denoiser: name of the part.
+        names: of the parts to look at.
 
     Raises:
-        UserError: it is of another.
+        UserError: one is of another.
     """
-    wanted, found = inspect.signature(kind).parameters[denoiser].annotation, parts[denoiser][1]
-    if isinstance(wanted, type) and issubclass(wanted, nn.Module) and found != wanted.__name__:
-        raise UserError(
-            f"model: its {denoiser} is a {found}, and a {kind.__name__}'s is a {wanted.__name__}; "
-            "copy the whole model"
-        )
+    given = inspect.signature(kind).parameters
+    for name in sorted(names):
+        wanted, found = given[name].annotation, (parts.get(name) or [None])[-1]
+        if found is None or not isinstance(wanted, type):
+            continue
+        if issubclass(wanted, nn.Module) and not _is_one(found, wanted):
+            raise UserError(
+                f"model: its {name} is a {found}, and a {kind.__name__}'s is a {wanted.__name__}; "
+                "copy the whole model"
+            )
+
+
+def _is_one(found: str, wanted: type[nn.Module]) -> bool:
+    """Whether a class by this name, of the same library, is a kind of another."""
+    library = importlib.import_module(wanted.__module__.partition(".")[0])
+    kind = getattr(library, found, None)
+    return isinstance(kind, type) and issubclass(kind, wanted)
 
 
 def check_template(tokenizer: Any) -> None:
@@ -98,6 +110,32 @@ def check_words(pipeline: Any, tokenizers: Sequence[str], encoders: Sequence[str
             raise UserError(
                 f"model: its {name} has {len(tokenizer)} words and its {encoder_name} {known}; "
                 + COPY
+            )
+
+
+def check_lengths(pipeline: Any, tokenizers: Sequence[str], encoders: Sequence[str]) -> None:
+    """Refuse a tokenizer that cannot pad, or does not keep to as many tokens as a CLIP reads.
+
+    Raises:
+        UserError: so it is.
+    """
+    for name, encoder_name in zip(tokenizers, encoders, strict=True):
+        tokenizer, encoder = (getattr(pipeline, part, None) for part in (name, encoder_name))
+        if tokenizer is None or encoder is None:
+            continue
+        if tokenizer.pad_token_id is None:
+            raise UserError(
+                f"model: its {name} has no pad_token, by which short prompts are filled up; copy "
+                f"the whole {name} folder"
+            )
+        if not encoder.config.model_type.startswith("clip"):
+            continue
+        reads, given = encoder.config.max_position_embeddings, tokenizer.model_max_length
+        if not tokenizer.num_special_tokens_to_add() < given <= reads:
+            raise UserError(
+                f"model: its {name} cuts prompts at {given:,} tokens and its {encoder_name} reads "
+                f"{reads}; set model_max_length in {name}/tokenizer_config.json to {reads}, or "
+                f"copy the whole {name} folder"
             )
 
 

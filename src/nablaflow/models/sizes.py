@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from nablaflow.errors import UserError
@@ -28,7 +29,11 @@ def own_size(unet: Any) -> tuple[int, int] | None:
 
 
 def _is_side(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
+    return type(value) is int and value > 0
+
+
+STOCK = 8
+"""Stock pipelines of a UNet make images whose sides are multiples of this, whatever their VAE."""
 
 
 def latent_size(unet: Any, factor: int, sampler: SamplerSettings) -> tuple[int, int]:
@@ -38,9 +43,10 @@ def latent_size(unet: Any, factor: int, sampler: SamplerSettings) -> tuple[int, 
         factor: pixels of an image on each side of a latent's.
 
     Raises:
-        UserError: no size anywhere, or one that the VAE cannot make.
+        UserError: no size anywhere, or one that the VAE or the stock pipeline cannot make.
     """
-    return sides(own_size(unet) or (None, None), factor, sampler)
+    patch = math.lcm(factor, STOCK) // factor
+    return sides(own_size(unet) or (None, None), factor, sampler, patch)
 
 
 def sides(
@@ -56,25 +62,29 @@ def sides(
     Raises:
         UserError: no size anywhere, or one that the VAE or the network cannot make.
     """
-    found: list[int] = []
-    for name, default in zip(("height", "width"), own, strict=True):
-        pixels = getattr(sampler, name)
-        if pixels is None and default is None:
-            raise UserError(
-                f"sampler.{name}: the model's UNet has no sample_size, so there is no default; set "
-                f"sampler.height and sampler.width, in multiples of {factor}"
-            )
-        if pixels is not None and pixels % (factor * patch):
-            multiple = factor * patch
-            needing = "the model's VAE needs" if patch == 1 else "the model's VAE and patches need"
-            near = max(multiple, round(pixels / multiple) * multiple)
-            raise UserError(
-                f"sampler.{name}: {pixels} pixels are not a multiple of {multiple}, which "
-                f"{needing}; use {near}"
-            )
-        found.append(default if pixels is None else pixels // factor)  # type: ignore[arg-type]
-    height, width = found
+    height, width = (
+        _side(name, default, factor, factor * patch, getattr(sampler, name))
+        for name, default in zip(("height", "width"), own, strict=True)
+    )
     return height, width
+
+
+def _side(name: str, own: int | None, factor: int, multiple: int, asked: int | None) -> int:
+    """Of the latents; ``own`` is in their units, ``asked`` in pixels."""
+    if asked is None and own is None:
+        raise UserError(
+            f"sampler.{name}: the model's UNet has no sample_size, so there is no default; set "
+            f"sampler.height and sampler.width, in multiples of {multiple}"
+        )
+    pixels = asked if asked is not None else factor * (own or 0)
+    if pixels % multiple:
+        whose = "" if asked is not None else "of the model's own size "
+        near = max(multiple, round(pixels / multiple) * multiple)
+        raise UserError(
+            f"sampler.{name}: {pixels} pixels {whose}are not a multiple of {multiple}, which the "
+            f"model needs; use {near}"
+        )
+    return pixels // factor
 
 
 def check_positions(latents: tuple[int, int], most: tuple[int, int], factor: int) -> None:

@@ -18,7 +18,7 @@ from nablaflow.models.condition import Condition
 from nablaflow.models.conditioning import check_clip_skip
 from nablaflow.models.embeddings import Embeddings
 from nablaflow.models.long_prompts import note_cuts
-from nablaflow.models.parts import check_latents, check_scales, check_words
+from nablaflow.models.parts import check_latents, check_lengths, check_scales, check_words
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import latent_size
@@ -55,6 +55,7 @@ class TextToImage(PipelineModel):
     ) -> None:
         super().__init__(pipeline, sampler, adapter, device)
         check_words(pipeline, self.tokenizers, self.encoders)
+        check_lengths(pipeline, self.tokenizers, self.encoders)
         config = pipeline.vae.config
         check_latents(self.denoiser, self.state_shape[0], self.channels_of_latents(config))
         check_scales(config, self.scales)

@@ -188,6 +188,11 @@ def check_count(name: str, count: int, each: int) -> None:
         UserError: it says how many would fit.
     """
     memory = psutil.virtual_memory().total
+    if each > memory:
+        raise UserError(
+            f"{name}: even one, of {each:,} bytes, is more than this machine's memory; use smaller "
+            "images"
+        )
     if count * each > memory:
         raise UserError(
             f"{name}: {count:,} of {each:,} bytes each are more than this machine's memory; at "

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank import sample_states, spread
-from nablaflow.evaluation.policy_state import load_policy_state
+from nablaflow.evaluation.policy_state import put_policy
 from nablaflow.features import pooled_pixels
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import Done, show
@@ -24,6 +25,8 @@ from nablaflow.runs.checks import check_count, image_bytes
 from nablaflow.runs.policy import load_policy
 from nablaflow.runs.sample import BATCH, image_name
 from nablaflow.runs.trust import THE_MODEL
+from nablaflow.storage.checkpoint import list_checkpoints
+from nablaflow.storage.checkpoint import load_policy as read_policy
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.gallery import GALLERY, REFERENCE
 from nablaflow.storage.whole import steady, whole_checkpoints
@@ -39,13 +42,15 @@ class Position:
 
     Attributes:
         name: of the folder with its images.
-        checkpoint: that it is of; None: the reference.
         strength: of the checkpoint's adapter; 0 is the reference, 1 the policy.
+        checkpoint: that it is of; None: the reference.
+        policy: the parameters there.
     """
 
     name: str
-    checkpoint: Path | None
-    strength: float = 1.0
+    strength: float
+    checkpoint: Path | None = None
+    policy: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Drawer:
         return [self.prompts[which] for which in spread(self.n, len(self.prompts)).tolist()]
 
     def draw_all(
-        self, positions: Sequence[Position], out: Path, told: Done
+        self, positions: Iterable[Position], out: Path, told: Done
     ) -> list[dict[str, object]]:
         """Write the images of positions, the reference's first; returns what each scores."""
         rows, reference = [], None
@@ -86,8 +91,8 @@ class Drawer:
     @torch.no_grad()
     def _images(self, position: Position, told: Done) -> Images:
         model = self.model
-        if position.checkpoint is not None:
-            load_policy_state(model.network, position.checkpoint, self.name)
+        if position.checkpoint is not None and position.policy is not None:
+            put_policy(model.network, position.policy, position.checkpoint, self.name)
             model.adapter.scale(position.strength)
         with nullcontext() if position.checkpoint else model.reference():
             states = sample_states(
@@ -141,9 +146,11 @@ def write_gallery(
         raise UserError(f"--out: {out} holds a gallery already; use --overwrite or another folder")
     drawer = _drawer(run, n, seed, settings, trusted=trusted)
     with steady(run) as place, show() as progress:
-        positions = list(_positions(whole_checkpoints(place), strengths))
-        _check_apart(positions, out)
-        rows = drawer.draw_all(positions, out, progress.start("sample", n * len(positions)))
+        checkpoints = [path.name for path in list_checkpoints(place)]
+        names = [REFERENCE, *checkpoints, *map(_at_strength, strengths)]
+        _check_apart(names, out)
+        told = progress.start("sample", n * len(names))
+        rows = drawer.draw_all(_positions(place, strengths), out, told)
     content = {"run": str(run), "seed": seed, "prompts": drawer.texts, "positions": rows}
     write_whole(table, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return table
@@ -157,18 +164,28 @@ def _drawer(run: Path, n: int, seed: int, settings: Sequence[str], *, trusted: b
     return Drawer(model, config.model, load(config.reward), prompts, n, seed)
 
 
-def _positions(checkpoints: list[Path], strengths: Sequence[float]) -> Iterator[Position]:
-    """The reference comes first: it is what the others are held against."""
-    yield Position(REFERENCE, None, 0.0)
-    for folder in checkpoints:
-        yield Position(folder.name, folder)
+def _positions(run: Path, strengths: Sequence[float]) -> Iterator[Position]:
+    """The reference comes first: it is what the others are held against.
+
+    A checkpoint is read when its turn comes, once.
+    """
+    last = Position(REFERENCE, 0.0)
+    yield last
+    for folder, state in whole_checkpoints(run, read_policy):
+        last = Position(folder.name, 1.0, folder, state)
+        yield last
     for strength in strengths:
-        yield Position(f"strength-{strength:g}", checkpoints[-1], strength)
+        yield replace(last, name=_at_strength(strength), strength=strength)
 
 
-def _check_apart(positions: Sequence[Position], out: Path) -> None:
+def _at_strength(strength: float) -> str:
+    """Name of the folder."""
+    return f"strength-{strength:g}"
+
+
+def _check_apart(names: Sequence[str], out: Path) -> None:
     """A folder of images replaces nothing but images of an earlier gallery."""
-    for folder in (out / position.name for position in positions):
+    for folder in (out / name for name in names):
         own = set(folder.glob(_IMAGES)) if folder.is_dir() and not folder.is_symlink() else set()
         others = {folder} if folder.is_symlink() or folder.is_file() else set()
         others |= set(folder.iterdir()) - own if folder.is_dir() else set()

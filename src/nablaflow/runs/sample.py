@@ -187,6 +187,11 @@ def sample_images(
         )
     parts = states.to(model.device).split(BATCH)
     images = torch.cat([model.decode(part).cpu() for part in parts])
+    if not images.isfinite().all():
+        raise UserError(
+            f"{source}: its images are not finite; its weights or its scheduler are at fault, get "
+            "it again"
+        )
     return images, [texts[which] for which in spread(n, len(texts)).tolist()]
 
 

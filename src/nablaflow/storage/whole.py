@@ -57,14 +57,17 @@ def last_whole(run: Path, read: Callable[[Path], Found]) -> Found:
     raise UserError(f"{run} has no checkpoint yet; train it first")
 
 
-def whole_checkpoints(run: Path) -> list[Path]:
-    """All checkpoints that are whole, oldest first, one at least; others are named on stderr.
+def whole_checkpoints(run: Path, read: Callable[[Path], Found]) -> Iterator[tuple[Path, Found]]:
+    """All checkpoints that are whole, oldest first, one at least, with what ``read`` makes of each.
+
+    Each is read once, the last one before any other. Those that are damaged are named on stderr.
 
     Raises:
         UserError: as `last_whole`.
     """
-    last = last_whole(run, _read)
-    return [*(path for path, _ in each_whole(checkpoints_before(run, last), _read)), last]
+    last = last_whole(run, lambda folder: (folder, read(folder)))
+    yield from each_whole(checkpoints_before(run, last[0]), read)
+    yield last
 
 
 def checkpoints_before(run: Path, last: Path) -> list[Path]:
@@ -87,11 +90,6 @@ def each_whole(
                 print(f"{_first(error)}; it is left out", file=sys.stderr)
             continue
         yield path, found
-
-
-def _read(folder: Path) -> Path:
-    load_checkpoint(folder)
-    return folder
 
 
 @contextmanager

@@ -1,0 +1,174 @@
+"""Folders that are not whole, or of two models: one line before any work, and never other images.
+
+A stock pipeline loads some of them all the same, with random numbers in place of weights.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, PNDMScheduler
+from safetensors.torch import load_file, save_file
+
+from nablaflow.diffusion import trajectory_noise
+from nablaflow.errors import UserError
+from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.models.rehearsal import rehearse
+from nablaflow.runs.sample import sample_images
+from tests.support.flow_pipelines import sd3
+from tests.support.pipelines import PROMPT, render, stable_diffusion
+
+CPU = torch.device("cpu")
+WORDS = "text_encoder/model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    stable_diffusion().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def model_in(folder: Path, **sampler: Any) -> Any:
+    settings = SamplerSettings(**{"steps": 4, **sampler})
+    return load_model(load_pipeline(str(folder)), settings, AdapterSettings(rank=2), CPU)
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        model_in(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+# --- weights that are not there -------------------------------------------------------------------
+
+OTHER: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "one is missing": lambda found: dict(list(found.items())[:-1]),
+    "other names": lambda found: {f"module.{name}": value for name, value in found.items()},
+    "none": lambda found: {},
+}
+
+
+@pytest.mark.parametrize("change", OTHER)
+def test_a_text_encoder_without_some_of_its_weights(folder: Path, change: str) -> None:
+    file = folder / WORDS
+    save_file(OTHER[change](load_file(file)), file, metadata={"format": "pt"})
+    line = refused(folder)
+    assert "the text_encoder of" in line
+    assert "are not in its files" in line
+
+
+def test_weights_of_another_shape_than_the_configuration_says(folder: Path) -> None:
+    change(folder / "text_encoder" / "config.json", hidden_size=32)
+    assert "by its config.json" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", "text_encoder/config.json"])
+def test_a_missing_configuration_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    assert f"has no {name}" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["{}", "[]", "[" * 100_000, '{"weight_map": []}', '{"weight_map": {"a": "none.safetensors"}}'],
+)
+def test_a_list_of_shards_that_is_none(folder: Path, index: str) -> None:
+    (folder / f"{WORDS}.index.json").write_text(index)
+    assert f"{WORDS}.index.json" in refused(folder)
+
+
+@pytest.mark.parametrize("place", ["../../elsewhere.safetensors", "{}/elsewhere.safetensors"])
+def test_a_shard_outside_the_folder_is_not_read(folder: Path, tmp_path: Path, place: str) -> None:
+    """transformers would."""
+    file, outside = folder / WORDS, place.format(tmp_path)
+    named = dict.fromkeys(load_file(file), outside)
+    file.rename(tmp_path / "elsewhere.safetensors")
+    map_ = {"metadata": {}, "weight_map": named}
+    (folder / f"{WORDS}.index.json").write_text(json.dumps(map_))
+    assert f"names {outside}" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "tokenizer/x.json"])
+def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert f"{name} is a pipe" in refused(folder)
+
+
+# --- parts of another kind ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["CLIPTextModelWithProjection", "T5EncoderModel", "NoSuchModel"])
+def test_a_text_encoder_of_another_class(folder: Path, kind: str) -> None:
+    change(folder / "model_index.json", text_encoder=["transformers", kind])
+    line = refused(folder)
+    assert f"its text_encoder is a {kind}" in line
+    assert "a StableDiffusionPipeline's is a CLIPTextModel" in line
+
+
+@pytest.mark.parametrize("index", ["[" * 100_000, '{"_class_name": ""}', '{"a": 1' + "0" * 5000])
+def test_an_index_that_is_none(folder: Path, index: str) -> None:
+    (folder / "model_index.json").write_text(index)
+    assert "model_index.json" in refused(folder)
+
+
+@pytest.mark.parametrize("most", [10**30, 1, 17])
+def test_a_tokenizer_that_does_not_keep_to_what_the_clip_reads(folder: Path, most: int) -> None:
+    change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=most)
+    line = refused(folder)
+    assert f"{most:,} tokens" in line
+    assert "set model_max_length in tokenizer/tokenizer_config.json to 16" in line
+
+
+def test_a_tokenizer_without_padding(folder: Path) -> None:
+    change(folder / "tokenizer" / "tokenizer_config.json", pad_token=None)
+    assert "no pad_token" in refused(folder)
+
+
+# --- schedulers -----------------------------------------------------------------------------------
+
+
+def test_what_a_pipeline_corrects_of_its_schedulers_defaults_counts(folder: Path) -> None:
+    """Of a scheduler without settings Stable Diffusion's pipeline sets two by itself."""
+    own = folder / "scheduler" / "scheduler_config.json"
+    own.write_text(json.dumps({"_class_name": "DDIMScheduler"}))
+    model = model_in(folder, sigma_floor=1e-9)
+    stock: Any = load_pipeline(str(folder))
+    assert isinstance(stock.scheduler, DDIMScheduler)
+    with torch.no_grad():
+        found = model.decode(model.sample([PROMPT], trajectory_noise([3])).x0)
+    expected = render(stock, steps=4, seed=3, guidance_scale=1.0, eta=1.0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_a_pndm_with_its_first_steps_is_rehearsed(folder: Path, tmp_path: Path) -> None:
+    """Its stock pipeline does not make two steps, which are enough for others."""
+    PNDMScheduler(steps_offset=1, skip_prk_steps=False).save_pretrained(folder / "scheduler")
+    change(folder / "model_index.json", scheduler=["diffusers", "PNDMScheduler"])
+    rehearse(model_in(folder), str(folder), tmp_path)
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def test_images_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
+    pipeline = sd3(t5=False)
+    torch.nn.init.constant_(pipeline.vae.decoder.conv_out.bias, float("nan"))
+    pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="its images are not finite"):
+        sample_images(
+            str(tmp_path / "model"),
+            ["a circle"],
+            1,
+            0,
+            of_model={"height": 16, "width": 16},
+        )
