@@ -100,9 +100,7 @@ def test_rows_are_of_the_global_batch(make_parts: MakeParts, monkeypatch: pytest
         share = Share.of(TRAJECTORIES, process, 2)
         with monkeypatch.context() as patch:
             patch.setattr(batches, "_share", lambda total, share=share: share)
-            batches.pending = replace(
-                rollout, x0=rollout.x0[share.slice], prompts=rollout.prompts[share.slice]
-            )
+            batches.pending = Rollout.rows_of([rollout], share.start, share.stop)
             part = batches.rollouts(1)[0].transitions
         rows = (whole.trajectory >= share.start) & (whole.trajectory < share.stop)
         assert torch.equal(part.x, whole.x[rows])

@@ -156,8 +156,14 @@ class Batches:
 
     def _at_fresh_states(self, rollout: Rollout, number: int) -> Rollout:
         """What another update trains on: its own transitions, at states of its own noise."""
-        plan = self._plan(number)
-        return self.core.at_fresh_states(rollout, plan.keep, trajectory_noise(plan.seeds))
+        plan, n = self._plan(number), len(rollout)
+
+        def fresh(size: int) -> Rollout:
+            with self.accelerator.autocast():
+                noise = trajectory_noise(plan.seeds)
+                return self.core.at_fresh_states(rollout, plan.keep, noise, size)
+
+        return halving(fresh, min(self._rollout_batch or n, n), "training.rollout_batch")[0]
 
     def _plan(self, number: int) -> RolloutPlan:
         training, seed = self.config.training, self.config.seed
