@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from click.testing import Result
-from typer.testing import CliRunner
 
-from nablaflow.cli import app
 from tests.cli.conftest import cli, here, recipe, settings
+from tests.support.cli_runs import RELATIVE, train
 
 __all__ = ["cli", "here", "recipe", "settings"]
 Cli = Callable[..., Result]
@@ -34,12 +32,7 @@ SHORT = (
 def trained(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two updates, with two checkpoints."""
     folder = tmp_path_factory.mktemp("trained")
-    own = folder / "recipe.yaml"
-    own.write_text(yaml.safe_dump(settings))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        result = CliRunner().invoke(app, ["train", str(own), *SHORT])
-    assert result.exit_code == 0, result.stderr
+    train(settings, folder, RELATIVE, *SHORT)
     return folder / "run"
 
 
@@ -58,9 +51,3 @@ def one_line(result: Result, *words: str) -> str:
     for word in words:
         assert word in last, last
     return last
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file in a folder, by its path in it."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
