@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
 from nablaflow.cli import app
+from nablaflow.models import LivePipeline, load
 from tests.cli.conftest import cli, here, recipe, settings
 
 __all__ = ["cli", "here", "recipe", "settings"]
@@ -28,6 +31,25 @@ SHORT = (
     "adapter.targets=[to_q, to_v]",
 )
 """Laid over the recipe: a run of a second."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once(tiny_model: Path) -> Iterator[None]:
+    """The model's files are read once, before any process is forked: no fault here is in them.
+
+    Reading them takes half of a short run's time; tests/models has their faults.
+    """
+    index = json.loads((tiny_model / "model_index.json").read_text())
+    read = load._load
+    whole = LivePipeline(read(str(tiny_model), torch.float32, index, use_safetensors=True))
+
+    def copied(source: str, dtype: torch.dtype, *rest: Any, **options: Any) -> Any:
+        here = source == str(tiny_model)
+        return whole.copy(dtype) if here else read(source, dtype, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "_load", copied)
+        yield
 
 
 @pytest.fixture(scope="session")
