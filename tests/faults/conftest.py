@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ import pytest
 import torch
 import yaml
 from click.testing import Result
+from matplotlib.figure import Figure
+from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from nablaflow.cli import app
@@ -34,10 +38,11 @@ SHORT = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def loaded_once(tiny_model: Path) -> Iterator[None]:
-    """The model's files are read once, before any process is forked: no fault here is in them.
+def made_once(tiny_model: Path) -> Iterator[None]:
+    """What a short run spends most of its time on is made once, before any process is forked.
 
-    Reading them takes half of a short run's time; tests/models has their faults.
+    The model's files are read once, the command line is put together once, and a plot is an empty
+    picture: no fault here is in them, and other rooms' tests have theirs.
     """
     index = json.loads((tiny_model / "model_index.json").read_text())
     read = load._load
@@ -47,8 +52,13 @@ def loaded_once(tiny_model: Path) -> Iterator[None]:
         here = source == str(tiny_model)
         return whole.copy(dtype) if here else read(source, dtype, *rest, **options)
 
+    def drawn(figure: Figure, file: Any, **options: Any) -> None:
+        Image.new("RGBA", (1, 1)).save(file, format="PNG")
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "_load", copied)
+        patch.setattr(Figure, "savefig", drawn)
+        patch.setattr("typer.testing._get_command", functools.cache(get_command))
         yield
 
 

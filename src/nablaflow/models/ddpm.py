@@ -58,5 +58,3 @@ class UnconditionalDDPM(PipelineModel):
     def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:
         images = self.call_stock(pipeline, prompt, output_type="np", **options)
         return torch.from_numpy(images).permute(0, 3, 1, 2)
-
-    stock_image_by_its_own_decoder = stock_image  # there is none

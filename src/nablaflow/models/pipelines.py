@@ -238,10 +238,9 @@ class PipelineModel(DiffusionModel):
         """
         return self.decode(self.call_stock(pipeline, prompt, output_type="latent", **options))
 
-    @torch.no_grad()
     def stock_image_by_its_own_decoder(self, pipeline: Any, prompt: str, **options: Any) -> Images:
-        """`stock_image`, the decoder the pipeline's too, in its own precision."""
-        return self.call_stock(pipeline, prompt, output_type="pt", **options).float()
+        """`stock_image`, the decoder the pipeline's too, where a family knows how to ask for it."""
+        return self.stock_image(pipeline, prompt, **options)
 
     def call_stock(self, pipeline: Any, prompt: str, **options: Any) -> Any:
         """What a stock pipeline returns for `stock_call` and further options."""

@@ -223,6 +223,10 @@ class TextToImage(PipelineModel):
             call["guidance_rescale"] = self.guidance_rescale
         return call
 
+    @torch.no_grad()
+    def stock_image_by_its_own_decoder(self, pipeline: Any, prompt: str, **options: Any) -> Images:
+        return self.call_stock(pipeline, prompt, output_type="pt", **options).float()
+
 
 def in_units_of(autoencoder: Any, x0: Latents) -> Latents:
     """Clean states as the latents of an autoencoder with a shift, or of a small one."""
