@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from click.testing import Result
 from matplotlib.figure import Figure
 from PIL import Image
 from typer.main import get_command
-from typer.testing import CliRunner
 
-from nablaflow.cli import app
 from nablaflow.models import LivePipeline, load
 from tests.cli.conftest import cli, here, recipe, settings
+from tests.support.cli_runs import RELATIVE, train
 
 __all__ = ["cli", "here", "recipe", "settings"]
 Cli = Callable[..., Result]
@@ -66,12 +64,7 @@ def made_once(tiny_model: Path) -> Iterator[None]:
 def trained(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two updates, with two checkpoints."""
     folder = tmp_path_factory.mktemp("trained")
-    own = folder / "recipe.yaml"
-    own.write_text(yaml.safe_dump(settings))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        result = CliRunner().invoke(app, ["train", str(own), *SHORT])
-    assert result.exit_code == 0, result.stderr
+    train(settings, folder, RELATIVE, *SHORT)
     return folder / "run"
 
 
@@ -90,9 +83,3 @@ def one_line(result: Result, *words: str) -> str:
     for word in words:
         assert word in last, last
     return last
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file in a folder, by its path in it."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}

@@ -23,8 +23,9 @@ from PIL import Image
 from nablaflow.__main__ import main
 from nablaflow.runs.stopping import STOPS
 from nablaflow.storage.run_folder import is_begun
-from tests.faults.conftest import SHORT, contents
+from tests.faults.conftest import SHORT
 from tests.faults.processes import differences, in_a_process
+from tests.support.run_folders import contents
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 

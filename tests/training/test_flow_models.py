@@ -22,21 +22,12 @@ from nablaflow.runs.sample import _sampler as settings_for
 from nablaflow.runs.sample import sample_to_folder
 from nablaflow.runs.setup import Parts
 from nablaflow.training.loop import Trainer
-from tests.support.flow_pipelines import FLOW_FAMILIES
 from tests.support.padded_pipelines import PADDED_FAMILIES
 
 MakeParts = Callable[..., Parts]
 KINDS = ["sd3", "flux-dev", "klein", *PADDED_FAMILIES]
 EULER = {"sampler": "euler"}
 QUICK = ["residual-nabla-db", "nabla-td", "ddpo", "vgg-flow"]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("flow")
-    for name in KINDS:
-        FLOW_FAMILIES[name]().save_pretrained(root / name)
-    return {name: root / name for name in KINDS}
 
 
 def overrides(folder: Path, method: str) -> list[str]:
