@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 
+from nablaflow.config.recipe import SHARED_ROLLOUT
 from nablaflow.models.costs import (
     DECODES,
     PASSES,
@@ -41,7 +42,7 @@ class Model(NamedTuple):
         denoiser: FLOPs of a forward pass at one state.
         decoder: FLOPs of decoding one image.
         parameters: of the denoiser.
-        lora: parameters of a LoRA of rank 8.
+        lora: parameters of a LoRA of rank 8 on the layers that get one by default.
         guided: passes that a guided prediction takes.
     """
 
@@ -88,7 +89,7 @@ def stable_diffusion_3(decoder: float) -> Model:
         pooled_projections=(1, 2048),
         timestep=(1,),
     )
-    return Model(flops, decoder, parameters, 5.9e6)
+    return Model(flops, decoder, parameters, 6.0e6)
 
 
 def flux(decoder: float) -> Model:
@@ -105,14 +106,14 @@ def flux(decoder: float) -> Model:
         txt_ids=(512, 3),
         guidance=(1,),
     )
-    return Model(flops, decoder, parameters, 11.6e6, guided=1)
+    return Model(flops, decoder, parameters, 13.1e6, guided=1)
 
 
 def models() -> dict[str, Model]:
     """By name; all at 1024 pixels have SDXL's decoder."""
     xl = stable_diffusion(STABLE_DIFFUSION_XL, 2567.5e6, 11.6e6)
     return {
-        "SD 1.5, 512²": stable_diffusion(STABLE_DIFFUSION_1, 859.5e6, 1.6e6),
+        "SD 1.5, 512²": stable_diffusion(STABLE_DIFFUSION_1, 859.5e6, 5.8e6),
         "SDXL, 1024²": xl,
         "SD 3.5 medium, 1024²": stable_diffusion_3(xl.decoder),
         "FLUX.1, 1024²": flux(xl.decoder),
@@ -120,13 +121,16 @@ def models() -> dict[str, Model]:
 
 
 def seconds_of(model: Model, processes: int) -> dict[str, float]:
-    """Of one update by the default method, checkpointed, with 512 trajectories on all cards."""
+    """Of one update by the default method, checkpointed, with 512 trajectories on all cards.
+
+    A rollout is shared by some updates; its time is the mean over them.
+    """
     each = TRAJECTORIES / processes
     forward, decode = model.guided * model.denoiser / RATE, model.decoder / DECODER_RATE
     link = LINK if processes <= IN_A_MACHINE else NETWORK
     ring = 2 * (processes - 1) / processes * BYTES / link  # seconds a value
     return {
-        "rollout": each * (STEPS * forward + decode),
+        "rollout": each * (STEPS * forward + decode) / SHARED_ROLLOUT,
         "gradient": each * TRAINED * ((PASSES + RECOMPUTED) * forward + DECODES * decode),
         "LoRA's all-reduce": model.lora * ring,
         "all weights' all-reduce": model.parameters * ring,

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 FITTED, HELD_OUT = (1, 2), (4,)
@@ -33,7 +33,7 @@ RECIPES = {
 def measure(updates: int, overrides: list[str]) -> dict[str, float] | None:
     """Median processor seconds of an update's parts, of the slowest process; None on the others.
 
-    The first update is not counted.
+    Of updates that share a rollout the mean counts as one; the first of these is left out.
     """
     from accelerate.utils import gather_object
 
@@ -47,11 +47,13 @@ def measure(updates: int, overrides: list[str]) -> dict[str, float] | None:
     parts = setup.prepare(config, config.output_dir)
     trainer = parts.trainer
     trainer.clock = time.process_time
-    records = [trainer.step() for _ in range(updates + 1)][1:]
+    each = config.updates_per_rollout
+    rounds = [[trainer.step() for _ in range(each)] for _ in range(1 + -(-updates // each))][1:]
     own = []
-    for record in records:
-        rollout, estimate = record["rollout_seconds"], record.get("estimate_seconds", 0.0)
-        rest = record["seconds"] - rollout - estimate
+    for records in rounds:
+        rollout = fmean(record["rollout_seconds"] for record in records)
+        estimate = fmean(record.get("estimate_seconds", 0.0) for record in records)
+        rest = fmean(record["seconds"] for record in records) - rollout - estimate
         own.append({"rollout": rollout, "estimate": estimate, "gradient and step": rest})
     found: list[list[dict[str, float]]] = gather_object([own])
     main = parts.accelerator.is_main_process
@@ -106,7 +108,8 @@ def table(name: str, measured: dict[int, dict[str, float]]) -> list[dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--updates", type=int, default=4)
+    parser.add_argument("--updates", type=int, default=8)
+    parser.add_argument("--recipes", type=int, default=len(RECIPES), help="the first so many")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-scaling.json"))
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     given, overrides = parser.parse_known_args()
@@ -116,7 +119,7 @@ def main() -> None:
             given.one.write_text(json.dumps(found))
         return
     results = {}
-    for name, settings in RECIPES.items():
+    for name, settings in list(RECIPES.items())[: given.recipes]:
         by_count = {
             count: launched(count, given.updates, settings) for count in (*FITTED, *HELD_OUT)
         }

@@ -15,8 +15,8 @@ from nablaflow import nano
 from nablaflow.config.defaults import BETAS, demo_settings
 from nablaflow.config.overrides import load_config
 from nablaflow.diffusion import build_process
-from nablaflow.evaluation import bank
-from nablaflow.evaluation.bank import bank_key, reference_bank, sample_states
+from nablaflow.evaluation import bank, kept
+from nablaflow.evaluation.bank import reference_bank, sample_states, states_key
 from nablaflow.models import (
     SamplerSettings,
     fingerprint,
@@ -89,13 +89,13 @@ def make_bank(parts: Parts, n: int, told: list[int] | None = None) -> Tensor:
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
 def test_the_key_depends_on_all_that_the_samples_depend_on(change: dict[str, Any]):
-    assert bank_key(**{**BASE, **change}) != bank_key(**BASE)
+    assert states_key(**{**BASE, **change}) != states_key(**BASE)
 
 
 def test_the_key_is_the_same_tomorrow():
     # A bank that ships with the package is found by its key.
-    assert bank_key(**BASE) == bank_key(**{**BASE, "sampler": SamplerSettings(), "seed": 0})
-    assert len({bank_key(**{**BASE, **change}) for change in CHANGES}) == len(CHANGES)
+    assert states_key(**BASE) == states_key(**{**BASE, "sampler": SamplerSettings(), "seed": 0})
+    assert len({states_key(**{**BASE, **change}) for change in CHANGES}) == len(CHANGES)
 
 
 def test_the_fingerprint_follows_every_weight(parts: Parts):
@@ -211,9 +211,9 @@ def test_the_shipped_bank_is_taken_only_under_its_own_key(
     parts: Parts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
 ):
     shipped = tmp_path / "shipped.safetensors"
-    monkeypatch.setattr(bank.nano, "bank_path", lambda _model: shipped)
+    monkeypatch.setattr(kept.nano, "bank_path", lambda _model: shipped)
     states = torch.ones(6, *parts.model.state_shape).half()
-    key = bank_key("mark", PROMPTS, parts.config.sampler, parts.model.process, 6, 0)
+    key = states_key("mark", PROMPTS, parts.config.sampler, parts.model.process, 6, 0)
     write_cached(shipped, {"states": states}, key)
     assert torch.equal(make_bank(parts, 6), states)
     assert not cache.exists()
@@ -229,7 +229,7 @@ def test_the_demo_finds_the_bank_that_is_shipped(reward: str):
     model = load_model(pipeline, config.sampler, config.adapter, torch.device("cpu"))
     assert isinstance(config.prompts, list)
     told = (config.prompts, config.sampler, model.process, config.evaluation.bank, 0)
-    assert bank_key(mark, *told) == key_of(nano.bank_path())
+    assert states_key(mark, *told) == key_of(nano.bank_path())
 
 
 def test_a_full_disk_costs_the_cache_and_not_the_run(
@@ -238,6 +238,6 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bank, "write_cached", full)
+    monkeypatch.setattr(kept, "write_cached", full)
     assert len(make_bank(parts, 6)) == 6
     assert not cache.exists()

@@ -38,7 +38,7 @@ def test_the_cost_is_that_of_the_samples(method: Untrained, passes_each: int) ->
 def test_by_name_each_comes_nearer_to_the_tilt_than_the_reference() -> None:
     reference = found(BestOfN(n=1))
     assert reference.reward_mean == pytest.approx(0.0, abs=4 * SHIFT / N**0.5)
-    for name in ("best-of-n", "guided-sampling"):
+    for name in ("best-of-n", "guided-sampling", "guided-sampling-exact"):
         result = found(name)
         assert result.method == name
         assert result.energy_distance < 0.5 * reference.energy_distance

@@ -12,7 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from nablaflow.report import About, Saved, meaning, rows, write_report
+from nablaflow.report import meaning
+from nablaflow.report.html import write_report
+from nablaflow.report.loading import Saved
+from nablaflow.report.meaning import About
+from nablaflow.report.table import rows
 
 VOID = {"meta", "img", "source", "br", "link", "input"}
 EVIL = '<script>alert("x")</script>'

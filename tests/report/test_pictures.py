@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from nablaflow.report import before_after, grid
-from nablaflow.report.pictures import _font, by_prompt, natural_scale, shorten, to_picture
+from nablaflow.report.pictures import (
+    _font,
+    before_after,
+    by_prompt,
+    grid,
+    natural_scale,
+    shorten,
+    to_picture,
+)
 
 
 def _flat(*levels: float, side: int = 8) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from nablaflow.diffusion import has_posterior_means, mean_per_x0
+from nablaflow.diffusion import has_posterior_means, kernel_mean, mean_per_x0
 from nablaflow.methods import METHODS
 from nablaflow.models.adapters import trainable_state
 from nablaflow.runs.setup import Parts
@@ -46,6 +46,33 @@ def test_a_method_makes_an_update(make_parts: MakeParts, zero_snr: Path, method:
     assert parts.model.process.alpha_bar[-1] == 0
     assert all(math.isfinite(value) for value in record.values()), record
     assert all(value.isfinite().all() for value in trainable_state(parts.model.network).values())
+    assert record["policy_gradient_norm"] > 0
+
+
+def test_updates_that_share_a_rollout_begin_a_trajectory_where_no_image_is_left(
+    make_parts: MakeParts, zero_snr: Path
+) -> None:
+    """There the exact step takes the value gradient of x_{K-1}, which is the policy's to make."""
+    own = ("method=residual-nabla-db", "method.beta=5.0", "method.gamma=one")
+    method = (*own, "method.reverse_weight=0", "flow=null")
+    parts, _ = one_update(make_parts, zero_snr, *method, "training.images_per_prompt=16")
+    trainer, model = parts.trainer, parts.model
+    assert parts.config.updates_per_rollout > 1
+    rollout, _ = trainer.batches.rollouts(1)
+    t = rollout.transitions
+    first = t.k == model.process.steps
+    assert t.x_next[~first].isnan().all()
+    assert t.trajectory[first].tolist() == list(range(len(rollout)))
+    with torch.no_grad():
+        condition = model.condition(rollout.prompts)
+        prediction = model.predict(t.x[first], t.k[first], condition)
+    mean = kernel_mean(model.process, t.x[first], prediction, t.k[first])
+    unit = ((t.x_next[first] - mean) / model.process.sigma[-1]).flatten()
+    assert abs(unit.mean()) < 4 / len(unit) ** 0.5
+    assert abs(unit.var() - 1) < 4 * (2 / len(unit)) ** 0.5
+    assert abs(torch.corrcoef(torch.stack([unit, t.x[first].flatten()]))[0, 1]) < 0.05
+    record = trainer.step()
+    assert all(math.isfinite(value) for value in record.values()), record
     assert record["policy_gradient_norm"] > 0
 
 

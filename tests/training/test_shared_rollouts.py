@@ -20,6 +20,7 @@ from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.records import read_records
 from nablaflow.training.batches import Share
 from nablaflow.training.loop import Trainer
+from nablaflow.training.update import Rollout
 from tests.training.updates import TRAJECTORIES, train
 
 MakeParts = Callable[..., Parts]
@@ -99,9 +100,7 @@ def test_rows_are_of_the_global_batch(make_parts: MakeParts, monkeypatch: pytest
         share = Share.of(TRAJECTORIES, process, 2)
         with monkeypatch.context() as patch:
             patch.setattr(batches, "_share", lambda total, share=share: share)
-            batches.pending = replace(
-                rollout, x0=rollout.x0[share.slice], prompts=rollout.prompts[share.slice]
-            )
+            batches.pending = Rollout.rows_of([rollout], share.start, share.stop)
             part = batches.rollouts(1)[0].transitions
         rows = (whole.trajectory >= share.start) & (whole.trajectory < share.stop)
         assert torch.equal(part.x, whole.x[rows])
@@ -166,3 +165,34 @@ def test_which_methods_train_at_any_state():
     assert not measured.states_its_target
     assert not ResidualNablaDB.published(1.0, 0.0).trains_at_any_state
     assert not ResidualNablaDB(beta=1.0, output_regularization=1.0).trains_at_any_state
+
+
+@pytest.mark.parametrize("data", ["on-policy", "previous-rollout"])
+def test_a_rollout_that_is_kept_goes_on_with_any_number_of_processes(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, data: str
+):
+    """Two processes leave their halves; one has the whole, and of four each its quarter."""
+    settings = SHARED if data == "on-policy" else (f"training.data={data}",)
+    batches = make_parts(*settings).trainer.batches
+    whole, _ = batches.rollouts(0)
+    halves = [Rollout.rows_of([whole], at, at + TRAJECTORIES // 2) for at in (0, TRAJECTORIES // 2)]
+    state = {**batches.state(), "pending": [half.state() for half in halves]}
+    for processes in (1, 2, 4):
+        parts: list[Rollout] = []
+        for process in range(processes):
+            share = Share.of(TRAJECTORIES, process, processes)
+            with monkeypatch.context() as patch:
+                patch.setattr(batches, "_share", lambda total, share=share: share)
+                batches.restore(state)
+            assert batches.pending is not None
+            parts.append(batches.pending)
+        assert [text for part in parts for text in part.prompts] == whole.prompts
+        for name in ("x0", "scores", "log_prob"):
+            found = torch.cat([getattr(part, name) for part in parts])
+            assert torch.equal(found, getattr(whole, name)), name
+        size = TRAJECTORIES // processes
+        for row in range(TRAJECTORIES):
+            part, own = parts[row // size].transitions, whole.transitions
+            ours, theirs = part.trajectory == row % size, own.trajectory == row
+            assert torch.equal(part.x[ours], own.x[theirs])
+            assert torch.equal(part.k[ours], own.k[theirs])

@@ -60,7 +60,8 @@ def evaluate(
         with importing():
             from rich.console import Console
 
-            from nablaflow.report import protocol_table, rich_table
+            from nablaflow.report.protocol import protocol_table
+            from nablaflow.report.table import rich_table
             from nablaflow.runs.evaluate import evaluate_run, given_prompts, write_curves
 
         summary = evaluate_run(

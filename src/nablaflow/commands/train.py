@@ -59,7 +59,7 @@ def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **
         from rich.console import Console
 
         from nablaflow.config.overrides import load_config
-        from nablaflow.report import rich_table
+        from nablaflow.report.table import rich_table
         from nablaflow.runs.align import run
         from nablaflow.runs.trust import check_recipe, methods_of_recipe
 

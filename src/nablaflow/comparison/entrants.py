@@ -83,13 +83,19 @@ ENTRANTS: dict[str, Entrant] = {
 OWN = Entrant("", 3e-3)
 """How a method of the user's own is trained, ``path/to/file.py:Class`` by name."""
 
+SHARES = (0.25, 0.5, 1.0, 2.0)
+
 BYSTANDERS: dict[str, Callable[[float], list[Untrained]]] = {
     "best-of-n": lambda beta: [BestOfN(n=n) for n in (2, 4, 8, 16)],
-    "guided-sampling": lambda beta: [
-        UNTRAINED_VARIANTS["guided-sampling"](share * beta) for share in (0.25, 0.5, 1.0, 2.0)
-    ],
+    "guided-sampling": lambda beta: _guided("guided-sampling", beta),
+    "guided-sampling-exact": lambda beta: _guided("guided-sampling-exact", beta),
 }
 """References that train nothing: each a row of settings, from less reward to more."""
+
+
+def _guided(name: str, beta: float) -> list[Untrained]:
+    return [UNTRAINED_VARIANTS[name](share * beta) for share in SHARES]
+
 
 DEFAULT = ("residual-nabla-db", "adjoint-matching", "ddpo", "draft", "best-of-n")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from nablaflow.comparison.outcome import Outcome
 from nablaflow.report.comparison_plot import comparison_figure
 from nablaflow.report.comparison_table import comparison_markdown
-from nablaflow.report.pictures import save_figure
+from nablaflow.report.figures import save_figure
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.study import slug
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -197,19 +198,44 @@ class Path:
 
     def pieces(self, size: int | None) -> Iterator[Path]:
         """The same trajectories with their transitions, ``size`` at a time; None: all at once."""
-        size, owner = size or len(self), self.transitions.trajectory
+        size = size or len(self)
         for start in range(0, len(self), size):
-            rows = slice(start, min(start + size, len(self)))
-            t = self.transitions[((owner >= rows.start) & (owner < rows.stop)).nonzero()[:, 0]]
-            yield Path(
-                x0=self.x0[rows],
-                states=None if self.states is None else self.states[:, rows],
-                condition=self.condition[rows],
-                prompts=self.prompts[rows],
-                transitions=replace(t, trajectory=t.trajectory - rows.start),
-                log_prob=None if self.log_prob is None else self.log_prob[rows],
-                levels=self.levels,
-            )
+            yield self.piece(start, min(start + size, len(self)))
+
+    def piece(self, start: int, stop: int) -> Path:
+        """Trajectories ``start`` to ``stop`` with their transitions."""
+        rows, owner = slice(start, stop), self.transitions.trajectory
+        own = self.transitions[((owner >= start) & (owner < stop)).nonzero()[:, 0]]
+        return Path(
+            x0=self.x0[rows],
+            states=None if self.states is None else self.states[:, rows],
+            condition=self.condition[rows],
+            prompts=self.prompts[rows],
+            transitions=replace(own, trajectory=own.trajectory - start),
+            log_prob=None if self.log_prob is None else self.log_prob[rows],
+            levels=self.levels,
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[Path]) -> Path:
+        """The trajectories of several, of the same levels, one part behind the other."""
+        starts = accumulate((len(part) for part in parts), initial=0)
+        states = [part.states for part in parts if part.states is not None]
+        densities = [part.log_prob for part in parts if part.log_prob is not None]
+        return Path(
+            x0=torch.cat([part.x0 for part in parts]),
+            states=torch.cat(states, dim=1) if states else None,
+            condition=Condition.concatenate([part.condition for part in parts]),
+            prompts=[prompt for part in parts for prompt in part.prompts],
+            transitions=Transitions.concatenate(
+                [
+                    replace(part.transitions, trajectory=part.transitions.trajectory + start)
+                    for part, start in zip(parts, starts, strict=False)
+                ]
+            ),
+            log_prob=torch.cat(densities) if densities else None,
+            levels=parts[0].levels,
+        )
 
     def training_batch(
         self,

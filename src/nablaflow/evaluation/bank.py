@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from nablaflow import nano
 from nablaflow.diffusion import trajectory_noise
 from nablaflow.diffusion.process import ReverseProcess
-from nablaflow.evaluation.shares import all_of_them, in_shares
+from nablaflow.evaluation.kept import find_states, keep_states
+from nablaflow.evaluation.shares import in_shares
 from nablaflow.models import SamplerSettings
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import Done
 from nablaflow.seeds import stream
-from nablaflow.storage.cached import cache_folder, key_of, read_cached, write_cached
 from nablaflow.typing import Latents
 
 
@@ -63,19 +61,21 @@ def sample_states(
     return torch.cat(in_shares(work, n, batch, "evaluation.batch", on_progress))
 
 
-def bank_key(
+def states_key(
     fingerprint: str,
     prompts: list[str],
     sampler: SamplerSettings,
     process: ReverseProcess,
     n: int,
     seed: int,
+    own: Sequence[str] = (),
 ) -> str:
-    """Names a bank by everything that its samples depend on.
+    """Names samples of the reference, a bank say, by everything that they depend on.
 
     Args:
         fingerprint: of the pretrained weights.
         process: the kernels themselves; they depend on the model's scheduler besides the sampler.
+        own: what those that are no bank depend on besides.
     """
     tables = {
         name: [round(float(entry), 4) for entry in value] if isinstance(value, Tensor) else value
@@ -84,13 +84,8 @@ def bank_key(
     # A setting that is null says nothing, so a new one leaves every bank its name. The variance
     # is in the kernels' own tables.
     settings = sampler.model_dump(exclude={"variance"}, exclude_none=True)
-    content = json.dumps([fingerprint, list(prompts), settings, tables, n, seed])
+    content = json.dumps([fingerprint, list(prompts), settings, tables, n, seed, *own])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
-
-
-def _shipped(key: str) -> Path | None:
-    paths = (nano.bank_path(model) for model in nano.MODELS)
-    return next((path for path in paths if path.is_file() and key_of(path) == key), None)
 
 
 def reference_bank(
@@ -115,11 +110,11 @@ def reference_bank(
     """
     seed = 0
     keys = [
-        bank_key(fingerprint, prompts, sampler, model.process, size, seed)
+        states_key(fingerprint, prompts, sampler, model.process, size, seed)
         for size in dict.fromkeys((whole or n, n))
     ]
     for key in keys:
-        found = _found(key)
+        found = find_states("bank", key)
         if found is not None:
             on_progress(n)
             return found[:n]
@@ -137,19 +132,5 @@ def reference_bank(
             start=start,
         ).half()
     states = made if known is None else torch.cat([known, made])
-    # Only a cache: a run that has come this far does not fail for a full disk.
-    with suppress(OSError):
-        write_cached(_cached(keys[-1]), {"states": states}, keys[-1])
+    keep_states("bank", keys[-1], states)
     return states
-
-
-def _cached(key: str) -> Path:
-    return cache_folder() / f"bank-{key}.safetensors"
-
-
-def _found(key: str) -> Latents | None:
-    """The states of a bank that is shipped or cached, for every process or for none."""
-    path = _shipped(key) or _cached(key)
-    found = read_cached(path) if path.is_file() else None
-    there = all_of_them(found is not None)
-    return found["states"] if there and found is not None else None

@@ -5,11 +5,12 @@ Always the same prompts and the same noise, so that two looks differ by the poli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from nablaflow.config.settings import GuardSettings
@@ -20,6 +21,7 @@ from nablaflow.evaluation.budgets import Look, Trip, exceeds, is_ceiling
 from nablaflow.evaluation.measure import SECOND, measure_states
 from nablaflow.evaluation.path_kl import PathKL
 from nablaflow.evaluation.plan import PIXELS, EvaluationPlan
+from nablaflow.evaluation.reference_states import ReferenceStates
 from nablaflow.evaluation.sampled import ImageLook, Sampled
 from nablaflow.evaluation.shares import in_shares
 from nablaflow.metrics.diversity import diversity
@@ -33,7 +35,6 @@ from nablaflow.typing import Latents
 
 @dataclass(frozen=True)
 class _Measured:
-    kl: float | None
     diversity: float
     reward: float
     held_out: float | None
@@ -62,9 +63,11 @@ class Guard:
         reward: NamedReward,
         held_out: NamedReward | None,
         batch: int,
+        reference_states: ReferenceStates,
     ) -> None:
         self.settings, self.prompts, self.model = settings, prompts, model
         self.reward, self.held_out, self._batch = reward, held_out, batch
+        self._reference_states = reference_states
         assert settings.n != "auto"
         assert settings.every != "auto"
         self.n, self.every = settings.n, settings.every
@@ -101,8 +104,7 @@ class Guard:
         Raises:
             UserError: it exceeds a budget itself, or its images are all alike.
         """
-        with self.model.reference():
-            found = self._measure(self._sample_plain, on_progress)
+        found = self._measure(self._of_reference("guard", on_progress))
         if found.diversity == 0.0 and self.settings.action != "warn":
             raise UserError(
                 "guard.prompts: the reference's images of a prompt are all alike, so there is no "
@@ -129,11 +131,12 @@ class Guard:
             FloatingPointError: a state that it samples is not finite.
         """
         assert self.reference is not None
-        sample = self._sample_with_kl if self._noisy else self._sample_plain
-        found = self._measure(sample, on_progress)
+        states, paths = self._of_policy(on_progress)
+        found = self._measure(states)
         own = self.reference["diversity"]
         share = found.diversity / own if own else 1.0  # nothing to lose
-        return Look(update, found.kl, share, found.reward, found.held_out, found.metrics)
+        kl = reward_mean(paths, self._index).value if self._noisy else None
+        return Look(update, kl, share, found.reward, found.held_out, found.metrics)
 
     def judge(self, look: Look) -> bool:
         """Take a look into account; whether it is the best so far."""
@@ -154,18 +157,19 @@ class Guard:
                 return Trip(metric, value, limit, look.update)
         return None
 
-    def _measure(
-        self, sample: Callable[[list[str], list[int]], tuple[Tensor, Tensor]], on_progress: Done
-    ) -> _Measured:
-        index = spread(self.n, len(self.prompts))
-        states, kl = self._states(sample, "guard", on_progress)
+    @property
+    def _index(self) -> Int[Tensor, "sample"]:
+        """The prompt of each image of a look."""
+        return spread(self.n, len(self.prompts))
+
+    def _measure(self, states: Latents) -> _Measured:
+        index = self._index
         looks: dict[str, ImageLook] = dict(self.plan.looks())
         if self.held_out is not None:
             looks["held_out"] = self.held_out
         found = self._scored(states, looks)
         held_out = found.rows.get("held_out")
         return _Measured(
-            reward_mean(kl, index).value if self._noisy else None,
             diversity(found.samples.features, index).value,
             reward_mean(found.samples.rewards, index).value,
             None if held_out is None else reward_mean(held_out, index).value,
@@ -177,23 +181,28 @@ class Guard:
         if not self.plan.metrics:
             return {}
         if self._second is None:
-            with self.model.reference():
-                states, _ = self._states(self._sample_plain, SECOND, lambda done: None)
+            states = self._of_reference(SECOND, lambda done: None)
             self._second = self._scored(states, self.plan.looks())
         seed = self.settings.seed
         figures = self.plan.measure(found, self._second, seed, lambda done: None)
         return {name: figure.value for name, figure in figures.items()}
 
-    def _states(
-        self,
-        sample: Callable[[list[str], list[int]], tuple[Tensor, Tensor]],
-        purpose: str,
-        on_progress: Done,
-    ) -> tuple[Latents, Tensor]:
-        """Clean states, prompts in turns, and the divergence of each one's path."""
-        index = spread(self.n, len(self.prompts))
-        texts = [self.prompts[i] for i in index.tolist()]
-        seeds = [stream(self.settings.seed, purpose, row) for row in range(self.n)]
+    def _of_reference(self, purpose: str, on_progress: Done) -> Latents:
+        """Clean states of the reference, prompts in turns."""
+        return self._reference_states.sample(
+            self.prompts,
+            self.n,
+            seed=self.settings.seed,
+            purpose=purpose,
+            batch=self._batch,
+            on_progress=on_progress,
+        )
+
+    def _of_policy(self, on_progress: Done) -> tuple[Latents, Tensor]:
+        """Its clean states from the same noise, and the divergence of each one's path."""
+        texts = [self.prompts[i] for i in self._index.tolist()]
+        seeds = [stream(self.settings.seed, "guard", row) for row in range(self.n)]
+        sample = self._sample_with_kl if self._noisy else self._sample_plain
 
         def work(rows: slice) -> tuple[Tensor, Tensor]:
             x0, kl = sample(texts[rows], seeds[rows])

@@ -57,6 +57,7 @@ _UNTUNED = (
     "alignprop-tilted",
     "best-of-n",
     "guided-sampling",
+    "guided-sampling-exact",
     "ddpo",
     "ddpo-published",
     "dag-db",

@@ -19,7 +19,7 @@ but beta.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Literal, final
 
 import torch
@@ -27,16 +27,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from nablaflow.diffusion import (
-    Step,
-    ValueStep,
-    check_step,
-    kernel_mean,
-    score_of_next,
-    score_of_state,
-    value_step,
-)
-from nablaflow.diffusion.prediction import Prediction
+from nablaflow.diffusion import Step, ValueStep, check_step, kernel_mean, value_step
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.estimators import (
@@ -46,10 +37,8 @@ from nablaflow.estimators import (
     Weighting,
     check_gamma,
     gamma_table,
-    look_ahead,
     step_weight,
 )
-from nablaflow.estimators.reference import reward_gradient, sum_of_products
 from nablaflow.methods.contract import (
     Losses,
     StepwiseMethod,
@@ -60,24 +49,8 @@ from nablaflow.methods.contract import (
     norm,
     sigma_at,
 )
+from nablaflow.methods.residuals import Residuals
 from nablaflow.typing import Latents
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """What the reference says at the batch's states, all of it constant: its graph is gone.
-
-    Attributes:
-        mean: of its kernel.
-        value: the forward-looking gradient at x_k, where it is the forward target and by the
-            reference.
-        reverse: its part of the reverse residual, where there is one: - s d/dx_k log p_ref, and the
-            forward-looking gradient at x_k where that is by the reference.
-    """
-
-    mean: Latents
-    value: Latents | None
-    reverse: Latents | None
 
 
 @final
@@ -231,20 +204,22 @@ class ResidualNablaDB(StepwiseMethod):
         """Those of transitions that all have the reverse residual, or none."""
         model, transitions = networks.model, batch.transitions
         weight = step_weight(self.weighting, model.process, transitions.k, step)
-        reference = self._reference(batch, networks, reverse=reverse)
+        residuals = self._residuals(networks, step)
+        reference = residuals.reference(batch, networks, reverse=reverse)
         x = transitions.x.detach().requires_grad_(reverse)
         policy = model.predict(x, transitions.k, batch.condition)
         mean = kernel_mean(model.process, x, policy, transitions.k)
         flow_here, flow_next, flow_target = self._flows(batch, networks)
 
-        value_gradient = self._value_gradient(reference, batch, networks)
+        value_gradient = residuals.value_gradient(reference, batch, networks)
         target = value_gradient + flow_target
-        forward = self._forward_left(mean, reference.mean, batch, model.process) - target
+        forward = residuals.forward_left(mean, reference.mean, batch, model.process) - target
         terms = {"forward": self.forward_weight * weight * mean_square(forward)}
         if self.reverse_weight > 0:
             terms["reverse"] = torch.zeros_like(weight)
         if reverse:
-            found = self._reverse_residual(reference, policy, mean, x, batch, networks) + flow_here
+            left = residuals.reverse_left(reference, policy, mean, x, batch, networks)
+            found = left + flow_here
             terms["reverse"] = self.reverse_weight * weight * mean_square(found)
         if networks.flow is not None:
             last = (transitions.k == 1).float()
@@ -262,31 +237,6 @@ class ResidualNablaDB(StepwiseMethod):
             "kl": 0.5 * norm(shift / sigma_at(model.process, transitions)).square(),
         }
         return Losses(terms, metrics)
-
-    def _reference(self, batch: TrainingBatch, networks: Networks, *, reverse: bool) -> _Reference:
-        """One pass of the reference at x_k, with a graph from there where a gradient is needed."""
-        model, transitions = networks.model, batch.transitions
-        here = bool((batch.level == transitions.k).any())
-        valued = (reverse or here) and self.forward_looking_predictor == "reference"
-        x = transitions.x.detach().requires_grad_(reverse or valued)
-        value = backward = None
-        # Gradients through the reference are taken inside: a checkpointed layer runs again then.
-        with model.reference(), torch.set_grad_enabled(reverse or valued):
-            prediction = model.predict(x, transitions.k, batch.condition)
-            mean = kernel_mean(model.process, x, prediction, transitions.k)
-            ahead = []
-            if valued:
-                ahead = [(prediction.x0_hat, self._ahead(prediction, batch, networks))]
-            if here and valued:
-                value = sum_of_products(ahead, x, "the reward's gradient", keep_graph=reverse)
-                ahead = []
-            if reverse:
-                pull = _pull(mean, batch, model.process)
-                pairs = [(mean, -self.prior_strength * pull), *ahead]
-                backward = sum_of_products(pairs, x, "the reverse residual", keep_graph=False)
-        if backward is not None and value is not None:
-            backward = backward + value
-        return _Reference(mean.detach(), value, backward)
 
     def _flows(self, batch: TrainingBatch, networks: Networks) -> tuple[Latents, Latents, Latents]:
         """g_phi at x_k, at x_{k-1}, and as the forward target uses it: 0 at the end."""
@@ -307,87 +257,19 @@ class ResidualNablaDB(StepwiseMethod):
         used = torch.where((batch.level == transitions.k).reshape(shape), used_here, used_next)
         return here, following, torch.where((batch.level == 0).reshape(shape), 0.0, used)
 
-    def _forward_left(
-        self, mean: Latents, reference: Latents, batch: TrainingBatch, process: ReverseProcess
-    ) -> Latents:
-        """The shift of the mean over the step's scale: what the value gradient should be.
-
-        By the published step d/dx_{k-1} [log p_theta - s log p_ref].
-        """
-        transitions = batch.transitions
-        if self.prior_strength == 1.0:
-            scale = at(self.value_step(process).scale, transitions.k, transitions.x)
-            return (mean - reference) / scale
-        x_next, sigma = transitions.x_next, sigma_at(process, transitions)
-        prior = score_of_next(x_next, reference, sigma)
-        return score_of_next(x_next, mean, sigma) - self.prior_strength * prior
-
-    def _ahead(self, prediction: Prediction, batch: TrainingBatch, networks: Networks) -> Latents:
-        """Beta gamma_k grad r at x0_hat(x_k), by x0_hat: to be taken back to x_k."""
-        gradient = reward_gradient(networks, prediction.x0_hat, batch.prompts)
-        return at(self._strength(networks), batch.transitions.k, gradient) * gradient
-
-    def _strength(self, networks: Networks) -> Float[Tensor, "levels"]:
-        """Beta gamma_k by k."""
-        if self.needs_log_flow:
-            return self.beta * networks.fitted_value.gamma
-        return self.beta * gamma_table(self.gamma, networks.model.process, networks.measured_gamma)
-
-    def _value_gradient(
-        self, reference: _Reference, batch: TrainingBatch, networks: Networks
-    ) -> Latents:
-        """The forward-looking part at `TrainingBatch.state`; exact at x_0, the state itself."""
-        value = torch.zeros_like(batch.transitions.x)
-        asked = torch.ones_like(batch.level, dtype=torch.bool)
-        if reference.value is not None:
-            here = batch.level == batch.transitions.k
-            value[here], asked = reference.value[here], ~here
-        rows = asked.nonzero()[:, 0]
-        if len(rows) == 0:
-            return value
-        part = batch[rows]
-        value[rows] = look_ahead(
-            networks,
-            part.state,
-            part.level,
-            part.condition,
-            part.prompts,
-            self._strength(networks),
-            self.forward_looking_predictor,
-        )
-        return value
-
-    def _reverse_residual(
-        self,
-        reference: _Reference,
-        policy: Prediction,
-        mean: Latents,
-        x: Latents,
-        batch: TrainingBatch,
-        networks: Networks,
-    ) -> Latents:
-        """d/dx_k [log p_theta - s log p_ref] + beta gamma_k grad r(x0_hat(x_k)).
-
-        Args:
-            policy: its prediction at the leaf ``x``, and ``mean`` of its kernel.
-        """
-        assert reference.reverse is not None
+    def _residuals(self, networks: Networks, step: ValueStep) -> Residuals:
         process = networks.model.process
-        by_policy = self.forward_looking_predictor == "policy"
-        ahead = [(policy.x0_hat, self._ahead(policy, batch, networks))] if by_policy else []
-        if not self.reverse_policy_graph:
-            pairs = [(mean, _pull(mean, batch, process)), *ahead]
-            return sum_of_products(pairs, x, "the reverse residual") + reference.reverse
-        sigma = sigma_at(process, batch.transitions)
-        score = score_of_state(batch.transitions.x_next, mean, sigma, x, create_graph=True)
-        value = sum_of_products(ahead, x, "the reward's gradient") if ahead else 0.0
-        return score + value + reference.reverse
-
-
-def _pull(mean: Latents, batch: TrainingBatch, process: ReverseProcess) -> Latents:
-    """d/d mean of log N(x_{k-1}; mean, sigma_k^2 I), detached."""
-    sigma = sigma_at(process, batch.transitions)
-    return (batch.transitions.x_next - mean.detach()) / sigma.square()
+        if self.needs_log_flow:
+            gamma = networks.fitted_value.gamma
+        else:
+            gamma = gamma_table(self.gamma, process, networks.measured_gamma)
+        return Residuals(
+            step=step,
+            strength=self.beta * gamma,
+            predictor=self.forward_looking_predictor,
+            prior_strength=self.prior_strength,
+            policy_graph=self.reverse_policy_graph,
+        )
 
 
 def _nats(scale: Tensor, value_gradient: Latents) -> Float[Tensor, "batch"]:

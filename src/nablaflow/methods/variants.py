@@ -71,5 +71,6 @@ VARIANTS: Mapping[str, Callable[[float], Method]] = {
 UNTRAINED_VARIANTS: Mapping[str, Callable[[float], Untrained]] = {
     "best-of-n": lambda beta: BestOfN(),
     "guided-sampling": lambda beta: GuidedSampling(beta=beta),
+    "guided-sampling-exact": lambda beta: GuidedSampling(beta=beta, gamma="one", step="exact"),
 }
 """The same of the references that train nothing."""

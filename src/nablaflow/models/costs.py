@@ -85,7 +85,8 @@ def update_flops(
     steps: int,
     trained: int,
     checkpointing: bool = False,
-) -> int:
+    updates_per_rollout: int = 1,
+) -> float:
     """FLOPs of one update of residual ∇-DB by the exact step, without the reward's own.
 
     Args:
@@ -93,9 +94,11 @@ def update_flops(
         decoder: FLOPs of decoding one image.
         steps: of a trajectory.
         trained: transitions of each trajectory.
+        updates_per_rollout: that share one; the mean over them.
     """
-    passes = steps + trained * (PASSES + (RECOMPUTED if checkpointing else 0))
-    return trajectories * (passes * denoiser + (1 + DECODES * trained) * decoder)
+    rollout = (steps * denoiser + decoder) / updates_per_rollout
+    passes = PASSES + (RECOMPUTED if checkpointing else 0)
+    return trajectories * (rollout + trained * (passes * denoiser + DECODES * decoder))
 
 
 def speed(

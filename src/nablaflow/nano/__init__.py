@@ -29,4 +29,9 @@ def bank_path(model: str = "nano") -> Path:
     return _FOLDER / {"nano": "bank.safetensors", "flow": "flow_bank.safetensors"}[model]
 
 
-__all__ = ["MODELS", "bank_path", "path"]
+def guard_path(model: str = "nano") -> Path:
+    """File of those that the demo's guard compares with, as the demo leaves it in the cache."""
+    return _FOLDER / {"nano": "guard.safetensors", "flow": "flow_guard.safetensors"}[model]
+
+
+__all__ = ["MODELS", "bank_path", "guard_path", "path"]

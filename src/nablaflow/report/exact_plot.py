@@ -23,7 +23,7 @@ from nablaflow.exact.problem import Problem
 from nablaflow.exact.study import LabCell
 from nablaflow.report.curves import LIGHT
 from nablaflow.report.exact_table import Row, groups, over_floor, significant, spread
-from nablaflow.report.pictures import save_figure
+from nablaflow.report.figures import save_figure
 
 POINTS = 2000  # shown of each distribution
 TARGET = 3.0  # times the floor: what counts as having found the tilt

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from nablaflow.fitting.validation import HeldOut, reliability
 from nablaflow.report.curves import LIGHT
-from nablaflow.report.pictures import save_figure
+from nablaflow.report.figures import save_figure
 
 
 def write_fit_plot(path: Path, held_out: HeldOut) -> Path:

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -31,17 +28,6 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """As a PNG, whole or not at all."""
     content = BytesIO()
     picture.save(content, "PNG")
-    write_whole(path, content.getvalue())
-
-
-def save_figure(figure: Figure, path: Path, **options: Any) -> None:
-    """As a PNG, whole or not at all.
-
-    Args:
-        options: of matplotlib's ``savefig``.
-    """
-    content = BytesIO()
-    figure.savefig(content, format="png", **options)
     write_whole(path, content.getvalue())
 
 
@@ -152,5 +138,7 @@ def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     # matplotlib ships it, so pictures come out alike on every machine.
+    import matplotlib
+
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)

@@ -14,6 +14,7 @@ import psutil
 import torch
 from rich.table import Table
 
+from nablaflow.config.recipe import SHARED_ROLLOUT
 from nablaflow.config.settings import TrainingSettings
 from nablaflow.devices import best_device
 from nablaflow.errors import UserError
@@ -63,6 +64,7 @@ class Need:
             steps=steps,
             trained=round(training.transition_fraction * steps),
             checkpointing=self.checkpointing,
+            updates_per_rollout=SHARED_ROLLOUT,
         )
         return flops / speed
 
@@ -79,7 +81,8 @@ NEEDS = {
     ),
 }
 HOW = (
-    "FLOPs of an update of the default settings (32 trajectories of 20 steps, 4 of them trained), "
+    "FLOPs of an update of the default settings (32 trajectories of 20 steps, 4 of them trained; "
+    f"{SHARED_ROLLOUT} updates share a rollout), "
     "counted on shapes, over what a convolution reaches on this device; the reward's are not in it"
 )
 

@@ -25,8 +25,8 @@ from nablaflow.models import LivePipeline
 from nablaflow.progress import Progress, show
 from nablaflow.prompts.sets import Source
 from nablaflow.prompts.source import check_source
-from nablaflow.report import protocol_curves
-from nablaflow.report.pictures import save_figure
+from nablaflow.report.figures import save_figure
+from nablaflow.report.protocol import protocol_curves
 from nablaflow.rewards import CALLABLE, NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.folder import load_run_config

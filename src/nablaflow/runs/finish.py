@@ -14,8 +14,9 @@ from nablaflow.models.adapters import swapped
 from nablaflow.models.divided import whole_of
 from nablaflow.models.export import save_policy
 from nablaflow.progress import Progress
-from nablaflow.report import About, Saved, before_after, write_report
-from nablaflow.report.pictures import save_picture
+from nablaflow.report.loading import Saved
+from nablaflow.report.meaning import About
+from nablaflow.report.pictures import before_after, save_picture
 from nablaflow.report.privacy import without_folders, without_folders_in
 from nablaflow.runs.pretrained import fused_lora
 from nablaflow.runs.run import LORA, Run
@@ -68,6 +69,9 @@ def _save(parts: Parts, folder: Path) -> Path:
 def _write_pictures(
     parts: Parts, folder: Path, evaluation: Evaluation, summary: dict[str, Any], saved: Path
 ) -> None:
+    # Not above: the first update would wait for matplotlib, which nothing before this needs.
+    from nablaflow.report.html import write_report
+
     (folder / SAMPLES).mkdir(exist_ok=True)
     sheet = before_after(evaluation.before, evaluation.after, evaluation.prompts)
     save_picture(sheet, folder / SAMPLES / "before_after.png")

@@ -17,6 +17,7 @@ from nablaflow.errors import UserError
 from nablaflow.evaluation.bank_size import BankSize
 from nablaflow.evaluation.guard import Guard
 from nablaflow.evaluation.measure import Subject
+from nablaflow.evaluation.reference_states import ReferenceStates
 from nablaflow.models import (
     AdapterSettings,
     FlowScore,
@@ -92,9 +93,12 @@ class Parts:
 
 
 def make_guard(
-    config: Config, prompts: list[str], model: PipelineModel, reward: NamedReward
+    config: Config, prompts: list[str], model: PipelineModel, reward: NamedReward, fingerprint: str
 ) -> Guard | None:
     """The guard that the configuration asks for.
+
+    Args:
+        fingerprint: of the pretrained weights; empty where none of their samples are kept.
 
     Raises:
         UserError: too few images for its prompts, or a held-out reward that is not one.
@@ -119,7 +123,9 @@ def make_guard(
     held_out = None
     if settings.held_out is not None:
         held_out = _held_out(config, settings.held_out.reward, reward.name, model, prompts)
-    return Guard(settings, prompts, model, reward, held_out, config.evaluation.batch)
+    of_reference = ReferenceStates(model, config.sampler, fingerprint)
+    batch = config.evaluation.batch
+    return Guard(settings, prompts, model, reward, held_out, batch, of_reference)
 
 
 def _held_out(
@@ -187,7 +193,7 @@ def prepare(
     suit(model, config)
     config, flow, sizes = flow_beside(config, model)
     config, fitted = with_batches(config, model, reward, flow, accelerator.num_processes)
-    guard = make_guard(config, prompts, model, reward)
+    guard = make_guard(config, prompts, model, reward, mark)
     sharded = Launch.read(os.environ, config.training).sharded
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard, sharded=sharded)
     source = source_of(config, pipeline)

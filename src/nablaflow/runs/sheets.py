@@ -8,8 +8,7 @@ import torch
 
 from nablaflow.evaluation.bank import sample_states
 from nablaflow.memory import in_parts
-from nablaflow.report import grid
-from nablaflow.report.pictures import save_picture
+from nablaflow.report.pictures import grid, save_picture
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.run_folder import SAMPLES
 from nablaflow.training.processes import from_main

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.diffusion import trajectory_noise
-from nablaflow.errors import UserError
 from nablaflow.estimators import Path
 from nablaflow.estimators.pull import FEWEST, Pull
 from nablaflow.memory import halving
@@ -157,8 +156,14 @@ class Batches:
 
     def _at_fresh_states(self, rollout: Rollout, number: int) -> Rollout:
         """What another update trains on: its own transitions, at states of its own noise."""
-        plan = self._plan(number)
-        return self.core.at_fresh_states(rollout, plan.keep, trajectory_noise(plan.seeds))
+        plan, n = self._plan(number), len(rollout)
+
+        def fresh(size: int) -> Rollout:
+            with self.accelerator.autocast():
+                noise = trajectory_noise(plan.seeds)
+                return self.core.at_fresh_states(rollout, plan.keep, noise, size)
+
+        return halving(fresh, min(self._rollout_batch or n, n), "training.rollout_batch")[0]
 
     def _plan(self, number: int) -> RolloutPlan:
         training, seed = self.config.training, self.config.seed
@@ -262,11 +267,7 @@ class Batches:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`.
-
-        Raises:
-            UserError: it is of another number of processes.
-        """
+        """Go on from `state`, of any number of processes."""
         self.pending = self._own_share(state["pending"])
         # What fitted comes first, unless the settings have changed: memory may be why.
         given, before = self._given(), state.get("given", {})
@@ -279,13 +280,12 @@ class Batches:
         self._estimate_batch = fitting["estimate_batch"]
 
     def _own_share(self, pending: list[dict[str, Any] | None]) -> Rollout | None:
-        if all(share is None for share in pending):
+        """This process's rows of a rollout, by however many processes it was made."""
+        shares = [share for share in pending if share is not None]
+        if not shares:
             return None
-        if len(pending) != self.accelerator.num_processes:
-            raise UserError(
-                f"--resume: training.data=previous-rollout goes on with {len(pending)} processes, "
-                f"not {self.accelerator.num_processes}"
-            )
-        share = pending[self.accelerator.process_index]
-        assert share is not None
-        return self.core.restored(share)
+        size = len(shares[0]["prompts"])
+        own = self._share(size * len(shares))
+        first, last = own.start // size, -(-own.stop // size)
+        made = [self.core.restored(share) for share in shares[first:last]]
+        return Rollout.rows_of(made, own.start - first * size, own.stop - first * size)

@@ -77,7 +77,7 @@ class Keeper:
         """Go on from a checkpoint of the same configuration.
 
         Raises:
-            UserError: it is of another model, or of another number of processes.
+            UserError: it is of another model.
         """
         networks, tensors, state = self.networks, checkpoint.tensors, checkpoint.state
         with self.stepper.divided():

@@ -20,7 +20,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nablaflow.diffusion import Noise, Trajectories, Transitions, noised, noised_afresh
+from nablaflow.diffusion import (
+    Noise,
+    Trajectories,
+    Transitions,
+    kernel_mean,
+    noised,
+    noised_afresh,
+)
+from nablaflow.diffusion.process import at
 from nablaflow.errors import UserError
 from nablaflow.estimators import Networks, Path, TrainingBatch, ValueGradients, path_log_ratio
 from nablaflow.estimators.pull import PullSamples, pull_samples
@@ -30,7 +38,7 @@ from nablaflow.rewards import Components
 from nablaflow.rewards.contract import FoundOfAny
 from nablaflow.training.optimization import Objective
 from nablaflow.training.scoring import ScoringAhead
-from nablaflow.typing import Batch
+from nablaflow.typing import Batch, Latents, Steps
 
 
 @final
@@ -50,6 +58,17 @@ class Rollout(Path):
         """Plain data for a checkpoint; what the model and the method say again is left out."""
         kept = {k: v for k, v in vars(self).items() if k not in ("condition", "levels")}
         return {**kept, "transitions": vars(self.transitions)}
+
+    @staticmethod
+    def rows_of(shares: Sequence[Rollout], start: int, stop: int) -> Rollout:
+        """Trajectories ``start`` to ``stop`` of shares of a rollout, one behind the other."""
+        path = Path.concatenate(shares).piece(start, stop)
+        components = {
+            name: torch.cat([share.components[name] for share in shares])[start:stop]
+            for name in shares[0].components
+        }
+        scores = torch.cat([share.scores for share in shares])[start:stop]
+        return Rollout(**vars(path), scores=scores, components=components)
 
 
 @final
@@ -159,17 +178,25 @@ class Update:
         fresh = self.method.fresh_levels(self.model.process)
         return found if fresh is None else noised_afresh(self.model.process, found, fresh, noise)
 
+    @torch.no_grad()
     def at_fresh_states(
-        self, rollout: Rollout, keep: Int[Tensor, "trajectory transition"], noise: Noise
+        self,
+        rollout: Rollout,
+        keep: Int[Tensor, "trajectory transition"],
+        noise: Noise,
+        size: int | None = None,
     ) -> Rollout:
         """The same clean ends with other transitions, whose states no trajectory has passed.
 
         For a method whose `Method.trains_at_any_state` holds. Of a transition there is its state
-        alone; what comes after it and what was predicted there is NaN.
+        alone; what comes after it and what was predicted there is NaN. But where nothing of x_0 is
+        left in x_k (zero terminal SNR, flow matching) the value gradient is that of x_{k-1}, and
+        the policy makes that step as it begins a trajectory.
 
         Args:
             keep: the transitions that will be trained, see `Method.draw`.
             noise: a generator for each trajectory, or one for all.
+            size: such steps at once; None: all.
         """
         n, each = keep.shape
         device, shape = rollout.x0.device, rollout.x0.shape[1:]
@@ -178,7 +205,19 @@ class Update:
         unit = randn_tensor((n, each, *shape), noise, device, torch.float32).flatten(0, 1)
         x = noised(self.model.process, rollout.x0[trajectory], k, unit)
         nothing = torch.full_like(x, torch.nan)
-        return replace(rollout, transitions=Transitions(x, nothing, k, nothing, trajectory))
+        x_next, begun = nothing.clone(), (self._levels.to(device)[k] < k).nonzero()[:, 0]
+        if len(begun):
+            unit = randn_tensor((n, each, *shape), noise, device, torch.float32).flatten(0, 1)
+            for rows in begun.split(size or n):
+                condition = rollout.condition[trajectory[rows]]
+                x_next[rows] = self._stepped(x[rows], k[rows], condition, unit[rows])
+        return replace(rollout, transitions=Transitions(x, x_next, k, nothing, trajectory))
+
+    def _stepped(self, x: Latents, k: Steps, condition: Condition, unit: Latents) -> Latents:
+        """x_{k-1} of the policy's kernel, made of unit noise."""
+        process = self.model.process
+        mean = kernel_mean(process, x, self.model.predict(x, k, condition), k)
+        return mean + at(process.sigma, k, x) * unit
 
     def end(self, update: int) -> None:
         """Let the old policy follow, where there is one.

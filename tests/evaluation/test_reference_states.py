@@ -1,0 +1,128 @@
+"""Samples of the reference that are kept: whose they are, and when they are only read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nablaflow import nano
+from nablaflow.config.defaults import demo_settings
+from nablaflow.config.overrides import load_config
+from nablaflow.errors import UserError
+from nablaflow.evaluation import reference_states
+from nablaflow.evaluation.bank import sample_states
+from nablaflow.evaluation.reference_states import ReferenceStates
+from nablaflow.models import SamplerSettings
+from nablaflow.runs.setup import Parts, prepare
+from nablaflow.storage.cached import read_cached
+
+PROMPTS = ["a circle", "a square", "a star"]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("NABLAFLOW_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def parts(make_parts: Callable[..., Parts]) -> Parts:
+    return make_parts("optimizer.learning_rate=0.1")
+
+
+def sample(parts: Parts, mark: str = "mark", **changes: Any) -> Tensor:
+    sampler = changes.pop("sampler", parts.config.sampler)
+    told: list[int] = []
+    given = {"prompts": PROMPTS, "n": 6, "seed": 0, "purpose": "guard", "batch": 4} | changes
+    states = ReferenceStates(parts.model, sampler, mark).sample(**given, on_progress=told.append)
+    assert sum(told) == len(states), "the progress bar ends full"
+    return states
+
+
+@pytest.fixture
+def no_sampling(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    def refuse(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError("sampled again")
+
+    return lambda: monkeypatch.setattr(reference_states, "sample_states", refuse)
+
+
+def test_they_are_made_once_then_read_to_the_last_digit(
+    parts: Parts, no_sampling: Callable[[], None]
+):
+    made = sample(parts)
+    assert made.dtype == torch.float32
+    no_sampling()
+    assert torch.equal(sample(parts), made)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mark": "another"},
+        {"prompts": PROMPTS[::-1]},
+        {"n": 7},
+        {"seed": 1},
+        {"purpose": "yardstick"},
+        {"sampler": SamplerSettings(guidance_scale=2.0)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_others_are_not_taken_for_them(
+    parts: Parts, no_sampling: Callable[[], None], change: dict[str, Any]
+):
+    sample(parts)
+    no_sampling()
+    with pytest.raises(AssertionError, match="sampled again"):
+        sample(parts, **change)
+
+
+def test_they_are_the_references_however_the_policy_has_moved(parts: Parts, cache: Path):
+    before = sample(parts)
+    for _ in range(2):
+        parts.trainer.step()
+    for path in cache.iterdir():
+        path.unlink()
+    assert torch.equal(sample(parts), before)
+
+
+def test_nothing_is_kept_of_weights_without_a_fingerprint(parts: Parts, cache: Path):
+    sample(parts, "")
+    assert not cache.exists()
+
+
+def test_a_state_that_is_not_finite_is_refused_and_not_kept(parts: Parts, cache: Path):
+    with torch.no_grad():
+        for part in parts.model.network.parameters():
+            part.fill_(torch.nan)
+    with pytest.raises(UserError, match="a state that the reference samples is not"):
+        sample(parts)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("model", nano.MODELS)
+def test_the_demos_guard_finds_what_is_shipped_and_it_is_the_references(model: str, cache: Path):
+    config = load_config(None, [], demo_settings(model=model))
+    parts = prepare(config, config.output_dir)
+    guard = parts.trainer.guard
+    assert guard is not None
+    guard.begin(lambda done: None)
+    assert not cache.exists(), "sampled, though they ship"
+    shipped = (read_cached(nano.guard_path(model)) or {})["states"]
+    with parts.model.reference():
+        made = sample_states(
+            parts.model,
+            guard.prompts,
+            2,
+            seed=guard.settings.seed,
+            batch=2,
+            purpose="guard",
+            on_progress=lambda done: None,
+        )
+    torch.testing.assert_close(shipped[:2], made, rtol=1e-3, atol=1e-3)
