@@ -182,6 +182,7 @@ def test_a_place_is_none_of_a_run_without_one_or_of_a_model(
     for given, said in (
         (("sample", run, "reward=warmth"), "reward: only model_lora=… can be given beside a run"),
         (("sample", "nano", f"model_lora={style}"), "model_lora: nano is no run folder"),
+        (("eval", run, "model_lora=null"), "model_lora: the run's reference has one in it"),
         (("compare", "model_lora=a"), "compare: model_lora=… goes with runs; leave it out"),
     ):
         result = cli(*given)

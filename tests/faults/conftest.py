@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
+from matplotlib.figure import Figure
+from PIL import Image
+from typer.main import get_command
 
+from nablaflow.models import LivePipeline, load
 from tests.cli.conftest import cli, here, recipe, settings
 from tests.support.cli_runs import RELATIVE, train
 
@@ -26,6 +33,31 @@ SHORT = (
     "adapter.targets=[to_q, to_v]",
 )
 """Laid over the recipe: a run of a second."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def made_once(tiny_model: Path) -> Iterator[None]:
+    """What a short run spends most of its time on is made once, before any process is forked.
+
+    The model's files are read once, the command line is put together once, and a plot is an empty
+    picture: no fault here is in them, and other rooms' tests have theirs.
+    """
+    index = json.loads((tiny_model / "model_index.json").read_text())
+    read = load._load
+    whole = LivePipeline(read(str(tiny_model), torch.float32, index, use_safetensors=True))
+
+    def copied(source: str, dtype: torch.dtype, *rest: Any, **options: Any) -> Any:
+        here = source == str(tiny_model)
+        return whole.copy(dtype) if here else read(source, dtype, *rest, **options)
+
+    def drawn(figure: Figure, file: Any, **options: Any) -> None:
+        Image.new("RGBA", (1, 1)).save(file, format="PNG")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "_load", copied)
+        patch.setattr(Figure, "savefig", drawn)
+        patch.setattr("typer.testing._get_command", functools.cache(get_command))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -53,9 +53,10 @@ def carry_out(arguments: list[str], said: Path, arm: Arm = NOTHING, number: int 
 def at(place: str) -> Arm:
     """When a function is called for the first time, by its path."""
 
+    holder, _, name = place.rpartition(".")
+    owner: Any = pkgutil.resolve_name(holder)  # before any process is forked, which share it
+
     def arm(number: int) -> None:
-        holder, _, name = place.rpartition(".")
-        owner: Any = pkgutil.resolve_name(holder)
         original = getattr(owner, name)
 
         def called(*given: Any, **named: Any) -> Any:
