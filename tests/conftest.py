@@ -17,12 +17,14 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="nablaflow-state-")
 # Threads that wait for each other on a busy core spin: hundreds of times slower on small tensors.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
+# No test outlives a power cut, so none waits for the disk; that it is asked has tests of its own.
+os.fsync = os.fstat
 
 # The first example pays for imports and compilation, so a deadline would say nothing.
 hypothesis.settings.register_profile("nablaflow", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("nablaflow")
 
-pytest_plugins = ["tests.support.recipes", "tests.support.tiny_run"]
+pytest_plugins = ["tests.support.folders", "tests.support.recipes", "tests.support.tiny_run"]
 
 
 def pytest_collection_finish() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from nablaflow.cli import app
+from tests.support.cli_runs import RELATIVE, train
 
 Cli = Callable[..., Result]
+Ready = Callable[..., None]
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +74,31 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def cli(here: Path) -> Cli:
     """``cli("train", recipe, "seed=1")``."""
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def trained_with(
+    settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """``trained_with("seed=1")``: a folder with ``run`` and ``cache``, made once for all tests."""
+
+    @cache
+    def made(*overrides: str) -> Path:
+        root = tmp_path_factory.mktemp("trained")
+        train(settings, root, RELATIVE, *overrides)
+        return root
+
+    return made
+
+
+@pytest.fixture
+def ready(trained_with: Callable[..., Path], here: Path) -> Ready:
+    """``ready("run", "seed=1")``: such a run in the working directory, for each test its own."""
+
+    def copy(name: str, *overrides: str) -> None:
+        root = trained_with(*overrides)
+        shutil.copytree(root / "run", here / name)
+        if (root / "cache").is_dir():
+            shutil.copytree(root / "cache", os.environ["NABLAFLOW_CACHE"], dirs_exist_ok=True)
+
+    return copy

@@ -11,11 +11,10 @@ import torch
 import yaml
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from nablaflow.cli import app
 from nablaflow.storage import checksums
 from tests.cli.conftest import Cli
+from tests.support.cli_runs import train_far
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
@@ -26,15 +25,7 @@ ONE = ("training.updates=1", "training.checkpoint_every=1")
 @pytest.fixture(scope="module")
 def earlier(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an earlier run has saved."""
-    root = tmp_path_factory.mktemp("earlier")
-    recipe = root / "recipe.yaml"
-    own = {"optimizer": {"learning_rate": 0.05}, "output_dir": str(root / "run")}
-    recipe.write_text(yaml.safe_dump({**settings, **own}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NABLAFLOW_CACHE", str(root / "cache"))
-        result = CliRunner().invoke(app, ["train", str(recipe)])
-    assert result.exit_code == 0, result.stderr
-    return root / "run" / "lora"
+    return train_far(settings, tmp_path_factory.mktemp("earlier")) / "lora"
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ import pytest
 from click.testing import Result
 from safetensors.torch import load_file, save_file
 
+from tests.support.run_folders import contents
+
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
 Cli = Callable[..., Result]
@@ -206,10 +208,6 @@ def test_a_reward_that_breaks_its_contract(
 
 
 # --- run folders ----------------------------------------------------------------------------------
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture

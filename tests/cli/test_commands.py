@@ -15,10 +15,10 @@ from click.testing import Result
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
-from nablaflow.cli import app
 from nablaflow.config.overrides import load_config
+from tests.support.cli_runs import train
+from tests.support.run_folders import contents
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
@@ -46,22 +46,13 @@ def only_json(result: Result) -> dict[str, Any]:
     return found
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.fixture(scope="module")
 def finished(
     settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
     """A whole run: its folder, and the object that the command printed."""
     root = tmp_path_factory.mktemp("finished")
-    recipe = root / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**settings, "output_dir": str(root / "run")}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NABLAFLOW_CACHE", str(root / "cache"))
-        result = CliRunner().invoke(app, ["train", str(recipe), *OVERRIDES, "--json"])
-    return root / "run", only_json(result)
+    return root / "run", only_json(train(settings, root, *OVERRIDES))
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from tests.cli.conftest import Ready
+
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
 Cli = Callable[..., Result]
@@ -43,9 +45,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert list(here.iterdir()) == []
 
 
-def test_two_runs_side_by_side(cli: Cli, recipe: Path, here: Path):
-    assert cli("train", recipe, "output_dir=one").exit_code == 0
-    assert cli("train", recipe, "output_dir=two", "method.gamma=one").exit_code == 0
+def test_two_runs_side_by_side(cli: Cli, ready: Ready, here: Path):
+    ready("one")
+    ready("two", "method.gamma=one")
     result = cli("compare", "one", "two", "--out", "both", "--json")
     assert result.exit_code == 0, result.output
     rows = {row["method"]: row for row in json.loads(result.stdout)["rows"]}
@@ -70,9 +72,9 @@ def test_two_runs_side_by_side(cli: Cli, recipe: Path, here: Path):
     ],
 )
 def test_runs_that_one_gauge_cannot_measure(
-    cli: Cli, recipe: Path, here: Path, change: str, words: list[str]
+    cli: Cli, ready: Ready, here: Path, change: str, words: list[str]
 ):
     small = "training.updates=1"
-    assert cli("train", recipe, "output_dir=one", small).exit_code == 0
-    assert cli("train", recipe, "output_dir=two", small, change).exit_code == 0
+    ready("one", small)
+    ready("two", small, change)
     assert_refused(cli("compare", "one", "two"), *words)

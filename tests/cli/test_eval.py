@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
 from nablaflow.cli import app
+from tests.support.cli_runs import train
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
@@ -25,11 +25,8 @@ DEFAULT = ["reward", "diversity", "vendi", "mmd"]
 def run(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three updates, of which the checkpoints of the second and the third are kept."""
     root = tmp_path_factory.mktemp("run")
-    recipe = root / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**settings, "output_dir": str(root / "run")}))
     changes = ("training.updates=3", "training.checkpoint_every=2", "evaluation.n=8")
-    result = CliRunner().invoke(app, ["train", str(recipe), *changes, "--json"])
-    assert result.exit_code == 0, result.stderr
+    train(settings, root, *changes)
     return root / "run"
 
 

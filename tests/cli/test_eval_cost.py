@@ -11,6 +11,7 @@ import pytest
 from click.testing import Result
 
 from nablaflow.storage import checksums
+from tests.cli.conftest import Ready
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
@@ -20,8 +21,8 @@ LAST, BEFORE = "step-000002", "step-000001"
 
 
 @pytest.fixture
-def trained(recipe: Path, cli: Cli) -> None:
-    assert cli("train", recipe, *TRAINING).exit_code == 0
+def trained(ready: Ready) -> None:
+    ready("run", *TRAINING)
 
 
 @pytest.fixture
@@ -82,9 +83,8 @@ BANK = ("evaluation.n=20", "evaluation.bank=1200", "method.beta=0.01", "evaluati
 
 
 @pytest.fixture
-def trained_with_bank(recipe: Path, cli: Cli) -> None:
-    result = cli("train", recipe, "training.updates=1", *BANK)
-    assert result.exit_code == 0, result.stderr
+def trained_with_bank(ready: Ready) -> None:
+    ready("run", "training.updates=1", *BANK)
 
 
 @pytest.mark.usefixtures("trained_with_bank")

@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from click.testing import Result
-from typer.testing import CliRunner
 
-from nablaflow.cli import app
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.evaluation.protocol import carry_out
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.runs import evaluate
+from tests.support.cli_runs import train
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
@@ -43,10 +41,8 @@ def run(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
     prompts = root / "own.txt"
     prompts.write_text("a circle\na square\n")
     guard = {"prompts": str(prompts), "n": 4}
-    changes = {"prompts": str(prompts), "guard": guard, "output_dir": str(root / "run")}
-    (root / "recipe.yaml").write_text(yaml.safe_dump({**settings, **changes}))
-    result = CliRunner().invoke(app, ["train", str(root / "recipe.yaml"), "training.updates=1"])
-    assert result.exit_code == 0, result.stderr
+    changes = {"prompts": str(prompts), "guard": guard}
+    train({**settings, **changes}, root, "training.updates=1")
     prompts.unlink()
     return root / "run"
 

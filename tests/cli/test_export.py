@@ -15,13 +15,13 @@ from click.testing import Result
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from nablaflow.cli import app
 from nablaflow.runs.policy import load_policy
 from nablaflow.runs.run import Run
 from nablaflow.storage import checksums
+from tests.support.cli_runs import train_far
 from tests.support.pipelines import render
+from tests.support.run_folders import contents
 
 Cli = Callable[..., Result]
 FILES = {"diffusers": "pytorch_lora_weights.safetensors", "kohya": "kohya_lora.safetensors"}
@@ -30,17 +30,7 @@ FILES = {"diffusers": "pytorch_lora_weights.safetensors", "kohya": "kohya_lora.s
 @pytest.fixture(scope="module")
 def trained(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Far from its reference, with alpha other than rank and a checkpoint after each update."""
-    root = tmp_path_factory.mktemp("exported")
-    training = {**settings["training"], "checkpoint_every": 1}
-    own = {"optimizer": {"learning_rate": 0.05}, "output_dir": str(root / "run")}
-    own |= {"adapter": {"rank": 2, "alpha": 5.0}, "training": training}
-    recipe = root / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**settings, **own}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NABLAFLOW_CACHE", str(root / "cache"))
-        result = CliRunner().invoke(app, ["train", str(recipe)])
-    assert result.exit_code == 0, result.stderr
-    return root / "run"
+    return train_far(settings, tmp_path_factory.mktemp("exported"), "adapter.alpha=5.0")
 
 
 @pytest.fixture
@@ -51,11 +41,6 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 def stock(tiny_model: Path) -> Any:
     return StableDiffusionPipeline.from_pretrained(tiny_model)
-
-
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya", "merged"])
@@ -82,24 +67,26 @@ def test_a_stock_pipeline_gives_the_policys_image(
 def test_the_same_tensors_are_the_same_bytes(cli: Cli, trained: Path, form: str) -> None:
     for name in "ab":
         assert cli("export", trained, "--format", form, "--out", name).exit_code == 0
-    assert bytes_of(Path("a")) == bytes_of(Path("b"))
+    assert contents(Path("a")) == contents(Path("b"))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
 @pytest.mark.parametrize("form", ["diffusers", "kohya", "merged"])
-def test_half_precision_is_the_same_rounded(cli: Cli, trained: Path, form: str, dtype: str) -> None:
-    for name in ("float32", dtype):
-        result = cli("export", trained, "--format", form, "--dtype", name, "--out", name)
+def test_half_precision_is_the_same_rounded(cli: Cli, trained: Path, form: str) -> None:
+    for dtype in ("float32", *HALVES):
+        result = cli("export", trained, "--format", form, "--dtype", dtype, "--out", dtype)
         assert result.exit_code == 0, result.stderr
-    kind = getattr(torch, dtype)
-    for file in Path("float32").rglob("*.safetensors"):
-        whole = load_file(file)
-        half = load_file(Path(dtype) / file.relative_to("float32"))
-        assert whole.keys() == half.keys()
-        for name, value in whole.items():
-            exact = name.endswith(".alpha")
-            assert half[name].dtype == (torch.float32 if exact else kind)
-            assert torch.equal(half[name], value.to(half[name].dtype)), name
+    for dtype, kind in HALVES.items():
+        for file in Path("float32").rglob("*.safetensors"):
+            whole = load_file(file)
+            half = load_file(Path(dtype) / file.relative_to("float32"))
+            assert whole.keys() == half.keys()
+            for name, value in whole.items():
+                exact = name.endswith(".alpha")
+                assert half[name].dtype == (torch.float32 if exact else kind)
+                assert torch.equal(half[name], value.to(half[name].dtype)), name
 
 
 def test_a_run_that_was_killed_has_its_checkpoint(cli: Cli, run: Path) -> None:
@@ -245,15 +232,15 @@ def change(run: Path, **values: Any) -> None:
         (folder / "progress.json").write_text(checksums.sealed({**manifest, "config": text}))
 
 
-@pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_a_fully_trained_run_has_no_lora(
-    cli: Cli, settings: dict[str, Any], tmp_path: Path, form: str
+    cli: Cli, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     recipe = tmp_path / "full.yaml"
     recipe.write_text(yaml.safe_dump({**settings, "adapter": {"kind": "full"}}))
     result = cli("train", recipe, "training.updates=1")
     assert result.exit_code == 0, result.stderr
-    in_one_line(cli("export", "run", "--format", form), "adapter.kind=full", "use merged")
+    for form in ("diffusers", "kohya"):
+        in_one_line(cli("export", "run", "--format", form), "adapter.kind=full", "use merged")
     result = cli("export", "run", "--format", "merged", "--out", "out")
     assert result.exit_code == 0, result.stderr
     policy, *_ = load_policy(Path("run"))

@@ -12,15 +12,16 @@ import torch
 import yaml
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import nablaflow as nf
-from nablaflow.cli import app
 from nablaflow.errors import UserError
 from nablaflow.runs.begun_with import lora_elsewhere
 from tests.cli.conftest import Cli
+from tests.support.cli_runs import train
 from tests.support.loras import FILE, stock_lora
 from tests.support.pipelines import render
+
+pytestmark = pytest.mark.usefixtures("lean_runs")
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +35,8 @@ def trained(
 ) -> tuple[Path, str]:
     """A run, and what it said."""
     root = tmp_path_factory.mktemp("fused")
-    own = {"model_lora": str(style), "model_lora_scale": 0.5, "output_dir": str(root / "run")}
-    own["optimizer"] = {"learning_rate": 0.05}
-    (root / "recipe.yaml").write_text(yaml.safe_dump({**settings, **own}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NABLAFLOW_CACHE", str(root / "cache"))
-        result = CliRunner().invoke(app, ["train", str(root / "recipe.yaml")])
-    assert result.exit_code == 0, result.stderr
+    own = {"model_lora": str(style), "model_lora_scale": 0.5}
+    result = train({**settings, **own}, root, "optimizer.learning_rate=0.05")
     return root / "run", result.stderr
 
 
@@ -186,6 +182,7 @@ def test_a_place_is_none_of_a_run_without_one_or_of_a_model(
     for given, said in (
         (("sample", run, "reward=warmth"), "reward: only model_lora=… can be given beside a run"),
         (("sample", "nano", f"model_lora={style}"), "model_lora: nano is no run folder"),
+        (("eval", run, "model_lora=null"), "model_lora: the run's reference has one in it"),
         (("compare", "model_lora=a"), "compare: model_lora=… goes with runs; leave it out"),
     ):
         result = cli(*given)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import multiprocessing
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from nablaflow.exact.contenders import DEFAULT, PUBLISHED
 from nablaflow.exact.pool import plan
 from nablaflow.exact.study import LabCell, LabStudy
 from nablaflow.storage import checksums
+from tests.support.run_folders import contents
 
 Files = dict[str, bytes]
 
@@ -35,10 +35,6 @@ def run(study: LabStudy, **flags: Any) -> tuple[list[dict[str, Any]], list[str],
     cells, updates = [], []
     rows = plan(study, workers=1, **flags).run(updates.append, lambda cell: cells.append(str(cell)))
     return rows, cells, updates
-
-
-def contents(folder: Path) -> Files:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def edit(path: Path, group: str, name: str, value: object) -> None:
@@ -66,15 +62,6 @@ def done(finished: Files, tmp_path: Path) -> LabStudy:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return study_in(tmp_path)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """As in a study: sums of several threads differ in the last digit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 BUMPS = Path("bumps", "terminal", "seed-0.json")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import torch
 from click.testing import Result
-from typer.testing import CliRunner
+from matplotlib.figure import Figure
+from PIL import Image
+from typer.main import get_command
 
-from nablaflow.cli import app
+from nablaflow.models import LivePipeline, load
 from tests.cli.conftest import cli, here, recipe, settings
+from tests.support.cli_runs import RELATIVE, train
 
 __all__ = ["cli", "here", "recipe", "settings"]
 Cli = Callable[..., Result]
@@ -30,16 +35,36 @@ SHORT = (
 """Laid over the recipe: a run of a second."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def made_once(tiny_model: Path) -> Iterator[None]:
+    """What a short run spends most of its time on is made once, before any process is forked.
+
+    The model's files are read once, the command line is put together once, and a plot is an empty
+    picture: no fault here is in them, and other rooms' tests have theirs.
+    """
+    index = json.loads((tiny_model / "model_index.json").read_text())
+    read = load._load
+    whole = LivePipeline(read(str(tiny_model), torch.float32, index, use_safetensors=True))
+
+    def copied(source: str, dtype: torch.dtype, *rest: Any, **options: Any) -> Any:
+        here = source == str(tiny_model)
+        return whole.copy(dtype) if here else read(source, dtype, *rest, **options)
+
+    def drawn(figure: Figure, file: Any, **options: Any) -> None:
+        Image.new("RGBA", (1, 1)).save(file, format="PNG")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "_load", copied)
+        patch.setattr(Figure, "savefig", drawn)
+        patch.setattr("typer.testing._get_command", functools.cache(get_command))
+        yield
+
+
 @pytest.fixture(scope="session")
 def trained(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two updates, with two checkpoints."""
     folder = tmp_path_factory.mktemp("trained")
-    own = folder / "recipe.yaml"
-    own.write_text(yaml.safe_dump(settings))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        result = CliRunner().invoke(app, ["train", str(own), *SHORT])
-    assert result.exit_code == 0, result.stderr
+    train(settings, folder, RELATIVE, *SHORT)
     return folder / "run"
 
 
@@ -58,9 +83,3 @@ def one_line(result: Result, *words: str) -> str:
     for word in words:
         assert word in last, last
     return last
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file in a folder, by its path in it."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}

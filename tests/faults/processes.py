@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nablaflow.__main__ import main
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.records import read_records
 
@@ -79,3 +81,26 @@ def evidence(run: Path, said: Path) -> str:
     files = [f"{path.stat().st_size:9} {path.relative_to(run)}" for path in sorted(run.rglob("*"))]
     told = [path.read_text(errors="replace") for path in (run / "log.txt", said) if path.is_file()]
     return "\n".join([*files, *told])
+
+
+def at_once(commands: Sequence[Sequence[str]], place: Path) -> list[tuple[int, str]]:
+    """Exit status and what was told of command lines that begin at the same moment.
+
+    Args:
+        place: a folder for what they tell.
+    """
+    begun: list[tuple[int, Path]] = []
+    for number, arguments in enumerate(commands):
+        said = place / f"said-{number}"
+        said.unlink(missing_ok=True)
+        child = os.fork()
+        if child == 0:
+            os._exit(in_a_process(partial(_command, arguments), said) & 0xFF)
+        begun.append((child, said))
+    ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child, _ in begun]
+    return [(status, said.read_text()) for status, (_, said) in zip(ended, begun, strict=True)]
+
+
+def _command(arguments: Sequence[str]) -> None:
+    sys.argv = ["nablaflow", *arguments]
+    main()

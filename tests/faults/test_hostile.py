@@ -16,7 +16,8 @@ from click.testing import Result
 from safetensors.torch import load_file, save_file
 
 from nablaflow.storage import checksums
-from tests.faults.conftest import SHORT, contents, one_line
+from tests.faults.conftest import SHORT, one_line
+from tests.support.run_folders import contents
 
 Cli = Callable[..., Result]
 COMMANDS = {

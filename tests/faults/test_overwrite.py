@@ -13,7 +13,8 @@ from nablaflow.config.overrides import load_config
 from nablaflow.errors import UserError
 from nablaflow.runs.folder import open_run
 from nablaflow.storage.lock import held
-from tests.faults.conftest import SHORT, contents, one_line
+from tests.faults.conftest import SHORT, one_line
+from tests.support.run_folders import contents
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from tests.faults.conftest import SHORT, contents, one_line
+from tests.faults.conftest import SHORT, one_line
+from tests.support.run_folders import contents
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 

@@ -23,8 +23,9 @@ from PIL import Image
 from nablaflow.__main__ import main
 from nablaflow.runs.stopping import STOPS
 from nablaflow.storage.run_folder import is_begun
-from tests.faults.conftest import SHORT, contents
+from tests.faults.conftest import SHORT
 from tests.faults.processes import differences, in_a_process
+from tests.support.run_folders import contents
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
@@ -52,9 +53,10 @@ def carry_out(arguments: list[str], said: Path, arm: Arm = NOTHING, number: int 
 def at(place: str) -> Arm:
     """When a function is called for the first time, by its path."""
 
+    holder, _, name = place.rpartition(".")
+    owner: Any = pkgutil.resolve_name(holder)  # before any process is forked, which share it
+
     def arm(number: int) -> None:
-        holder, _, name = place.rpartition(".")
-        owner: Any = pkgutil.resolve_name(holder)
         original = getattr(owner, name)
 
         def called(*given: Any, **named: Any) -> Any:

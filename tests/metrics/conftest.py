@@ -1,6 +1,6 @@
 """Repeated draws, to hold a reported standard error against the spread it claims to be."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -25,15 +25,6 @@ class Draws:
         """Whether the mean of the values is within four of its own standard errors of the truth."""
         standard_error = self.values.std() / len(self.values) ** 0.5
         return abs(self.values.mean().item() - truth) < 4 * standard_error.item()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Thousands of tiny products: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

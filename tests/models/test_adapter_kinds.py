@@ -15,7 +15,6 @@ from nablaflow.models.adapters import LoraAdapter
 from nablaflow.models.export import save_policy
 from nablaflow.models.formats import check_format, write_policy
 from nablaflow.models.pipelines import PipelineModel
-from tests.support.flow_pipelines import FLOW_FAMILIES
 from tests.support.pipelines import perturb, render
 
 CPU = torch.device("cpu")
@@ -54,10 +53,9 @@ def test_the_saved_lora_gives_the_policys_image(
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux-dev", "klein"])
-def test_transformers_have_them_too(tmp_path: Path, family: str) -> None:
-    FLOW_FAMILIES[family]().save_pretrained(tmp_path / "base")
-    model = policy(tmp_path / "base", dora=True, rslora=True)
-    assert save_policy(model, str(tmp_path / "base"), tmp_path).name == "lora"
+def test_transformers_have_them_too(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
+    model = policy(folders[family], dora=True, rslora=True)
+    assert save_policy(model, str(folders[family]), tmp_path).name == "lora"
 
 
 def test_a_merged_export_has_dora_in_its_weights(folders: dict[str, Path], tmp_path: Path) -> None:

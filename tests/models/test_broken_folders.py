@@ -15,12 +15,13 @@ from diffusers import DDIMScheduler, PNDMScheduler
 from safetensors.torch import load_file, save_file
 
 from nablaflow.diffusion import trajectory_noise
-from nablaflow.errors import UserError
+from nablaflow.diffusion.flow_schedule import FlowSchedule, flow_levels, shift_by_tokens
+from nablaflow.errors import ExportError, UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
-from nablaflow.models.rehearsal import rehearse
+from nablaflow.models.rehearsal import folders_fault, rehearse
 from nablaflow.runs.sample import sample_images
-from tests.support.flow_pipelines import sd3
-from tests.support.pipelines import PROMPT, render, stable_diffusion
+from tests.support.flow_pipelines import flux, sd3
+from tests.support.pipelines import PROMPT, render, stable_diffusion, stable_diffusion_xl
 
 CPU = torch.device("cpu")
 WORDS = "text_encoder/model.safetensors"
@@ -155,6 +156,82 @@ def test_a_pndm_with_its_first_steps_is_rehearsed(folder: Path, tmp_path: Path) 
     PNDMScheduler(steps_offset=1, skip_prk_steps=False).save_pretrained(folder / "scheduler")
     change(folder / "model_index.json", scheduler=["diffusers", "PNDMScheduler"])
     rehearse(model_in(folder), str(folder), tmp_path)
+
+
+FLOW: dict[str, Any] = {
+    "shift": 1e30,
+    "shift_terminal": "0.1",
+    "base_shift": None,
+    "max_shift": "a",
+    "base_image_seq_len": None,
+}
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_numbers_of_flow_matching_that_are_none(name: str) -> None:
+    config = {"shift": 3.0, "use_dynamic_shifting": name != "shift", name: FLOW[name]}
+    with pytest.raises(UserError, match=f"model: {name} .* makes no noise levels"):
+        flow_levels(FlowSchedule(config, "even", shift_by_tokens(config, 64)), 4)
+
+
+# --- autoencoders ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_the_latents_of_an_autoencoder_are_made_as_the_stock_pipeline_does(
+    tmp_path: Path, kind: str
+) -> None:
+    """Of a UNet's pipelines none reads a shift, and XL's reads statistics where there are both."""
+    pipeline: Any = stable_diffusion() if kind == "sd" else stable_diffusion_xl()
+    statistics = {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 1.5, 0.5]}
+    pipeline.vae.register_to_config(shift_factor=0.3, **statistics)
+    pipeline.save_pretrained(tmp_path)
+    model = model_in(tmp_path)
+    stock, call = load_pipeline(str(tmp_path)), {"num_inference_steps": 2}
+    found, expected = (
+        draw(stock, PROMPT, generator=torch.Generator().manual_seed(0), **call)
+        for draw in (model.stock_image, model.stock_image_by_its_own_decoder)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("shift", [None, "0.1", float("nan")])
+def test_a_shift_that_is_no_number(tmp_path: Path, shift: Any) -> None:
+    sd3(t5=False).save_pretrained(tmp_path)
+    change(tmp_path / "vae" / "config.json", shift_factor=shift)
+    assert "shift_factor" in refused(tmp_path)
+
+
+def test_another_decoder_than_the_stock_pipelines_is_found_before_any_update(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_in(folder)
+    monkeypatch.setattr(model, "to_autoencoder", lambda x0: 1.1 * x0)
+    with pytest.raises(ExportError, match="another image in a stock pipeline"):
+        rehearse(model, str(folder), tmp_path)
+
+
+# --- networks that do not fit each other ----------------------------------------------------------
+
+
+def unfit(tmp_path: Path) -> Path:
+    """A transformer whose positions are narrower than its heads."""
+    flux().save_pretrained(tmp_path / "unfit")
+    change(tmp_path / "unfit" / "transformer" / "config.json", axes_dims_rope=[4, 4, 4])
+    return tmp_path / "unfit"
+
+
+def test_what_its_own_pipeline_fails_at_is_one_line(tmp_path: Path) -> None:
+    broken, size = unfit(tmp_path), {"height": 16, "width": 16}
+    with pytest.raises(UserError, match="its own pipeline cannot sample it either"):
+        rehearse(model_in(broken, **size), str(broken), tmp_path)
+    with pytest.raises(UserError, match="its own pipeline cannot sample it either"):
+        sample_images(str(broken), ["a circle"], 1, 0, of_model=dict(size))
+
+
+def test_what_its_own_pipeline_can_do_is_a_fault_of_ours(folder: Path) -> None:
+    with pytest.raises(ZeroDivisionError), folders_fault(model_in(folder)):
+        raise ZeroDivisionError
 
 
 # --- images ---------------------------------------------------------------------------------------

@@ -34,14 +34,6 @@ KINDS = ["sd3", "flux-dev", "klein", *PADDED_FAMILIES]
 """One of each class of pipeline."""
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("flow")
-    for name, make in FLOW_FAMILIES.items():
-        make().save_pretrained(root / name)
-    return {name: root / name for name in FLOW_FAMILIES}
-
-
 def load(
     folder: Path, adapter: dict[str, Any] | None = None, dtype: Any = torch.float32, **sampler: Any
 ) -> PipelineModel:

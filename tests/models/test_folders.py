@@ -11,7 +11,6 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from nablaflow.errors import UserError
 from nablaflow.models import (
     AdapterSettings,
     SamplerSettings,
@@ -20,6 +19,7 @@ from nablaflow.models import (
     single_file,
 )
 from nablaflow.models.pipelines import PipelineModel
+from tests.support.mistakes import line_of
 from tests.support.pipelines import LATENT, stable_diffusion, unconditional
 from tests.support.schedules import STABLE_DIFFUSION
 
@@ -34,13 +34,6 @@ def model_of(pipeline: Any, **sampler: Any) -> PipelineModel:
 def with_config(pipeline: Any, **changes: Any) -> Any:
     pipeline.unet.register_to_config(**changes)
     return pipeline
-
-
-def line_of(work: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        work()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- sizes ----------------------------------------------------------------------------------------

@@ -90,9 +90,8 @@ def test_the_reference_is_the_model_with_the_lora(
 
 
 @pytest.mark.parametrize("family", FLOW_FAMILIES)
-def test_so_it_is_with_transformers(tmp_path: Path, family: str) -> None:
-    base = tmp_path / "base"
-    FLOW_FAMILIES[family]().save_pretrained(base)
+def test_so_it_is_with_transformers(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
+    base = folders[family]
     lora = stock_lora(base, tmp_path / "lora", "transformer", target_modules=WIDELY)
     size = {"height": PIXELS, "width": PIXELS}
     model = model_of(WithLora(str(base), lora / FILE, SCALE), **size)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 
 from nablaflow.diffusion import trajectory_noise
 from nablaflow.errors import UserError
@@ -24,6 +23,7 @@ from tests.support.pipelines import (
     render,
     stable_diffusion,
     stable_diffusion_xl,
+    with_ddim,
 )
 
 CPU = torch.device("cpu")
@@ -57,12 +57,6 @@ def deepened(pipeline: Any) -> Any:
         if encoder is not None:
             encoder.config.num_hidden_layers = 3
             pipeline.register_modules(**{name: type(encoder)(encoder.config)})
-    return pipeline
-
-
-def with_ddim(pipeline: Any) -> Any:
-    config = dict(pipeline.scheduler.config) | {"set_alpha_to_one": False}
-    pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
     return pipeline
 
 
@@ -147,14 +141,11 @@ def test_stable_diffusion_3_skips_layers_of_its_clips(tmp_path: Path) -> None:
 def test_where_the_stock_pipeline_has_none_they_are_refused(
     folders: dict[str, Path],
     deep: dict[str, Path],
-    tmp_path: Path,
     family: str,
     asked: dict[str, Any],
     said: str,
 ) -> None:
-    place = {**folders, **deep}.get(family, tmp_path)
-    if family in FLOW_FAMILIES:
-        FLOW_FAMILIES[family]().save_pretrained(place)
+    place = deep[family] if family in deep else folders[family]
     with pytest.raises(UserError, match=said):
         load_model(load_pipeline(str(place)), SamplerSettings(**asked), AdapterSettings(), CPU)
 

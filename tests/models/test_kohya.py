@@ -129,15 +129,14 @@ def test_names_are_those_of_diffusers_own_conversion(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", [*UNETS, "flux-dev", "klein", "qwen-image", "chroma", "z-image"])
-def test_diffusers_reads_them_back(tmp_path: Path, family: str) -> None:
+def test_diffusers_reads_them_back(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
     """Which has rules of its own for such files, of these families."""
-    (UNETS.get(family) or FLOW_FAMILIES[family])().save_pretrained(tmp_path / "base")
     own = [f"transformer_blocks.0.attn.to_{part}" for part in (*"qkv", "out.0")]
     # Of single blocks diffusers knows FLUX's own width only.
     given = {"targets": [*own, "to_add_out"]} if family in ("flux-dev", "chroma") else {}
-    model = policy(load_pipeline(str(tmp_path / "base")), **given)
+    model = policy(load_pipeline(str(folders[family])), **given)
     lora = written(model, tmp_path)
-    stock = load_pipeline(str(tmp_path / "base"))
+    stock = load_pipeline(str(folders[family]))
     size = {} if family in UNETS else {"height": 16, "width": 16}
     untouched = render(stock, **size)
     stock.load_lora_weights(lora)

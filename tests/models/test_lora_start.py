@@ -68,9 +68,10 @@ def test_the_policy_is_the_lora_and_the_reference_is_the_base(
 
 
 @pytest.mark.parametrize("family", FLOW_FAMILIES)
-def test_transformers_begin_at_theirs(tmp_path: Path, family: str) -> None:
-    base = tmp_path / "base"
-    FLOW_FAMILIES[family]().save_pretrained(base)
+def test_transformers_begin_at_theirs(
+    folders: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    base = folders[family]
     lora = stock_lora(base, tmp_path / "lora", "transformer", target_modules=WIDELY)
     small = SamplerSettings(height=PIXELS, width=PIXELS)
     assert_begins(begun(base, lora, small), base, lora)

@@ -14,11 +14,11 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.load import FAMILIES
 from tests.support.flow_parts import qwen
 from tests.support.flow_pipelines import flux, flux2_klein, sd3
+from tests.support.mistakes import line_of
 from tests.support.padded_pipelines import chroma, qwen_image, z_image
 from tests.support.pipelines import (
     stable_diffusion,
@@ -33,13 +33,6 @@ BUILT: dict[str, Callable[[], Any]] = {
     **{"sd3": sd3, "flux": flux, "klein": flux2_klein},
     **{"z-image": z_image, "qwen-image": qwen_image, "chroma": chroma},
 }
-
-
-def line_of(work: Callable[[], Any]) -> str:
-    with pytest.raises(UserError) as caught:
-        work()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def indexed(folder: Path, **parts: Any) -> str:

@@ -72,8 +72,11 @@ def test_a_decoder_that_overflows_in_half_precision_is_said(
 ) -> None:
     model = model_of(folders["sd"], torch.float16)
     assert rehearse(model, str(folders["sd"]), tmp_path) is None
-    model.pipeline.vae.decoder.conv_in.bias.data.fill_(1e5)  # beyond 65504
-    note = rehearse(model, str(folders["sd"]), tmp_path)
+    pipeline: Any = load_pipeline(str(folders["sd"]))
+    pipeline.vae.decoder.conv_in.bias.data.fill_(6e4)
+    pipeline.vae.decoder.conv_in.weight.data.fill_(3e3)  # sums of the two are beyond 65504
+    pipeline.save_pretrained(tmp_path / "wide")
+    note = rehearse(model_of(tmp_path / "wide", torch.float16), str(tmp_path / "wide"), tmp_path)
     assert note is not None
     assert "overflows in fp16" in note
     assert "vae.to(torch.float32)" in note

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from nablaflow.diffusion import sample_trajectories, trajectory_noise
-from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.export import save_policy
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.rehearsal import rehearse
-from tests.support.pipelines import PROMPT, perturb, render, stable_diffusion_xl
+from tests.support.mistakes import line_of
+from tests.support.pipelines import PROMPT, perturb, render, stable_diffusion_xl, with_ddim
 
 CPU = torch.device("cpu")
 SAME = 1e-4
@@ -33,12 +33,6 @@ def loaded(folder: Path) -> Any:
 
 def stock(folder: Path) -> Any:
     return StableDiffusionXLPipeline.from_pretrained(folder)
-
-
-def with_ddim(pipeline: Any) -> Any:
-    config = dict(pipeline.scheduler.config) | {"set_alpha_to_one": False}
-    pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
-    return pipeline
 
 
 @torch.no_grad()
@@ -167,13 +161,6 @@ def test_it_is_rehearsed_and_left_as_it_was(folders: dict[str, Path], tmp_path: 
     assert list(tmp_path.iterdir()) == []
     bias.copy_(own)
     assert torch.equal(sample(model), before)
-
-
-def line_of(work: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        work()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_refiner_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_
 from nablaflow.models.condition import Condition
 from nablaflow.models.text_to_image import TextToImage
 from tests.support.flow_parts import PIXELS
-from tests.support.flow_pipelines import FLOW_FAMILIES
 
 KINDS = ["sd3", "sd3-without-t5", "flux-dev", "klein", "z-image", "qwen-image", "chroma"]
 LONG = [kind for kind in KINDS if kind != "sd3-without-t5"]
@@ -28,14 +27,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(TextToImage, "heavy_from", 1)
     monkeypatch.setenv("NABLAFLOW_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "embeddings"
-
-
-@pytest.fixture(scope="module")
-def of_kind(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("kinds")
-    for kind in KINDS:
-        FLOW_FAMILIES[kind]().save_pretrained(root / kind)
-    return {kind: root / kind for kind in KINDS}
 
 
 def model_of(folder: Path, length: int = LENGTH) -> Any:
@@ -72,16 +63,16 @@ def by_the_stock_pipeline(folder: Path, prompt: str) -> tuple[torch.Tensor, torc
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_read_is_what_the_stock_pipeline_embeds(
-    of_kind: dict[str, Path], cache: Path, kind: str
+    folders: dict[str, Path], cache: Path, kind: str
 ) -> None:
-    first = model_of(of_kind[kind]).condition(PROMPTS)
+    first = model_of(folders[kind]).condition(PROMPTS)
     assert len(list(cache.iterdir())) == len(PROMPTS)
-    asked, again = asked_of(model_of(of_kind[kind]))
+    asked, again = asked_of(model_of(folders[kind]))
     assert asked == []
     assert type(again) is type(first)
     assert again.hidden is not None
     for row, prompt in enumerate(PROMPTS):
-        hidden, pooled = by_the_stock_pipeline(of_kind[kind], prompt)
+        hidden, pooled = by_the_stock_pipeline(folders[kind], prompt)
         found = again.hidden[row, : hidden.shape[1]]
         torch.testing.assert_close(found, hidden[0], rtol=0, atol=1e-6)
         if pooled is not None:
@@ -90,18 +81,18 @@ def test_what_is_read_is_what_the_stock_pipeline_embeds(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_encoder_or_tokenizer_has_its_own(
-    of_kind: dict[str, Path], cache: Path, kind: str
+    folders: dict[str, Path], cache: Path, kind: str
 ) -> None:
-    model_of(of_kind[kind]).condition(PROMPTS)
-    last = type(model_of(of_kind[kind])).encoders[-1 if kind != "sd3-without-t5" else 0]
-    weights, words = model_of(of_kind[kind]), model_of(of_kind[kind])
+    model_of(folders[kind]).condition(PROMPTS)
+    last = type(model_of(folders[kind])).encoders[-1 if kind != "sd3-without-t5" else 0]
+    weights, words = model_of(folders[kind]), model_of(folders[kind])
     with torch.no_grad():
         next(getattr(weights.pipeline, last).parameters()).add_(1e-3)
     tokenizer = getattr(words.pipeline, last.replace("text_encoder", "tokenizer"))
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("red", "blue")
     others = [weights, words]
     if kind in LONG:
-        others.append(model_of(of_kind[kind], LENGTH - 1))
+        others.append(model_of(folders[kind], LENGTH - 1))
     for other in others:
         assert asked_of(other)[0] == PROMPTS
     assert len(list(cache.iterdir())) == len(PROMPTS) * (1 + len(others))
@@ -109,23 +100,23 @@ def test_another_encoder_or_tokenizer_has_its_own(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_copy_of_the_folder_reads_the_same_files(
-    of_kind: dict[str, Path], tmp_path: Path, kind: str
+    folders: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
-    model_of(of_kind[kind]).condition(PROMPTS)
-    copy = Path(shutil.copytree(of_kind[kind], tmp_path / "copy"))
+    model_of(folders[kind]).condition(PROMPTS)
+    copy = Path(shutil.copytree(folders[kind], tmp_path / "copy"))
     assert asked_of(model_of(copy))[0] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_is_named_and_made_anew(
-    of_kind: dict[str, Path], cache: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    folders: dict[str, Path], cache: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = model_of(of_kind[kind]).condition(PROMPTS[:1])
+    first = model_of(folders[kind]).condition(PROMPTS[:1])
     (file,) = cache.iterdir()
     whole = file.read_bytes()
     for damaged in (whole[:-4] + b"\0\0\1\1", whole[: len(whole) // 2], b"", whole + b"\0"):
         file.write_bytes(damaged)
-        asked, again = asked_of(model_of(of_kind[kind]), PROMPTS[:1])
+        asked, again = asked_of(model_of(folders[kind]), PROMPTS[:1])
         assert asked == PROMPTS[:1]
         assert torch.equal(again.hidden, first.hidden)  # type: ignore[arg-type]
         assert f"{file} is damaged; what it holds is made anew" in capsys.readouterr().err
@@ -133,10 +124,10 @@ def test_a_damaged_file_is_named_and_made_anew(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_that_is_kept_needs_the_encoders(of_kind: dict[str, Path], kind: str) -> None:
+def test_nothing_that_is_kept_needs_the_encoders(folders: dict[str, Path], kind: str) -> None:
     """They are called for no prompt that is there."""
-    model_of(of_kind[kind]).condition(PROMPTS)
-    model = model_of(of_kind[kind])
+    model_of(folders[kind]).condition(PROMPTS)
+    model = model_of(folders[kind])
     model.offload_encoders()
     for encoder in model._encoders():
         encoder.register_forward_pre_hook(lambda *_: pytest.fail("an encoder was called"))

@@ -16,7 +16,9 @@ from nablaflow.runs.align import run
 from nablaflow.runs.evaluate import evaluate_run
 from nablaflow.runs.sample import sample_to_folder
 from nablaflow.storage.records import read_records
-from tests.support.pipelines import render, unconditional
+from tests.support.pipelines import render
+
+pytestmark = pytest.mark.usefixtures("lean_runs")
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ddpm_unconditional.yaml"
 SMALL = [
@@ -32,11 +34,9 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ddpm") / "model"
-    unconditional().save_pretrained(folder)
-    return folder
+@pytest.fixture
+def ddpm(folders: dict[str, Path]) -> Path:
+    return folders["ddpm"]
 
 
 def test_the_recipe_from_end_to_end(ddpm: Path, tmp_path: Path) -> None:

@@ -159,3 +159,10 @@ def render(pipeline: Any, *, steps: int = 3, seed: int = 7, **options: Any) -> t
         num_inference_steps=steps, generator=generator, output_type="np", **options
     ).images
     return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def with_ddim(pipeline: Any) -> Any:
+    """With the sampler whose steps end at the schedule's first level."""
+    config = dict(pipeline.scheduler.config) | {"set_alpha_to_one": False}
+    pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
+    return pipeline

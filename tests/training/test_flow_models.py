@@ -22,21 +22,13 @@ from nablaflow.runs.sample import _sampler as settings_for
 from nablaflow.runs.sample import sample_to_folder
 from nablaflow.runs.setup import Parts
 from nablaflow.training.loop import Trainer
-from tests.support.flow_pipelines import FLOW_FAMILIES
 from tests.support.padded_pipelines import PADDED_FAMILIES
 
 MakeParts = Callable[..., Parts]
 KINDS = ["sd3", "flux-dev", "klein", *PADDED_FAMILIES]
 EULER = {"sampler": "euler"}
-QUICK = ["residual-nabla-db", "nabla-td", "ddpo", "vgg-flow"]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("flow")
-    for name in KINDS:
-        FLOW_FAMILIES[name]().save_pretrained(root / name)
-    return {name: root / name for name in KINDS}
+RESUMED = "residual-nabla-db"
+QUICK = ["nabla-td", "ddpo", "vgg-flow"]
 
 
 def overrides(folder: Path, method: str) -> list[str]:
@@ -66,7 +58,7 @@ def test_a_method_trains(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", KINDS)
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in QUICK])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in (*QUICK, RESUMED)])
 def test_every_other_method_trains(
     make_parts: MakeParts, folders: dict[str, Path], family: str, method: str
 ) -> None:
@@ -85,9 +77,9 @@ def test_the_untouched_policy_is_the_reference_on_its_own_paths(
 def test_a_resumed_run_goes_on_as_it_would_have(
     make_parts: MakeParts, folders: dict[str, Path], family: str
 ) -> None:
-    given = overrides(folders[family], "residual-nabla-db")
+    given = overrides(folders[family], RESUMED)
     whole, first, second = (make_parts(*given).trainer for _ in range(3))
-    whole.step()
+    assert_trains(whole)
     first.step()
     second.restore(first.checkpoint())
     whole.step()

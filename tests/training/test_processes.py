@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,15 +20,11 @@ from nablaflow.diffusion import draw_transitions
 from nablaflow.runs.align import run
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.training.batches import RolloutPlan, Share
+from tests.support.run_folders import records
 
 MakeConfig = Callable[..., Config]
 SOURCE = Path(__file__).parents[2] / "src"
 FORKED = Path(__file__).parents[1] / "support" / "forked.py"
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if not k.endswith("seconds")} for r in lines]
 
 
 CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -131,7 +126,7 @@ def test_two_processes_with_a_guard_give_the_run_of_one(make_config: MakeConfig,
 def test_two_processes_that_divide_all_weights_give_the_run_of_one(
     make_config: MakeConfig, tmp_path: Path
 ):
-    many, one = trained_twice(make_config, tmp_path, 2, "fsdp2", *SHORT, *FULL)
+    many, one = trained_twice(make_config, tmp_path, 2, "fsdp2", *SHORT, *FULL, forked=True)
     assert_same_figures(many, one)
     # What was saved is whole, and a stock pipeline of its own.
     for saved in (many / "model", many / "ema" / "model"):

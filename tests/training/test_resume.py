@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from nablaflow.storage.checkpoint import (
 from nablaflow.storage.records import read_records
 from nablaflow.training import beginning
 from tests.support.loras import stock_lora
+from tests.support.run_folders import records
 
 pytestmark = pytest.mark.usefixtures("train_only")
 
@@ -54,11 +54,6 @@ def assert_equal(found: Any, wanted: Any, place: str = "") -> None:
 
 def last(run: Path) -> Checkpoint:
     return load_checkpoint(list_checkpoints(run)[-1])
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if not k.endswith("seconds")} for r in lines]
 
 
 def assert_same_run(found: Path, wanted: Path) -> None:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
 from nablaflow.rewards import memory
 from nablaflow.runs import align
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from tests.support.run_folders import records
 
 pytestmark = pytest.mark.usefixtures("train_only")
 
 REWARD = {"light": {"name": "normalized", "of": "brightness", "window": 6}, "warmth": 0.5}
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if not k.endswith("seconds")} for r in lines]
 
 
 @pytest.mark.parametrize("data", ["on-policy", "previous-rollout"])

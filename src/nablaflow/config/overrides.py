@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +160,7 @@ def read_yaml(text: str, source: str) -> Any:
         UserError: it is not valid, or its aliases make of it what no settings are.
     """
     try:
-        _check_depth(text)
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            _check_aliases(node)
-            return None if node is None else loader.construct_document(node)
-        finally:
-            loader.dispose()
+        return copy.deepcopy(_constructed(text))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark and "\n" in text else ""
@@ -173,6 +168,19 @@ def read_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source}{line}: not valid YAML: {problem}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+@lru_cache(maxsize=64)
+def _constructed(text: str) -> Any:
+    """Kept, since a command reads the same settings some ten times."""
+    _check_depth(text)
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        _check_aliases(node)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def _check_depth(text: str) -> None:

@@ -56,15 +56,22 @@ def shift_by_tokens(config: Mapping[str, Any], tokens: int, max_shift: float = 1
         max_shift: where the configuration has none; pipelines differ.
 
     Raises:
-        UserError: the configuration has one number of tokens for both ends.
+        UserError: the configuration has one number of tokens for both ends, or no number.
     """
-    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    if not config.get("use_dynamic_shifting"):
+        return 0.0  # and nothing reads it
+    ends = {"base_image_seq_len": 256, "max_image_seq_len": 4096}
+    ends |= {"base_shift": 0.5, "max_shift": max_shift}
+    found = {name: config.get(name, default) for name, default in ends.items()}
+    for name, value in found.items():
+        if not _is_number(value):
+            raise _no_levels(name, value)
+    few, many, low, high = found.values()
     if few == many:
         raise UserError(
             f"model: base_image_seq_len and max_image_seq_len in its {WHERE} are both {few}, and "
             "the shift lies between them; use those that the model was trained with"
         )
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
     return low + (high - low) * (tokens - few) / (many - few)
 
 
@@ -79,6 +86,9 @@ def flow_levels(schedule: FlowSchedule, steps: int) -> Levels:
     if steps > most:
         raise UserError(f"sampler.steps: {steps} are more than the model's {most}; use fewer")
     s = flow_sigmas(schedule, steps)
+    if not bool((s.diff() > 0).all()):
+        name = "max_shift" if schedule.config.get("use_dynamic_shifting") else "shift"
+        raise _no_levels(name, schedule.config.get(name))
     return Levels(timestep=(most * s).float(), alpha_bar=alpha_bar_of(s))
 
 
@@ -162,15 +172,23 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
     sound = {
         "shift": _is_positive(config["shift"]) or bool(config.get("use_dynamic_shifting")),
         "num_train_timesteps": _is_positive(config.get("num_train_timesteps", 1000)),
-        "shift_terminal": not terminal or 0 < terminal < 1,
+        "shift_terminal": not terminal or (_is_number(terminal) and 0 < terminal < 1),
     }
     for name, is_sound in sound.items():
         if not is_sound:
-            raise UserError(
-                f"model: {name} {config[name]!r} in its {WHERE} makes no noise levels; use the one "
-                "that the model was trained with"
-            )
+            raise _no_levels(name, config[name])
+
+
+def _no_levels(name: str, value: Any) -> UserError:
+    return UserError(
+        f"model: {name} {value!r} in its {WHERE} makes no noise levels; use the one that the model "
+        "was trained with"
+    )
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and value > 0
+    return _is_number(value) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -83,7 +83,7 @@ def ddpm(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
     scheduler.set_timesteps(steps)
     levels = _evenly_spaced(scheduler, steps, torch.ones(()))
     here, following = levels.pairs()
-    kind = scheduler.config["variance_type"]
+    kind = str(scheduler.config["variance_type"])
     if kind.startswith("fixed_small"):
         variance = levels.posterior_variance()
     elif kind.startswith("fixed_large"):

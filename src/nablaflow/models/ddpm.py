@@ -56,5 +56,5 @@ class UnconditionalDDPM(PipelineModel):
 
     @torch.no_grad()
     def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:
-        images: Any = pipeline(output_type="np", return_dict=False, **options)[0]
+        images = self.call_stock(pipeline, prompt, output_type="np", **options)
         return torch.from_numpy(images).permute(0, 3, 1, 2)

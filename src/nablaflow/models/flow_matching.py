@@ -22,7 +22,8 @@ from nablaflow.models.long_prompts import note_cuts
 from nablaflow.models.parts import check_read_width
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import sides
-from nablaflow.models.text_to_image import TextToImage
+from nablaflow.models.text_to_image import TextToImage, in_units_of
+from nablaflow.typing import Latents
 
 TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0"),
@@ -56,6 +57,7 @@ class FlowMatching(TextToImage):
     """
 
     denoiser: ClassVar[str] = "transformer"
+    shifts: ClassVar[tuple[str, ...]] = ("shift_factor",)
     reads: ClassVar[frozenset[str]] = TextToImage.reads | {"max_sequence_length"}
     reads_tokens: ClassVar[int]
     reads_width: ClassVar[str] = "joint_attention_dim"
@@ -116,6 +118,9 @@ class FlowMatching(TextToImage):
     def lora_targets(network: Any) -> list[str]:
         names = [name for name, _ in network.named_modules()]
         return [target for target in TARGETS if any(n.endswith(f".{target}") for n in names)]
+
+    def to_autoencoder(self, x0: Latents) -> Latents:
+        return in_units_of(self._autoencoder, x0)
 
     # --- prompts ----------------------------------------------------------------------------------
 

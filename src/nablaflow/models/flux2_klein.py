@@ -40,7 +40,7 @@ class Flux2Klein(FlowMatching):
     reads = PipelineModel.reads | {"guidance_scale", "max_sequence_length"}
     reads_tokens = 512
     reads_layers = 3
-    scales = ()  # its latents' statistics are weights
+    scales = shifts = ()  # its latents' statistics are weights
     published_layers: ClassVar[Layout | None] = {
         **in_blocks(
             "double_blocks",
@@ -153,8 +153,7 @@ class Flux2Klein(FlowMatching):
 
     @torch.no_grad()
     def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:
-        call = self.stock_call(prompt) | options
-        latents: Any = pipeline(**call, output_type="latent", return_dict=False)[0]
+        latents = self.call_stock(pipeline, prompt, output_type="latent", **options)
         return self.pixels_of(latents.float())  # normalised and unpatched already
 
 

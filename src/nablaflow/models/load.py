@@ -176,6 +176,8 @@ def _load(
 def _unreadable(source: str, error: Exception) -> UserError:
     # The first sentence: what follows is often advice to who calls the library.
     reason = re.split(r"\. (?=[A-Z])", " ".join(str(error).split()))[0][:200]
+    if isinstance(error, MemoryError) or "allocate memory" in reason or "out of memory" in reason:
+        return UserError(f"model: {source} does not fit into the memory; use a smaller one")
     return UserError(f"model: {source} cannot be loaded ({reason}); get it again")
 
 

@@ -32,8 +32,7 @@ class PackedLatents(FlowMatching):
 
     @torch.no_grad()
     def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:
-        call = self.stock_call(prompt) | options
-        tokens: Any = pipeline(**call, output_type="latent", return_dict=False)[0]
+        tokens = self.call_stock(pipeline, prompt, output_type="latent", **options)
         _, height, width = self.state_shape
         return self.decode(unpacked(tokens, height, width))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -155,23 +156,57 @@ def check_read_width(what: str, wanted: int, given: int) -> None:
         )
 
 
-def check_scales(config: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse an autoencoder without the numbers that its latents are divided by.
+def check_scales(
+    config: Mapping[str, Any], scales: Sequence[str], shifts: Sequence[str] = ()
+) -> None:
+    """Refuse an autoencoder without the numbers that make its latents of states.
 
     Args:
-        names: of the settings; each a number, or one for each channel.
+        scales: names of the settings that are divided by; each a number, or one for each channel.
+        shifts: of those that are added, one number each.
 
     Raises:
-        UserError: there are none, or others than positive ones.
+        UserError: there are none, or scales that are not positive.
     """
-    for name in names:
+    for name in scales:
         given = config.get(name)
         numbers = given if isinstance(given, list | tuple) else [given]
-        if not all(isinstance(number, int | float) and number > 0 for number in numbers):
+        if not all(is_number(number) and number > 0 for number in numbers):
             raise UserError(
                 f"model: {name} {given!r} in its vae/config.json cannot be divided by; use that of "
                 "the model it comes from"
             )
+    for name in shifts:
+        if not is_number(config.get(name)):
+            raise UserError(
+                f"model: {name} {config.get(name)!r} in its vae/config.json is no number, and its "
+                "latents are shifted by it; use that of the model it comes from"
+            )
+
+
+def check_statistics(config: Mapping[str, Any], channels: int) -> None:
+    """Refuse an autoencoder without a mean and a standard deviation for each channel.
+
+    Raises:
+        UserError: so it is.
+    """
+    for name in ("latents_mean", "latents_std"):
+        given = config.get(name)
+        if not isinstance(given, list | tuple) or not all(map(is_number, given)):
+            raise UserError(
+                f"model: {name} {given!r} in its vae/config.json is no list of numbers; use that "
+                "of the model it comes from"
+            )
+        if len(given) != channels:
+            raise UserError(
+                f"model: {name} has {len(given)} numbers for {channels} channels in its "
+                "vae/config.json; use those of the model it comes from"
+            )
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a setting is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def check_latents(denoiser: str, states: int, latents: int) -> None:

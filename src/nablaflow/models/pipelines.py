@@ -236,9 +236,15 @@ class PipelineModel(DiffusionModel):
         Args:
             options: of the call besides `stock_call`, such as the generator.
         """
-        call = self.stock_call(prompt) | options
-        states: Any = pipeline(**call, output_type="latent", return_dict=False)[0]
-        return self.decode(states)
+        return self.decode(self.call_stock(pipeline, prompt, output_type="latent", **options))
+
+    def stock_image_by_its_own_decoder(self, pipeline: Any, prompt: str, **options: Any) -> Images:
+        """`stock_image`, the decoder the pipeline's too, where a family knows how to ask for it."""
+        return self.stock_image(pipeline, prompt, **options)
+
+    def call_stock(self, pipeline: Any, prompt: str, **options: Any) -> Any:
+        """What a stock pipeline returns for `stock_call` and further options."""
+        return pipeline(**self.stock_call(prompt), **options, return_dict=False)[0]
 
     def as_in_stock(self) -> AbstractContextManager[None]:
         """Within this context the policy computes as in a stock pipeline, to the last digit."""

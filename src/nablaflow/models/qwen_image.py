@@ -15,7 +15,9 @@ from torch import Tensor
 from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition, PaddedCondition
 from nablaflow.models.packed_latents import PATCH, PackedLatents, packed, unpacked
+from nablaflow.models.parts import check_statistics
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.text_to_image import with_statistics
 from nablaflow.typing import Images, Latents
 
 OTHER_KINDS = ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope", "guidance_embeds")
@@ -33,7 +35,7 @@ class QwenImage(PackedLatents):
         "negative_prompt": " ",
     }
     reads_tokens = 512
-    scales = ("latents_std",)
+    scales, shifts = ("latents_std",), ()
 
     @classmethod
     def check(cls, pipeline: Any) -> None:
@@ -45,12 +47,7 @@ class QwenImage(PackedLatents):
                     "use the text-to-image Qwen-Image"
                 )
         config = pipeline.vae.config
-        for name in ("latents_mean", "latents_std"):
-            if len(config[name]) != config["z_dim"]:
-                raise UserError(
-                    f"model: {name} has {len(config[name])} numbers for {config['z_dim']} channels "
-                    "in its vae/config.json; use those of the model it comes from"
-                )
+        check_statistics(config, config["z_dim"])
 
     @staticmethod
     def channels_out(config: Any) -> int:
@@ -94,9 +91,7 @@ class QwenImage(PackedLatents):
     # --- images -----------------------------------------------------------------------------------
 
     def to_autoencoder(self, x0: Latents) -> Latents:
-        config = self._autoencoder.config
-        mean, deviation = (x0.new_tensor(config[f"latents_{name}"]) for name in ("mean", "std"))
-        return x0 * deviation.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)
+        return with_statistics(self._autoencoder.config, x0)
 
     @staticmethod
     def _decoded(autoencoder: Any, latents: Latents) -> Images:

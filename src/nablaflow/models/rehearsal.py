@@ -12,7 +12,7 @@ from torch import Tensor
 from nablaflow.diffusion import kernel_mean
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import LoraAdapter, swapped, trainable_state
-from nablaflow.models.export import CHECK_PROMPT, save_policy
+from nablaflow.models.export import CHECK_PROMPT, few_steps, save_policy
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.source import ModelSource
 from nablaflow.storage.scratch import scratch_folder
@@ -35,10 +35,46 @@ def rehearse(model: PipelineModel, source: ModelSource, place: Path) -> str | No
         UserError: the reference gives what is not finite, or the disk is full.
         ExportError: a stock pipeline gives another image than the policy.
     """
-    x0_hat = _sample_a_little(model)
-    with scratch_folder(place) as folder, _moved(model):
-        save_policy(model, source, folder)
+    with folders_fault(model):
+        x0_hat = _sample_a_little(model)
+        with scratch_folder(place) as folder, _moved(model):
+            save_policy(model, source, folder)
     return _overflow(model, x0_hat)
+
+
+FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What libraries raise for parts that do not fit each other."""
+
+
+@contextmanager
+def folders_fault(model: PipelineModel) -> Iterator[None]:
+    """Tell in one line what fails within, if the model's own pipeline cannot sample either.
+
+    Raises:
+        UserError: so it is; else what was raised.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except FAILURES as error:
+        reason = _stock_failure(model)
+        if reason is None:
+            raise
+        raise UserError(
+            f"model: its own pipeline cannot sample it either ({reason}); get it again"
+        ) from error
+
+
+def _stock_failure(model: PipelineModel) -> str | None:
+    pipeline = model.pipeline
+    steps = few_steps(pipeline.scheduler)
+    try:
+        with model.reference():
+            model.stock_image_by_its_own_decoder(pipeline, CHECK_PROMPT, num_inference_steps=steps)
+    except FAILURES as error:
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return None
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
 from nablaflow.models.conditioning import check_network, check_widths
 from nablaflow.models.long_prompts import pieces
+from nablaflow.models.parts import check_statistics
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.stable_diffusion import StableDiffusion
-from nablaflow.models.text_to_image import TextToImage
+from nablaflow.models.text_to_image import TextToImage, with_statistics
 from nablaflow.typing import Latents
 
 
@@ -69,6 +70,8 @@ class StableDiffusionXL(TextToImage):
                 f"model: its UNet reads a pooled prompt and sizes of width {wanted}, and {given} "
                 "are given; they are of two models, copy the whole of one"
             )
+        if _has_statistics(pipeline.vae.config):
+            check_statistics(pipeline.vae.config, pipeline.vae.config["latent_channels"])
 
     def _micro_conditioning(self) -> list[int]:
         """Original size, crop and target size (section 2.2), each height or top first."""
@@ -96,6 +99,10 @@ class StableDiffusionXL(TextToImage):
             return found
         return found.zeroed()
 
+    def to_autoencoder(self, x0: Latents) -> Latents:
+        config, states = self._autoencoder.config, super().to_autoencoder(x0)
+        return with_statistics(config, states) if _has_statistics(config) else states
+
     def forward(self, x: Latents, timestep: Tensor, condition: Condition) -> Latents:
         assert condition.hidden is not None
         assert condition.pooled is not None
@@ -113,3 +120,8 @@ class StableDiffusionXL(TextToImage):
         asked = {"original_size": s.original_size, "target_size": s.target_size}
         asked["crops_coords_top_left"] = s.crop if any(s.crop or ()) else None
         return call | {name: tuple(pair) for name, pair in asked.items() if pair is not None}
+
+
+def _has_statistics(config: Mapping[str, Any]) -> bool:
+    """As the stock pipeline decides it: with one of the two alone it leaves both out."""
+    return None not in (config.get("latents_mean"), config.get("latents_std"))

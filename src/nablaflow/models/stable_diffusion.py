@@ -11,7 +11,7 @@ from nablaflow.models.condition import Condition
 from nablaflow.models.conditioning import check_text_encoder
 from nablaflow.models.long_prompts import embed_pieces
 from nablaflow.models.text_to_image import TextToImage
-from nablaflow.typing import Images, Latents
+from nablaflow.typing import Latents
 
 
 class StableDiffusion(TextToImage):
@@ -46,14 +46,14 @@ class StableDiffusion(TextToImage):
         hidden = embed_pieces(pipe.tokenizer, pipe.text_encoder, prompt, count, self.device, skip)
         return Condition(hidden[None])
 
-    def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:
+    def call_stock(self, pipeline: Any, prompt: str, **options: Any) -> Any:
         encoder = pipeline.text_encoder
         if "clip_skip" not in self.stock_call(prompt) or hasattr(encoder, "text_model"):
-            return super().stock_image(pipeline, prompt, **options)
+            return super().call_stock(pipeline, prompt, **options)
         # diffusers 0.42 looks for the last norm in a part that transformers 5 has not any more.
         object.__setattr__(encoder, "text_model", encoder)
         try:
-            return super().stock_image(pipeline, prompt, **options)
+            return super().call_stock(pipeline, prompt, **options)
         finally:
             object.__delattr__(encoder, "text_model")
 

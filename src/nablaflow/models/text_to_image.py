@@ -6,7 +6,7 @@ import abc
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -36,6 +36,7 @@ class TextToImage(PipelineModel):
         heavy_from: parameters of text encoders whose embeddings are kept on disk.
         tokenizers: names of the parts that read a prompt, the most restricted first.
         scales: the autoencoder's settings that its latents are divided by.
+        shifts: and those that are added.
         small_decoder: hub id of an AutoencoderTiny for the family's latents; None: none is known.
     """
 
@@ -43,6 +44,7 @@ class TextToImage(PipelineModel):
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
     scales: ClassVar[tuple[str, ...]] = ("scaling_factor",)
+    shifts: ClassVar[tuple[str, ...]] = ()
     small_decoder: ClassVar[str | None] = None
     reads: ClassVar[frozenset[str]] = PipelineModel.reads | {"guidance_scale", "negative_prompt"}
 
@@ -58,7 +60,7 @@ class TextToImage(PipelineModel):
         check_lengths(pipeline, self.tokenizers, self.encoders)
         config = pipeline.vae.config
         check_latents(self.denoiser, self.state_shape[0], self.channels_of_latents(config))
-        check_scales(config, self.scales)
+        check_scales(config, self.scales, self.shifts)
         # Rewards look at pixels: the decoder stays in float32 whatever the denoiser's precision.
         self._autoencoder: Any = pipeline.vae.float().eval().requires_grad_(False)
         for part in self._autoencoder.modules():
@@ -198,7 +200,7 @@ class TextToImage(PipelineModel):
 
     def to_autoencoder(self, x0: Latents) -> Latents:
         """Clean states in the units of the autoencoder's latents."""
-        return in_units_of(self._autoencoder, x0)
+        return x0 / self._autoencoder.config["scaling_factor"]
 
     @quiet_libraries()
     @torch.no_grad()
@@ -221,8 +223,18 @@ class TextToImage(PipelineModel):
             call["guidance_rescale"] = self.guidance_rescale
         return call
 
+    @torch.no_grad()
+    def stock_image_by_its_own_decoder(self, pipeline: Any, prompt: str, **options: Any) -> Images:
+        return self.call_stock(pipeline, prompt, output_type="pt", **options).float()
+
 
 def in_units_of(autoencoder: Any, x0: Latents) -> Latents:
-    """Clean states as an autoencoder's latents, by its own scale and shift."""
+    """Clean states as the latents of an autoencoder with a shift, or of a small one."""
     config = autoencoder.config
     return x0 / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
+
+
+def with_statistics(config: Mapping[str, Any], x0: Latents) -> Latents:
+    """Clean states with the mean and the standard deviation that an autoencoder's latents have."""
+    mean, deviation = (x0.new_tensor(config[f"latents_{name}"]) for name in ("mean", "std"))
+    return x0 * deviation.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)

@@ -81,7 +81,8 @@ def run(
     check_run(config, resume=resume, overwrite=overwrite)
     with fresh_accelerator():
         checkpoint = found[-1] if found else None
-        parts = _prepare(config, folder, reward, pipeline, checkpoint, console)
+        with show(console) as progress:  # of what has to be found first
+            parts = prepare(config, folder, reward, checkpoint, progress.start, pipeline)
         if not resume:
             # Before the folder, since they may refuse.
             with _progress(parts, console) as progress:
@@ -129,19 +130,6 @@ def _opened(parts: Parts, launch: Launch, *, resume: bool, overwrite: bool) -> I
             remember(parts.config)
         parts.accelerator.wait_for_everyone()
         yield
-
-
-def _prepare(
-    config: Config,
-    folder: Path,
-    reward: NamedReward | None,
-    pipeline: LivePipeline | None,
-    checkpoint: Path | None,
-    console: Console,
-) -> Parts:
-    """The parts; what has to be found for them first is shown."""
-    with show(console) as progress:
-        return prepare(config, folder, reward, checkpoint, progress.start, pipeline)
 
 
 def _begin(parts: Parts, progress: Progress) -> None:

@@ -79,11 +79,23 @@ def lora_elsewhere(config: Config, own: Config) -> Config:
     Raises:
         UserError: the run was begun without a LoRA, or is to be had without its own.
     """
-    if config.model_lora is not None and own.model_lora is None:
-        raise UserError(f"{FUSED}: the run was begun without one; leave it out")
-    if config.model_lora is None and own.model_lora is not None:
-        raise UserError(f"{FUSED}: the run's reference has one in it; leave it out")
+    check_lora_stays(config.model_lora, own)
     return config.model_copy(update={"model_lora_hash": own.model_lora_hash})
+
+
+def check_lora_stays(place: str | None, own: Config) -> None:
+    """Refuse to give a run a LoRA, or to take its own away.
+
+    Args:
+        place: of the LoRA; None: there is none.
+
+    Raises:
+        UserError: so it is.
+    """
+    if place is not None and own.model_lora is None:
+        raise UserError(f"{FUSED}: the run was begun without one; leave it out")
+    if place is None and own.model_lora is not None:
+        raise UserError(f"{FUSED}: the run's reference has one in it; leave it out")
 
 
 def as_begun(adapter: AdapterSettings) -> AdapterSettings:

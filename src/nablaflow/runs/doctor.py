@@ -131,6 +131,7 @@ def examine(model: str = "nano") -> dict[str, Any]:
     name, memory = _accelerator()
     device = best_device()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    adapter = _adapter(model)  # which refuses a model before the machine is measured
     reached = speed(device, dtype, time.perf_counter)
     return {
         "python": platform.python_version(),
@@ -143,7 +144,7 @@ def examine(model: str = "nano") -> dict[str, Any]:
         "needs_gib": {which: need.memory for which, need in NEEDS.items()},
         "update_seconds": {which: need.update_seconds(reached) for which, need in NEEDS.items()},
         "update_seconds_by": HOW,
-        "adapter": _adapter(model),
+        "adapter": adapter,
     }
 
 

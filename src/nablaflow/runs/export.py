@@ -104,13 +104,15 @@ def export_run(
     )
     update = int(folder.name.partition("-")[2])
     source = source_of(config, pipeline)
+    # At once: later the run may be another, by a training with --overwrite beside this.
+    figures = None if average else _summary_of(run, update)  # an average was not measured
     with _beside(final) as partial:
         write_policy(model, source, partial, form, DTYPES[dtype])
         for path in sorted(partial.rglob("*.safetensors")):
             put_in_order(path)
         if form == "merged":
             write_checksums(partial)
-        card = _card(run, config, model, source, update, form, dtype, average=average)
+        card = _card(config, model, source, update, form, dtype, figures, average=average)
         write_whole(partial / CARD, _text(card, run))
         files = _checksums(partial)
         exported = Exported(final, form, dtype, update, files)
@@ -191,13 +193,13 @@ def _beside(final: Path) -> Iterator[Path]:
 
 
 def _card(
-    run: Path,
     config: Config,
     model: PipelineModel,
     source: ModelSource,
     update: int,
     form: str,
     dtype: str,
+    figures: dict[str, Any] | None,
     *,
     average: bool,
 ) -> Card:
@@ -225,7 +227,7 @@ def _card(
         _CONTENT[form],
         kind,
         facts,
-        None if average else _summary_of(run, update),  # the average was not measured
+        figures,
         _loading(form, kind, base, lora),
     )
 

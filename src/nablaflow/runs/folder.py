@@ -12,6 +12,7 @@ from typing import Any
 from nablaflow.config.overrides import (
     dump_config,
     load_config,
+    parse_override,
     plain_config,
     read_recipe,
     read_yaml,
@@ -24,7 +25,8 @@ from nablaflow.config.recipe import (
     parse_config,
 )
 from nablaflow.errors import UserError
-from nablaflow.runs.begun_with import lora_elsewhere
+from nablaflow.models.fused import SETTING as FUSED
+from nablaflow.runs.begun_with import check_lora_stays, lora_elsewhere
 from nablaflow.runs.trust import NeedsWord, paths_read
 from nablaflow.storage.checkpoint import DamagedCheckpoint, list_checkpoints, read_manifest
 from nablaflow.storage.files import write_whole
@@ -211,6 +213,9 @@ def load_run_config(
         values = {**read_yaml(copy, "checkpoint"), "output_dir": str(run)}
         own = load_config(None, [], values, find)
         return lora_elsewhere(load_config(None, overrides, values, find), own)
+    given = dict(map(parse_override, overrides))
+    if (FUSED,) in given:  # before its scale is found to be of none
+        check_lora_stays(given[(FUSED,)], own)
     config = load_config(run / CONFIG, overrides, {"output_dir": str(run)}, find)
     config = lora_elsewhere(config, own)
     if copy is not None:

@@ -24,6 +24,7 @@ from nablaflow.models import (
     model_source,
 )
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.rehearsal import folders_fault
 from nablaflow.progress import show
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.report.pictures import grid, save_picture, to_picture
@@ -175,7 +176,7 @@ def sample_images(
     note = model.note_on(texts)
     if note is not None:
         _say(note)
-    with show() as progress:
+    with folders_fault(model), show() as progress:
         states = sample_states(
             model,
             texts,
@@ -185,8 +186,8 @@ def sample_images(
             purpose="sample",
             on_progress=progress.start("sample", n),
         )
-    parts = states.to(model.device).split(BATCH)
-    images = torch.cat([model.decode(part).cpu() for part in parts])
+        parts = states.to(model.device).split(BATCH)
+        images = torch.cat([model.decode(part).cpu() for part in parts])
     if not images.isfinite().all():
         raise UserError(
             f"{source}: its images are not finite; its weights or its scheduler are at fault, get "

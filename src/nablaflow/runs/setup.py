@@ -19,7 +19,6 @@ from nablaflow.evaluation.guard import Guard
 from nablaflow.evaluation.measure import Subject
 from nablaflow.evaluation.reference_states import ReferenceStates
 from nablaflow.models import (
-    AdapterSettings,
     FlowScore,
     LivePipeline,
     ModelSource,
@@ -175,20 +174,17 @@ def prepare(
         hold_out=config.evaluation.hold_out,
         seed=config.seed,
     )
-    prompts = sets.training
-    check_settings(config, sets.evaluation)
-    reward = replace(reward or load(config.reward), timeout=config.training.reward_timeout)
-    tell_metadata(reward, lambda: _metadata(config))
+    prompts, evaluated, notes = sets.training, sets.evaluation, sets.notes
+    check_settings(config, evaluated)
+    reward = _load_reward(config, reward)
     accelerator = make_accelerator(config.training, run)
     check_shares(config.training, accelerator.num_processes)
-    check_metrics(config, sets.evaluation, accelerator.device)
-    adapter = config.adapter if checkpoint is None else as_begun(config.adapter)
-    model, mark = _load(config, adapter, pipeline, accelerator.device)
+    check_metrics(config, evaluated, accelerator.device)
+    model, mark = _load_model(config, checkpoint, pipeline, accelerator.device)
     check_model(config, model, reward, prompts)
-    _note_cuts(model, [*prompts, *sets.evaluation], accelerator)
+    _note_cuts(model, [*prompts, *evaluated], accelerator)
     seen = start if accelerator.is_main_process else unseen
-    if config.sampler.variance == "analytic":
-        _settle_kernels(config, model, prompts, checkpoint, seen)
+    _settle_kernels(config, model, prompts, checkpoint, seen)
     config, choices = settle(config, model, reward, prompts, seen)
     suit(model, config)
     config, flow, sizes = flow_beside(config, model)
@@ -196,25 +192,10 @@ def prepare(
     guard = make_guard(config, prompts, model, reward, mark)
     sharded = Launch.read(os.environ, config.training).sharded
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard, sharded=sharded)
-    source = source_of(config, pipeline)
+    source, ahead = source_of(config, pipeline), _ahead_told(config, model, reward)
+    told = (*_reference_told(source), *choices, *sizes, *fitted, *ahead)
     return Parts(
-        config,
-        prompts,
-        model,
-        reward,
-        source,
-        mark,
-        trainer,
-        accelerator,
-        evaluated=sets.evaluation,
-        notes=sets.notes,
-        choices=(
-            *_reference_told(source),
-            *choices,
-            *sizes,
-            *fitted,
-            *_ahead_told(config, model, reward),
-        ),
+        config, prompts, model, reward, source, mark, trainer, accelerator, evaluated, notes, told
     )
 
 
@@ -245,10 +226,18 @@ def _metadata(config: Config) -> dict[str, Any]:
     return prompt_metadata(*sources, seed=config.seed)
 
 
-def _load(
-    config: Config, adapter: AdapterSettings, pipeline: LivePipeline | None, device: torch.device
+def _load_reward(config: Config, given: NamedReward | None) -> NamedReward:
+    """The reward, told what stands beside the prompts; a given one is in place of the settings'."""
+    reward = replace(given or load(config.reward), timeout=config.training.reward_timeout)
+    tell_metadata(reward, lambda: _metadata(config))
+    return reward
+
+
+def _load_model(
+    config: Config, checkpoint: Path | None, pipeline: LivePipeline | None, device: torch.device
 ) -> tuple[PipelineModel, str]:
     """The model to align, and what names its pretrained weights, where a bank is made of them."""
+    adapter = config.adapter if checkpoint is None else as_begun(config.adapter)
     pretrained = load_pretrained(config, pipeline)
     mark = fingerprint(pretrained) if config.evaluation.bank else ""
     torch.manual_seed(config.seed)  # peft draws the LoRA's first factor from the global state
@@ -285,6 +274,9 @@ def _settle_kernels(
     checkpoint: Path | None,
     start: StartProgress,
 ) -> None:
+    """Take the kernels' variances from the reference, where they are not the schedule's."""
+    if config.sampler.variance != "analytic":
+        return
     if checkpoint is None:
         find_kernels(model, prompts, config.evaluation.batch, start)
     else:  # the same are in every one

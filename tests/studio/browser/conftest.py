@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -15,8 +16,17 @@ from nablaflow.studio.site import Site
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 DESKTOP, PHONE = {"width": 1100, "height": 800}, {"width": 390, "height": 844}
+SCHEMES = ("light", "dark")
 PATIENCE = 60_000  # milliseconds, on a busy machine
 Opened = Callable[..., Any]
+
+
+def looks(page: Any) -> Iterator[tuple[str, int]]:
+    """Show what is open in each scheme on each screen, and say which."""
+    for scheme, viewport in itertools.product(SCHEMES, (PHONE, DESKTOP)):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size(viewport)
+        yield scheme, viewport["width"]
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 from nablaflow.studio import app
 from nablaflow.studio.folders import address
 from nablaflow.studio.site import Site
-from tests.studio.browser.conftest import DESKTOP, PHONE, Opened
+from tests.studio.browser.conftest import Opened, looks
 from tests.studio.browser.test_looking import paths_of
 from tests.studio.runs import make_finished
 from tests.studio.test_galleries import make_gallery
@@ -31,22 +31,19 @@ def run(site: Site) -> Path:
     return run
 
 
-@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(
-    opened: Opened, images: Path, run: Path, viewport: dict[str, int], scheme: str
-):
+def test_axe_finds_nothing_serious(opened: Opened, images: Path, run: Path):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    page = opened(viewport=viewport, color_scheme=scheme)
+    page = opened()
     base = page.url.rstrip("/")
     found = []
     for path in paths_of(images, run):
         page.goto(base + path)
         page.wait_for_load_state("networkidle")
-        for violation in axe.run(page).response["violations"]:
-            if violation["impact"] in SERIOUS:
-                where = [node["html"][:120] for node in violation["nodes"][:3]]
-                found.append((path, violation["id"], where))
+        for look in looks(page):
+            for violation in axe.run(page).response["violations"]:
+                if violation["impact"] in SERIOUS:
+                    where = [node["html"][:120] for node in violation["nodes"][:3]]
+                    found.append((path, *look, violation["id"], where))
     assert found == []
 
 
