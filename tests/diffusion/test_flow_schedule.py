@@ -56,11 +56,13 @@ def test_levels_and_timesteps_are_diffusers(options: dict[str, Any], grid: Any, 
 
 @pytest.mark.parametrize("tokens", [64, 256, 1024, 4096, 16384])
 def test_the_dynamic_shift_is_the_stock_pipelines(tokens: int) -> None:
-    config = {"base_shift": 0.4, "max_shift": 1.3, "max_image_seq_len": 8192}
+    dynamic = {"use_dynamic_shifting": True}
+    config = dynamic | {"base_shift": 0.4, "max_shift": 1.3, "max_image_seq_len": 8192}
     expected = calculate_shift(tokens, 256, 8192, 0.4, 1.3)
     assert shift_by_tokens(config, tokens) == pytest.approx(expected)
-    assert shift_by_tokens({}, tokens) == pytest.approx(calculate_shift(tokens))
-    assert shift_by_tokens({}, 4096, max_shift=1.16) == pytest.approx(1.16)
+    assert shift_by_tokens(dynamic, tokens) == pytest.approx(calculate_shift(tokens))
+    assert shift_by_tokens(dynamic, 4096, max_shift=1.16) == pytest.approx(1.16)
+    assert shift_by_tokens(config | {"use_dynamic_shifting": False}, tokens) == 0  # not read
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ TRAINING = {
     "nablaflow.runs.finish.save_policy": "it is trained, go on with --resume",
     "nablaflow.evaluation.measure.reference_bank": "it is trained, go on with --resume",
     "nablaflow.runs.finish.evaluate": "it is trained, go on with --resume",
-    "nablaflow.runs.finish.write_report": "it is trained, go on with --resume",
+    "nablaflow.report.html.write_report": "it is trained, go on with --resume",
 }
 """Where a training is, in the order of one, and what its end says."""
 

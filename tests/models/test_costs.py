@@ -24,8 +24,12 @@ LARGE = benchmark("large_scaling")
 def test_an_update_costs_what_is_counted_in_one(
     settings: dict[str, Any], guidance: float, updates: int
 ):
-    """Within 30 %: beside a denoiser this small the LoRA takes a share that is not counted here."""
+    """Within 30 %: beside a denoiser this small the LoRA takes a share that is not counted here.
+
+    It is on the first layers too, as in a large model, so that the backward pass is a whole one.
+    """
     own = {
+        "adapter": {"targets": ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]},
         "method": {"name": "residual-nabla-db", "beta": 1.0},
         "sampler": {"steps": 10, "guidance_scale": guidance},
         "training": {
