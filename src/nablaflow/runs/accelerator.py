@@ -21,10 +21,11 @@ from nablaflow.devices import best_device
 from nablaflow.errors import UserError
 from nablaflow.memory import keep_freed_memory
 from nablaflow.runs.launch import PRECISIONS, Launch
+from nablaflow.runs.meeting import meeting_place
 
 # The others wait while the main process saves the policy and compares its image with the stock
 # pipeline's, or while one of them writes its share of a slow reward's scores.
-PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+PATIENCE = timedelta(hours=2)
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def fresh_accelerator() -> Iterator[None]:
     try:
         yield
     finally:
-        if PartialState._shared_state and PartialState().num_processes > 1:
+        if PartialState._shared_state.get("num_processes", 1) > 1:
             # A thread of gloo may want Python's lock for its last tensors, while the destructor of
             # the group, whose last owner is the run's DDP, waits for that thread and has the lock.
             time.sleep(0.2)
@@ -65,7 +66,9 @@ def make_accelerator(training: TrainingSettings, run: Path) -> Accelerator:
             cpu=best.type == "cpu",
             log_with=trackers or None,  # for an empty list accelerate would warn
             project_config=ProjectConfiguration(str(run), logging_dir=str(run / "logs")),
-            kwargs_handlers=[PATIENCE],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(init_method=meeting_place(launch.restarts), timeout=PATIENCE)
+            ],
         )
     except ValueError as error:
         raise UserError(f"training.precision: {str(error).splitlines()[0]}") from error
