@@ -1,6 +1,6 @@
 """Where the processes of a launch meet: a place of its own for those that were started again.
 
-torchrun keeps one store of addresses for all of its restarts (since torch 2.4, unless it has
+torchrun keeps one store of addresses for all of its restarts (unless it has
 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), and a restarted process that is early finds the address of
 one that was killed.
 """
