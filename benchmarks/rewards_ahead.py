@@ -44,7 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps({"scores": [0.5] * len(request["images"])}).encode())
 
     def log_message(self, format: str, *args: Any) -> None:
-        pass
+        """Without a line for each request, which is written meanwhile."""
 
 
 def batches_of(url: str, at_once: int) -> Batches:

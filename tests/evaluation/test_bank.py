@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from nablaflow.models import (
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.cached import cache_folder, key_of, write_cached
 from tests.support.schedules import STABLE_DIFFUSION
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 PROMPTS = ["a circle", "a square", "a star"]
 TRAILING = {**STABLE_DIFFUSION, "timestep_spacing": "trailing"}
@@ -53,18 +54,6 @@ CHANGES: list[dict[str, Any]] = [
     {"process": build_process(TRAILING, "ddim", 20, 1.0, 0.01)},
     {"process": build_process(STABLE_DIFFUSION, "ddim", 20, 1.0, 0.01, torch.full((21,), 0.1))},
 ]
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("NABLAFLOW_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
-def parts(make_parts: Callable[..., Parts]) -> Parts:
-    return make_parts("optimizer.learning_rate=0.1")
 
 
 def sample(parts: Parts, n: int, batch: int, purpose: str = "bank", seed: int = 0) -> Tensor:

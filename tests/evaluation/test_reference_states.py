@@ -21,19 +21,9 @@ from nablaflow.models import SamplerSettings
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.storage.cached import read_cached
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 PROMPTS = ["a circle", "a square", "a star"]
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("NABLAFLOW_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
-def parts(make_parts: Callable[..., Parts]) -> Parts:
-    return make_parts("optimizer.learning_rate=0.1")
 
 
 def sample(parts: Parts, mark: str = "mark", **changes: Any) -> Tensor:

@@ -18,6 +18,7 @@ from nablaflow.diffusion import trajectory_noise
 from nablaflow.diffusion.flow_schedule import FlowSchedule, flow_levels, shift_by_tokens
 from nablaflow.errors import ExportError, UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.models.export import few_steps
 from nablaflow.models.rehearsal import folders_fault, rehearse
 from nablaflow.runs.sample import sample_images
 from tests.support.flow_pipelines import flux, sd3
@@ -155,7 +156,10 @@ def test_a_pndm_with_its_first_steps_is_rehearsed(folder: Path, tmp_path: Path) 
     """Its stock pipeline does not make two steps, which are enough for others."""
     PNDMScheduler(steps_offset=1, skip_prk_steps=False).save_pretrained(folder / "scheduler")
     change(folder / "model_index.json", scheduler=["diffusers", "PNDMScheduler"])
-    rehearse(model_in(folder), str(folder), tmp_path)
+    model = model_in(folder)
+    assert isinstance(model.pipeline.scheduler, PNDMScheduler)
+    assert rehearse(model, str(folder), tmp_path) is None
+    assert few_steps(model.pipeline.scheduler) == 4
 
 
 FLOW: dict[str, Any] = {
