@@ -57,7 +57,7 @@ def start_once(began: float, settings: list[str]) -> list[tuple[float, float]]:
         raise FirstUpdate
 
     mark()
-    for name in ("_prepare", "_rehearse", "_begin"):
+    for name in ("prepare", "_rehearse", "_begin"):
         setattr(align, name, then_mark(getattr(align, name)))
     Trainer.step = first_update  # type: ignore[method-assign]
     sys.argv = ["nablaflow", "demo", *settings]

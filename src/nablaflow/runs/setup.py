@@ -184,7 +184,7 @@ def prepare(
     check_model(config, model, reward, prompts)
     _note_cuts(model, [*prompts, *evaluated], accelerator)
     seen = start if accelerator.is_main_process else unseen
-    _settle_kernels(config, model, prompts, checkpoint, seen)
+    _settle_kernels(config, model, mark, prompts, checkpoint, seen)
     config, choices = settle(config, model, reward, prompts, seen)
     suit(model, config)
     config, flow, sizes = flow_beside(config, model)
@@ -270,6 +270,7 @@ def flow_beside(config: Config, model: PipelineModel) -> tuple[Config, FlowScore
 def _settle_kernels(
     config: Config,
     model: PipelineModel,
+    mark: str,
     prompts: list[str],
     checkpoint: Path | None,
     start: StartProgress,
@@ -278,7 +279,7 @@ def _settle_kernels(
     if config.sampler.variance != "analytic":
         return
     if checkpoint is None:
-        find_kernels(model, prompts, config.evaluation.batch, start)
+        find_kernels(model, prompts, config.sampler, config.evaluation.batch, mark, start)
     else:  # the same are in every one
         last_whole(checkpoint.parents[1], lambda folder: load_kernels(model, folder))
 
