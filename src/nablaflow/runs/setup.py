@@ -32,6 +32,7 @@ from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import load_prompts, prompt_metadata, prompt_sets
 from nablaflow.rewards import NamedReward, goes_ahead, load, probe, tell_metadata
 from nablaflow.runs.accelerator import make_accelerator
+from nablaflow.runs.agreement import check_agreement
 from nablaflow.runs.begun_with import as_begun
 from nablaflow.runs.budget import with_batches
 from nablaflow.runs.checks import check_metrics, check_model, check_settings, check_shares
@@ -178,6 +179,7 @@ def prepare(
     check_settings(config, evaluated)
     reward = _load_reward(config, reward)
     accelerator = make_accelerator(config.training, run)
+    check_agreement(config, {"prompts": prompts, "evaluation.prompts": evaluated})
     check_shares(config.training, accelerator.num_processes)
     check_metrics(config, evaluated, accelerator.device)
     model, mark = _load_model(config, checkpoint, pipeline, accelerator.device)
