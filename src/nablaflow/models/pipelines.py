@@ -141,7 +141,9 @@ class PipelineModel(DiffusionModel):
             UserError: the schedule has no such kernels.
         """
         s = self._sampler
-        config = self.pipeline.scheduler.config
+        scheduler = self.pipeline.scheduler
+        # Which a configuration has only where it was read from a folder.
+        config = {**scheduler.config, "_class_name": type(scheduler).__name__}
         return build_process(config, s.name, s.steps, s.eta, s.sigma_floor, left_open)
 
     def widen_kernels(self, left_open: Float[Tensor, "levels"]) -> None:
