@@ -64,6 +64,8 @@ def family_of(pipeline: Any) -> type[PipelineModel]:
 def _serving(name: Any) -> tuple[type[PipelineModel], type[Any]]:
     """The family, and the pipeline's class, by the class's name."""
     served = {kind.__name__: (family, kind) for family in FAMILIES for kind in family.serves}
+    if isinstance(name, list):  # a module of the folder's own, and the class in it
+        name = show(name)
     if not isinstance(name, str) or not name:
         raise UserError(
             "model: its model_index.json does not say the class of its pipeline (_class_name); "
