@@ -332,7 +332,7 @@ def test_steps_that_begin_beyond_the_schedule_are_refused() -> None:
     ("scheduler", "name"),
     [
         (DDPMScheduler(beta_schedule="sigmoid", beta_end=0.02), "ddpm"),
-        (DDPMScheduler(beta_schedule="laplace", prediction_type="v_prediction"), "sde-dpmsolver++"),
+        (DDPMScheduler(beta_schedule="sigmoid", prediction_type="sample"), "sde-dpmsolver++"),
         (HeunDiscreteScheduler(beta_schedule="exp", timestep_spacing="leading"), "ddim"),
     ],
 )

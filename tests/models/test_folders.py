@@ -120,7 +120,10 @@ def test_plain_bin_files_beside_a_variants_safetensors_are_loaded(tmp_path: Path
     """As the repositories of Stable Diffusion 1 had them."""
     pipeline = stable_diffusion()
     pipeline.save_pretrained(tmp_path)
-    for part, bin_name in {"unet": "diffusion_pytorch_model", "text_encoder": "pytorch_model"}.items():
+    for part, bin_name in {
+        "unet": "diffusion_pytorch_model",
+        "text_encoder": "pytorch_model",
+    }.items():
         (file,) = (tmp_path / part).glob("*.safetensors")
         torch.save(load_file(file), tmp_path / part / f"{bin_name}.bin")
         save_file(

@@ -39,16 +39,26 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = folder / INDEX
     if not index.is_file():
         raise UserError(f"model: {folder} is not a diffusers folder (it has no {INDEX}); {SAVE}")
+    parts = parts_in(index)
+    for part, kind in parts.items():
+        wanted = isinstance(kind, list) and any(kind) and not part.startswith("_")
+        if wanted and part not in OPTIONAL and not (folder / part).is_dir():
+            raise UserError(f"model: {folder} has no {part} folder; copy the whole model")
+    return parts
+
+
+def parts_in(index: Path) -> dict[str, Any]:
+    """What a ``model_index.json`` holds.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
         parts = json.loads(index.read_text())
     except (OSError, ValueError, RecursionError) as error:  # ValueError: also of a number's digits
         raise UserError(f"model: {index} cannot be read ({error}); save the model again") from error
     if not isinstance(parts, dict):
         raise UserError(f"model: {index} holds no list of parts; save the model again")
-    for part, kind in parts.items():
-        wanted = isinstance(kind, list) and any(kind) and not part.startswith("_")
-        if wanted and part not in OPTIONAL and not (folder / part).is_dir():
-            raise UserError(f"model: {folder} has no {part} folder; copy the whole model")
     return parts
 
 
@@ -78,8 +88,8 @@ def _check_weights(place: Path, kind: str) -> None:
     others = [path.name for path in sorted(place.iterdir()) if path.suffix != ".json"]
     there = f"none but {', '.join(others[:SHOWN])}" if others else "none"
     raise UserError(
-        f"model: {place} has no weights of PyTorch ({there}); download {place.name}/*.safetensors, "
-        "or *.bin, of the same model too"
+        f"model: {place} cannot be loaded, since it has no weights of PyTorch ({there}); download "
+        f"{place.name}/*.safetensors, or *.bin, of the same model too"
     )
 
 

@@ -253,7 +253,9 @@ def read_lora(pipeline: Any, denoiser: str, file: Path, setting: str) -> GivenLo
     found = {name: _factors(layer) for name, layer in layers.items()}
     for name, factors in found.items():
         if not _is_finite(factors):
-            raise UserError(f"{setting}: {file} has values of {name} that are not finite; get it again")
+            raise UserError(
+                f"{setting}: {file} has values of {name} that are not finite; get it again"
+            )
     return GivenLora(found, rslora)
 
 

@@ -135,7 +135,9 @@ def _fitting(pipeline: Any, name: str | None) -> tuple[str, list[str]]:
             f"the scheduler's {spacings[0]} is left out; its timesteps are evenly spaced here"
         )
     if name is None and scheduler.config.get("timestep_spacing") == "linspace":
-        told.append("sampled with sde-dpmsolver++, since ddim does not fit timesteps spaced linspace")
+        told.append(
+            "sampled with sde-dpmsolver++, since ddim does not fit timesteps spaced linspace"
+        )
         return "sde-dpmsolver++", told
     name, own = name or "ddim", type(scheduler).__name__
     if not own.startswith(OF_SCHEDULERS[name]):
