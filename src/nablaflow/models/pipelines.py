@@ -216,6 +216,11 @@ class PipelineModel(DiffusionModel):
             "training.decoder=full"
         )
 
+    @property
+    def decoder_is_raised(self) -> bool:
+        """Whether a stock pipeline in fp16 decodes in float32 all the same."""
+        return False
+
     def overflows(self, x0: Latents, dtype: torch.dtype) -> bool:
         """Whether the pipeline's own decoder, float32 here, is not finite in a precision."""
         return False

@@ -36,7 +36,7 @@ def rehearse(model: PipelineModel, source: ModelSource, place: Path) -> str | No
         ExportError: a stock pipeline gives another image than the policy.
     """
     with folders_fault(model):
-        x0_hat = _sample_a_little(model)
+        x0_hat = sample_a_little(model)
         with scratch_folder(place) as folder, _moved(model):
             _save(model, source, folder)
     return _overflow(model, x0_hat)
@@ -103,7 +103,7 @@ def _moved(model: PipelineModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _sample_a_little(model: PipelineModel) -> Latents:
+def sample_a_little(model: PipelineModel) -> Latents:
     """The first and the last steps of the reference; x0_hat at the end of them."""
     process = model.process
     condition = model.condition([CHECK_PROMPT])
