@@ -145,6 +145,23 @@ def all_safetensors(folder: Path, parts: dict[str, Any]) -> bool:
     )
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The files of a pipeline's folder that make it what it is: weights and configurations.
+
+    Raises:
+        UserError: it is none, or lacks a part.
+    """
+    parts = read_index(folder)
+    weights = [
+        folder / part / match.string
+        for part in _with_weights(folder, parts)
+        for match in _to_read(folder / part)
+    ]
+    names = ("config.json", "scheduler_config.json")
+    configs = [folder / part / name for part in _folders(folder, parts) for name in names]
+    return [*weights, *filter(Path.is_file, configs)]
+
+
 def _to_read(part: Path) -> list[re.Match[str]]:
     """The plain ones where there are such, whatever kind they are of."""
     found = _matches(part)

@@ -81,7 +81,8 @@ def _model(
         model, config, _ = load_policy(Path(source), parts, trusted=trusted, **here, **of_run)
         return model, prompts or load_prompts(config.prompts, Path(), config.seed)
     if of_run:
-        option = "model_lora" if "settings" in of_run else f"--{next(iter(of_run))}"
+        moved = of_run.get("settings")
+        option = moved[0].partition("=")[0] if moved else f"--{next(iter(of_run))}"
         raise UserError(f"{option}: {source} is no run folder, and only a run has that")
     pipeline = load_pipeline(model_source(source) if isinstance(source, str) else source)
     sampler, told = _sampler(pipeline, source, of_model)
