@@ -90,7 +90,7 @@ def compare(
 
 
 def _parted(given: list[str]) -> tuple[list[Path], list[str]]:
-    """Runs, and ``reward=…`` in place of theirs or ``model=…``, ``model_lora=…`` where theirs are."""
+    """Runs; ``reward=…`` in place of theirs, ``model=…`` or ``model_lora=…`` where theirs are."""
     settings = [text for text in given if re.match(r"(reward(\.\w+)*|model|model_lora)=", text)]
     runs = [Path(text) for text in given if text not in settings]
     if settings and not runs:
