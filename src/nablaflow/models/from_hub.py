@@ -31,7 +31,7 @@ def index_on_hub(model: str) -> dict[str, Any]:
     """
     try:
         return parts_in(Path(hf_hub_download(model, INDEX)))
-    except FAILURES as error:
+    except (EntryNotFoundError, *FAILURES) as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise UserError(
                 f"model: {model} has no {INDEX} on the hub, so it is no pipeline in diffusers "
@@ -53,7 +53,7 @@ def folder_from_hub(model: str, without: Collection[str]) -> Path:
     for choice in CHOICES:
         try:
             return Path(DiffusionPipeline.download(model, **choice, **dict.fromkeys(without)))
-        except (*FAILURES, ValueError) as error:  # of a variant that is not there
+        except (EntryNotFoundError, *FAILURES, ValueError) as error:  # of a variant that is not there
             failed = failed or error
     assert failed is not None
     raise _refusal(model, failed) from failed
