@@ -53,7 +53,11 @@ def folder_from_hub(model: str, without: Collection[str]) -> Path:
     for choice in CHOICES:
         try:
             return Path(DiffusionPipeline.download(model, **choice, **dict.fromkeys(without)))
-        except (EntryNotFoundError, *FAILURES, ValueError) as error:  # of a variant that is not there
+        except (
+            EntryNotFoundError,
+            *FAILURES,
+            ValueError,
+        ) as error:  # of a variant that is not there
             failed = failed or error
     assert failed is not None
     raise _refusal(model, failed) from failed
