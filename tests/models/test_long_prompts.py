@@ -1,14 +1,15 @@
 """Prompts beyond what the text encoder reads, against the tokenizer's and encoder's own call."""
 
 import copy
+import logging
 from typing import Any
 
 import pytest
 import torch
 
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model
-from nablaflow.models.long_prompts import note_cuts, pieces, room
-from tests.support.pipelines import stable_diffusion
+from nablaflow.models.long_prompts import Reader, note_cuts, pieces, room
+from tests.support.pipelines import stable_diffusion, stable_diffusion_xl
 
 SHORT = "a red circle"
 
@@ -31,9 +32,9 @@ def long(pipeline: Any, end: str) -> str:
 
 def test_a_note_names_what_is_cut_and_what_is_then_the_same(pipeline: Any) -> None:
     tokenizer = pipeline.tokenizer
-    assert note_cuts(tokenizer, [SHORT, "a circle"], 1) is None
+    assert note_cuts(Reader(tokenizer), [SHORT, "a circle"]) is None
     prompts = [SHORT, long(pipeline, "circle"), long(pipeline, "square")]
-    note = note_cuts(tokenizer, prompts, 1)
+    note = note_cuts(Reader(tokenizer), prompts)
     assert note is not None
     assert "\n" not in note
     assert "2 of 3 (67%)" in note
@@ -42,7 +43,44 @@ def test_a_note_names_what_is_cut_and_what_is_then_the_same(pipeline: Any) -> No
     assert "loses 'square'" in note
     assert "2 of them are then the same" in note
     assert note.endswith("sampler.prompt_chunks=2")
-    assert note_cuts(tokenizer, prompts, 2) is None
+    assert note_cuts(Reader(tokenizer, 2), prompts) is None
+
+
+def guided(pipeline: Any, negative: str, chunks: int | None = None, scale: float = 3.0) -> Any:
+    settings = SamplerSettings(
+        steps=2, prompt_chunks=chunks, guidance_scale=scale, negative_prompt=negative
+    )
+    fresh = copy.copy(pipeline)
+    fresh.register_modules(unet=copy.deepcopy(pipeline.unet))
+    return load_model(fresh, settings, AdapterSettings(rank=1), torch.device("cpu"))
+
+
+def test_a_negative_prompt_that_is_cut_is_named_too(pipeline: Any) -> None:
+    negative = long(pipeline, "square")
+    note = guided(pipeline, negative).note_on([SHORT])
+    assert note.startswith("sampler.negative_prompt: it is longer than the ")
+    assert "loses 'square'" in note
+    assert note.endswith("sampler.prompt_chunks=2")
+    assert len(guided(pipeline, negative).note_on([negative]).splitlines()) == 2
+    assert guided(pipeline, negative, chunks=2).note_on([SHORT]) is None
+    assert guided(pipeline, "red").note_on([SHORT]) is None
+
+
+def test_a_negative_prompt_that_nothing_reads_is_said(pipeline: Any) -> None:
+    note = guided(pipeline, "red", scale=1.0).note_on([SHORT])
+    assert "not read without guidance" in note
+    assert guided(pipeline, "", scale=1.0).note_on([SHORT]) is None
+
+
+def test_the_libraries_do_not_say_it_again(pipeline: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("diffusers", "transformers"):
+        logging.getLogger(name).addHandler(caplog.handler)
+    try:
+        guided(pipeline, long(pipeline, "square")).condition([long(pipeline, "circle")])
+    finally:
+        for name in ("diffusers", "transformers"):
+            logging.getLogger(name).removeHandler(caplog.handler)
+    assert caplog.records == []
 
 
 def test_a_prompt_that_fits_is_embedded_in_its_first_piece_as_ever(pipeline: Any) -> None:
@@ -67,3 +105,24 @@ def test_the_second_piece_is_the_rest_of_the_prompt(pipeline: Any) -> None:
     assert first is not None
     assert second is not None
     assert (first - second).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("build", [stable_diffusion, stable_diffusion_xl])
+def test_a_word_of_several_vectors_is_read_as_the_stock_pipeline_does(build: Any) -> None:
+    """Textual inversion has a token for each vector of a word, and the prompt the first."""
+    pipeline = build()
+    for name in ("", "_2")[: 1 + hasattr(pipeline, "text_encoder_2")]:
+        tokenizer = getattr(pipeline, f"tokenizer{name}")
+        tokenizer.add_tokens(["<fox>", "<fox>_1"])
+        encoder = getattr(pipeline, f"text_encoder{name}")
+        encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    prompt = "a <fox> circle"
+    with torch.no_grad():
+        wanted = pipeline.encode_prompt(
+            prompt,
+            device=torch.device("cpu"),
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )[0]
+    found = model(pipeline, 1).condition([prompt]).hidden
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)

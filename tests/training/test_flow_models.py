@@ -149,7 +149,7 @@ def test_a_folder_is_sampled_as_its_own_call_does(
     folders: dict[str, Path], tmp_path: Path, family: str, steps: int, guidance: float
 ) -> None:
     pipeline: Any = load_pipeline(str(folders[family]))
-    found = settings_for(pipeline, str(folders[family]), {})
+    found = settings_for(pipeline, str(folders[family]), {})[0]
     assert (found.name, found.steps, found.guidance_scale) == ("euler", steps, guidance)
     size = {"height": 16, "width": 16}
     out = tmp_path / "out"
