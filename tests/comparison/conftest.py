@@ -20,7 +20,7 @@ Race = Callable[..., list[Outcome]]
 
 @pytest.fixture
 def small_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Race:
-    """``small_race("refl", "best-of-n")``: one update of eight trajectories each, eight images."""
+    """``small_race("refl", "best-of-n")``: an update each, eight images, all of four steps."""
     monkeypatch.setenv("NABLAFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tilt, "MIN_EFFECTIVE_SAMPLE_SIZE", 1)
 
@@ -29,7 +29,8 @@ def small_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Race:
     def config(self: ComparisonStudy, cell: ComparisonCell) -> Config:
         found = usual(self, cell)
         fewer = found.training.model_copy(update={"images_per_prompt": 2})
-        return found.model_copy(update={"training": fewer})
+        short = found.sampler.model_copy(update={"steps": 4})
+        return found.model_copy(update={"training": fewer, "sampler": short})
 
     monkeypatch.setattr(ComparisonStudy, "config", config)
 
