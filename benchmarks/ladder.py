@@ -4,7 +4,8 @@
 
 Each rung keeps the changes above it, and everything else is the demo's: adapter, optimizer, batch.
 Prints a row for each, and writes all to benchmarks/ladder.json: closed of the way, distance to the
-tilt, diversity over the tilt's, seconds of training. What is there already is not run again.
+tilt, diversity over the tilt's, seconds of the processor in training. What is there already is not
+run again.
 
 ``--rungs published-50`` is the published form with its own number of steps (50), beta (1e4) and
 output regularisation (2e3, of the aesthetic run), judged against the same tilt.
@@ -60,10 +61,11 @@ def rungs() -> dict[str, Figures]:
 def climbed(judge: Judge, case: str, changes: Figures, updates: int, seed: int) -> Figures:
     """What a rung reaches."""
     parts = prepared(case, seed, updates, changes)
-    begun = time.monotonic()
-    for _ in range(updates):
-        parts.trainer.step()
-    seconds = time.monotonic() - begun
+    begun, seconds = time.process_time(), 0.0
+    for update in range(updates):
+        record = parts.trainer.step()
+        seconds = time.process_time() - begun
+        print(f"update {update + 1}, {seconds:.0f} s: {record['reward_mean']:.3f}", flush=True)
     return judge.figures(trained_states(parts)) | {"seconds": seconds}
 
 

@@ -125,7 +125,8 @@ def explain(
         return f"{key}: unknown key; {suggest(last, owner)}"
     field = owner.model_fields.get(last)
     problem = _problem(first, key, field.description if field else None)
-    return f"{key}: {problem}" if key else problem
+    names_it = not key or problem.startswith(f"{key}.")  # which of the group's it is
+    return problem if names_it else f"{key}: {problem}"
 
 
 def _problem(error: Any, key: str, description: str | None) -> str:

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import nablaflow as nf
 from nablaflow.errors import UserError
-from nablaflow.runs.begun_with import lora_elsewhere
+from nablaflow.runs.begun_with import elsewhere
 from tests.cli.conftest import Cli
-from tests.support.cli_runs import train
+from tests.support.cli_runs import READERS, train
 from tests.support.loras import FILE, stock_lora
 from tests.support.pipelines import render
 
@@ -128,16 +128,6 @@ def test_another_persons_run_asks_before_it_reads_the_file(
         assert f"file{style}" in "".join(result.stderr.split())
 
 
-READERS = {
-    "sample": ("sample", "{run}", "--n", 1, "--out", "images"),
-    "eval": ("eval", "{run}", "--n", 4, "--checkpoints", "last"),
-    "export": ("export", "{run}", "--format", "diffusers", "--out", "out"),
-    "gallery": ("gallery", "{run}", "--n", 1, "--strength", 1, "--out", "g"),
-    "compare": ("compare", "{run}", "--n", 8, "--out", "c"),
-}
-"""Commands that read a run, and its reference with it."""
-
-
 @pytest.fixture
 def moved(run: Path, here: Path, style: Path) -> Path:
     """Where the run's LoRA is, which its config.yaml does not know."""
@@ -180,7 +170,10 @@ def test_a_place_is_none_of_a_run_without_one_or_of_a_model(
     cli: Cli, run: Path, here: Path, style: Path
 ) -> None:
     for given, said in (
-        (("sample", run, "reward=warmth"), "reward: only model_lora=… can be given beside a run"),
+        (
+            ("sample", run, "reward=warmth"),
+            "reward: only model=… or model_lora=… can be given beside a run",
+        ),
         (("sample", "nano", f"model_lora={style}"), "model_lora: nano is no run folder"),
         (("eval", run, "model_lora=null"), "model_lora: the run's reference has one in it"),
         (("compare", "model_lora=a"), "compare: model_lora=… goes with runs; leave it out"),
@@ -191,9 +184,9 @@ def test_a_place_is_none_of_a_run_without_one_or_of_a_model(
     config = nf.Run.open(run).config
     without = config.model_copy(update={"model_lora": None})
     with pytest.raises(UserError, match="the run was begun without one"):
-        lora_elsewhere(config, without)
+        elsewhere(config, without)
     with pytest.raises(UserError, match="the run's reference has one in it"):
-        lora_elsewhere(without, config)
+        elsewhere(without, config)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 from diffusers import (
+    CMStochasticIterativeScheduler,
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     PNDMScheduler,
     SchedulerMixin,
 )
@@ -19,8 +23,11 @@ from tests.cli.conftest import Cli
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULERS = {
-    "pndm": (PNDMScheduler(**BETAS), ""),
-    "euler": (EulerDiscreteScheduler(**BETAS), "sde-dpmsolver++"),
+    "ddim": (DDIMScheduler(**BETAS), ""),
+    "ddpm": (DDPMScheduler(beta_schedule="sigmoid"), ""),
+    "pndm": (PNDMScheduler(**BETAS), "sampled with ddim, since its own scheduler, PNDM"),
+    "heun": (HeunDiscreteScheduler(**BETAS, timestep_spacing="trailing"), "scheduler, Heun"),
+    "euler": (EulerDiscreteScheduler(**BETAS), "sampled with sde-dpmsolver++, since"),
     "dpm": (DPMSolverMultistepScheduler(**BETAS, use_karras_sigmas=True), "use_karras_sigmas"),
 }
 
@@ -63,6 +70,8 @@ def test_the_sampler_and_the_size_can_be_asked_for(cli: Cli, tiny_model: Path) -
     [
         (FlowMatchEulerDiscreteScheduler(), "no betas"),
         (DDIMScheduler(**BETAS, rescale_betas_zero_snr=True), "zero terminal SNR"),
+        (CogVideoXDDIMScheduler(snr_shift_scale=3.0), "snr_shift_scale"),
+        (CMStochasticIterativeScheduler(), "as EDM does"),
     ],
 )
 def test_what_no_kernel_can_honour_is_one_line(

@@ -43,6 +43,7 @@ def problem(values: dict[str, Any]) -> str | None:
         ("sampler.steps=1", "sampler.steps: must be greater than or equal to 2, not 1"),
         ("sampler.steps.x=1", "sampler.steps: must be a valid integer, not {'x': 1}"),
         ("sampler.eta=.nan", "sampler.eta: must be a finite number, not nan"),
+        ("sampler.guidance_rescale=0.5", "sampler.guidance_rescale: there is no guidance"),
         ("adapter.alpha=x", "adapter.alpha: must be a valid number, not 'x'"),
         ("optimizer.betas=[0.9]", "optimizer.betas[1]: missing"),
         ("optimizer.betas=[0.9, 1]", "optimizer.betas[1]: must be less than 1, not 1"),

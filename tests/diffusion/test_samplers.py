@@ -11,6 +11,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 from torch import Tensor
@@ -283,6 +284,7 @@ def test_an_eta_that_a_sampler_does_not_have_is_refused(name: str) -> None:
         ({"timestep_type": "continuous"}, "ddim", "EDM"),
         ({"rescale_betas_zero_snr": True}, "ddim", "zero terminal SNR"),
         ({"trained_betas": [0.1, 0.5, 1.0]}, "ddim", "zero terminal SNR"),
+        ({"snr_shift_scale": 3.0}, "ddim", "snr_shift_scale"),
     ],
 )
 def test_a_scheduler_without_a_fixed_gaussian_kernel_is_refused(
@@ -324,3 +326,20 @@ def test_steps_that_begin_beyond_the_schedule_are_refused() -> None:
     """With an offset of 1 the first of a thousand steps would be timestep 1000 of 0 to 999."""
     with pytest.raises(UserError, match=r"sampler\.steps: .* use fewer"):
         build_process(STABLE_DIFFUSION, "ddim", 1000, 1.0, sigma_floor=0.01)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "name"),
+    [
+        (DDPMScheduler(beta_schedule="sigmoid", beta_end=0.02), "ddpm"),
+        (DDPMScheduler(beta_schedule="sigmoid", prediction_type="sample"), "sde-dpmsolver++"),
+        (HeunDiscreteScheduler(beta_schedule="exp", timestep_spacing="leading"), "ddim"),
+    ],
+)
+def test_beta_schedules_that_not_all_classes_know_are_the_models_own(
+    scheduler: Any, name: str
+) -> None:
+    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+    process = build_process(config, name, 5, 1.0, sigma_floor=0.01)
+    levels = scheduler.alphas_cumprod[process.timestep[1:].long()]
+    torch.testing.assert_close(process.alpha_bar[1:], levels.to(process.alpha_bar))

@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from nablaflow.models import (
     AdapterSettings,
@@ -115,6 +116,38 @@ def test_bin_files_are_loaded_where_there_is_nothing_else(tmp_path: Path) -> Non
     assert torch.equal(weights(load_pipeline(str(tmp_path))), weights(pipeline))
 
 
+def test_plain_bin_files_beside_a_variants_safetensors_are_loaded(tmp_path: Path) -> None:
+    """As the repositories of Stable Diffusion 1 had them."""
+    pipeline = stable_diffusion()
+    pipeline.save_pretrained(tmp_path)
+    for part, bin_name in {
+        "unet": "diffusion_pytorch_model",
+        "text_encoder": "pytorch_model",
+    }.items():
+        (file,) = (tmp_path / part).glob("*.safetensors")
+        torch.save(load_file(file), tmp_path / part / f"{bin_name}.bin")
+        save_file(
+            {name: torch.zeros_like(value) for name, value in load_file(file).items()},
+            file.with_suffix(".fp16.safetensors"),
+        )
+        file.unlink()
+    found = load_pipeline(str(tmp_path))
+    assert torch.equal(weights(found), weights(pipeline))
+    theirs = pipeline.text_encoder.state_dict()
+    ours = found.text_encoder.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize("other", ["diffusion_flax_model.msgpack", "model.onnx", None])
+def test_weights_of_another_library_are_named(tmp_path: Path, other: str | None) -> None:
+    stable_diffusion().save_pretrained(tmp_path)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    file.unlink() if other is None else file.rename(file.with_name(other))
+    line = line_of(lambda: load_pipeline(str(tmp_path)))
+    assert f"no weights of PyTorch (none{'' if other is None else f' but {other}'})" in line
+    assert "download unet/*.safetensors" in line
+
+
 class Trap:
     """Runs when it is unpickled."""
 
@@ -150,6 +183,8 @@ def test_a_class_that_is_not_served_is_named_before_its_weights_are_read(tmp_pat
         file.write_bytes(b"not weights")
     line = line_of(lambda: load_pipeline(str(tmp_path)))
     assert "KandinskyPipeline is not supported" in line
+    index.write_text(json.dumps(other | {"_class_name": ["my_pipeline", "MyPipeline"]}))
+    assert "'MyPipeline'] is not supported" in line_of(lambda: load_pipeline(str(tmp_path)))
     for served in ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "DDPMPipeline"):
         assert served in line
 
@@ -159,13 +194,15 @@ def test_a_class_that_is_not_served_is_named_before_its_weights_are_read(tmp_pat
     [
         ("cond_stage_model.transformer.x", "StableDiffusionPipeline"),
         ("conditioner.embedders.1.model.x", "StableDiffusionXLPipeline"),
+        ("text_encoders.clip_l.x", "StableDiffusion3Pipeline"),
     ],
 )
 def test_a_single_file_is_loaded_with_the_configuration_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, kind: str
 ) -> None:
     file = tmp_path / "model.safetensors"
-    names = ("model.diffusion_model.out.weight", encoder)
+    blocks = "joint_blocks.0.x" if "Diffusion3" in kind else "out.weight"
+    names = (f"model.diffusion_model.{blocks}", encoder)
     save_file({name: torch.zeros(1) for name in names}, file)
     given: dict[str, Any] = {}
 
@@ -184,6 +221,31 @@ def test_a_refiner_in_a_file_is_refused(tmp_path: Path) -> None:
     names = ("model.diffusion_model.out.weight", "conditioner.embedders.0.model.x")
     save_file({name: torch.zeros(1) for name in names}, tmp_path / "m.safetensors")
     assert "is a refiner" in line_of(lambda: load_pipeline(str(tmp_path / "m.safetensors")))
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("joint_blocks.0.x_block.attn.qkv.weight", "SD3Transformer2DModel"),
+        ("double_blocks.0.img_attn.qkv.weight", "FluxTransformer2DModel"),
+        ("double_stream_modulation_img.lin.weight", "Flux2Transformer2DModel"),
+        ("distilled_guidance_layer.in_proj.weight", "ChromaTransformer2DModel"),
+        ("layers.0.adaLN_modulation.0.weight", "ZImageTransformer2DModel"),
+        ("transformer_blocks.0.img_mlp.net.0.proj.weight", "QwenImageTransformer2DModel"),
+    ],
+)
+def test_a_transformer_alone_is_named_with_what_puts_it_into_its_pipeline(
+    tmp_path: Path, name: str, kind: str, prefix: str
+) -> None:
+    names = (prefix + name, f"{prefix}double_blocks.0.x") if "double" in name else (prefix + name,)
+    save_file({each: torch.zeros(1) for each in names}, tmp_path / "m.safetensors")
+    line = line_of(lambda: load_pipeline(str(tmp_path / "m.safetensors")))
+    assert f"{kind} as T" in line
+    pipeline = line.split("import ")[1].split(" as P")[0]
+    assert hasattr(diffusers, pipeline)
+    assert hasattr(getattr(diffusers, kind), "from_single_file")
+    assert f"is the transformer of a {pipeline}" in line
 
 
 @pytest.mark.parametrize(
@@ -209,6 +271,14 @@ def test_a_file_that_cannot_be_loaded_says_what_it_is_and_how_to_convert_it(
     assert "save_pretrained" in line
     pickled = shutil.copy(file, tmp_path / "model.ckpt")
     assert "is not safetensors" in line_of(lambda: load_pipeline(str(pickled)))
+    quantized = shutil.copy(file, tmp_path / "model.gguf")
+    assert "is quantized (GGUF)" in line_of(lambda: load_pipeline(str(quantized)))
+
+
+def test_a_part_by_diffusers_names_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    stable_diffusion().unet.save_pretrained(tmp_path / "unet")
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    assert "is one part of a pipeline" in line_of(lambda: load_pipeline(str(file)))
 
 
 # --- networks -------------------------------------------------------------------------------------

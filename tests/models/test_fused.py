@@ -106,6 +106,37 @@ def test_so_it_is_by_kohyas_names(folders: dict[str, Path], tmp_path: Path, fami
     assert_same(model, folders[family], tmp_path, "style.safetensors")
 
 
+CLIPS = {"sd": [("text_encoder", "te", 16)], "sdxl": [("text_encoder", "te1", 16)]}
+CLIPS["sdxl"].append(("text_encoder_2", "te2", 24))
+"""Names by diffusers and by kohya, and width."""
+
+
+@pytest.mark.parametrize("names", ["diffusers", "kohya"])
+@pytest.mark.parametrize("family", CLIPS)
+def test_text_encoders_are_changed_by_the_names_that_files_have(
+    folders: dict[str, Path], tmp_path: Path, family: str, names: str
+) -> None:
+    """Which have a text_model in them that transformers 5 has no more."""
+    stock_lora(folders[family], tmp_path / "lora")
+    state = load_file(tmp_path / "lora" / FILE)
+    if names == "kohya":
+        state = convert_state_dict_to_kohya(state)
+    for part, short, width in CLIPS[family]:
+        for layer in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            path = f"text_model.encoder.layers.0.self_attn.{layer}"
+            down, up = torch.randn(2, width), torch.randn(width, 2)
+            if names == "kohya":
+                name = f"lora_{short}_{path.replace('.', '_')}"
+                state |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+                state[f"{name}.alpha"] = torch.tensor(1.0)
+            else:
+                name = f"{part}.{path}"
+                state |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    save_file(state, tmp_path / "style.safetensors")
+    model = model_of(WithLora(str(folders[family]), tmp_path / "style.safetensors", SCALE))
+    assert_same(model, folders[family], tmp_path, "style.safetensors")
+
+
 def test_a_policy_on_top_is_saved_and_merged(folders: dict[str, Path], tmp_path: Path) -> None:
     """The LoRA goes on top of the other one; a merged pipeline holds both."""
     base = folders["sd"]

@@ -1,13 +1,14 @@
 """Prompts beyond what the text encoder reads, against the tokenizer's and encoder's own call."""
 
 import copy
+import logging
 from typing import Any
 
 import pytest
 import torch
 
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model
-from nablaflow.models.long_prompts import note_cuts, pieces, room
+from nablaflow.models.long_prompts import Reader, note_cuts, pieces, room
 from tests.support.pipelines import stable_diffusion
 
 SHORT = "a red circle"
@@ -31,9 +32,9 @@ def long(pipeline: Any, end: str) -> str:
 
 def test_a_note_names_what_is_cut_and_what_is_then_the_same(pipeline: Any) -> None:
     tokenizer = pipeline.tokenizer
-    assert note_cuts(tokenizer, [SHORT, "a circle"], 1) is None
+    assert note_cuts(Reader(tokenizer), [SHORT, "a circle"]) is None
     prompts = [SHORT, long(pipeline, "circle"), long(pipeline, "square")]
-    note = note_cuts(tokenizer, prompts, 1)
+    note = note_cuts(Reader(tokenizer), prompts)
     assert note is not None
     assert "\n" not in note
     assert "2 of 3 (67%)" in note
@@ -42,7 +43,44 @@ def test_a_note_names_what_is_cut_and_what_is_then_the_same(pipeline: Any) -> No
     assert "loses 'square'" in note
     assert "2 of them are then the same" in note
     assert note.endswith("sampler.prompt_chunks=2")
-    assert note_cuts(tokenizer, prompts, 2) is None
+    assert note_cuts(Reader(tokenizer, 2), prompts) is None
+
+
+def guided(pipeline: Any, negative: str, chunks: int | None = None, scale: float = 3.0) -> Any:
+    settings = SamplerSettings(
+        steps=2, prompt_chunks=chunks, guidance_scale=scale, negative_prompt=negative
+    )
+    fresh = copy.copy(pipeline)
+    fresh.register_modules(unet=copy.deepcopy(pipeline.unet))
+    return load_model(fresh, settings, AdapterSettings(rank=1), torch.device("cpu"))
+
+
+def test_a_negative_prompt_that_is_cut_is_named_too(pipeline: Any) -> None:
+    negative = long(pipeline, "square")
+    note = guided(pipeline, negative).note_on([SHORT])
+    assert note.startswith("sampler.negative_prompt: it is longer than the ")
+    assert "loses 'square'" in note
+    assert note.endswith("sampler.prompt_chunks=2")
+    assert len(guided(pipeline, negative).note_on([negative]).splitlines()) == 2
+    assert guided(pipeline, negative, chunks=2).note_on([SHORT]) is None
+    assert guided(pipeline, "red").note_on([SHORT]) is None
+
+
+def test_a_negative_prompt_that_nothing_reads_is_said(pipeline: Any) -> None:
+    note = guided(pipeline, "red", scale=1.0).note_on([SHORT])
+    assert "not read without guidance" in note
+    assert guided(pipeline, "", scale=1.0).note_on([SHORT]) is None
+
+
+def test_the_libraries_do_not_say_it_again(pipeline: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("diffusers", "transformers"):
+        logging.getLogger(name).addHandler(caplog.handler)
+    try:
+        guided(pipeline, long(pipeline, "square")).condition([long(pipeline, "circle")])
+    finally:
+        for name in ("diffusers", "transformers"):
+            logging.getLogger(name).removeHandler(caplog.handler)
+    assert caplog.records == []
 
 
 def test_a_prompt_that_fits_is_embedded_in_its_first_piece_as_ever(pipeline: Any) -> None:

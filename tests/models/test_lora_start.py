@@ -155,6 +155,8 @@ def test_files_that_are_no_lora_are_refused(folders: dict[str, Path], tmp_path: 
         "text": {**state, "text_encoder.a.lora_A.weight": torch.ones(4, 8)},
         "loha": {"lora_unet_a.hada_w1_a": torch.ones(2, 2)},
         "dora": {f"{key}.dora_scale": torch.ones(2)},
+        "peft": {f"base_model.model.{key}": torch.ones(4, 8)},
+        "broken": {**state, key: state[key] * torch.nan},
         "weights": {"conv_in.weight": torch.ones(2)},
         "none": {},
     }
@@ -165,6 +167,9 @@ def test_files_that_are_no_lora_are_refused(folders: dict[str, Path], tmp_path: 
     assert "no place" in said["odd"]
     assert "another base" in said["cut"]
     assert "changes the text encoder too" in said["text"]
+    assert "is a LoHa and no LoRA" in said["loha"]
+    assert "save_lora_weights" in said["peft"]
+    assert "values of down_blocks" in said["broken"]
     assert "diffusers leaves out" in said["dora"]
     assert "it holds conv_in.weight" in said["weights"]
     assert "it is empty" in said["none"]

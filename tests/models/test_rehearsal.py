@@ -51,6 +51,16 @@ def test_a_lora_whose_scale_would_be_lost_is_found(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_scale_beyond_all_numbers_is_no_matter_of_a_learning_rate(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model = model_of(folders["sd"], rank=2, alpha=1e38)
+    with pytest.raises(UserError, match=r"before any training.* smaller adapter\.alpha") as caught:
+        rehearse(model, str(folders["sd"]), tmp_path)
+    assert "learning_rate" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_reference_that_is_not_finite_is_found(folders: dict[str, Path], tmp_path: Path) -> None:
     model = model_of(folders["sd"])
     bias: Any = model.pipeline.unet.conv_out.bias

@@ -16,6 +16,16 @@ RELATIVE = "output_dir=run"
 """Has a run's configuration name the folder as one in the working directory: it may be copied."""
 
 
+READERS = {
+    "sample": ("sample", "{run}", "--n", 1, "--out", "images"),
+    "eval": ("eval", "{run}", "--n", 4, "--checkpoints", "last"),
+    "export": ("export", "{run}", "--format", "diffusers", "--out", "out"),
+    "gallery": ("gallery", "{run}", "--n", 1, "--strength", 1, "--out", "g"),
+    "compare": ("compare", "{run}", "--n", 8, "--out", "c"),
+}
+"""Commands that read a run, and its reference with it."""
+
+
 def train(settings: dict[str, Any], root: Path, *overrides: str) -> Result:
     """What ``nablaflow train --json`` says; its run is ``root / "run"``, beside its cache."""
     recipe = root / "recipe.yaml"

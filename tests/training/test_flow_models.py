@@ -150,7 +150,7 @@ def test_a_folder_is_sampled_as_its_own_call_does(
     folders: dict[str, Path], tmp_path: Path, family: str, steps: int, guidance: float
 ) -> None:
     pipeline: Any = load_pipeline(str(folders[family]))
-    found = settings_for(pipeline, str(folders[family]), {})
+    found = settings_for(pipeline, str(folders[family]), {})[0]
     assert (found.name, found.steps, found.guidance_scale) == ("euler", steps, guidance)
     out = tmp_path / "out"
     sample_to_folder(str(folders[family]), ["a star"], 1, out, 0, overwrite=False, of_model=SMALL)

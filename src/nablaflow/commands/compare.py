@@ -20,8 +20,8 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="[RUN …]",
-            help="run folders, instead of methods; reward=… in place of theirs; model_lora=…, "
-            "where theirs is now",
+            help="run folders, instead of methods; reward=… in place of theirs; model=…, "
+            "model_lora=…, where theirs are now",
         ),
     ] = None,
     method: Annotated[
@@ -90,8 +90,8 @@ def compare(
 
 
 def _parted(given: list[str]) -> tuple[list[Path], list[str]]:
-    """Runs, and ``reward=…`` in place of theirs or ``model_lora=…`` where theirs is."""
-    settings = [text for text in given if re.match(r"(reward(\.\w+)*|model_lora)=", text)]
+    """Runs; ``reward=…`` in place of theirs, ``model=…`` or ``model_lora=…`` where theirs are."""
+    settings = [text for text in given if re.match(r"(reward(\.\w+)*|model|model_lora)=", text)]
     runs = [Path(text) for text in given if text not in settings]
     if settings and not runs:
         name = settings[0].partition("=")[0]

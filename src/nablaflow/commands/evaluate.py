@@ -24,8 +24,8 @@ def evaluate(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[reward=… model_lora=…]",
-            help="a reward in place of the run's; where its model_lora is now",
+            metavar="[reward=… model=… model_lora=…]",
+            help="a reward in place of the run's; where its model and model_lora are now",
         ),
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=2, help="images of each model")] = None,

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, MovedLora, TrustRun, guarded, importing
+from nablaflow.commands.shared import AsJson, Debug, Moved, TrustRun, guarded, importing
 
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
-    settings: MovedLora = None,
+    settings: Moved = None,
     form: Annotated[
         str,
         typer.Option(

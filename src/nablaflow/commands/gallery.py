@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, MovedLora, TrustRun, guarded, importing
+from nablaflow.commands.shared import AsJson, Debug, Moved, TrustRun, guarded, importing
 
 
 def gallery(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
-    settings: MovedLora = None,
+    settings: Moved = None,
     n: Annotated[int, typer.Option("--n", min=1, help="images of each")] = 16,
     out: Annotated[Path, typer.Option(help="folder for the images")] = Path("gallery"),
     strength: Annotated[

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, MovedLora, TrustRun, guarded, importing
+from nablaflow.commands.shared import AsJson, Debug, Moved, TrustRun, guarded, importing
 
 
 def sample(
     source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="run folder, or a model")],
-    settings: MovedLora = None,
+    settings: Moved = None,
     prompt: Annotated[list[str] | None, typer.Option(help="again for more prompts")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="images in all")] = 8,
     out: Annotated[Path, typer.Option(help="folder for the images")] = Path("samples"),

@@ -29,9 +29,12 @@ KeyValues = Annotated[
 ]
 
 
-MovedLora = Annotated[
+Moved = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[model_lora=…]", help="where the LoRA in a run's reference is now"),
+    typer.Argument(
+        metavar="[model=… model_lora=…]",
+        help="where a run's model, and the LoRA in its reference, are now",
+    ),
 ]
 
 

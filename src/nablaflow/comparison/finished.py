@@ -21,8 +21,9 @@ from nablaflow.prompts.sets import load_prompts
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.evaluate import with_images
 from nablaflow.runs.folder import load_run_config
+from nablaflow.runs.pretrained import check_may_be_given
 from nablaflow.runs.setup import Parts, prepare
-from nablaflow.runs.trust import check_trusted, methods_of, parts_of_run
+from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import list_checkpoints, load_policy, read_manifest
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.storage.whole import each_whole, steady
@@ -48,7 +49,8 @@ def compare_runs(
         held_out: spec of a reward that nothing was trained on; None: for the embedded model
             whether the shape is shown, for another model none.
         metrics: further figures, by name; None: those of the first run's evaluation.
-        settings: ``reward=…``, in place of the runs' own; ``model_lora=…``, where theirs is now.
+        settings: ``reward=…``, in place of the runs' own; ``model=…`` and ``model_lora=…``, where
+            theirs are now.
         trusted: whether the user's word is given for what the runs ask for.
 
     Raises:
@@ -58,7 +60,9 @@ def compare_runs(
     plain = [_config(folder, metrics, settings, trusted=trusted) for folder in folders]
     configs = plain if n is None else [with_images(config, n) for config in plain]
     for folder, config in zip(folders, configs, strict=True):
-        own = parts_of_run(settings, ("reward", "model_lora"))
+        own = parts_of_run(settings, ("reward", *THE_MODEL))
+        if "model" not in own:
+            check_may_be_given(config)
         check_trusted(config, folder, own, trusted=trusted)
     _check_alike(folders, configs)
     gauge, cells = None, []

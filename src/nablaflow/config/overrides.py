@@ -32,6 +32,7 @@ from nablaflow.storage.files import read_text
 
 Values = dict[str, Any]
 MARKS = {
+    ("model",): ("model_hash",),
     ("model_lora",): ("model_lora_hash",),
     ("adapter", "start"): ("adapter", "start_hash"),
 }

@@ -59,8 +59,9 @@ class Config(Settings):
     )
     model_hash: str | None = Field(
         default=None,
-        description="of the weights of a pipeline that was handed over in Python, which are "
-        "checked when the run is resumed or measured; null: they are not",
+        description="of the files of a model's folder, or of the weights of a pipeline that was "
+        "handed over in Python, which a run records and checks when it is resumed, measured or "
+        "sampled; null: they are not checked",
     )
     model_lora: str | None = Field(
         default=None,

@@ -182,10 +182,10 @@ def _with_betas(config: Mapping[str, Any], name: str, steps: int, eta: float) ->
     known = {**SAMPLERS, **NOISELESS}
     if name not in known:
         raise UserError(f"sampler.name: unknown sampler {name!r}; {nearest(name, known)}")
+    check_schedule(config)
     most = int(config.get("num_train_timesteps", 1000))
     if steps > most:
         raise UserError(f"sampler.steps: {steps} are more than the model's {most}; use fewer")
-    check_schedule(config)
     return known[name](config, steps, eta)
 
 

@@ -29,6 +29,8 @@ TRAINED = "use the one that the model was trained with"
 WHERE = "scheduler/scheduler_config.json"
 
 
+COMMON = ("linear", "scaled_linear", "squaredcos_cap_v2")
+"""Beta schedules that every class knows; some have others besides."""
 _DEFAULTED = "_use_default_values"
 
 
@@ -37,10 +39,13 @@ def to_convert(config: Mapping[str, Any]) -> dict[str, Any]:
 
     diffusers marks what a folder left to the defaults of its scheduler's class. A pipeline then
     corrects some of that (Stable Diffusion's steps_offset and clip_sample), and the mark stays:
-    without it the corrected values count.
+    without it the corrected values count. A beta schedule that is not `COMMON` is given in numbers.
     """
     kind = getattr(diffusers, str(config.get("_class_name")), None)
     known = inspect.signature(kind).parameters if isinstance(kind, type) else {}
+    if "beta_schedule" in known and config.get("beta_schedule") not in COMMON:
+        own: Any = kind
+        config = {**config, "trained_betas": own.from_config(config).betas.tolist()}
     still = [
         name
         for name in config.get(_DEFAULTED, ())
@@ -81,6 +86,11 @@ def check_schedule(config: Mapping[str, Any]) -> None:
         raise UserError(
             f"model: its scheduler's noise levels are spaced {interpolation} and are not its "
             f"timesteps' own; set interpolation_type to linear in its {WHERE}"
+        )
+    if config.get("snr_shift_scale", 1.0) != 1.0:
+        raise UserError(
+            "model: its scheduler shifts the noise of its levels (snr_shift_scale), which no "
+            f"schedule here does; {TRAINED}"
         )
     if config.get("thresholding"):
         raise UserError(

@@ -109,6 +109,7 @@ def write_lora(model: PipelineModel, folder: Path, dtype: torch.dtype = torch.fl
     put_in_order(folder / LORA_FILE)
 
 
+@quiet_libraries()
 def write_merged(model: PipelineModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a whole pipeline whose network is the policy.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from nablaflow.diffusion.samplers import build_process
 from nablaflow.errors import UserError
 from nablaflow.models.condition import PaddedCondition
 from nablaflow.models.kohya import Layout
-from nablaflow.models.long_prompts import note_cuts
+from nablaflow.models.long_prompts import Reader
 from nablaflow.models.parts import check_read_width
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import sides
@@ -139,7 +138,6 @@ class FlowMatching(TextToImage):
         return super().stock_call(prompt) | {"max_sequence_length": self.sequence_length}
 
     def notes(self) -> list[str]:
-        """What is to be said of the model and its sampler, one line each."""
         name = self._sampler.name
         if name not in ("flow-grpo", "euler"):
             return []
@@ -149,11 +147,10 @@ class FlowMatching(TextToImage):
         )
         return [told]
 
-    def note_on(self, prompts: Sequence[str]) -> str | None:
+    def reader(self) -> Reader:
         tokenizers = [getattr(self.pipeline, name) for name in reversed(self.tokenizers)]
         tokenizer = next(one for one in tokenizers if one is not None)
         reads = tokenizer.model_max_length
         if tokenizers[0] is not None:
             reads = min(self.sequence_length, reads)
-        cut = note_cuts(tokenizer, prompts, 1, reads)
-        return "\n".join([*self.notes(), *([] if cut is None else [cut])]) or None
+        return Reader(tokenizer, reads=reads)

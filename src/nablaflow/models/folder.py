@@ -17,6 +17,8 @@ from nablaflow.storage.files import read_text
 INDEX = "model_index.json"
 SAVE = "save a pipeline there with save_pretrained, or give a hub id"
 SHARDS = 1 << 26  # bytes that a list of all weights' names may have
+SHOWN = 3  # files that a message names
+NO_NETWORKS = ("Tokenizer", "TokenizerFast", "Processor", "Extractor", "Scheduler")
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 
 # The names that diffusers and transformers give to weights: a variant stands before the number of a
@@ -37,16 +39,26 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = folder / INDEX
     if not index.is_file():
         raise UserError(f"model: {folder} is not a diffusers folder (it has no {INDEX}); {SAVE}")
+    parts = parts_in(index)
+    for part, kind in parts.items():
+        wanted = isinstance(kind, list) and any(kind) and not part.startswith("_")
+        if wanted and part not in OPTIONAL and not (folder / part).is_dir():
+            raise UserError(f"model: {folder} has no {part} folder; copy the whole model")
+    return parts
+
+
+def parts_in(index: Path) -> dict[str, Any]:
+    """What a ``model_index.json`` holds.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
         parts = json.loads(index.read_text())
     except (OSError, ValueError, RecursionError) as error:  # ValueError: also of a number's digits
         raise UserError(f"model: {index} cannot be read ({error}); save the model again") from error
     if not isinstance(parts, dict):
         raise UserError(f"model: {index} holds no list of parts; save the model again")
-    for part, kind in parts.items():
-        wanted = isinstance(kind, list) and any(kind) and not part.startswith("_")
-        if wanted and part not in OPTIONAL and not (folder / part).is_dir():
-            raise UserError(f"model: {folder} has no {part} folder; copy the whole model")
     return parts
 
 
@@ -65,6 +77,20 @@ def check_files(folder: Path, parts: dict[str, Any]) -> None:
     for part in _with_weights(folder, parts):
         if not (folder / part / "config.json").is_file():
             raise UserError(f"model: {folder} has no {part}/config.json; copy the whole model")
+    for part in _folders(folder, parts):
+        _check_weights(folder / part, str((parts[part] or [""])[-1]))
+
+
+def _check_weights(place: Path, kind: str) -> None:
+    """Refuse a network without weights that are read here; there may be other libraries'."""
+    if not (place / "config.json").is_file() or kind.endswith(NO_NETWORKS) or any(_matches(place)):
+        return
+    others = [path.name for path in sorted(place.iterdir()) if path.suffix != ".json"]
+    there = f"none but {', '.join(others[:SHOWN])}" if others else "none"
+    raise UserError(
+        f"model: {place} cannot be loaded, since it has no weights of PyTorch ({there}); download "
+        f"{place.name}/*.safetensors, or *.bin, of the same model too"
+    )
 
 
 def _check_shards(index: Path) -> None:
@@ -114,9 +140,32 @@ def _variants_alone(part: Path) -> set[str]:
 def all_safetensors(folder: Path, parts: dict[str, Any]) -> bool:
     """Whether every part's weights are there as safetensors; else some are .bin files alone."""
     return all(
-        "safetensors" in {match["kind"] for match in _matches(folder / part)}
+        "safetensors" in {match["kind"] for match in _to_read(folder / part)}
         for part in _with_weights(folder, parts)
     )
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a pipeline's folder that make it what it is: weights and configurations.
+
+    Raises:
+        UserError: it is none, or lacks a part.
+    """
+    parts = read_index(folder)
+    weights = [
+        folder / part / match.string
+        for part in _with_weights(folder, parts)
+        for match in _to_read(folder / part)
+    ]
+    names = ("config.json", "scheduler_config.json")
+    configs = [folder / part / name for part in _folders(folder, parts) for name in names]
+    return [*weights, *filter(Path.is_file, configs)]
+
+
+def _to_read(part: Path) -> list[re.Match[str]]:
+    """The plain ones where there are such, whatever kind they are of."""
+    found = _matches(part)
+    return [match for match in found if _variant(match) is None] or found
 
 
 def check_no_lora_inside(folder: Path, parts: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from nablaflow.models.export import (
 )
 from nablaflow.models.kohya import by_kohyas_names
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.rehearsal import sample_a_little
 from nablaflow.models.source import ModelSource
 from nablaflow.storage.files import remove_tree
 from nablaflow.storage.header import put_in_order
@@ -80,6 +81,21 @@ def check_format(model: PipelineModel, name: str) -> None:
         )
 
 
+def check_decodes(model: PipelineModel, dtype: torch.dtype) -> None:
+    """Refuse a precision that the pipeline's decoder overflows in: its images would be of nothing.
+
+    Raises:
+        UserError: it does so at what the model samples.
+    """
+    if dtype != torch.float16 or model.decoder_is_raised:
+        return
+    if model.overflows(sample_a_little(model), dtype):
+        raise UserError(
+            "--dtype: the pipeline's decoder overflows in float16, so that its images would be of "
+            "nothing; use bfloat16 or float32"
+        )
+
+
 def write_policy(
     model: PipelineModel, source: ModelSource, folder: Path, name: str, dtype: torch.dtype
 ) -> None:
@@ -97,6 +113,8 @@ def write_policy(
     """
     check_format(model, name)
     as_lora = name != "merged"
+    if not as_lora:
+        check_decodes(model, dtype)
     (write_lora if as_lora else write_merged)(model, folder)
     check_same_image(model, source, folder, as_lora=as_lora)
     if name == "kohya" or dtype != torch.float32:

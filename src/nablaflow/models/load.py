@@ -22,6 +22,7 @@ from nablaflow.models.folder import (
     find_variant,
     read_index,
 )
+from nablaflow.models.from_hub import folder_from_hub, index_on_hub
 from nablaflow.models.fused import WithLora, fuse
 from nablaflow.models.live import LIVE, LivePipeline
 from nablaflow.models.parts import check_classes, check_named
@@ -64,6 +65,8 @@ def family_of(pipeline: Any) -> type[PipelineModel]:
 def _serving(name: Any) -> tuple[type[PipelineModel], type[Any]]:
     """The family, and the pipeline's class, by the class's name."""
     served = {kind.__name__: (family, kind) for family in FAMILIES for kind in family.serves}
+    if isinstance(name, list):  # a module of the folder's own, and the class in it
+        name = show(name)
     if not isinstance(name, str) or not name:
         raise UserError(
             "model: its model_index.json does not say the class of its pipeline (_class_name); "
@@ -114,7 +117,7 @@ def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any
     if path.is_file():
         return load_single_file(path, dtype)
     if not looks_local:
-        return _load(model, dtype, _config(model), use_safetensors=True)
+        path = _from_hub(model)
     if not path.is_dir():
         raise UserError(f"model: there is no folder {model}; check the path, or give a hub id")
     parts = read_index(path)
@@ -137,14 +140,14 @@ def _fused(source: WithLora, dtype: torch.dtype) -> Any:
     return fuse(own, source.file, source.scale).to(dtype)
 
 
-def _config(model: str) -> dict[str, Any]:
-    """The list of parts of a model on the hub; its weights stay there for now."""
-    try:
-        found: Any = DiffusionPipeline.load_config(model)
-    except Exception as error:  # of the hub, of the network, of a cache
-        raise _unreadable(model, error) from error
-    _check_index(found)
-    return found
+def _from_hub(model: str) -> Path:
+    """Where its files are here; weights are fetched for what is served alone."""
+    parts = index_on_hub(model)
+    _check_index(parts)
+    family, _ = _serving(parts["_class_name"])
+    return folder_from_hub(
+        model, [name for name, part in family.load_options.items() if part is None]
+    )
 
 
 def _check_index(parts: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,37 +68,76 @@ def before_last(encoder: Any, read: Any, skip: int) -> Float[Tensor, "row token 
     return inner.final_layer_norm(read.hidden_states[-skip - 1])
 
 
-def note_cuts(
-    tokenizer: Any, prompts: Sequence[str], count: int, reads: int | None = None
-) -> str | None:
-    """One line about prompts that are cut: which, where, and what is the same afterwards.
+@dataclass(frozen=True)
+class Reader:
+    """What reads a prompt, and how much of it.
 
-    Args:
+    Attributes:
         count: pieces that a prompt is embedded in.
         reads: tokens of a piece that are read, where that is fewer than the tokenizer's own, and
             there cannot be more pieces.
     """
-    size = room(tokenizer) - (0 if reads is None else tokenizer.model_max_length - reads)
-    limit = count * size
-    texts = list(dict.fromkeys(prompts))
-    tokens = {text: content(tokenizer, text) for text in texts}
+
+    tokenizer: Any
+    count: int = 1
+    reads: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Of a piece, tokens of a prompt."""
+        fewer = 0 if self.reads is None else self.tokenizer.model_max_length - self.reads
+        return room(self.tokenizer) - fewer
+
+    @property
+    def limit(self) -> int:
+        return self.count * self.size
+
+    @property
+    def told(self) -> str:
+        """What happens to what is longer."""
+        reads = self.reads or self.tokenizer.model_max_length
+        return f"longer than the {reads} tokens that the text encoder reads and"
+
+    def remedy(self, most: int) -> str:
+        """Besides to shorten a prompt of ``most`` tokens."""
+        if self.reads is not None:
+            return ""
+        return f", or set sampler.prompt_chunks={-(-most // self.size)}"
+
+    def shown(self, text: str, tokens: list[int]) -> str:
+        """A prompt, and what of it is cut."""
+        lost = self.tokenizer.decode(tokens[self.limit :]).strip()
+        return f"{_short(text)!r} loses {_short(lost)!r}"
+
+
+def note_cuts(reader: Reader, prompts: Sequence[str]) -> str | None:
+    """One line about prompts that are cut: which, where, and what is the same afterwards."""
+    texts, limit = list(dict.fromkeys(prompts)), reader.limit
+    tokens = {text: content(reader.tokenizer, text) for text in texts}
     long = [text for text in texts if len(tokens[text]) > limit]
     if not long:
         return None
-    named = ", ".join(_shown(text, tokens[text][limit:], tokenizer.decode) for text in long[:SHOWN])
+    named = ", ".join(reader.shown(text, tokens[text]) for text in long[:SHOWN])
     more = f" and {len(long) - SHOWN} more" if len(long) > SHOWN else ""
     most = max(len(tokens[text]) for text in long)
-    remedy = f", or set sampler.prompt_chunks={-(-most // size)}" if reads is None else ""
     return (
-        f"prompts: {len(long)} of {len(texts)} ({len(long) / len(texts):.0%}) are longer than the "
-        f"{reads or tokenizer.model_max_length} tokens that the text encoder reads and are "
-        f"truncated: {named}{more}{_collisions(tokens, limit)}; shorten them{remedy}"
+        f"prompts: {len(long)} of {len(texts)} ({len(long) / len(texts):.0%}) are {reader.told} "
+        f"are truncated: {named}{more}{_collisions(tokens, limit)}; shorten them"
+        f"{reader.remedy(most)}"
     )
 
 
-def _shown(text: str, cut: list[int], decode: Callable[[list[int]], str]) -> str:
-    lost = decode(cut).strip()
-    return f"{_short(text)!r} loses {_short(lost)!r}"
+def note_negative(reader: Reader, text: str, *, guided: bool) -> str | None:
+    """The same about what guidance leads away from, if it is read at all."""
+    if not guided and text:
+        return "sampler.negative_prompt: it is not read without guidance, sampler.guidance_scale=1"
+    tokens = content(reader.tokenizer, text) if text else []
+    if len(tokens) <= reader.limit:
+        return None
+    return (
+        f"sampler.negative_prompt: it is {reader.told} is truncated: {reader.shown(text, tokens)}; "
+        f"shorten it{reader.remedy(len(tokens))}"
+    )
 
 
 def _short(text: str) -> str:

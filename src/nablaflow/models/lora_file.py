@@ -18,7 +18,11 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import logging as diffusers_logging
-from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+from diffusers.utils.state_dict_utils import (
+    convert_state_dict_to_diffusers,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+)
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
@@ -30,6 +34,11 @@ from nablaflow.quiet import quiet_libraries
 NAMES = ("pytorch_lora_weights.safetensors", "kohya_lora.safetensors")
 """What a folder's LoRA is called by diffusers, and by our own export."""
 ADAPTER = "given"
+ENCODER = "text_encoder"
+OTHERS = {"hada_": "a LoHa", "lokr_": "a LoKr", "oft_": "an OFT"}
+"""Other adapters than LoRAs, by what the names of their tensors have in them."""
+PEFT = "base_model.model."
+"""What peft's own ``save_pretrained`` puts before the path of a layer."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,15 @@ def _check_names(names: list[str], file: Path, setting: str) -> None:
             f"{setting}: {file} is a DoRA by kohya's names, whose lengths diffusers leaves out; "
             "save it in diffusers' format"
         )
+    for mark, kind in OTHERS.items():
+        if any(mark in name for name in names):
+            raise UserError(f"{setting}: {file} is {kind} and no LoRA; give a LoRA")
+    if any(name.startswith(PEFT) for name in names):
+        raise UserError(
+            f"{setting}: {file} is as peft's save_pretrained writes it, which load_lora_weights "
+            "does not read; load it with peft, and write get_peft_model_state_dict(…) by the "
+            "pipeline's save_lora_weights"
+        )
     other = next((name for name in names if "lora" not in name.lower()), None)
     if other is not None or not names:
         raise UserError(
@@ -154,9 +172,21 @@ def _converted(pipeline: Any, file: Path) -> list[str]:
     config = {"unet_config": pipeline.unet.config} if hasattr(pipeline, "unet") else {}
     found: Any = pipeline.lora_state_dict(file.parent, weight_name=file.name, **config)
     state = found[0] if isinstance(found, tuple) else found
-    if not any("lora_A" in name for name in state):
-        state = convert_unet_state_dict_to_peft(state)  # as the loading does
-    return [name for name in state if not name.endswith(".alpha")]
+    state = {name: value for name, value in state.items() if not name.endswith(".alpha")}
+    told = {name: value for name, value in state.items() if name.startswith(ENCODER)}
+    rest = {name: value for name, value in state.items() if name not in told}
+    if not any("lora_A" in name for name in rest):
+        rest = convert_unet_state_dict_to_peft(rest)  # as the loading does
+    return [*rest, *_converted_encoders(pipeline, told)]
+
+
+def _converted_encoders(pipeline: Any, state: Mapping[str, Tensor]) -> Iterator[str]:
+    """The names that the loading gives to a text encoder's tensors, which it converts apart."""
+    for part in sorted({name.partition(".")[0] for name in state}):
+        own = {n.removeprefix(f"{part}."): v for n, v in state.items() if n.startswith(f"{part}.")}
+        flat = not hasattr(getattr(pipeline, part, None), "text_model")
+        for name in convert_state_dict_to_peft(convert_state_dict_to_diffusers(own)):
+            yield f"{part}.{name.removeprefix('text_model.') if flat else name}"
 
 
 def _check_taken(pipeline: Any, names: list[str], file: Path, setting: str) -> None:
@@ -220,7 +250,18 @@ def read_lora(pipeline: Any, denoiser: str, file: Path, setting: str) -> GivenLo
         raise UserError(f"{setting}: {file} is no LoRA, but another kind of adapter; give a LoRA")
     config: Any = bare
     rslora = config.peft_config[ADAPTER].use_rslora
-    return GivenLora({name: _factors(layer) for name, layer in layers.items()}, rslora)
+    found = {name: _factors(layer) for name, layer in layers.items()}
+    for name, factors in found.items():
+        if not _is_finite(factors):
+            raise UserError(
+                f"{setting}: {file} has values of {name} that are not finite; get it again"
+            )
+    return GivenLora(found, rslora)
+
+
+def _is_finite(factors: LoraFactors) -> bool:
+    magnitude = [] if factors.magnitude is None else [factors.magnitude]
+    return all(bool(value.isfinite().all()) for value in (factors.down, factors.up, *magnitude))
 
 
 def _without_weights(network: Any) -> Any:

@@ -141,7 +141,9 @@ class PipelineModel(DiffusionModel):
             UserError: the schedule has no such kernels.
         """
         s = self._sampler
-        config = self.pipeline.scheduler.config
+        scheduler = self.pipeline.scheduler
+        # Which a configuration has only where it was read from a folder.
+        config = {**scheduler.config, "_class_name": type(scheduler).__name__}
         return build_process(config, s.name, s.steps, s.eta, s.sigma_floor, left_open)
 
     def widen_kernels(self, left_open: Float[Tensor, "levels"]) -> None:
@@ -213,6 +215,11 @@ class PipelineModel(DiffusionModel):
             f"training.decoder: no tiny decoder is known for a {type(self.pipeline).__name__}; use "
             "training.decoder=full"
         )
+
+    @property
+    def decoder_is_raised(self) -> bool:
+        """Whether a stock pipeline in fp16 decodes in float32 all the same."""
+        return False
 
     def overflows(self, x0: Latents, dtype: torch.dtype) -> bool:
         """Whether the pipeline's own decoder, float32 here, is not finite in a precision."""

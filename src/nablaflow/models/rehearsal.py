@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.diffusion import kernel_mean
-from nablaflow.errors import UserError
+from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.models.adapters import LoraAdapter, swapped, trainable_state
 from nablaflow.models.export import CHECK_PROMPT, few_steps, save_policy
 from nablaflow.models.pipelines import PipelineModel
@@ -36,10 +36,20 @@ def rehearse(model: PipelineModel, source: ModelSource, place: Path) -> str | No
         ExportError: a stock pipeline gives another image than the policy.
     """
     with folders_fault(model):
-        x0_hat = _sample_a_little(model)
+        x0_hat = sample_a_little(model)
         with scratch_folder(place) as folder, _moved(model):
-            save_policy(model, source, folder)
+            _save(model, source, folder)
     return _overflow(model, x0_hat)
+
+
+def _save(model: PipelineModel, source: ModelSource, folder: Path) -> None:
+    try:
+        save_policy(model, source, folder)
+    except TrainingStopped as error:  # whose remedy is for a policy that was trained
+        raise UserError(
+            f"adapter: its policy's image is not finite, before any training, with its weights "
+            f"moved by {MOVED:g}; use a smaller adapter.alpha, or another adapter.start"
+        ) from error
 
 
 FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -93,7 +103,7 @@ def _moved(model: PipelineModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _sample_a_little(model: PipelineModel) -> Latents:
+def sample_a_little(model: PipelineModel) -> Latents:
     """The first and the last steps of the reference; x0_hat at the end of them."""
     process = model.process
     condition = model.condition([CHECK_PROMPT])

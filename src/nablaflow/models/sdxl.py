@@ -99,6 +99,10 @@ class StableDiffusionXL(TextToImage):
             return found
         return found.zeroed()
 
+    @property
+    def decoder_is_raised(self) -> bool:
+        return bool(self._autoencoder.config.get("force_upcast"))
+
     def to_autoencoder(self, x0: Latents) -> Latents:
         config, states = self._autoencoder.config, super().to_autoencoder(x0)
         return with_statistics(config, states) if _has_statistics(config) else states

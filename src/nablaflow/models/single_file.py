@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
 from nablaflow.errors import UserError
 
+PREFIX = "model.diffusion_model."
+"""Before the names of a denoiser that is not alone in its file."""
+
 
 def load_single_file(path: Path, dtype: torch.dtype) -> Any:
-    """The Stable Diffusion, or XL, in a ``.safetensors``, if its configuration is here.
+    """The Stable Diffusion 1, 2, XL or 3 in a ``.safetensors``, if its configuration is here.
 
     The file has none of its own; diffusers takes that of the published model it resembles from the
     hub's cache on this machine, or from the hub.
@@ -21,22 +25,18 @@ def load_single_file(path: Path, dtype: torch.dtype) -> Any:
     Raises:
         UserError: it is another thing, or its configuration could not be downloaded.
     """
+    if path.suffix == ".gguf":
+        raise UserError(
+            f"model: {path} is quantized (GGUF), and gradients need weights that are not; give a "
+            "folder, or a .safetensors, of the same model"
+        )
     if path.suffix != ".safetensors":
         raise UserError(
             f"model: {path} is one file that is not safetensors and may hold code; "
             + _convert(path, "where you trust it")
         )
     names = _names(path)
-    if any("lora_" in name for name in names):
-        raise UserError(
-            f"model: {path} is a LoRA and not a model; fuse it into its base with fuse_lora(), "
-            "unload_lora_weights() and save_pretrained, and give that folder"
-        )
-    if not any(name.startswith("model.diffusion_model.") for name in names):
-        raise UserError(
-            f"model: {path} is one file without the weights of a Stable Diffusion; if it is a "
-            "whole model all the same, " + _convert(path, "where the hub can be reached")
-        )
+    _check_whole(path, names)
     kind, options = _kind(path, names)
     try:
         return kind.from_single_file(
@@ -50,8 +50,75 @@ def load_single_file(path: Path, dtype: torch.dtype) -> Any:
         ) from error
 
 
+def _check_whole(path: Path, names: list[str]) -> None:
+    """Refuse what is no whole model of a kind that is read from one file."""
+    if any("lora_" in name for name in names):
+        raise UserError(
+            f"model: {path} is a LoRA and not a model; fuse it into its base with fuse_lora(), "
+            "unload_lora_weights() and save_pretrained, and give that folder"
+        )
+    transformer = next((one for one in (*TRANSFORMERS, SD3) if one.is_in(names)), None)
+    if transformer is SD3 and any(name.startswith("text_encoders.") for name in names):
+        return
+    if transformer is not None:
+        raise UserError(f"model: {path} is {transformer.told(path)}, and give that folder")
+    if any(name.startswith(OF_DIFFUSERS) for name in names):
+        raise UserError(
+            f"model: {path} is one part of a pipeline, by diffusers' names; give the folder with "
+            "all of them, the one that has a model_index.json"
+        )
+    if not any(name.startswith(PREFIX) for name in names):
+        raise UserError(
+            f"model: {path} is one file without the weights of a Stable Diffusion; if it is a "
+            "whole model all the same, " + _convert(path, "where the hub can be reached")
+        )
+
+
+OF_DIFFUSERS = ("down_blocks.", "transformer_blocks.", "single_transformer_blocks.")
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """One that is published without the text encoders and the autoencoder that it works with, too.
+
+    Attributes:
+        mark: how some of its tensors' names begin, besides `PREFIX`.
+        kind: what diffusers' classes begin with.
+        source: hub id of a pipeline with its other parts.
+    """
+
+    mark: str
+    kind: str
+    source: str
+
+    def is_in(self, names: list[str]) -> bool:
+        return any(name.removeprefix(PREFIX).startswith(self.mark) for name in names)
+
+    def told(self, path: Path) -> str:
+        """What it is, and how to make a folder with the rest."""
+        network = f"{self.kind}Transformer2DModel"
+        pipeline = {"SD3": "StableDiffusion3", "Flux2": "Flux2Klein"}.get(self.kind, self.kind)
+        return (
+            f"the transformer of a {pipeline}Pipeline; put it beside the other parts once, where "
+            f'the hub can be reached: python -c "from diffusers import {pipeline}Pipeline as P, '
+            f"{network} as T; P.from_pretrained('{self.source}', "
+            f"transformer=T.from_single_file('{path}')).save_pretrained('{path.stem}')\""
+        )
+
+
+TRANSFORMERS = (
+    Transformer("distilled_guidance_layer.", "Chroma", "lodestones/Chroma1-HD"),
+    Transformer("double_stream_modulation_img.", "Flux2", "black-forest-labs/FLUX.2-klein-4B"),
+    Transformer("double_blocks.", "Flux", "black-forest-labs/FLUX.1-dev"),
+    Transformer("layers.0.adaLN_modulation.", "ZImage", "Tongyi-MAI/Z-Image-Turbo"),
+    Transformer("transformer_blocks.0.img_mlp.", "QwenImage", "Qwen/Qwen-Image"),
+)
+"""The more particular before what they have in common."""
+SD3 = Transformer("joint_blocks.", "SD3", "stabilityai/stable-diffusion-3.5-medium")
+
+
 def _kind(path: Path, names: list[str]) -> tuple[type[Any], dict[str, Any]]:
-    """The pipeline's class, by the names that its published file gives to text encoders."""
+    """The pipeline's class, by the names that its published file gives to its parts."""
     if any(name.startswith("conditioner.embedders.1.") for name in names):
         return StableDiffusionXLPipeline, {"image_encoder": None, "add_watermarker": False}
     if any(name.startswith("conditioner.embedders.0.") for name in names):
@@ -59,6 +126,8 @@ def _kind(path: Path, names: list[str]) -> tuple[type[Any], dict[str, Any]]:
             f"model: {path} is a refiner, which only finishes what a base model began; use the "
             "base model"
         )
+    if SD3.is_in(names):
+        return StableDiffusion3Pipeline, {"image_encoder": None}
     return StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}
 
 

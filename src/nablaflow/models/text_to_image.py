@@ -17,7 +17,7 @@ from nablaflow.devices import without_autocast
 from nablaflow.models.condition import Condition
 from nablaflow.models.conditioning import check_clip_skip
 from nablaflow.models.embeddings import Embeddings
-from nablaflow.models.long_prompts import note_cuts
+from nablaflow.models.long_prompts import Reader, note_cuts, note_negative
 from nablaflow.models.parts import check_latents, check_lengths, check_scales, check_words
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
@@ -141,7 +141,7 @@ class TextToImage(PipelineModel):
     def _encoders_at_work(self) -> Iterator[None]:
         for encoder in self._encoders():
             encoder.to(self.device)
-        with torch.no_grad():
+        with torch.no_grad(), quiet_libraries():  # what is cut is said once, by `note_on`
             yield
         for encoder in self._encoders():
             encoder.to(self._rest)
@@ -156,8 +156,19 @@ class TextToImage(PipelineModel):
             encoder.to(self._rest)
 
     def note_on(self, prompts: Sequence[str]) -> str | None:
+        reader, s = self.reader(), self._sampler
+        negative = note_negative(reader, s.negative_prompt, guided=s.guidance_scale > 1.0)
+        told = (*self.notes(), note_cuts(reader, prompts), negative)
+        return "\n".join(line for line in told if line is not None) or None
+
+    def notes(self) -> list[str]:
+        """What is to be said of the model and its sampler, one line each."""
+        return []
+
+    def reader(self) -> Reader:
+        """What reads most of a prompt."""
         tokenizer = getattr(self.pipeline, self.tokenizers[0])
-        return note_cuts(tokenizer, prompts, self._sampler.prompt_chunks or 1)
+        return Reader(tokenizer, self._sampler.prompt_chunks or 1)
 
     def checkpoint_activations(self) -> None:
         """The decoder's too: in float32, under a reward's gradient, they are the largest."""

@@ -26,7 +26,7 @@ from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import finish
 from nablaflow.runs.folder import check_run, open_run, saved_config
 from nablaflow.runs.launch import Launch
-from nablaflow.runs.pretrained import of_live
+from nablaflow.runs.pretrained import of_live, with_mark
 from nablaflow.runs.run import Run
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.sheets import write_missing_sheet, write_sheet
@@ -77,6 +77,8 @@ def run(
     found = list_checkpoints(folder) if resume else []
     if resume:
         config = as_chosen(config)
+    elif pipeline is None:
+        config = with_mark(config)
     config = with_checksums(config, saved_config(config) if found else None)
     check_run(config, resume=resume, overwrite=overwrite)
     with fresh_accelerator():

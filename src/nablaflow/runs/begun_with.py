@@ -70,8 +70,8 @@ def known_lora(path: str, setting: str, known: str | None) -> tuple[Path, str]:
     return file, found
 
 
-def lora_elsewhere(config: Config, own: Config) -> Config:
-    """A run's configuration in which its LoRA has another place: it has to be the same file.
+def elsewhere(config: Config, own: Config) -> Config:
+    """A run's configuration in which its model or its LoRA has another place: they are the same.
 
     Args:
         own: the configuration as the run has it.
@@ -80,7 +80,8 @@ def lora_elsewhere(config: Config, own: Config) -> Config:
         UserError: the run was begun without a LoRA, or is to be had without its own.
     """
     check_lora_stays(config.model_lora, own)
-    return config.model_copy(update={"model_lora_hash": own.model_lora_hash})
+    marks = {"model_hash": own.model_hash, "model_lora_hash": own.model_lora_hash}
+    return config.model_copy(update=marks)
 
 
 def check_lora_stays(place: str | None, own: Config) -> None:

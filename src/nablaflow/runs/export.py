@@ -89,7 +89,7 @@ def export_run(
         trusted: whether the user's word is given for what the run asks for.
         pipeline: the one that the run was begun with, where it has no name.
         method: the class of the one that it was begun with, where it has no file.
-        settings: ``model_lora=…``, where the run's own is now.
+        settings: ``model=…``, ``model_lora=…``, where the run's own are now.
 
     Raises:
         UserError: a mistake in any of these, no such checkpoint, or a format that cannot hold it.

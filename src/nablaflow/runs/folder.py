@@ -26,7 +26,7 @@ from nablaflow.config.recipe import (
 )
 from nablaflow.errors import UserError
 from nablaflow.models.fused import SETTING as FUSED
-from nablaflow.runs.begun_with import check_lora_stays, lora_elsewhere
+from nablaflow.runs.begun_with import check_lora_stays, elsewhere
 from nablaflow.runs.trust import NeedsWord, paths_read
 from nablaflow.storage.checkpoint import DamagedCheckpoint, list_checkpoints, read_manifest
 from nablaflow.storage.files import write_whole
@@ -193,7 +193,8 @@ def load_run_config(
     is a change of what the checkpoint was trained with.
 
     Args:
-        overrides: ``key=value``; a ``model_lora`` among them is the run's own in another place.
+        overrides: ``key=value``; a ``model`` or ``model_lora`` among them is the run's own, whose
+            place is another now.
         find: finds the class of a method of the user's own, see `nablaflow.runs.trust.methods_of`.
 
     Raises:
@@ -212,12 +213,12 @@ def load_run_config(
         print(f"{error}; the copy in the last checkpoint is used", file=sys.stderr)
         values = {**read_yaml(copy, "checkpoint"), "output_dir": str(run)}
         own = load_config(None, [], values, find)
-        return lora_elsewhere(load_config(None, overrides, values, find), own)
+        return elsewhere(load_config(None, overrides, values, find), own)
     given = dict(map(parse_override, overrides))
     if (FUSED,) in given:  # before its scale is found to be of none
         check_lora_stays(given[(FUSED,)], own)
     config = load_config(run / CONFIG, overrides, {"output_dir": str(run)}, find)
-    config = lora_elsewhere(config, own)
+    config = elsewhere(config, own)
     if copy is not None:
         saved = plain_config(parse_config(read_recipe(run / CONFIG), find))
         for part in _differences(_completed(copy, find), saved):

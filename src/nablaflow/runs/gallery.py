@@ -131,7 +131,7 @@ def write_gallery(
     Args:
         strengths: of the last checkpoint, besides 0 and 1.
         trusted: whether the user's word is given for what the run asks for.
-        settings: ``model_lora=…``, where the run's own is now.
+        settings: ``model=…``, ``model_lora=…``, where the run's own are now.
 
     Returns:
         The table of rewards, and of distances from the reference's image of the same noise, in

@@ -18,7 +18,7 @@ from nablaflow.models import LivePipeline, load_model
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.runs.begun_with import as_begun
 from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.pretrained import reference_of
+from nablaflow.runs.pretrained import check_may_be_given, reference_of
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import (
     best_folder,
@@ -57,7 +57,7 @@ def load_policy(
         sampler: another than the run's own: ``euler``, for a policy of flow matching.
         pipeline: the one that the run was begun with, where it has no name.
         method: the class of the one that it was begun with, where it has no file.
-        settings: ``model_lora=…``, where the same LoRA is now.
+        settings: ``model=…``, ``model_lora=…``, where the same model and LoRA are now.
 
     Raises:
         UserError: the folder holds no such checkpoint, or one of another model; or the strength is
@@ -67,8 +67,10 @@ def load_policy(
         raise UserError(f"--strength: must be a number from 0 on, not {strength:g}")
     if checkpoint == REFERENCE and strength != 1:
         raise UserError("--strength: the reference has none; leave it or --checkpoint out")
-    own_parts = parts_of_run(settings, ("model_lora",)).intersection(parts)
+    own_parts = parts_of_run(settings, THE_MODEL).intersection(parts)
     config = load_run_config(run, settings, methods_of(run, trusted=trusted, known=method))
+    if "model" not in own_parts:
+        check_may_be_given(config)
     check_trusted(config, run, own_parts, trusted=trusted)
     analytic = config.sampler.variance == "analytic" and sampler is None
     if average and config.adapter.ema_decay is None:

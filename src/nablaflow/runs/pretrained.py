@@ -16,6 +16,7 @@ from nablaflow.models import (
     load_pipeline,
     model_source,
 )
+from nablaflow.models.file_mark import PREFIX, mark_of_files
 from nablaflow.models.fused import SETTING as FUSED
 from nablaflow.quiet import quiet_libraries
 from nablaflow.report.privacy import without_folders
@@ -77,6 +78,9 @@ def load_pretrained(config: Config, given: LivePipeline | None) -> Any:
     Raises:
         UserError: it cannot be loaded, or has other weights than the run was begun with.
     """
+    if is_of_files(config.model_hash):
+        _check_files(config, given)
+        return load_pipeline(source_of(config, given), dtype_of(config))
     pipeline = load_pipeline(source_of(config, given), dtype_of(config))
     if config.model_hash is not None and fingerprint(pipeline) != config.model_hash:
         name = "the pipeline that is given" if given else config.model
@@ -87,6 +91,42 @@ def load_pretrained(config: Config, given: LivePipeline | None) -> Any:
     return pipeline
 
 
+def with_mark(config: Config) -> Config:
+    """With what tells the files of its model from others, for a run that begins to record.
+
+    Raises:
+        UserError: its model is a folder without a pipeline.
+    """
+    if config.model_hash is not None:
+        return config
+    return config.model_copy(update={"model_hash": mark_of_files(config.model)})
+
+
+def is_of_files(mark: str | None) -> bool:
+    """Whether a ``model_hash`` is of a folder's files, which another name for it may have."""
+    return mark is not None and mark.startswith(PREFIX)
+
+
+def _check_files(config: Config, given: LivePipeline | None) -> None:
+    """Refuse another model than the folder or file that a run was begun with."""
+    if given is not None:
+        raise UserError(
+            f"model: the run was begun with {config.model}; give where that is now (model=…), and "
+            "no pipeline"
+        )
+    found = mark_of_files(config.model)
+    if found is None:
+        raise UserError(
+            f"model: there is no {config.model}, which the run was begun with; give where it is "
+            "now (model=…)"
+        )
+    if found != config.model_hash:
+        raise UserError(
+            f"model: {config.model} is not what the run was begun with, by its files of weights "
+            "and configurations; give that one (model=…), or begin another run"
+        )
+
+
 @quiet_libraries()
 def reference_of(config: Config, given: LivePipeline | None, dtype: torch.dtype) -> Any:
     """The same to sample with, in any precision.
@@ -94,7 +134,9 @@ def reference_of(config: Config, given: LivePipeline | None, dtype: torch.dtype)
     Raises:
         UserError: as `load_pretrained`.
     """
-    if config.model_hash is None:
+    if is_of_files(config.model_hash):
+        _check_files(config, given)
+    if config.model_hash is None or is_of_files(config.model_hash):
         return load_pipeline(source_of(config, given), dtype)
     return load_pretrained(config, given).to(dtype)
 

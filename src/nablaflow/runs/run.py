@@ -18,7 +18,12 @@ from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.export import export_run
 from nablaflow.runs.folder import load_run_config
-from nablaflow.runs.pretrained import copy_of_live, reference_of
+from nablaflow.runs.pretrained import (
+    check_may_be_given,
+    copy_of_live,
+    is_of_files,
+    reference_of,
+)
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.files import read_text
 from nablaflow.storage.header import is_whole
@@ -50,14 +55,20 @@ class Run:
 
     @classmethod
     def open(
-        cls, folder: str | Path, *, trusted: bool = False, model_lora: str | Path | None = None
+        cls,
+        folder: str | Path,
+        *,
+        trusted: bool = False,
+        model: str | Path | None = None,
+        model_lora: str | Path | None = None,
     ) -> Run:
         """A run that was finished before.
 
         Args:
             trusted: whether the user's word is given for the model's folder, where the run is
                 somebody else's; see `nablaflow.runs.trust`.
-            model_lora: where the LoRA in its reference is now, if that has moved.
+            model: where its model is now, if that has moved.
+            model_lora: where the LoRA in its reference is now, if that has.
 
         Raises:
             UserError: the folder holds no finished run.
@@ -67,9 +78,11 @@ class Run:
         saved = next((folder / name for name in (LORA, MODEL) if (folder / name).is_dir()), None)
         if saved is None or not summary.is_file():
             raise UserError(f"{folder} holds no finished run; give the output_dir of one")
-        moved = _place_of_lora(model_lora)
-        own = parts_of_run(moved, ("model_lora",)).intersection(THE_MODEL)
+        moved = _places(model, model_lora)
+        own = parts_of_run(moved, THE_MODEL).intersection(THE_MODEL)
         config = load_run_config(folder, moved, methods_of(folder, trusted=trusted))
+        if model is not None:
+            check_may_be_given(config)
         check_trusted(config, folder, own, trusted=trusted)
         try:
             figures = json.loads(read_text(summary))
@@ -89,8 +102,9 @@ class Run:
 
     @property
     def settings(self) -> list[str]:
-        """What of its folder's config.yaml is otherwise now: where its LoRA is."""
-        return _place_of_lora(self.config.model_lora)
+        """What of its folder's config.yaml is otherwise now: where its model and its LoRA are."""
+        of_files = self.live is None and is_of_files(self.config.model_hash)
+        return _places(self.config.model if of_files else None, self.config.model_lora)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -165,6 +179,7 @@ class Run:
         return reference_of(self.config, None, dtype or torch.float32)
 
 
-def _place_of_lora(path: str | Path | None) -> list[str]:
-    """The setting that says where a LoRA is; none where there is no LoRA."""
-    return [] if path is None else [f"model_lora={json.dumps(str(path))}"]
+def _places(model: str | Path | None, lora: str | Path | None) -> list[str]:
+    """The settings that say where a model and a LoRA are; none for what is not given."""
+    given = {"model": model, "model_lora": lora}
+    return [f"{name}={json.dumps(str(path))}" for name, path in given.items() if path is not None]

@@ -81,21 +81,26 @@ def _model(
         model, config, _ = load_policy(Path(source), parts, trusted=trusted, **here, **of_run)
         return model, prompts or load_prompts(config.prompts, Path(), config.seed)
     if of_run:
-        option = "model_lora" if "settings" in of_run else f"--{next(iter(of_run))}"
+        moved = of_run.get("settings")
+        option = moved[0].partition("=")[0] if moved else f"--{next(iter(of_run))}"
         raise UserError(f"{option}: {source} is no run folder, and only a run has that")
     pipeline = load_pipeline(model_source(source) if isinstance(source, str) else source)
-    sampler = _sampler(pipeline, source, of_model)
+    sampler, told = _sampler(pipeline, source, of_model)
     model = load_model(pipeline, sampler, AdapterSettings(), best_device())
+    for line in told:  # which is nothing to say of a model that is refused
+        _say(line)
     return model, prompts or ["a circle" if source in EMBEDDED else ""]
 
 
-def _sampler(pipeline: Any, source: ModelSource, asked: dict[str, Any]) -> SamplerSettings:
-    """What the pipeline's own call would do, but for the kind of sampler, which is said.
+def _sampler(
+    pipeline: Any, source: ModelSource, asked: dict[str, Any]
+) -> tuple[SamplerSettings, list[str]]:
+    """What the pipeline's own call would do, but for the kind of sampler; and lines about that.
 
     Raises:
         UserError: there is no sampler of the name that is asked for.
     """
-    name = asked.get("sampler")
+    name, told = asked.get("sampler"), []
     known = {*SAMPLERS, *FLOW_SAMPLERS}
     if name is not None and name not in known:
         raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, known)}")
@@ -103,24 +108,42 @@ def _sampler(pipeline: Any, source: ModelSource, asked: dict[str, Any]) -> Sampl
     if isinstance(source, str):
         settings |= EMBEDDED.get(source, {})
     settings |= {side: asked[side] for side in ("height", "width") if side in asked}
-    settings["name"] = name or settings.get("name") or _fitting(pipeline)
-    return SamplerSettings(**settings)
+    if name is None:
+        name, told = _fitting(pipeline, settings.get("name"))
+    return SamplerSettings(**{**settings, "name": name}), told
 
 
-def _fitting(pipeline: Any) -> str:
+OF_SCHEDULERS = {"ddim": ("DDIM", "DDPM"), "euler": ("FlowMatchEuler",)}
+"""Samplers, and how the names of the schedulers begin whose steps they take."""
+
+
+def _fitting(pipeline: Any, name: str | None) -> tuple[str, list[str]]:
     """A sampler for the folder's scheduler, with its own noise levels or, if need be, even ones.
 
     Nothing is trained here, so that other levels change the image and no claim.
+
+    Args:
+        name: of the family's, where it has one for all its schedulers.
+
+    Returns:
+        Its name, and lines about what differs from the stock pipeline.
     """
-    scheduler = pipeline.scheduler
-    spacings = other_spacings(scheduler.config)
+    scheduler, told = pipeline.scheduler, []
+    spacings = [] if name else other_spacings(scheduler.config)
     if spacings:
         scheduler.register_to_config(**dict.fromkeys(spacings, False))
-        _say(f"the scheduler's {spacings[0]} is left out; its timesteps are evenly spaced here")
-    if scheduler.config.get("timestep_spacing") != "linspace":
-        return "ddim"
-    _say("sampled with sde-dpmsolver++, since ddim does not fit timesteps spaced linspace")
-    return "sde-dpmsolver++"
+        told.append(
+            f"the scheduler's {spacings[0]} is left out; its timesteps are evenly spaced here"
+        )
+    if name is None and scheduler.config.get("timestep_spacing") == "linspace":
+        told.append(
+            "sampled with sde-dpmsolver++, since ddim does not fit timesteps spaced linspace"
+        )
+        return "sde-dpmsolver++", told
+    name, own = name or "ddim", type(scheduler).__name__
+    if not own.startswith(OF_SCHEDULERS[name]):
+        told.append(f"sampled with {name}, since its own scheduler, {own}, is no sampler here")
+    return name, told
 
 
 def _say(line: str) -> None:

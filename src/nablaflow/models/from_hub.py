@@ -1,0 +1,68 @@
+"""A pipeline on the hub: the folder of its files in this machine's cache, fetched if need be."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from nablaflow.errors import UserError
+from nablaflow.hub.fetch import FAILURES
+from nablaflow.hub.wanted import Wanted
+from nablaflow.models.folder import INDEX, parts_in
+
+CHOICES: tuple[dict[str, Any], ...] = (
+    {"use_safetensors": True},
+    {"use_safetensors": True, "variant": "fp16"},
+    {},  # .bin too
+)
+"""Of files, the better first; where the hub has none of the first, the next are fetched."""
+
+
+def index_on_hub(model: str) -> dict[str, Any]:
+    """The list of a pipeline's parts; its weights stay there for now.
+
+    Raises:
+        UserError: there is none, or it is not in the cache and the hub cannot be reached.
+    """
+    try:
+        return parts_in(Path(hf_hub_download(model, INDEX)))
+    except (EntryNotFoundError, *FAILURES) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise UserError(
+                f"model: {model} has no {INDEX} on the hub, so it is no pipeline in diffusers "
+                "format; give the base model's id, or a file of it"
+            ) from error
+        raise _refusal(model, error) from error
+
+
+def folder_from_hub(model: str, without: Collection[str]) -> Path:
+    """The folder with all files of one choice.
+
+    Args:
+        without: parts that are not needed.
+
+    Raises:
+        UserError: they cannot be fetched.
+    """
+    failed: Exception | None = None
+    for choice in CHOICES:
+        try:
+            return Path(DiffusionPipeline.download(model, **choice, **dict.fromkeys(without)))
+        except (
+            EntryNotFoundError,
+            *FAILURES,
+            ValueError,
+        ) as error:  # of a variant that is not there
+            failed = failed or error
+    assert failed is not None
+    raise _refusal(model, failed) from failed
+
+
+def _refusal(model: str, error: Exception) -> UserError:
+    told = str(Wanted(model, ("*",), None, "model").refusal(error))
+    return UserError(told if told.startswith("model: ") else f"model: {told}")

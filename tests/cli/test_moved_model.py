@@ -1,0 +1,125 @@
+"""A run whose model's folder is elsewhere by now, or another: known by its files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import nablaflow as nf
+from nablaflow.config.overrides import load_config
+from nablaflow.errors import UserError
+from nablaflow.models.file_mark import PIECES, SIZE, mark_of_files
+from tests.cli.conftest import Cli
+from tests.support.cli_runs import READERS, train
+
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
+
+@pytest.fixture(scope="module")
+def trained(
+    settings: dict[str, Any], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a run, ``run``, and what it was begun with, ``base``."""
+    root = tmp_path_factory.mktemp("moved")
+    shutil.copytree(tiny_model, root / "base")
+    train({**settings, "model": str(root / "base")}, root)
+    return root
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run; its model is in ``new-place`` and not in ``base``, which it names."""
+    shutil.copytree(trained / "base", tmp_path / "new-place")
+    run = Path(shutil.copytree(trained / "run", tmp_path / "mine"))
+    for file in (run / "config.yaml", *run.glob("checkpoints/*/manifest.json")):
+        file.write_text(file.read_text().replace(str(trained / "base"), str(tmp_path / "base")))
+    return run
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_where_its_model_is_now_may_be_given(
+    cli: Cli, run: Path, tmp_path: Path, command: str
+) -> None:
+    given = [str(part).format(run=run) for part in READERS[command]]
+    lost = cli(*given, "--trust-run")
+    assert lost.exit_code == 2
+    assert lost.stderr.endswith("the run was begun with; give where it is now (model=…)\n")
+    found = cli(*given, f"model={tmp_path / 'new-place'}")
+    assert found.exit_code == 0, found.stderr
+
+
+def test_so_it_may_in_python(run: Path, tmp_path: Path) -> None:
+    opened = nf.Run.open(run, model=tmp_path / "new-place")
+    assert len(nf.sample(opened, n=1)) == 1
+    assert opened.pipeline() is not None
+    with pytest.raises(UserError, match="give where it is now"):
+        nf.Run.open(run, trusted=True).pipeline()
+
+
+def change_weights(base: Path) -> None:
+    (file,) = (base / "unet").glob("*.safetensors")
+    state = load_file(file)
+    save_file({name: value + 1e-3 for name, value in state.items()}, file, {"format": "pt"})
+
+
+def change_scheduler(base: Path) -> None:
+    file = base / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"beta_end": 0.02}))
+
+
+@pytest.mark.parametrize("change", [change_weights, change_scheduler])
+def test_another_model_at_its_place_is_noticed(
+    cli: Cli, run: Path, tmp_path: Path, here: Path, change: Any
+) -> None:
+    change(Path(shutil.copytree(tmp_path / "new-place", tmp_path / "base")))
+    commands = [[str(part).format(run=run) for part in given] for given in READERS.values()]
+    commands.append(["train", str(run / "config.yaml"), "--resume", f"output_dir={run}"])
+    for command in commands:
+        refused = cli(*command, "--trust-run")
+        assert refused.exit_code == 2, command
+        assert "is not what the run was begun with, by its files" in refused.stderr
+
+
+def test_a_resumed_run_goes_on_with_a_moved_model(cli: Cli, run: Path, tmp_path: Path) -> None:
+    given = (f"output_dir={run}", "training.updates=3", "--trust-run")
+    resumed = ("train", run / "config.yaml", "--resume", *given)
+    refused = cli(*resumed)
+    assert refused.exit_code == 2
+    assert "give where it is now (model=…)" in refused.stderr
+    place = tmp_path / "new-place"
+    done = cli(*resumed, f"model={place}")
+    assert done.exit_code == 0, done.stderr
+    config = load_config(run / "config.yaml", [], {})
+    assert config.model == str(place)
+    assert config.model_hash == mark_of_files(str(place))
+
+
+def test_its_recipe_begins_another_run_with_another_model(
+    cli: Cli, run: Path, tmp_path: Path, here: Path
+) -> None:
+    change_weights(tmp_path / "new-place")
+    begun = (f"model={tmp_path / 'new-place'}", "output_dir=other", "training.updates=1")
+    done = cli("train", run / "config.yaml", *begun)
+    assert done.exit_code == 0, done.stderr
+
+
+def test_a_mark_is_of_what_the_files_hold(tmp_path: Path, tiny_model: Path) -> None:
+    copied = Path(shutil.copytree(tiny_model, tmp_path / "copied"))
+    assert mark_of_files(str(copied)) == mark_of_files(str(tiny_model))
+    (copied / "notes.txt").write_text("of no matter")
+    (copied / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read")
+    assert mark_of_files(str(copied)) == mark_of_files(str(tiny_model))
+    assert mark_of_files("nano") is None
+    assert mark_of_files("owner/name") is None
+    large = tmp_path / "large.safetensors"
+    large.write_bytes(bytes(3 * PIECES * SIZE))
+    before = mark_of_files(str(large))
+    with large.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    assert mark_of_files(str(large)) != before
