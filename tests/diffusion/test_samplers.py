@@ -10,6 +10,7 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
@@ -343,3 +344,14 @@ def test_beta_schedules_that_not_all_classes_know_are_the_models_own(
     process = build_process(config, name, 5, 1.0, sigma_floor=0.01)
     levels = scheduler.alphas_cumprod[process.timestep[1:].long()]
     torch.testing.assert_close(process.alpha_bar[1:], levels.to(process.alpha_bar))
+
+
+def test_a_solver_that_ends_at_its_least_sigma_ends_there_by_ddim_too() -> None:
+    scheduler = EulerDiscreteScheduler(
+        timestep_spacing="leading", steps_offset=1, final_sigmas_type="sigma_min"
+    )
+    scheduler.set_timesteps(STEPS)
+    process = build_process(scheduler.config, "ddim", STEPS, 1.0, sigma_floor=0.01)
+    last = float(scheduler.sigmas[-1])
+    assert float(process.alpha_bar[0]) == pytest.approx(1 / (1 + last**2), rel=1e-6)
+    assert last > 0

@@ -9,7 +9,7 @@ import torch
 
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model
 from nablaflow.models.long_prompts import Reader, note_cuts, pieces, room
-from tests.support.pipelines import stable_diffusion
+from tests.support.pipelines import stable_diffusion, stable_diffusion_xl
 
 SHORT = "a red circle"
 
@@ -105,3 +105,24 @@ def test_the_second_piece_is_the_rest_of_the_prompt(pipeline: Any) -> None:
     assert first is not None
     assert second is not None
     assert (first - second).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("build", [stable_diffusion, stable_diffusion_xl])
+def test_a_word_of_several_vectors_is_read_as_the_stock_pipeline_does(build: Any) -> None:
+    """Textual inversion has a token for each vector of a word, and the prompt the first."""
+    pipeline = build()
+    for name in ("", "_2")[: 1 + hasattr(pipeline, "text_encoder_2")]:
+        tokenizer = getattr(pipeline, f"tokenizer{name}")
+        tokenizer.add_tokens(["<fox>", "<fox>_1"])
+        encoder = getattr(pipeline, f"text_encoder{name}")
+        encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    prompt = "a <fox> circle"
+    with torch.no_grad():
+        wanted = pipeline.encode_prompt(
+            prompt,
+            device=torch.device("cpu"),
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )[0]
+    found = model(pipeline, 1).condition([prompt]).hidden
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)

@@ -39,13 +39,16 @@ def to_convert(config: Mapping[str, Any]) -> dict[str, Any]:
 
     diffusers marks what a folder left to the defaults of its scheduler's class. A pipeline then
     corrects some of that (Stable Diffusion's steps_offset and clip_sample), and the mark stays:
-    without it the corrected values count. A beta schedule that is not `COMMON` is given in numbers.
+    without it the corrected values count. A beta schedule that is not `COMMON` is given in numbers,
+    and where a solver ends at its least sigma, DDIM ends at its first level.
     """
     kind = getattr(diffusers, str(config.get("_class_name")), None)
     known = inspect.signature(kind).parameters if isinstance(kind, type) else {}
     if "beta_schedule" in known and config.get("beta_schedule") not in COMMON:
         own: Any = kind
         config = {**config, "trained_betas": own.from_config(config).betas.tolist()}
+    if config.get("final_sigmas_type") == "sigma_min":
+        config = {"set_alpha_to_one": False, **config}
     still = [
         name
         for name in config.get(_DEFAULTED, ())

@@ -15,6 +15,7 @@ from nablaflow.hub.fetch import FAILURES
 from nablaflow.hub.wanted import Wanted
 from nablaflow.models.folder import INDEX, parts_in
 
+REFUSALS = (EntryNotFoundError, *FAILURES)
 CHOICES: tuple[dict[str, Any], ...] = (
     {"use_safetensors": True},
     {"use_safetensors": True, "variant": "fp16"},
@@ -31,7 +32,7 @@ def index_on_hub(model: str) -> dict[str, Any]:
     """
     try:
         return parts_in(Path(hf_hub_download(model, INDEX)))
-    except (EntryNotFoundError, *FAILURES) as error:
+    except REFUSALS as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise UserError(
                 f"model: {model} has no {INDEX} on the hub, so it is no pipeline in diffusers "
@@ -53,11 +54,7 @@ def folder_from_hub(model: str, without: Collection[str]) -> Path:
     for choice in CHOICES:
         try:
             return Path(DiffusionPipeline.download(model, **choice, **dict.fromkeys(without)))
-        except (
-            EntryNotFoundError,
-            *FAILURES,
-            ValueError,
-        ) as error:  # of a variant that is not there
+        except (*REFUSALS, ValueError) as error:  # the last of a variant that is not there
             failed = failed or error
     assert failed is not None
     raise _refusal(model, failed) from failed

@@ -8,15 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float, Int
 from torch import Tensor
 
+_VECTORS: Any = TextualInversionLoaderMixin()
 SHOWN = 2  # prompts that a note names
 LETTERS = 40  # of a text in a note
 
 
 def content(tokenizer: Any, prompt: str) -> list[int]:
-    """The tokens of a prompt without those that begin and end it."""
+    """The tokens of a prompt without those that begin and end it.
+
+    A word that textual inversion gave several vectors is all of them, as in the stock pipelines.
+    """
+    prompt = _VECTORS.maybe_convert_prompt(prompt, tokenizer)
     return tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
 
 
