@@ -3,7 +3,8 @@
     python benchmarks/start.py
 
 prints a table, the medians of some starts: seconds of the processor, and by the clock, from the
-process's start on. It writes runs/benchmark-start.json.
+process's start on. It writes runs/benchmark-start.json. One start before them is not counted: it
+compiles Python's code, which is done once for an installed package.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from statistics import median
 from typing import Any
 
 STAGES = ("imports", "model and parts", "rehearsal", "guard's look", "to the first update")
+WORK = ("prepare", "_rehearse", "_begin")  # of `nablaflow.runs.align`: what ends a stage
 
 
 class FirstUpdate(BaseException):
@@ -57,7 +59,7 @@ def start_once(began: float, settings: list[str]) -> list[tuple[float, float]]:
         raise FirstUpdate
 
     mark()
-    for name in ("_prepare", "_rehearse", "_begin"):
+    for name in WORK:
         setattr(align, name, then_mark(getattr(align, name)))
     Trainer.step = first_update  # type: ignore[method-assign]
     sys.argv = ["nablaflow", "demo", *settings]
@@ -78,7 +80,7 @@ def main() -> None:
         found = start_once(float(given.one[0]), given.one[1:])
         print(json.dumps(found), flush=True)
         os._exit(0)
-    starts = [_start() for _ in range(given.starts)]
+    starts = [_start() for _ in range(1 + given.starts)][1:]
     print("| until the end of | processor | clock |\n|---|---|---|")
     found = {}
     for stage, times in zip(STAGES, zip(*starts, strict=True), strict=True):
@@ -89,10 +91,11 @@ def main() -> None:
 
 
 def _start() -> list[tuple[float, float]]:
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--one", str(time.monotonic())]
         command += [f"output_dir={folder}/run"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from nablaflow.config.recipe import Config, parse_config
 from nablaflow.errors import UserError
+from nablaflow.runs import budget
 from nablaflow.runs.budget import MOST, plan_for
 from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.doctor_recipe import plan_of_recipe
@@ -48,6 +49,23 @@ def test_a_budget_that_nothing_fits_in_says_the_least_that_would(make_parts: Mak
     line = r"training.memory_budget_gb: nothing fits in 0.01 GB; the least that would is .* GB"
     with pytest.raises(UserError, match=line):
         make_parts(*PLAIN, "training.memory_budget_gb=0.01")
+
+
+def test_batches_that_are_given_and_do_not_fit_are_named(make_parts: MakeParts):
+    words = r"training\.micro_batch=8 and .* leave training\.micro_batch to the plan"
+    with pytest.raises(UserError, match=words):
+        make_parts(*PLAIN, "training.memory_budget_gb=0.01", "training.micro_batch=8")
+
+
+def test_a_budget_is_of_this_machine_where_the_plan_uses_it(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(budget, "device_memory", lambda device: 2**20)
+    words = r"training\.memory_budget_gb: .* GB are planned, and there are 0\.00 here; set"
+    with pytest.raises(UserError, match=words):
+        make_parts(*PLAIN, "training.memory_budget_gb=1e9")
+    monkeypatch.setattr(budget, "device_memory", lambda device: 2**40)
+    assert make_parts(*PLAIN, "training.memory_budget_gb=1e9").config.training.micro_batch == 8
 
 
 def test_many_transitions_of_a_small_model_are_trained_in_parts_of_64(make_parts: MakeParts):

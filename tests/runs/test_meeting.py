@@ -1,16 +1,25 @@
-"""Where processes that torchrun started again meet, as its agent arranges it."""
+"""Where processes meet, started again by torchrun too, and what is said if they do not."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.state import PartialState
 from torch.distributed import TCPStore
 from torch.distributed.rendezvous import rendezvous
 
-from nablaflow.runs.accelerator import fresh_accelerator
+from nablaflow.config.settings import TrainingSettings
+from nablaflow.errors import UserError
+from nablaflow.runs import agreement, meeting
+from nablaflow.runs.accelerator import fresh_accelerator, make_accelerator
+from nablaflow.runs.agreement import check_agreement
 from nablaflow.runs.meeting import meeting_place
+from nablaflow.runs.setup import Parts
 
 
 def test_a_restart_finds_no_address_of_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +29,7 @@ def test_a_restart_finds_no_address_of_those_before(monkeypatch: pytest.MonkeyPa
     for name, value in place.items():
         monkeypatch.setenv(name, value)
     stores = [
-        next(rendezvous(meeting_place(restarts) or "env://", timeout=timedelta(seconds=9)))[0]
+        next(rendezvous(meeting_place(restarts), timeout=timedelta(seconds=9)))[0]
         for restarts in (0, 1, 2)
     ]
     for number, store in enumerate(stores):
@@ -39,3 +48,63 @@ def test_processes_that_do_not_meet_say_why(monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.raises(ValueError, match="nobody there"):
         fail()
+
+
+def first_of_two(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    names = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**names, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_port_that_is_taken_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    first_of_two(monkeypatch, other.port)
+    words = rf"launch: process 0 of 2 found no others at localhost:{other.port} \(.*MASTER_PORT"
+    with pytest.raises(UserError, match=words), fresh_accelerator():
+        make_accelerator(TrainingSettings(device="cpu"), tmp_path)
+
+
+def test_others_that_do_not_come_are_not_waited_for_as_long_as_work_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    free = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    port = free.port
+    del free
+    monkeypatch.setattr(meeting, "WAIT", timedelta(milliseconds=20))
+    first_of_two(monkeypatch, port)
+    with (
+        pytest.raises(UserError, match=r"launch: process 0 of 2 found no others"),
+        fresh_accelerator(),
+    ):
+        make_accelerator(TrainingSettings(device="cpu"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda told: told["optimizer"].update(learning_rate=0.5), "optimizer.learning_rate"),
+        (lambda told: told.update(seed=7), "seed"),
+        (lambda told: told.update(prompts="others"), "prompts"),
+    ],
+)
+def test_processes_that_were_told_different_things_are_refused(
+    make_parts: Callable[..., Parts],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Any], None],
+    name: str,
+) -> None:
+    config = make_parts().config
+
+    def beside_another(own: list[Any]) -> list[Any]:
+        other = copy.deepcopy(own)
+        change(other[0])
+        return own + other
+
+    check_agreement(config, {"prompts": ["a"]})
+    monkeypatch.setattr(agreement, "gather_object", lambda own: own * 2)
+    check_agreement(config, {"prompts": ["a"]})
+    monkeypatch.setattr(agreement, "gather_object", beside_another)
+    with pytest.raises(UserError, match=f"^{name}: process 1 of this launch has another value"):
+        check_agreement(config, {"prompts": ["a"]})

@@ -10,8 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nablaflow import nano
+from nablaflow.config.defaults import demo_settings
+from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
+from nablaflow.models import SamplerSettings
 from nablaflow.runs import align, evaluate, policy, setup
 from nablaflow.runs.setup import Parts
 from nablaflow.storage import checksums
@@ -28,6 +32,21 @@ MakeConfig = Callable[..., Config]
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "SAMPLES", 8)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("NABLAFLOW_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def no_sampling(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    def refuse(*_: Any, **__: Any) -> torch.Tensor:
+        raise AssertionError("sampled again")
+
+    return lambda: monkeypatch.setattr(kernels, "sample_states", refuse)
 
 
 def sigma(parts: Parts) -> torch.Tensor:
@@ -64,8 +83,77 @@ def test_they_are_of_the_reference(make_parts: MakeParts) -> None:
         for parameter in parts.model.network.parameters():
             if parameter.requires_grad:
                 parameter += 0.5
-    kernels.find_kernels(parts.model, parts.prompts, 6)
+    kernels.find_kernels(parts.model, parts.prompts, parts.config.sampler, 6)
     assert torch.equal(sigma(parts), found)
+
+
+def kept_by(parts: Parts, mark: str = "mark", **changes: Any) -> torch.Tensor:
+    """What a model is given whose reference has the fingerprint ``mark``."""
+    given = {"prompts": parts.prompts, "sampler": parts.config.sampler, "batch": 6} | changes
+    kernels.find_kernels(parts.model, fingerprint=mark, **given)
+    assert parts.model.left_open is not None
+    return parts.model.left_open
+
+
+def test_they_are_found_once_then_read_to_the_last_digit(
+    make_parts: MakeParts, no_sampling: Callable[[], None]
+) -> None:
+    found = kept_by(make_parts())
+    no_sampling()
+    told: list[str] = []
+
+    def start(name: str, work: int) -> Callable[[int], None]:
+        told.append(name)
+        return lambda more: None
+
+    again = kept_by(make_parts("seed=3", "method.beta=1.0"), start=start)
+    assert torch.equal(again, found)
+    assert not told, "no bar is shown where there is nothing to do"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mark": "another"}, {"prompts": ["a star"]}, {"sampler": SamplerSettings(guidance_scale=2)}],
+    ids=lambda change: next(iter(change)),
+)
+def test_those_of_another_reference_are_not_taken(
+    make_parts: MakeParts, no_sampling: Callable[[], None], change: dict[str, Any]
+) -> None:
+    kept_by(make_parts())
+    no_sampling()
+    with pytest.raises(AssertionError, match="sampled again"):
+        kept_by(make_parts(), **change)
+
+
+def test_those_of_other_steps_are_not_taken(
+    make_parts: MakeParts, no_sampling: Callable[[], None]
+) -> None:
+    kept_by(make_parts())
+    no_sampling()
+    with pytest.raises(AssertionError, match="sampled again"):
+        kept_by(make_parts("sampler.steps=5"))
+
+
+def test_none_are_kept_of_weights_without_a_fingerprint(make_parts: MakeParts, cache: Path) -> None:
+    kept_by(make_parts(), "")
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("model", nano.MODELS)
+def test_the_demo_finds_those_that_are_shipped_and_they_are_the_references(
+    model: str, cache: Path
+) -> None:
+    config = load_config(None, [ANALYTIC], demo_settings(model=model))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "SAMPLES", 64)
+        patch.setattr(kernels, "estimate", lambda *_: pytest.fail("estimated, though they ship"))
+        parts = setup.prepare(config, config.output_dir)
+    assert not cache.exists()
+    found = parts.model.left_open
+    assert found is not None
+    parts.model.widen_kernels(torch.zeros_like(found))  # its own kernels, by which it is sampled
+    few = kernels.estimate(parts.model, parts.prompts, 8)  # eight images, for 64
+    torch.testing.assert_close(few[2:], found[2:], rtol=0.4, atol=0.0)
 
 
 def test_no_checkpoint_has_any_where_the_kernels_are_the_samplers_own(

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from nablaflow.commands.late import load_late
 from nablaflow.errors import ExportError, TrainingStopped, UserError
 
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, nothing else")]
@@ -50,7 +51,9 @@ def importing() -> Iterator[None]:
 
     What the libraries make lives as long as the process. Half a million objects are looked through
     again and again while they are imported, and once more by each later search that is thorough.
+    And diffusers' schedulers import scipy.stats for sigmas that hardly one of them has.
     """
+    load_late("scipy.stats")
     collects, before = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import minimize
 from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
@@ -188,6 +187,8 @@ def _mixed(
     contrasts: list[Contrast],
 ) -> tuple[float, float, float, float]:
     """Of one level: gamma and delta, and the nats explained with gamma 1 alone and by the mix."""
+    from scipy.optimize import minimize  # here, since it takes a while to import
+
     values = [_values(network, model, reward, beta, part) for part in contrasts]
     nothing = sum(math.log(len(part.x)) for part in contrasts) / len(contrasts)
 

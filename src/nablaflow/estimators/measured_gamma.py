@@ -19,7 +19,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from nablaflow.diffusion import Prediction, trajectory_noise
@@ -85,6 +84,8 @@ def monotone_slopes(
 
     Both have mean 0 within each prompt. A column that does not vary says nothing: its slope is 0.
     """
+    from scipy.optimize import isotonic_regression  # here, since it takes a while to import
+
     square = predicted.square().sum(0)
     slope = (predicted * end[:, None]).sum(0) / square.clamp_min(1e-12 * end.square().sum())
     left = (end[:, None] - slope * predicted).square().sum(0).clamp_min(1e-9 * end.square().sum())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nablaflow.diffusion import trajectory_noise
 from nablaflow.diffusion.process import ReverseProcess
-from nablaflow.evaluation.kept import find_states, keep_states
+from nablaflow.evaluation.kept import find_kept, keep
 from nablaflow.evaluation.shares import in_shares
 from nablaflow.models import SamplerSettings
 from nablaflow.models.pipelines import PipelineModel
@@ -114,10 +114,10 @@ def reference_bank(
         for size in dict.fromkeys((whole or n, n))
     ]
     for key in keys:
-        found = find_states("bank", key)
+        found = find_kept("bank", key)
         if found is not None:
             on_progress(n)
-            return found[:n]
+            return found["states"][:n]
     start = 0 if known is None else len(known)
     on_progress(start)
     with model.reference():
@@ -132,5 +132,5 @@ def reference_bank(
             start=start,
         ).half()
     states = made if known is None else torch.cat([known, made])
-    keep_states("bank", keys[-1], states)
+    keep("bank", keys[-1], {"states": states})
     return states

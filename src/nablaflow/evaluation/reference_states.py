@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank import sample_states, states_key
-from nablaflow.evaluation.kept import find_states, keep_states
+from nablaflow.evaluation.kept import find_kept, keep
 from nablaflow.models import SamplerSettings
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import Done
@@ -39,10 +39,10 @@ class ReferenceStates:
         # As a bank's, and of the kind of device, on which the last digits depend.
         own, process = (purpose, self.model.device.type), self.model.process
         key = states_key(self.fingerprint, prompts, self.sampler, process, n, seed, own)
-        found = find_states(purpose, key) if self.fingerprint else None
+        found = find_kept(purpose, key) if self.fingerprint else None
         if found is not None:
             on_progress(n)
-            return found
+            return found["states"]
         with self.model.reference():
             states = sample_states(
                 self.model,
@@ -59,5 +59,5 @@ class ReferenceStates:
                 "weights or its scheduler are at fault; get it again"
             )
         if self.fingerprint:
-            keep_states(purpose, key, states)
+            keep(purpose, key, {"states": states})
         return states

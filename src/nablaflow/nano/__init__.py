@@ -34,4 +34,9 @@ def guard_path(model: str = "nano") -> Path:
     return _FOLDER / {"nano": "guard.safetensors", "flow": "flow_guard.safetensors"}[model]
 
 
-__all__ = ["MODELS", "bank_path", "guard_path", "path"]
+def kernels_path(model: str = "nano") -> Path:
+    """File of what its analytic kernels are made of, for the demo's prompts and steps."""
+    return _FOLDER / {"nano": "kernels.safetensors", "flow": "flow_kernels.safetensors"}[model]
+
+
+__all__ = ["MODELS", "bank_path", "guard_path", "kernels_path", "path"]

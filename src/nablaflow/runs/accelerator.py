@@ -21,7 +21,7 @@ from nablaflow.devices import best_device
 from nablaflow.errors import UserError
 from nablaflow.memory import keep_freed_memory
 from nablaflow.runs.launch import PRECISIONS, Launch
-from nablaflow.runs.meeting import meeting_place
+from nablaflow.runs.meeting import meeting, meeting_place
 
 # The others wait while the main process saves the policy and compares its image with the stock
 # pipeline's, or while one of them writes its share of a slow reward's scores.
@@ -59,22 +59,31 @@ def make_accelerator(training: TrainingSettings, run: Path) -> Accelerator:
     if training.precision == "fp16" and best.type == "cpu":
         raise UserError("training.precision: fp16 needs a GPU; use float32, or bf16")
     launch.check_devices(best)
-    try:
-        accelerator = Accelerator(
-            mixed_precision=PRECISIONS[training.precision],
-            # Said also where there is nothing else, or accelerate connects no processes there.
-            cpu=best.type == "cpu",
-            log_with=trackers or None,  # for an empty list accelerate would warn
-            project_config=ProjectConfiguration(str(run), logging_dir=str(run / "logs")),
-            kwargs_handlers=[
-                InitProcessGroupKwargs(init_method=meeting_place(launch.restarts), timeout=PATIENCE)
-            ],
-        )
-    except ValueError as error:
-        raise UserError(f"training.precision: {str(error).splitlines()[0]}") from error
+    accelerator = _accelerator(training, best, run, trackers, launch)
     launch.check_found(accelerator.num_processes)
     if device not in ("auto", accelerator.device.type):
         raise UserError(f"training.device: accelerate chose {accelerator.device.type}; use auto")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
+
+
+def _accelerator(
+    training: TrainingSettings, device: torch.device, run: Path, trackers: Any, launch: Launch
+) -> Accelerator:
+    """Where there are several processes, they have met when it is there."""
+    place = InitProcessGroupKwargs(init_method=meeting_place(launch.restarts), timeout=PATIENCE)
+    try:
+        with meeting():
+            return Accelerator(
+                mixed_precision=PRECISIONS[training.precision],
+                # Said also where there is nothing else, or accelerate connects no processes there.
+                cpu=device.type == "cpu",
+                log_with=trackers or None,  # for an empty list accelerate would warn
+                project_config=ProjectConfiguration(str(run), logging_dir=str(run / "logs")),
+                kwargs_handlers=[place],
+            )
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        of = "training.precision" if "precision" in reason else "launch"
+        raise UserError(f"{of}: {reason}") from error

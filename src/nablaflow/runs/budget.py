@@ -107,6 +107,7 @@ def with_batches(
     plan = plan_for(config, model, reward, flow, allowed, processes)
     if plan.peak > allowed:
         raise too_small(config, plan, allowed)
+    _check_here(plan, model.device)
     line = f"memory: {plan.peak / GIB:.2f} of {allowed / GIB:.2f} GB planned; " + ", ".join(
         f"{name} {value}" for name, value in plan.batches.items() if value is not None
     )
@@ -187,19 +188,37 @@ def too_small(config: Config, least: MemoryPlan, allowed: float) -> UserError:
     """What to say where not even single rows fit.
 
     Args:
-        least: the plan, which then is of single rows.
+        least: the plan, which then is of single rows, but for the batches that are given.
     """
     peak = least.peak / GIB
+    given = [name for name in least.batches if (getattr(config.training, name) or 1) > 1]
     remedy = f"set training.memory_budget_gb={peak * 1.005 + 0.005:.2f} or more"
     if config.training.memory_budget_gb is None:
         remedy = "use a device with more"
     others = "a lower adapter.rank, smaller images"
     if not config.training.gradient_checkpointing:
         others = "training.gradient_checkpointing=true, " + others
+    if given:
+        asked = ", ".join(f"training.{name}={least.batches[name]}" for name in given)
+        return UserError(
+            f"training.memory_budget_gb: {asked} and what is chosen beside take {peak:.2f} GB, and "
+            f"{allowed / GIB:.2f} are allowed; {remedy}, or leave training.{given[0]} to the plan"
+        )
     return UserError(
         f"training.memory_budget_gb: nothing fits in {allowed / GIB:.2f} GB; the least that would "
         f"is {peak:.2f} GB, with batches of 1; {remedy}, or {others}"
     )
+
+
+def _check_here(plan: MemoryPlan, device: torch.device) -> None:
+    """Refuse a budget that this machine does not have, where the plan makes use of it."""
+    there = device_memory(device)
+    if plan.peak > there:
+        raise UserError(
+            f"training.memory_budget_gb: {plan.peak / GIB:.2f} GB are planned, and there are "
+            f"{there / GIB:.2f} here; set training.memory_budget_gb={SHARE * there / GIB:.2f} or "
+            "less (nablaflow doctor RECIPE plans for another machine)"
+        )
 
 
 def allowance(config: Config, device: torch.device) -> float:

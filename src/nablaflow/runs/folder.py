@@ -221,7 +221,7 @@ def load_run_config(
     config = elsewhere(config, own)
     if copy is not None:
         saved = plain_config(parse_config(read_recipe(run / CONFIG), find))
-        for part in _differences(_completed(copy, find), saved):
+        for part in differences(_completed(copy, find), saved):
             if part == "output_dir":  # a folder may be moved
                 continue
             print(
@@ -314,7 +314,7 @@ def _settings_in(file: Path, find: FindMethod) -> Any:
 def _changes(old: Any, new: Any) -> Iterable[str]:
     """The settings that differ and may not; the same weights may have another name."""
     free = FREE | {name for name, mark in MARKED.items() if _same(old, new, mark)}
-    for part in _differences(old, new):
+    for part in differences(old, new):
         measured = part.startswith("evaluation.") and part != "evaluation.hold_out"
         if part not in free and not measured:
             yield part
@@ -327,12 +327,13 @@ def _same(old: Any, new: Any, mark: str) -> bool:
     return old is not None and old == new
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> Iterable[str]:
+def differences(old: Any, new: Any, prefix: str = "") -> Iterable[str]:
+    """Names of the settings that are not the same in two configurations as plain data."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         if old != new:
             yield prefix
         return
     for key in {**old, **new}:
-        yield from _differences(
+        yield from differences(
             old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key)
         )

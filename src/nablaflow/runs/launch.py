@@ -34,6 +34,7 @@ ENGINES = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+    "ACCELERATE_USE_TP": "tensor parallelism",
 }
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 """What accelerate calls those of ``training.precision``."""
@@ -78,7 +79,7 @@ class Launch:
         sharded = _is_on(environ, "ACCELERATE_USE_FSDP")
         if sharded and not environ.get("WORLD_SIZE"):
             raise UserError(f"ACCELERATE_USE_FSDP: there are no processes to divide among; {HOW}")
-        restarts = int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+        restarts = _number(environ, "TORCHELASTIC_RESTART_COUNT") or 0
         return Launch(processes, here, sharded, _name(environ), restarts)
 
     def goes_on(self, run: Path) -> bool:
@@ -166,9 +167,10 @@ def _check_engine(environ: Mapping[str, str]) -> None:
 def _check_options(environ: Mapping[str, str], training: TrainingSettings) -> None:
     asked, own = environ.get("ACCELERATE_MIXED_PRECISION", "no"), training.precision
     if asked not in ("no", PRECISIONS[own]):
+        other = f", or set training.precision={asked}" * (asked in PRECISIONS.values())
         raise UserError(
             f"training.precision: accelerate is told {asked} and the recipe says {own}; leave "
-            f"--mixed_precision {asked} out, or set training.precision={asked}"
+            f"--mixed_precision {asked} out{other}"
         )
     if own == "fp16" and _is_on(environ, "ACCELERATE_USE_FSDP"):
         raise UserError(
@@ -187,20 +189,56 @@ def _check_options(environ: Mapping[str, str], training: TrainingSettings) -> No
 def _check_whole(environ: Mapping[str, str], processes: int) -> None:
     """Whether a process that is one of several knows where the others are."""
     if environ.get("WORLD_SIZE"):
-        missing = [name for name in PLACE if not environ.get(name)]
-        if processes > 1 and missing:
-            raise UserError(
-                f"WORLD_SIZE: is {processes}, and nothing says where the others are "
-                f"({', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set); unset it, "
-                f"or {HOW}"
-            )
+        _check_place(environ, processes)
         return
+    for name in ("RANK", "LOCAL_RANK"):
+        if environ.get(name):
+            raise UserError(
+                f"{name}: is {environ[name]}, and WORLD_SIZE, how many processes there are, is not "
+                f"set; unset it for one process, or {HOW}"
+            )
     # For one process, accelerate's simple launcher sets a meeting place only if several were asked
     # for, and starts one all the same where there is no GPU for each.
-    alone = processes == 1 and not environ.get("LOCAL_RANK")
-    if alone and environ.get("ACCELERATE_MIXED_PRECISION") and environ.get("MASTER_ADDR"):
+    alone = processes == 1 and environ.get("ACCELERATE_MIXED_PRECISION")
+    if alone and environ.get("MASTER_ADDR"):
         raise UserError(
             "launch: accelerate launch was asked for several processes and started one, as it "
             "does without a GPU for each; give it --multi_gpu, or unset MASTER_ADDR for one "
             "process"
         )
+
+
+def _check_place(environ: Mapping[str, str], processes: int) -> None:
+    """Whether its own number is one of theirs, and the meeting place is one."""
+    missing = [name for name in PLACE if not environ.get(name)]
+    if processes > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE: is {processes}, and nothing says where the others are "
+            f"({', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set); unset it, "
+            f"or {HOW}"
+        )
+    for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        rank, count = _number(environ, name), _number(environ, size)
+        if rank is not None and count is not None and rank >= count:
+            raise UserError(
+                f"{name}: is {rank}, and {size} is {count}, whose last process is {count - 1}; "
+                f"count from 0, or {HOW}"
+            )
+    here, port = _number(environ, "LOCAL_WORLD_SIZE"), _number(environ, "MASTER_PORT")
+    if here is not None and here > processes:
+        raise UserError(
+            f"LOCAL_WORLD_SIZE: {here} processes on this machine are more than the {processes} of "
+            f"WORLD_SIZE; {HOW}"
+        )
+    if port is not None and not 0 < port < 65536:
+        raise UserError(f"MASTER_PORT: {port} is no port; use one from 1 to 65535")
+
+
+def _number(environ: Mapping[str, str], name: str) -> int | None:
+    """What a variable says; None where it is not set."""
+    value = environ.get(name)
+    if not value:
+        return None
+    if not value.isdecimal():
+        raise UserError(f"{name}: must be a whole number, not {value!r}; {HOW}")
+    return int(value)

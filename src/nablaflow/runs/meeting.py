@@ -1,36 +1,64 @@
-"""Where the processes of a launch meet: a place of its own for those that were started again.
+"""Where the processes of a launch meet, for how long they wait there, and what is said if in vain.
 
-torchrun keeps one store of addresses for all of its restarts (unless it has
-TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), and a restarted process that is early finds the address of
-one that was killed.
+Those that were started again have a place of their own: torchrun keeps one store of addresses for
+all of its restarts (unless it has TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), and a restarted process
+that is early finds the address of one that was killed.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlparse
 
-from torch.distributed import PrefixStore, Store
+from torch.distributed import DistError, PrefixStore, Store
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
-SCHEME = "nablaflow-restart"
+from nablaflow.errors import UserError
+
+SCHEME = "nablaflow"
+WAIT = timedelta(minutes=10)
+"""For the others to come, as torch waits on GPUs; later waits are of the work of a run."""
 
 
-def meeting_place(restarts: int) -> str | None:
-    """``init_method`` of a process group; None: torch's own.
+def meeting_place(restarts: int) -> str:
+    """``init_method`` of a process group.
 
     Args:
         restarts: how often torchrun has started these processes again.
     """
-    return f"{SCHEME}://{restarts}" if restarts else None
+    return f"{SCHEME}://{restarts}"
+
+
+@contextmanager
+def meeting() -> Iterator[None]:
+    """Tell in one line that the processes did not meet within.
+
+    Raises:
+        UserError: so it is.
+    """
+    try:
+        yield
+    except DistError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"launch: process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} found no "
+            f"others at {place} ({reason}); start all with one MASTER_ADDR and one MASTER_PORT "
+            "that nothing else listens on (docs/scaling.md)"
+        ) from error
 
 
 def _meet(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Store, int, int]]:
-    name = f"restart {urlparse(url).netloc}"
-    for store, rank, size in rendezvous("env://", timeout=timeout, **options):
-        yield PrefixStore(name, store), rank, size
+    parts = urlparse(url)
+    own = f"env://?{parts.query}" if parts.query else "env://"  # torch adds rank and size there
+    for store, rank, size in rendezvous(own, timeout=min(timeout, WAIT), **options):
+        if int(parts.netloc):
+            store = PrefixStore(f"restart {parts.netloc}", store)
+        yield store, rank, size
 
 
 register_rendezvous_handler(SCHEME, _meet)

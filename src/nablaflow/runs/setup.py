@@ -32,6 +32,7 @@ from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import load_prompts, prompt_metadata, prompt_sets
 from nablaflow.rewards import NamedReward, goes_ahead, load, probe, tell_metadata
 from nablaflow.runs.accelerator import make_accelerator
+from nablaflow.runs.agreement import check_agreement
 from nablaflow.runs.begun_with import as_begun
 from nablaflow.runs.budget import with_batches
 from nablaflow.runs.checks import check_metrics, check_model, check_settings, check_shares
@@ -178,13 +179,14 @@ def prepare(
     check_settings(config, evaluated)
     reward = _load_reward(config, reward)
     accelerator = make_accelerator(config.training, run)
+    check_agreement(config, {"prompts": prompts, "evaluation.prompts": evaluated})
     check_shares(config.training, accelerator.num_processes)
     check_metrics(config, evaluated, accelerator.device)
     model, mark = _load_model(config, checkpoint, pipeline, accelerator.device)
     check_model(config, model, reward, prompts)
     _note_cuts(model, [*prompts, *evaluated], accelerator)
     seen = start if accelerator.is_main_process else unseen
-    _settle_kernels(config, model, prompts, checkpoint, seen)
+    _settle_kernels(config, model, mark, prompts, checkpoint, seen)
     config, choices = settle(config, model, reward, prompts, seen)
     suit(model, config)
     config, flow, sizes = flow_beside(config, model)
@@ -270,6 +272,7 @@ def flow_beside(config: Config, model: PipelineModel) -> tuple[Config, FlowScore
 def _settle_kernels(
     config: Config,
     model: PipelineModel,
+    mark: str,
     prompts: list[str],
     checkpoint: Path | None,
     start: StartProgress,
@@ -278,7 +281,7 @@ def _settle_kernels(
     if config.sampler.variance != "analytic":
         return
     if checkpoint is None:
-        find_kernels(model, prompts, config.evaluation.batch, start)
+        find_kernels(model, prompts, config.sampler, config.evaluation.batch, mark, start)
     else:  # the same are in every one
         last_whole(checkpoint.parents[1], lambda folder: load_kernels(model, folder))
 

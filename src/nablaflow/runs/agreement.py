@@ -1,0 +1,38 @@
+"""Whether the processes of a run were told the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from accelerate.utils import gather_object
+
+from nablaflow.config.overrides import plain_config
+from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
+from nablaflow.runs.folder import differences
+
+
+def check_agreement(config: Config, read: Mapping[str, Sequence[str]]) -> None:
+    """Refuse processes of several settings: their shares would not be of one batch.
+
+    Every process must call it.
+
+    Args:
+        read: what was read from files, which may differ from machine to machine.
+
+    Raises:
+        UserError: so it is, on all of them.
+    """
+    own = {**plain_config(config), **{name: _digest(lines) for name, lines in read.items()}}
+    first, *others = gather_object([own])
+    for place, other in enumerate(others, start=1):
+        for name in differences(first, other):
+            raise UserError(
+                f"{name}: process {place} of this launch has another value than process 0; start "
+                "all of them with the same recipe, files and settings"
+            )
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(lines).encode()).hexdigest()
