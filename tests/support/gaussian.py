@@ -65,11 +65,12 @@ class GaussianModel(DiffusionModel):
     def forward(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         k = level_of(self.process, timestep)
         flat = x.flatten(1)
-        levels, which = k.unique(return_inverse=True)
-        slopes = torch.stack([self.slope(level) for level in levels.tolist()])[which]
+        slopes = self.covariance.new_zeros(self.process.steps + 1, *self.covariance.shape)
+        for level in k.unique().tolist():
+            slopes[level] = self.slope(level)
         alpha_bar = self.process.alpha_bar.to(self.mean)[k, None]
         centred = flat.to(self.mean) - alpha_bar.sqrt() * self.mean
-        epsilon = torch.einsum("nij,nj->ni", slopes, centred) + self.bend * flat.sin()
+        epsilon = torch.einsum("nij,nj->ni", slopes[k], centred) + self.bend * flat.sin()
         if self._policy_active:
             epsilon = epsilon + self.network(flat, k)
         return epsilon.reshape(x.shape)
