@@ -16,7 +16,7 @@ from nablaflow.models.kohya_scales import has_several_scales
 from nablaflow.models.lora_file import GivenLora, LoraFactors
 from nablaflow.models.lora_start import targets_of
 from nablaflow.models.pipelines import PipelineModel
-from tests.support.flow_parts import PIXELS
+from tests.support.flow_parts import SMALL
 from tests.support.flow_pipelines import FLOW_FAMILIES
 from tests.support.loras import FILE, WIDELY, stock_lora
 from tests.support.pipelines import perturb, render
@@ -74,8 +74,7 @@ def test_transformers_begin_at_theirs(
 ) -> None:
     base = folders[family]
     lora = stock_lora(base, tmp_path / "lora", "transformer", target_modules=WIDELY)
-    small = SamplerSettings(height=PIXELS, width=PIXELS)
-    assert_begins(begun(base, lora, small), base, lora)
+    assert_begins(begun(base, lora, SamplerSettings(**SMALL)), base, lora)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
