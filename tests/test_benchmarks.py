@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,6 +23,17 @@ DOCS = FOLDER.parent / "docs"
 def test_what_a_benchmark_imports_is_there(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(FOLDER)  # where a script's own folder is
     benchmark(name)
+    for module, part in imported_within(name):
+        found = importlib.import_module(module)
+        assert hasattr(found, part) or importlib.util.find_spec(f"{module}.{part}"), part
+
+
+def imported_within(name: str) -> Iterator[tuple[str, str]]:
+    """What a script imports of this package where it is needed."""
+    for node in ast.walk(ast.parse((FOLDER / f"{name}.py").read_text())):
+        module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+        if isinstance(node, ast.ImportFrom) and module.split(".")[0] == "nablaflow":
+            yield from ((module, part.name) for part in node.names)
 
 
 def test_the_stages_of_a_start_are_those_of_a_run():
