@@ -44,7 +44,7 @@ CHANGES: dict[str, Figures] = {
 FIFTY: Figures = {
     "sampler": {"steps": 50},
     "training": {"transition_fraction": 0.04},
-    "evaluation": {"bank": 2048},
+    "evaluation": {"bank": 3072},
 }
 OWN: Figures = {"method": {"beta": 1e4, "output_regularization": 2e3}}
 

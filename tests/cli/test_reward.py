@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import Result
 from PIL import Image
+
+from nablaflow import fitting
 
 Cli = Callable[..., Result]
 
@@ -24,6 +27,13 @@ def rated(tmp_path: Path) -> Path:
         lines.append(f"{n:02d}.png,{n}")
     (folder / "ratings.csv").write_text("\n".join(lines))
     return folder
+
+
+@pytest.fixture
+def hardly_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits that end long before their best, for tests of something else."""
+    few = partial(fitting.HeadSettings, steps=20)
+    monkeypatch.setattr(fitting, "HeadSettings", few)
 
 
 def test_fit_writes_a_reward_that_scores_and_sorts(cli: Cli, here: Path, rated: Path):
@@ -80,6 +90,7 @@ def test_a_device_that_is_not_here(
     assert not list(here.iterdir())
 
 
+@pytest.mark.usefixtures("hardly_trained")
 def test_the_features_are_on_the_device_that_is_named(
     cli: Cli, here: Path, rated: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -138,6 +149,7 @@ def test_an_unknown_reward_of_the_demo(cli: Cli):
     assert "did you mean preference" in result.stderr
 
 
+@pytest.mark.usefixtures("hardly_trained")
 def test_score_takes_the_weights_of_the_features(cli: Cli, here: Path, rated: Path):
     from diffusers import AutoencoderKL
 

@@ -89,7 +89,7 @@ def embedded(guidance_scale: float) -> DiffusionModel:
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
 def test_on_the_embedded_model_denoising_is_refused(guidance_scale: float) -> None:
     """Ten steps have ends of less contrast than the network foresees, guided or not."""
-    found = own_pull(embedded(guidance_scale), SHAPES * 8)
+    found = own_pull(embedded(guidance_scale), SHAPES * 4)
     assert found.nats.argmax() == 2
     with pytest.raises(UserError, match=r"^method: .* at k = 2: .* set adjoint_above=0 "):
         found.check("path-weighted-matching")

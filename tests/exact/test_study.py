@@ -14,7 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 from nablaflow.errors import UserError
-from nablaflow.exact import CONTENDERS, PROBLEMS, Contender, LabSettings, evaluate, named_problem
+from nablaflow.exact import (
+    CONTENDERS,
+    PROBLEMS,
+    Contender,
+    LabSettings,
+    Problem,
+    evaluate,
+    named_problem,
+)
 from nablaflow.exact.contenders import DEFAULT, PUBLISHED
 from nablaflow.exact.pool import plan
 from nablaflow.exact.study import LabCell, LabStudy
@@ -22,11 +30,14 @@ from nablaflow.storage import checksums
 from tests.support.run_folders import contents
 
 Files = dict[str, bytes]
+STEPS = 5
 
 
 def study_in(out: Path, **changes: Any) -> LabStudy:
-    """Two problems, one method, one seed: a second."""
-    tiny = LabStudy(("bumps", "unequal"), ("terminal",), out, updates=2, batch=8, n=100)
+    """Two problems, one method, one seed: less than a second."""
+    tiny = LabStudy(
+        ("bumps", "unequal"), ("terminal",), out, updates=2, batch=8, n=100, steps=STEPS
+    )
     return replace(tiny, **changes)
 
 
@@ -113,6 +124,7 @@ def test_the_defaults_are_those_of_evaluate() -> None:
     theirs = inspect.signature(evaluate).parameters
     for name in ("updates", "batch", "n"):
         assert ours[name] == theirs[name].default
+    assert ours["steps"] == {part.name: part.default for part in fields(Problem)}["steps"]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +153,7 @@ def test_mistakes_are_found_before_anything_is_done(
 
 
 def test_a_cell_holds_what_evaluate_says_and_what_it_was_made_with(done: LabStudy) -> None:
-    problem, cell = named_problem("bumps"), LabCell("bumps", "terminal", 0)
+    problem, cell = replace(named_problem("bumps"), steps=STEPS), LabCell("bumps", "terminal", 0)
     expected = evaluate(problem, "terminal", updates=2, batch=8, seed=0, n=100)
     stored = json.loads((done.out / BUMPS).read_text())
     assert stored["row"] == {**expected.row(), "seconds": stored["row"]["seconds"]}
@@ -230,7 +242,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
         ({"updates": 3}, "updates: 2 there, 3 here"),
         ({"batch": 12}, "batch: 8 there, 12 here"),
         ({"n": 101}, "n: 100 there, 101 here"),
-        ({"steps": 10}, "steps: 50 there, 10 here"),
+        ({"steps": 10}, f"steps: {STEPS} there, 10 here"),
         ({"variance": "posterior"}, "variance: analytic there, posterior here"),
     ],
 )

@@ -96,8 +96,8 @@ def loss_on(method: Method, model: GaussianModel) -> float:
     batch = path.training_batch(method.value_estimator(), networks, method.beta)
     losses = method.losses(batch, networks).total
     scale = method.value_step(model.process).scale[batch.transitions.k]
-    levels = batch.transitions.k.tolist()
-    size = torch.stack([value_gradient(model, k).square().mean() for k in levels])
+    levels, which = batch.transitions.k.unique(return_inverse=True)
+    size = torch.stack([value_gradient(model, k).square().mean() for k in levels.tolist()])[which]
     inner = batch.transitions.k > 1  # at k = 1 the tables of float32 leave few digits
     return (losses / (scale * size))[inner].max().item()
 

@@ -15,6 +15,7 @@ from nablaflow.models.adapters import LoraAdapter
 from nablaflow.models.export import save_policy
 from nablaflow.models.formats import check_format, write_policy
 from nablaflow.models.pipelines import PipelineModel
+from tests.support.flow_parts import SMALL
 from tests.support.pipelines import perturb, render
 
 CPU = torch.device("cpu")
@@ -25,10 +26,16 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def policy(folder: Path, dtype: torch.dtype = torch.float32, **adapter: Any) -> PipelineModel:
+def policy(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    sampler: SamplerSettings | None = None,
+    **adapter: Any,
+) -> PipelineModel:
     torch.manual_seed(0)
     settings = AdapterSettings(**{"rank": 4, "alpha": 3.0, **adapter})
-    model = load_model(load_pipeline(str(folder), dtype), SamplerSettings(), settings, CPU)
+    pipeline = load_pipeline(str(folder), dtype)
+    model = load_model(pipeline, sampler or SamplerSettings(), settings, CPU)
     perturb(model.network, scale=0.1)
     return model
 
@@ -54,7 +61,7 @@ def test_the_saved_lora_gives_the_policys_image(
 
 @pytest.mark.parametrize("family", ["sd3", "flux-dev", "klein"])
 def test_transformers_have_them_too(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
-    model = policy(folders[family], dora=True, rslora=True)
+    model = policy(folders[family], sampler=SamplerSettings(**SMALL), dora=True, rslora=True)
     assert save_policy(model, str(folders[family]), tmp_path).name == "lora"
 
 

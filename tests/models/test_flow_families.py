@@ -17,7 +17,7 @@ from nablaflow.models.export import save_policy
 from nablaflow.models.packed_latents import packed, positions, unpacked
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.rehearsal import rehearse
-from tests.support.flow_parts import PIXELS
+from tests.support.flow_parts import FEW, PIXELS
 from tests.support.flow_pipelines import FLOW_FAMILIES, sd3
 from tests.support.padded_pipelines import PADDED_FAMILIES
 from tests.support.pipelines import PROMPT, perturb
@@ -125,13 +125,13 @@ def test_a_prompt_is_cut_at_the_tokens_asked_for_where_there_is_a_t5(
 def test_a_saved_lora_gives_the_policys_image_in_the_stock_pipeline(
     folders: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
-    model = load(folders[family], {"alpha": 3.0})
+    model = load(folders[family], {"alpha": 3.0}, **FEW)
     untouched = sample(model, [3])
     perturb(model.network)
     policy = sample(model, [3])
     saved = save_policy(model, str(folders[family]), tmp_path)
     assert saved == tmp_path / "lora"
-    found = stock_image(folders[family], 3, saved)
+    found = stock_image(folders[family], 3, saved, **FEW)
     torch.testing.assert_close(policy, found, rtol=0, atol=SAME)
     assert (policy - untouched).abs().max() > 0.02
 
@@ -140,11 +140,11 @@ def test_a_saved_lora_gives_the_policys_image_in_the_stock_pipeline(
 def test_a_fully_trained_transformer_is_saved_whole(
     folders: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
-    model = load(folders[family], {"kind": "full"})
+    model = load(folders[family], {"kind": "full"}, **FEW)
     perturb(model.network, scale=0.05)
     saved = save_policy(model, str(folders[family]), tmp_path)
     renamed = saved.rename(tmp_path / family)  # the guidance of a test goes by the folder's name
-    found = stock_image(renamed, 3)
+    found = stock_image(renamed, 3, **FEW)
     torch.testing.assert_close(sample(model, [3]), found, rtol=0, atol=SAME)
 
 
@@ -152,14 +152,14 @@ def test_a_fully_trained_transformer_is_saved_whole(
 def test_rehearsal_passes_under_memoryless_noise(
     folders: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
-    model = load(folders[family], name="memoryless")
+    model = load(folders[family], name="memoryless", **FEW)
     assert rehearse(model, str(folders[family]), tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("family", KINDS)
 def test_the_reference_stays_when_the_policy_moves(folders: dict[str, Path], family: str) -> None:
-    model = load(folders[family])
+    model = load(folders[family], **FEW)
     condition = model.condition([PROMPT])
     x = torch.randn(1, *model.state_shape, generator=torch.Generator().manual_seed(0))
     k = torch.tensor([2])
@@ -174,7 +174,7 @@ def test_the_reference_stays_when_the_policy_moves(folders: dict[str, Path], fam
 @pytest.mark.parametrize("family", KINDS)
 def test_the_policy_can_be_differentiated_twice(folders: dict[str, Path], family: str) -> None:
     """By finite differences of its first derivative along a direction."""
-    model = load(folders[family], dtype=torch.float32)
+    model = load(folders[family], **FEW)
     model.allow_second_derivatives()
     condition = model.condition([PROMPT])
     generator = torch.Generator().manual_seed(0)
@@ -200,7 +200,7 @@ def test_the_policy_can_be_differentiated_twice(folders: dict[str, Path], family
 def test_plain_attention_predicts_what_the_fused_does(
     folders: dict[str, Path], family: str
 ) -> None:
-    model = load(folders[family])
+    model = load(folders[family], **FEW)
     condition = model.condition([PROMPT])
     x = torch.randn(1, *model.state_shape, generator=torch.Generator().manual_seed(0))
     k = torch.tensor([2])
@@ -216,7 +216,7 @@ def test_plain_attention_predicts_what_the_fused_does(
 def test_in_half_precision_kernels_and_images_are_float32(
     folders: dict[str, Path], family: str, dtype: torch.dtype
 ) -> None:
-    whole, half = (load(folders[family], dtype=kind) for kind in (torch.float32, dtype))
+    whole, half = (load(folders[family], dtype=kind, **FEW) for kind in (torch.float32, dtype))
     condition = half.condition([PROMPT])
     x = torch.randn(1, *half.state_shape, generator=torch.Generator().manual_seed(0))
     k = torch.tensor([2])

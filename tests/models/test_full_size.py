@@ -1,6 +1,8 @@
 """The published architectures at their full size, without their weights: names, targets, memory."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -111,19 +113,43 @@ def assert_of_layers(state: Mapping[str, Tensor], bare: Mapping[str, type], kind
         assert factor in ("A.weight", "B.weight")
 
 
+@dataclass(frozen=True)
+class FullSize:
+    """A network without its weights, its modules' types before it had a LoRA, and the LoRA."""
+
+    network: Any
+    bare: dict[str, type]
+    adapter: LoraAdapter
+    state: dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def full_size() -> Callable[[str], FullSize]:
+    """By the name in `SIZES`; each is built once, and only read."""
+
+    @cache
+    def built(name: str) -> FullSize:
+        family, make, _, _ = SIZES[name]
+        with torch.device("meta"):
+            network = make()
+            bare = {part: type(module) for part, module in network.named_modules()}
+            return FullSize(network, bare, *adapted(network, family.lora_targets(network)))
+
+    return built
+
+
 @pytest.mark.parametrize("name", SIZES)
-def test_the_full_size_takes_a_lora_whose_names_diffusers_has(name: str) -> None:
-    family, make, billions, layers = SIZES[name]
-    with torch.device("meta"):
-        network = make()
-        bare = {part: type(module) for part, module in network.named_modules()}
-        adapter, state = adapted(network, family.lora_targets(network))
-    coverage = adapter.coverage
+def test_the_full_size_takes_a_lora_whose_names_diffusers_has(
+    full_size: Callable[[str], FullSize], name: str
+) -> None:
+    _, _, billions, layers = SIZES[name]
+    found = full_size(name)
+    coverage = found.adapter.coverage
     assert coverage.total / 1e9 == pytest.approx(billions, abs=0.05)
     assert {target: coverage.layers[target] for target in layers} == layers
     assert coverage.trained < 0.01 * coverage.total
-    assert len(state) == 2 * sum(coverage.layers.values())
-    assert_of_layers(state, bare, torch.nn.Linear)
+    assert len(found.state) == 2 * sum(coverage.layers.values())
+    assert_of_layers(found.state, found.bare, torch.nn.Linear)
 
 
 SD2_HEADS = {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
@@ -183,13 +209,11 @@ def test_a_full_pixel_model_takes_a_lora_on_its_layers() -> None:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_full_size_fits_one_gpu_beside_what_trains(name: str) -> None:
+def test_the_full_size_fits_one_gpu_beside_what_trains(
+    full_size: Callable[[str], FullSize], name: str
+) -> None:
     """Weights in bf16; the LoRA, its gradient and Adam's two moments in float32."""
-    family, make, _, _ = SIZES[name]
-    with torch.device("meta"):
-        network = make()
-        adapter = LoraAdapter(network, RANK, float(RANK), family.lora_targets(network))
-    coverage = adapter.coverage
+    coverage = full_size(name).adapter.coverage
     gibibytes = (2 * coverage.total + 16 * coverage.trained) / 2**30
     assert gibibytes < (48 if name == "qwen-image" else 24)
 
@@ -204,15 +228,15 @@ COMFY = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_comfyui_has_a_place_for_each_adapted_layer_of_the_full_size(name: str) -> None:
+def test_comfyui_has_a_place_for_each_adapted_layer_of_the_full_size(
+    full_size: Callable[[str], FullSize], name: str
+) -> None:
     """In a LoRA by kohya's names, which are those of the published checkpoint."""
-    family, make, _, _ = SIZES[name]
+    found = full_size(name)
     with torch.device("meta"):
-        network = make()
-        _, state = adapted(network, family.lora_targets(network))
-        tensors = by_kohyas_names(state, network, family.published_layers)
+        tensors = by_kohyas_names(found.state, found.network, SIZES[name][0].published_layers)
     layers = comfy.of_flow(*COMFY[name])
-    own = {key.removesuffix(".lora_A.weight") for key in state if ".lora_A." in key}
+    own = {key.removesuffix(".lora_A.weight") for key in found.state if ".lora_A." in key}
     assert {row for rows in layers.values() for row in rows} >= own
     places = {place for place, rows in layers.items() if own.intersection(rows)}
     assert {key.partition(".")[0] for key in tensors} == {

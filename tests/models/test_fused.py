@@ -23,7 +23,7 @@ from nablaflow.models import (
 from nablaflow.models.export import save_policy
 from nablaflow.models.formats import write_policy
 from nablaflow.models.pipelines import PipelineModel
-from tests.support.flow_parts import PIXELS
+from tests.support.flow_parts import SMALL
 from tests.support.flow_pipelines import FLOW_FAMILIES
 from tests.support.loras import FILE, WIDELY, stock_lora
 from tests.support.pipelines import perturb
@@ -93,8 +93,7 @@ def test_the_reference_is_the_model_with_the_lora(
 def test_so_it_is_with_transformers(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
     base = folders[family]
     lora = stock_lora(base, tmp_path / "lora", "transformer", target_modules=WIDELY)
-    size = {"height": PIXELS, "width": PIXELS}
-    model = model_of(WithLora(str(base), lora / FILE, SCALE), **size)
+    model = model_of(WithLora(str(base), lora / FILE, SCALE), **SMALL)
     assert_same(model, base, lora)
 
 

@@ -15,7 +15,7 @@ from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_
 from nablaflow.models.conditioning import check_clip_skip
 from nablaflow.models.export import save_policy
 from nablaflow.models.pipelines import PipelineModel
-from tests.support.flow_parts import PIXELS
+from tests.support.flow_parts import SMALL
 from tests.support.flow_pipelines import FLOW_FAMILIES
 from tests.support.pipelines import (
     PROMPT,
@@ -111,8 +111,7 @@ def test_pieces_of_a_prompt_skip_the_same_layers(deep: dict[str, Path]) -> None:
 
 def test_stable_diffusion_3_skips_layers_of_its_clips(tmp_path: Path) -> None:
     deepened(FLOW_FAMILIES["sd3"]()).save_pretrained(tmp_path)
-    size: dict[str, Any] = {"height": PIXELS, "width": PIXELS}
-    settings = SamplerSettings(name="euler", steps=2, guidance_scale=4.0, clip_skip=1, **size)
+    settings = SamplerSettings(name="euler", steps=2, guidance_scale=4.0, clip_skip=1, **SMALL)
     pipeline = load_pipeline(str(tmp_path))
     model = load_model(pipeline, settings, AdapterSettings(rank=2), CPU)
     stock: Any = load_pipeline(str(tmp_path))

@@ -21,6 +21,7 @@ from nablaflow.models.formats import KOHYA_FILE, check_format, write_kohya
 from nablaflow.models.kohya import by_kohyas_names
 from nablaflow.models.pipelines import PipelineModel
 from tests.support import comfy
+from tests.support.flow_parts import SMALL
 from tests.support.flow_pipelines import FLOW_FAMILIES
 from tests.support.pipelines import (
     perturb,
@@ -137,7 +138,7 @@ def test_diffusers_reads_them_back(folders: dict[str, Path], tmp_path: Path, fam
     model = policy(load_pipeline(str(folders[family])), **given)
     lora = written(model, tmp_path)
     stock = load_pipeline(str(folders[family]))
-    size = {} if family in UNETS else {"height": 16, "width": 16}
+    size = {} if family in UNETS else SMALL
     untouched = render(stock, **size)
     stock.load_lora_weights(lora)
     with model.as_in_stock():

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.formats import write_policy
+from nablaflow.models.kohya_scales import has_several_scales
 from nablaflow.models.lora_file import GivenLora, LoraFactors
 from nablaflow.models.lora_start import targets_of
 from nablaflow.models.pipelines import PipelineModel
-from tests.support.flow_parts import PIXELS
+from tests.support.flow_parts import SMALL
 from tests.support.flow_pipelines import FLOW_FAMILIES
 from tests.support.loras import FILE, WIDELY, stock_lora
 from tests.support.pipelines import perturb, render
@@ -73,8 +74,7 @@ def test_transformers_begin_at_theirs(
 ) -> None:
     base = folders[family]
     lora = stock_lora(base, tmp_path / "lora", "transformer", target_modules=WIDELY)
-    small = SamplerSettings(height=PIXELS, width=PIXELS)
-    assert_begins(begun(base, lora, small), base, lora)
+    assert_begins(begun(base, lora, SamplerSettings(**SMALL)), base, lora)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
@@ -90,6 +90,44 @@ def test_kohyas_names_are_read(folders: dict[str, Path], tmp_path: Path, family:
     model = begun(folders[family], tmp_path / "kohya")
     assert_begins(model, folders[family], tmp_path / "kohya", "style.safetensors")
     assert model.adapter.targets == ["to_q"]  # type: ignore[attr-defined]
+
+
+def by_kohya(state: dict[str, torch.Tensor], alphas: list[float | None]) -> dict[str, torch.Tensor]:
+    """The same layers by kohya's names, with alphas in turns; None has none."""
+    found = {}
+    for index, name in enumerate(sorted(n for n in state if "lora_A" in n)):
+        path = name.removeprefix("unet.").removesuffix(".lora_A.weight")
+        short = f"lora_unet_{path.replace('.', '_')}"
+        found[f"{short}.lora_down.weight"] = state[name]
+        found[f"{short}.lora_up.weight"] = state[name.replace("lora_A", "lora_B")]
+        alpha = alphas[index % len(alphas)]
+        found |= {} if alpha is None else {f"{short}.alpha": torch.tensor(alpha)}
+    return found
+
+
+@pytest.mark.parametrize("alphas", [[1.0, 4.0, 8.0], [2.0, None]])
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_alphas_that_differ_by_layer_all_count(
+    folders: dict[str, Path], tmp_path: Path, family: str, alphas: list[float | None]
+) -> None:
+    """As kohya's readers have it, update = alpha / rank up down; diffusers 0.42 loses them."""
+    state = load_file(stock_lora(folders[family], tmp_path / "lora") / FILE)
+    save_file(by_kohya(state, alphas), tmp_path / "k.safetensors")
+    ups = sorted(n.replace("lora_A", "lora_B") for n in state if "lora_A" in n)
+    turns = [4.0 if alpha is None else alpha for alpha in alphas] * len(ups)
+    scaled = {name: state[name] * alpha / 4 for name, alpha in zip(ups, turns, strict=False)}
+    (tmp_path / "folded").mkdir()
+    save_file(state | scaled, tmp_path / "folded" / FILE)
+    assert_begins(
+        begun(folders[family], tmp_path / "k.safetensors"), folders[family], tmp_path / "folded"
+    )
+    assert has_several_scales(tmp_path / "k.safetensors")
+    assert not has_several_scales(tmp_path / "folded" / FILE)
+
+
+def test_a_bias_beside_an_update_is_not_dropped(folders: dict[str, Path], tmp_path: Path) -> None:
+    lora = stock_lora(folders["sd"], tmp_path / "lora", target_modules=["to_out.0"], lora_bias=True)
+    assert "has a bias beside its update" in refused(folders["sd"], lora)
 
 
 def test_an_exported_policy_is_a_start(folders: dict[str, Path], tmp_path: Path) -> None:

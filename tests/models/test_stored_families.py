@@ -113,10 +113,11 @@ def test_a_damaged_file_is_named_and_made_anew(
 ) -> None:
     first = model_of(folders[kind]).condition(PROMPTS[:1])
     (file,) = cache.iterdir()
-    whole = file.read_bytes()
+    whole, model = file.read_bytes(), model_of(folders[kind])
     for damaged in (whole[:-4] + b"\0\0\1\1", whole[: len(whole) // 2], b"", whole + b"\0"):
         file.write_bytes(damaged)
-        asked, again = asked_of(model_of(folders[kind]), PROMPTS[:1])
+        model._embeddings._rows.clear()  # as in the next run
+        asked, again = asked_of(model, PROMPTS[:1])
         assert asked == PROMPTS[:1]
         assert torch.equal(again.hidden, first.hidden)  # type: ignore[arg-type]
         assert f"{file} is damaged; what it holds is made anew" in capsys.readouterr().err

@@ -17,6 +17,9 @@ from nablaflow.nano.pretrain.text import build_tokenizer, build_word_tokenizer
 
 PIXELS = 16
 WORDS = ("a", "red", "blue", "circle", "square", "star", "no")
+FEW: dict[str, Any] = {"max_sequence_length": 16}
+"""In tests of something else: the usual 512 tokens are most of a tiny model's work."""
+SMALL: dict[str, Any] = {"height": PIXELS, "width": PIXELS, **FEW}
 CLIP_WIDTH, T5_WIDTH, QWEN_WIDTH = 8, 24, 8
 
 

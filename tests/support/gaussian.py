@@ -65,7 +65,9 @@ class GaussianModel(DiffusionModel):
     def forward(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         k = level_of(self.process, timestep)
         flat = x.flatten(1)
-        slopes = torch.stack([self.slope(level) for level in range(self.process.steps + 1)])
+        slopes = self.covariance.new_zeros(self.process.steps + 1, *self.covariance.shape)
+        for level in k.unique().tolist():
+            slopes[level] = self.slope(level)
         alpha_bar = self.process.alpha_bar.to(self.mean)[k, None]
         centred = flat.to(self.mean) - alpha_bar.sqrt() * self.mean
         epsilon = torch.einsum("nij,nj->ni", slopes[k], centred) + self.bend * flat.sin()

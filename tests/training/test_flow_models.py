@@ -22,6 +22,7 @@ from nablaflow.runs.sample import _sampler as settings_for
 from nablaflow.runs.sample import sample_to_folder
 from nablaflow.runs.setup import Parts
 from nablaflow.training.loop import Trainer
+from tests.support.flow_parts import SMALL
 from tests.support.padded_pipelines import PADDED_FAMILIES
 
 MakeParts = Callable[..., Parts]
@@ -32,7 +33,7 @@ QUICK = ["nabla-td", "ddpo", "vgg-flow"]
 
 
 def overrides(folder: Path, method: str) -> list[str]:
-    size = ["sampler.height=16", "sampler.width=16"]
+    size = [f"sampler.{name}={value}" for name, value in SMALL.items()]
     noise = METHODS[method].sampler_noise
     sampler = f"sampler.name={'euler' if noise == 'none' else 'memoryless'}"
     of_model = [f"model={folder}", "adapter.targets=auto", sampler, *size]
@@ -109,7 +110,7 @@ def test_a_run_is_saved_and_sampled_without_noise_as_the_stock_pipeline_does(
     stock: Any = load_pipeline(str(folders["sd3"]))
     stock.load_lora_weights(run.folder / "lora")
     generator = torch.Generator().manual_seed(3)
-    call = {"prompt": "a circle", "height": 16, "width": 16, "guidance_scale": 1.0}
+    call = {"prompt": "a circle", **SMALL, "guidance_scale": 1.0}
     images = stock(**call, num_inference_steps=4, generator=generator, output_type="np").images
     expected = torch.from_numpy(images).permute(0, 3, 1, 2)
     condition = model.condition(["a circle"])
@@ -151,9 +152,8 @@ def test_a_folder_is_sampled_as_its_own_call_does(
     pipeline: Any = load_pipeline(str(folders[family]))
     found = settings_for(pipeline, str(folders[family]), {})[0]
     assert (found.name, found.steps, found.guidance_scale) == ("euler", steps, guidance)
-    size = {"height": 16, "width": 16}
     out = tmp_path / "out"
-    sample_to_folder(str(folders[family]), ["a star"], 1, out, 0, overwrite=False, of_model=size)
+    sample_to_folder(str(folders[family]), ["a star"], 1, out, 0, overwrite=False, of_model=SMALL)
     assert len(list(out.glob("0000*.png"))) == 1
 
 

@@ -34,6 +34,31 @@ from tests.support.run_folders import records
 pytestmark = pytest.mark.usefixtures("train_only")
 
 MakeConfig = Callable[..., Config]
+COSINE = "optimizer.schedule=cosine"
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[tuple[str, ...], Path]:
+    """The folders of `straight`."""
+    return {}
+
+
+@pytest.fixture
+def straight(
+    make_config: MakeConfig,
+    made: dict[tuple[str, ...], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """``straight("seed=1")``: a run that nothing interrupts, made once for all that read it."""
+
+    def folder(*overrides: str) -> Path:
+        if overrides not in made:
+            run = tmp_path_factory.mktemp("straight") / "run"
+            align.run(make_config(f"output_dir={run}", *overrides))
+            made[overrides] = run
+        return made[overrides]
+
+    return folder
 
 
 def assert_equal(found: Any, wanted: Any, place: str = "") -> None:
@@ -88,18 +113,20 @@ def press_ctrl_c_after(update: int, patch: pytest.MonkeyPatch) -> None:
     ids=["on-policy", "previous-rollout", "states of the previous rollout"],
 )
 def test_after_ctrl_c(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: list[str]
+    make_config: MakeConfig,
+    straight: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: list[str],
 ):
-    overrides = (*chosen, "optimizer.schedule=cosine")
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    align.run(make_config(f"output_dir={straight}", *overrides))
+    overrides, stopped = (*chosen, COSINE), tmp_path / "stopped"
     with monkeypatch.context() as patch:
         press_ctrl_c_after(2, patch)
         with pytest.raises(align.Interrupted, match=r"after update 2.*--resume"):
             align.run(make_config(f"output_dir={stopped}", *overrides))
     assert [path.name for path in list_checkpoints(stopped)] == ["step-000002"]
     align.run(make_config(f"output_dir={stopped}", *overrides), resume=True)
-    assert_same_run(stopped, straight)
+    assert_same_run(stopped, straight(*overrides))
 
 
 @pytest.mark.parametrize(
@@ -111,26 +138,29 @@ def test_after_ctrl_c(
     ids=["DoRA", "an old policy"],
 )
 def test_with_what_else_trains_or_samples(
-    make_config: MakeConfig, tmp_path: Path, chosen: list[str], kept: str
+    make_config: MakeConfig,
+    straight: Callable[..., Path],
+    tmp_path: Path,
+    chosen: list[str],
+    kept: str,
 ):
-    straight, halves = tmp_path / "straight", tmp_path / "halves"
-    align.run(make_config(f"output_dir={straight}", *chosen))
+    halves, wanted = tmp_path / "halves", straight(*chosen)
     align.run(make_config(f"output_dir={halves}", *chosen, "training.updates=2"))
     align.run(make_config(f"output_dir={halves}", *chosen), resume=True)
-    assert records(halves) == records(straight)
-    assert_equal(last(halves).tensors, last(straight).tensors)
-    assert_equal(last(halves).state, last(straight).state)
-    group = last(straight).tensors.get("old_policy", last(straight).tensors["policy"])
+    assert records(halves) == records(wanted)
+    assert_equal(last(halves).tensors, last(wanted).tensors)
+    assert_equal(last(halves).state, last(wanted).state)
+    group = last(wanted).tensors.get("old_policy", last(wanted).tensors["policy"])
     assert any(kept in name for name in group)
-    assert ("old_policy" in last(straight).tensors) == ("diffusion-nft" in chosen[0])
+    assert ("old_policy" in last(wanted).tensors) == ("diffusion-nft" in chosen[0])
 
 
 @pytest.mark.parametrize("data", ["on-policy", "previous-rollout"])
 def test_after_a_reward_that_failed(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+    make_config: MakeConfig, straight: Callable[..., Path], tmp_path: Path, data: str
 ):
-    straight, failed = tmp_path / "straight", tmp_path / "failed"
-    chosen = (f"training.data={data}", "training.checkpoint_every=50")
+    of_figures, failed = (f"training.data={data}", COSINE), tmp_path / "failed"
+    chosen = (*of_figures, "training.checkpoint_every=50")
     warmth = load("warmth")
 
     def judge(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
@@ -138,28 +168,27 @@ def test_after_a_reward_that_failed(
             raise UserError("the judge is down")
         return warmth(images, prompts)
 
-    align.run(make_config(f"output_dir={straight}", *chosen))
     with pytest.raises(UserError, match="the judge is down"):
         align.run(make_config(f"output_dir={failed}", *chosen), reward=NamedReward("warmth", judge))
     assert [path.name for path in list_checkpoints(failed)] == ["step-000003"]
     align.run(make_config(f"output_dir={failed}", *chosen), resume=True)
-    assert_same_run(failed, straight)
+    assert_same_run(failed, straight(*of_figures))
 
 
-def test_with_more_updates(make_config: MakeConfig, tmp_path: Path):
-    straight, longer = tmp_path / "straight", tmp_path / "longer"
-    align.run(make_config(f"output_dir={straight}"))
+def test_with_more_updates(make_config: MakeConfig, straight: Callable[..., Path], tmp_path: Path):
+    longer = tmp_path / "longer"
     align.run(make_config(f"output_dir={longer}", "training.updates=2"))
     align.run(make_config(f"output_dir={longer}"), resume=True)
-    assert_same_run(longer, straight)
+    assert_same_run(longer, straight())
 
 
 def test_after_a_crash_the_updates_since_the_checkpoint_are_done_again(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig,
+    straight: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    straight, crashed = tmp_path / "straight", tmp_path / "crashed"
-    often = "training.checkpoint_every=2"
-    align.run(make_config(f"output_dir={straight}", often))
+    crashed, often = tmp_path / "crashed", "training.checkpoint_every=2"
     append = align.append_record
 
     def pull_the_plug(run: Path, record: dict[str, Any]) -> None:
@@ -175,34 +204,36 @@ def test_after_a_crash_the_updates_since_the_checkpoint_are_done_again(
     with (crashed / "metrics.jsonl").open("a") as file:
         file.write('{"update": 4, "reward_me')
     align.run(make_config(f"output_dir={crashed}", often), resume=True)
-    assert_same_run(crashed, straight)
+    assert_same_run(crashed, straight())
 
 
 @pytest.mark.parametrize("setting", ["adapter.start", "model_lora"])
 def test_with_a_lora_of_the_users(
-    make_config: MakeConfig, tiny_model: Path, tmp_path: Path, setting: str
+    make_config: MakeConfig,
+    straight: Callable[..., Path],
+    tiny_model: Path,
+    tmp_path: Path,
+    setting: str,
 ):
-    lora = stock_lora(tiny_model, tmp_path / "lora")
-    chosen = (f"{setting}={lora}", "adapter.rank=4", "adapter.alpha=6.0")
-    straight, halves = tmp_path / "straight", tmp_path / "halves"
-    align.run(make_config(f"output_dir={straight}", *chosen))
+    lora, halves = stock_lora(tiny_model, tmp_path / "lora"), tmp_path / "halves"
+    rank = ("adapter.rank=4", "adapter.alpha=6.0")
+    chosen = (f"{setting}={lora}", *rank)
     align.run(make_config(f"output_dir={halves}", *chosen, "training.updates=2"))
     align.run(make_config(f"output_dir={halves}", *chosen), resume=True)
-    assert_same_run(halves, straight)
-    plain = make_config(f"output_dir={tmp_path}/plain", *chosen[1:])
-    align.run(plain)
-    policy = last(plain.output_dir).tensors["policy"]
-    assert any(not torch.equal(policy[n], v) for n, v in last(straight).tensors["policy"].items())
+    assert_same_run(halves, straight(*chosen))
+    with_it, without = (last(straight(*own)).tensors["policy"] for own in (chosen, rank))
+    assert any(not torch.equal(without[name], value) for name, value in with_it.items())
 
 
-def test_without_a_checkpoint_it_starts_again(make_config: MakeConfig, tmp_path: Path):
-    straight, run = tmp_path / "straight", tmp_path / "run"
-    align.run(make_config(f"output_dir={straight}"))
+def test_without_a_checkpoint_it_starts_again(
+    make_config: MakeConfig, straight: Callable[..., Path], tmp_path: Path
+):
+    run = tmp_path / "run"
     align.run(make_config(f"output_dir={run}", "training.updates=1"))
     for folder in list_checkpoints(run):
         folder.rename(run / folder.name)
     align.run(make_config(f"output_dir={run}"), resume=True)
-    assert_same_run(run, straight)
+    assert_same_run(run, straight())
 
 
 def test_checkpoints_come_at_the_interval_and_at_the_end(make_config: MakeConfig, tmp_path: Path):

@@ -28,19 +28,15 @@ def reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Late
     Raises:
         UserError: it is not finite.
     """
-    size = networks.decode_batch or max(1, len(x0))
-    parts = [
-        _reward_gradient(networks, x0[start : start + size], prompts[start : start + size])
-        for start in range(0, len(x0), size)
-    ]
-    return torch.cat(parts)
-
-
-def _reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Latents:
-    with torch.enable_grad():
-        leaf = x0.detach().requires_grad_()
-        scores = networks.reward(networks.model.decode_for_gradient(leaf), prompts)
-        return gradient_of(networks.reward.name, scores, leaf)
+    reward, size = networks.reward, networks.decode_batch or max(1, len(x0))
+    gradients = []
+    for start in range(0, len(x0), size):
+        with torch.enable_grad():
+            leaf = x0[start : start + size].detach().requires_grad_()
+            images = networks.model.decode_for_gradient(leaf)
+            scores = reward(images, prompts[start : start + size])
+            gradients.append(gradient_of(reward.name, scores, leaf))
+    return torch.cat(gradients)
 
 
 def vector_jacobian(

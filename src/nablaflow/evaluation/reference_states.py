@@ -36,7 +36,9 @@ class ReferenceStates:
         Raises:
             UserError: one is not finite.
         """
-        key = self._key(prompts, n, seed, purpose)
+        # As a bank's, and of the kind of device, on which the last digits depend.
+        own, process = (purpose, self.model.device.type), self.model.process
+        key = states_key(self.fingerprint, prompts, self.sampler, process, n, seed, own)
         found = find_kept(purpose, key) if self.fingerprint else None
         if found is not None:
             on_progress(n)
@@ -59,8 +61,3 @@ class ReferenceStates:
         if self.fingerprint:
             keep(purpose, key, {"states": states})
         return states
-
-    def _key(self, prompts: list[str], n: int, seed: int, purpose: str) -> str:
-        """As a bank's, and of the kind of device, on which the last digits depend."""
-        process, own = self.model.process, (purpose, self.model.device.type)
-        return states_key(self.fingerprint, prompts, self.sampler, process, n, seed, own)

@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nablaflow.errors import UserError
+from nablaflow.models.kohya_scales import ALPHA, with_its_scales
 from nablaflow.quiet import quiet_libraries
 
 NAMES = ("pytorch_lora_weights.safetensors", "kohya_lora.safetensors")
@@ -113,8 +114,9 @@ def load_into(pipeline: Any, file: Path, setting: str) -> None:
     stock: Any = pipeline
     try:
         with _silent():
-            wanted = _converted(stock, file)
-            stock.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER)
+            given, options = with_its_scales(file)
+            wanted = _converted(stock, given if options else dict(given), options)
+            stock.load_lora_weights(given, **options, adapter_name=ADAPTER)
     except Exception as error:  # the libraries raise many kinds for one cause: another base
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -166,13 +168,13 @@ def _check_names(names: list[str], file: Path, setting: str) -> None:
         )
 
 
-def _converted(pipeline: Any, file: Path) -> list[str]:
-    """Names of the file's tensors in diffusers' form, the scales aside."""
+def _converted(pipeline: Any, given: Any, options: dict[str, Any]) -> list[str]:
+    """Names of the tensors in diffusers' form, the scales aside."""
     # SDXL's blocks have other numbers by kohya's names, which its configuration tells.
     config = {"unet_config": pipeline.unet.config} if hasattr(pipeline, "unet") else {}
-    found: Any = pipeline.lora_state_dict(file.parent, weight_name=file.name, **config)
+    found: Any = pipeline.lora_state_dict(given, **options, **config)
     state = found[0] if isinstance(found, tuple) else found
-    state = {name: value for name, value in state.items() if not name.endswith(".alpha")}
+    state = {name: value for name, value in state.items() if not name.endswith(ALPHA)}
     told = {name: value for name, value in state.items() if name.startswith(ENCODER)}
     rest = {name: value for name, value in state.items() if name not in told}
     if not any("lora_A" in name for name in rest):
@@ -250,6 +252,12 @@ def read_lora(pipeline: Any, denoiser: str, file: Path, setting: str) -> GivenLo
         raise UserError(f"{setting}: {file} is no LoRA, but another kind of adapter; give a LoRA")
     config: Any = bare
     rslora = config.peft_config[ADAPTER].use_rslora
+    for name, layer in layers.items():
+        if layer.lora_B[ADAPTER].bias is not None:
+            raise UserError(
+                f"{setting}: {file} has a bias beside its update of {name} (lora_bias), which is "
+                "not trained here; give a LoRA without, or fuse it first (model_lora)"
+            )
     found = {name: _factors(layer) for name, layer in layers.items()}
     for name, factors in found.items():
         if not _is_finite(factors):

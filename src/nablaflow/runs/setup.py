@@ -27,6 +27,7 @@ from nablaflow.models import (
     load_model,
     make_flow_score,
 )
+from nablaflow.models.kohya_scales import has_several_scales
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import load_prompts, prompt_metadata, prompt_sets
@@ -205,7 +206,13 @@ def _reference_told(source: ModelSource) -> list[str]:
     """A line about a reference that is not what the model's name says."""
     if not isinstance(source, WithLora):
         return []
-    return [f"reference: the model {source}; the KL and the tilt are of the two together"]
+    told = [f"reference: the model {source}; the KL and the tilt are of the two together"]
+    if has_several_scales(source.file):
+        told.append(
+            f"model_lora: the scales of the layers of {source.file} differ, and diffusers loses "
+            "them where it loads the file; --format merged exports the policy with it inside"
+        )
+    return told
 
 
 def _ahead_told(config: Config, model: PipelineModel, reward: NamedReward) -> list[str]:

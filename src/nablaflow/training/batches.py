@@ -118,7 +118,7 @@ class Batches:
 
     def _rollout(self, number: int) -> Rollout:
         plan = self._plan(number)
-        with ScoringAhead.of(self.core.networks, plan.prompts) as ahead:
+        with ScoringAhead(self.core.networks, plan.prompts) as ahead:
             path, size = self._sampled(plan, ahead)
             return self._scored(path, size, ahead)
 

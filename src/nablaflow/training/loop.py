@@ -58,7 +58,7 @@ class Trainer:
         sharded: bool = False,
     ) -> None:
         self.config, self.model, self.reward, self.flow = config, model, reward, flow
-        self.accelerator, self.prompts, self.guard = accelerator, prompts, guard
+        self.accelerator, self.guard = accelerator, guard
         self.method = config.method
         flow_target = None if flow is None else copy.deepcopy(flow).requires_grad_(False)
         networks = Networks(

@@ -7,8 +7,7 @@ of scoring after all is sampled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -25,6 +24,8 @@ from nablaflow.rewards.contract import FoundOfAny
 class ScoringAhead:
     """What is begun of one rollout; of a reward that is not elsewhere nothing.
 
+    Once its context is left nothing more is asked of the reward.
+
     Args:
         prompts: of all its images.
     """
@@ -35,15 +36,11 @@ class ScoringAhead:
         self._queue = Queue()
         self.restart(len(prompts))
 
-    @staticmethod
-    @contextmanager
-    def of(networks: Networks, prompts: list[str]) -> Iterator[ScoringAhead]:
-        """Once this context is left nothing more is asked of the reward."""
-        ahead = ScoringAhead(networks, prompts)
-        try:
-            yield ahead
-        finally:
-            ahead._queue.drop()
+    def __enter__(self) -> ScoringAhead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.drop()
 
     def restart(self, size: int) -> None:
         """Begin the rollout, or begin it anew after memory ran out.
