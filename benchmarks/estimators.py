@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nablaflow import guidance
+from nablaflow import estimators
 from nablaflow.estimators import WEIGHTINGS
 from nablaflow.exact import LabSettings, evaluate, named_problem
 from nablaflow.methods import (
@@ -42,7 +42,7 @@ def _residual(**settings: Any) -> Callable[[float], Method]:
     return lambda beta: published.model_copy(update={"beta": beta, **settings})
 
 
-def _any(estimator: guidance.Estimator) -> Callable[[float], Method]:
+def _any(estimator: estimators.Estimator) -> Callable[[float], Method]:
     return lambda beta: ValueMatching(beta=beta, estimator=estimator)
 
 
@@ -51,8 +51,8 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "published, sigma2": _residual(weighting="sigma2"),
     "published, sigma2, detached": _residual(weighting="sigma2", forward_flow="detached-ema"),
     "published, sigma2, policy graph": _residual(weighting="sigma2", reverse_policy_graph=True),
-    "forward-looking": _any(guidance.ForwardLooking()),
-    "forward-looking-flow": _any(guidance.ForwardLookingFlow()),
+    "forward-looking": _any(estimators.ForwardLooking()),
+    "forward-looking-flow": _any(estimators.ForwardLookingFlow()),
     "terminal": lambda beta: TerminalMatching(beta=beta),
     "terminal, sigma": lambda beta: TerminalMatching(beta=beta, scale="sigma"),
     "adjoint": lambda beta: AdjointMatching(beta=beta),
@@ -64,7 +64,7 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "nabla-td 0.5": lambda beta: NablaTD(beta=beta, td_lambda=0.5),
     "nabla-td 0.9": lambda beta: NablaTD(beta=beta, td_lambda=0.9),
     "nabla-td 0.9, alpha_bar": lambda beta: NablaTD(beta=beta, weighting="alpha_bar"),
-    "5-step": _any(guidance.NStep(n=5)),
+    "5-step": _any(estimators.NStep(n=5)),
     "path-weighted": lambda beta: PathWeightedMatching(beta=beta),
     "path-weighted, no weights": lambda beta: PathWeightedMatching(beta=beta, effective_share=1.0),
     "path-weighted, adjoint alone": lambda beta: PathWeightedMatching(beta=beta, adjoint_above=0.0),

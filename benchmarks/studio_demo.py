@@ -261,12 +261,12 @@ def scored(run: Path) -> tuple[Any, Any]:
     from nablaflow.comparison.gauge import ScoredSamples
     from nablaflow.evaluation.bank import reference_bank, sample_states
     from nablaflow.evaluation.measure import measure_states
-    from nablaflow.evaluation.policy_state import load_policy_state
+    from nablaflow.evaluation.policy_state import put_policy
     from nablaflow.progress import show
     from nablaflow.runs.accelerator import fresh_accelerator
     from nablaflow.runs.folder import load_run_config
     from nablaflow.runs.setup import prepare
-    from nablaflow.storage.checkpoint import list_checkpoints
+    from nablaflow.storage.checkpoint import list_checkpoints, load_policy
 
     config, last = load_run_config(run, ["guard=null"]), list_checkpoints(run)[-1]
     batch, size = config.evaluation.batch, config.evaluation.bank
@@ -287,7 +287,7 @@ def scored(run: Path) -> tuple[Any, Any]:
             model, parts.fingerprint, prompts, config.sampler, size, batch=batch, on_progress=told
         )
         bank = score(states[:BANK], "score the bank")
-        load_policy_state(model.network, last, config.model)
+        put_policy(model.network, load_policy(last), last, config.model)
         told = progress.start("sample", SAMPLES)
         states = sample_states(
             model, prompts, SAMPLES, seed=7, batch=batch, purpose="taste", on_progress=told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nablaflow.shapes import META, Shapes
 
@@ -67,6 +68,15 @@ def test_attention_holds_no_matrix_of_all_pairs():
         result.sum().backward()
     assert result.shape == q.shape
     assert shapes.peak < 10 * heads * tokens * width * 4 < heads * tokens * tokens * 4
+
+
+def test_attention_that_may_not_be_fused_writes_the_matrix():
+    """As two matrix products do on any device: one number for each pair, and the softmax's."""
+    tokens, heads, width = 1024, 8, 40
+    with Shapes() as shapes, sdpa_kernel(SDPBackend.MATH):
+        q, k, v = (torch.zeros(1, heads, tokens, width, device=META) for _ in range(3))
+        torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert heads * tokens * tokens * 4 < shapes.peak < 3 * heads * tokens * tokens * 4
 
 
 def test_a_layer_that_is_computed_again_saves_the_same():

@@ -89,6 +89,7 @@ class Shapes(TorchDispatchMode):
 def _fused_attention() -> Iterator[None]:
     """On shapes torch would write attention's matrix out, which no device with a kernel does.
 
+    A network that may not use the kernel (`nablaflow.models.attention.Unfused`) does write it out.
     The function is replaced where networks look it up: a layer that is computed again in the
     backward pass must find the same.
     """
@@ -99,7 +100,8 @@ def _fused_attention() -> Iterator[None]:
         asked = dict(zip(further, given, strict=False)) | named
         same = query.shape[-1] == key.shape[-1] == value.shape[-1]
         special = asked.get("attn_mask") is not None or asked.get("enable_gqa")
-        if not query.is_meta or not same or special:
+        unfused = not torch.backends.cuda.flash_sdp_enabled()  # a processor's kernel too
+        if not query.is_meta or not same or special or unfused:
             return plain(query, key, value, *given, **named)
         causal, scale = asked.get("is_causal", False), asked.get("scale")
         fused = _aten._scaled_dot_product_flash_attention_for_cpu.default
