@@ -7,7 +7,8 @@ import huggingface_hub
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.utils import logging
 from peft import LoraConfig
 from safetensors.torch import load_file
 
@@ -92,3 +93,23 @@ def test_a_repository_without_a_pipeline_is_told(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(from_hub, "hf_hub_download", none)
     assert "has no model_index.json on the hub" in line_of(lambda: load_pipeline(REPO))
+
+
+def test_out_of_reach_is_one_line_without_the_clients_tries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[bool] = []
+    client = logging.get_logger("huggingface_hub.utils._http")
+
+    def out_of_reach(*_: Any) -> str:
+        told.append(client.isEnabledFor(logging.WARNING))
+        raise LocalEntryNotFoundError("not cached")
+
+    monkeypatch.setattr(from_hub, "hf_hub_download", out_of_reach)
+    before = logging.get_verbosity()
+    assert line_of(lambda: load_pipeline(REPO)) == (
+        "model: owner/name is not in the cache, and the hub cannot be reached: run `hf download "
+        "owner/name --local-dir FOLDER` where it can, and give model=FOLDER"
+    )
+    assert told == [False]
+    assert logging.get_verbosity() == before

@@ -9,6 +9,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from nablaflow.errors import UserError
+from nablaflow.hub.tries import untold_tries
 from nablaflow.hub.wanted import Wanted
 
 HubSource = str | Path
@@ -52,7 +53,8 @@ def fetch_file(
     except HFValidationError as error:
         raise wanted.refusal(error) from error
     try:
-        return Path(hf_hub_download(repo, name, revision=revision))
+        with untold_tries():
+            return Path(hf_hub_download(repo, name, revision=revision))
     except FAILURES as error:
         raise wanted.refusal(error) from error
 
@@ -86,7 +88,8 @@ def fetch_folder(
         return cached
     wanted.announce()
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+        with untold_tries():
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
     except FAILURES as error:
         raise wanted.refusal(error) from error
     missing = _without_match(folder, patterns)

@@ -79,21 +79,28 @@ class Wanted:
 
     def _not_cached(self, cause: BaseException) -> UserError:
         """The files are not here, and ``cause`` is why they did not come."""
-        files = ", ".join(self.patterns)
+        what = self.repo + self._files
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(cause, HfHubHTTPError) and status is not None:
-            return UserError(
-                f"{self.repo} ({files}): the hub answers status {status}; try again later"
-            )
+            return UserError(f"{what}: the hub answers status {status}; try again later")
         if isinstance(cause, OSError) and cause.errno and not isinstance(cause, _CONNECTION):
             return UserError(
-                f"{self.repo} ({files}): cannot write the cache ({os.strerror(cause.errno)}); "
+                f"{what}: cannot write the cache ({os.strerror(cause.errno)}); "
                 "free space, or set HF_HOME to a folder that can be written"
             )
         if isinstance(cause, RuntimeError):
             reason = " ".join(str(cause).split())[:120]
-            return UserError(f"{self.repo} ({files}): download failed ({reason}); try again")
-        return self.unreachable(f"({files}) is not in the cache")
+            return UserError(f"{what}: download failed ({reason}); try again")
+        return self.unreachable(f"{self._files} is not in the cache".lstrip())
+
+    @property
+    def _all(self) -> bool:
+        return self.patterns == ("*",)
+
+    @property
+    def _files(self) -> str:
+        """In brackets, after a space; nothing where all of the repository is wanted."""
+        return "" if self._all else f" ({', '.join(self.patterns)})"
 
     def unreachable(self, what: str) -> UserError:
         """Nothing can be fetched here; ``what`` goes on from the repository's name."""
@@ -106,9 +113,10 @@ class Wanted:
 
     def _command(self) -> str:
         named = all(not set(pattern) & set("*?[") for pattern in self.patterns)
-        files = " ".join(self.patterns if named else [f"--include {p!r}" for p in self.patterns])
-        revision = "" if self.revision is None else f" --revision {self.revision}"
-        return f"hf download {self.repo} {files}{revision}"
+        files = self.patterns if named else [f"--include {p!r}" for p in self.patterns]
+        wanted = [] if self._all else list(files)
+        revision = [] if self.revision is None else [f"--revision {self.revision}"]
+        return " ".join(["hf download", self.repo, *wanted, *revision])
 
     def _size(self) -> int:
         """Bytes on the hub, 0 if it does not say; then the download itself tells why."""

@@ -12,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from nablaflow.errors import UserError
 from nablaflow.hub.fetch import FAILURES
+from nablaflow.hub.tries import untold_tries
 from nablaflow.hub.wanted import Wanted
 from nablaflow.models.folder import INDEX, parts_in
 
@@ -31,7 +32,8 @@ def index_on_hub(model: str) -> dict[str, Any]:
         UserError: there is none, or it is not in the cache and the hub cannot be reached.
     """
     try:
-        return parts_in(Path(hf_hub_download(model, INDEX)))
+        with untold_tries():
+            return parts_in(Path(hf_hub_download(model, INDEX)))
     except REFUSALS as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise UserError(
@@ -53,7 +55,9 @@ def folder_from_hub(model: str, without: Collection[str]) -> Path:
     failed: Exception | None = None
     for choice in CHOICES:
         try:
-            return Path(DiffusionPipeline.download(model, **choice, **dict.fromkeys(without)))
+            with untold_tries():
+                given = dict.fromkeys(without)
+                return Path(DiffusionPipeline.download(model, **choice, **given))
         except (*REFUSALS, ValueError) as error:  # the last of a variant that is not there
             failed = failed or error
     assert failed is not None
