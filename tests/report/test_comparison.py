@@ -57,6 +57,15 @@ def test_a_collapsed_run_does_not_take_the_picture_with_it(data: dict[str, Any])
     assert note.xy[1] == pytest.approx(2.0)
 
 
+def test_names_of_collapsed_runs_do_not_cover_each_other(data: dict[str, Any]):
+    for method in ("draft", "alignprop"):
+        data["cells"].append(cell(method, 0, column(0.5, 3.5), column(0.7, -30.0)))
+    figure = comparison_figure(data)
+    figure.canvas.draw()
+    first, second = (note.get_window_extent() for note in figure.axes[0].texts)
+    assert not first.overlaps(second)
+
+
 def test_the_tilt_over_beta_is_drawn(data: dict[str, Any]):
     left = comparison_figure(data).axes[0]
     (curve,) = [line for line in left.lines if len(line.get_xdata()) == 3]

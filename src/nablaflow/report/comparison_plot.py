@@ -156,13 +156,14 @@ def _draw_points(
 
 
 def _name(axes: Axes, words: str, at: np.ndarray, look: MarkerStyle, inside: np.ndarray) -> None:
-    """Beside a mark at the border, towards the middle of the panel."""
+    """Beside a mark at the border, towards the panel's middle, each name in a row of its own."""
     right, upper = at > inside.mean(0)
     down = upper != axes.yaxis_inverted()
+    away = 9.0 + 11.0 * len(axes.texts)
     axes.annotate(
         words,
         (float(at[0]), float(at[1])),
-        xytext=(0.0, -9.0 if down else 9.0),
+        xytext=(0.0, -away if down else away),
         textcoords="offset points",
         color=look.colour,
         fontsize=8,
