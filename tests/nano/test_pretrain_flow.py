@@ -9,16 +9,23 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import typer
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nablaflow import nano
 from nablaflow.nano.pretrain import velocity
-from nablaflow.nano.pretrain.__main__ import shipped_autoencoder
+from nablaflow.nano.pretrain.__main__ import Embedded, check_start, shipped_autoencoder
+from nablaflow.nano.pretrain.card import FLOW, further
 from nablaflow.nano.pretrain.export import export_flow
 from nablaflow.nano.pretrain.text import build_tokenizer
-from nablaflow.nano.pretrain.velocity import TextToVelocity, sample_levels, train_flow
+from nablaflow.nano.pretrain.velocity import (
+    TextToVelocity,
+    load_networks,
+    sample_levels,
+    train_flow,
+)
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red circle", "", "a zebra on the left"]
@@ -92,6 +99,31 @@ def test_levels_are_logit_normal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(velocity, "BATCH", 50_000)
     logits = sample_levels(torch.Generator().manual_seed(0)).double().logit()
     assert (float(logits.mean()), float(logits.std())) == pytest.approx((0.5, 1.2), abs=0.02)
+
+
+def test_training_goes_on_from_what_was_exported(exported: Path, networks: TextToVelocity) -> None:
+    torch.manual_seed(1)
+    begun = TextToVelocity(build_tokenizer()).eval()
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    call = (x, torch.full((3,), 500.0), words(), 7)
+    wanted = networks(*call)
+    assert not torch.allclose(begun(*call), wanted, atol=1e-2)
+    load_networks(begun, exported)
+    torch.testing.assert_close(begun(*call), wanted)
+
+
+def test_a_start_that_cannot_be_one_is_refused(exported: Path) -> None:
+    check_start(Embedded.flow, exported)
+    with pytest.raises(typer.BadParameter, match="nano is trained from scratch"):
+        check_start(Embedded.nano, exported)
+    with pytest.raises(typer.BadParameter, match="no transformer/diffusion_pytorch_model"):
+        check_start(Embedded.flow, nano.path())
+
+
+def test_the_card_tells_of_a_start() -> None:
+    told = further(FLOW, 24_000)
+    assert told.arguments == " --model flow --start EARLIER --flow-steps 24000"
+    assert FLOW.notes in told.notes
 
 
 def test_it_learns_the_velocity_from_the_image_to_the_noise(

@@ -18,11 +18,11 @@ from diffusers import AutoencoderKL
 
 from nablaflow import nano
 from nablaflow.nano.pretrain.autoencoder import standardize_latents, train_autoencoder
-from nablaflow.nano.pretrain.card import DIFFUSION, FLOW, write_card
+from nablaflow.nano.pretrain.card import DIFFUSION, FLOW, further, write_card
 from nablaflow.nano.pretrain.denoiser import train_denoiser
 from nablaflow.nano.pretrain.export import export, export_flow
 from nablaflow.nano.pretrain.text import build_tokenizer
-from nablaflow.nano.pretrain.velocity import train_flow
+from nablaflow.nano.pretrain.velocity import NETWORK_FILES, train_flow
 
 
 class Embedded(str, Enum):
@@ -44,27 +44,42 @@ def pretrain(
     autoencoder_steps: Annotated[int, typer.Option(min=1, help="of nano")] = 6000,
     denoiser_steps: Annotated[int, typer.Option(min=1, help="of nano")] = 5000,
     flow_steps: Annotated[int, typer.Option(min=1, help="of flow")] = 9000,
+    start: Annotated[
+        Path | None, typer.Option(help="a flow pipeline of this command's to train further")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     images: Annotated[int, typer.Option(min=8, help="for each figure of the card")] = 1000,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps")] = "cpu",
     bfloat16: Annotated[bool, typer.Option(help="train under bfloat16 autocast")] = True,
 ) -> None:
     """Train a model, write its pipeline and its card."""
+    check_start(model, start)
     work.mkdir(parents=True, exist_ok=True)
     out = out or Path("runs") / model.value
     place = torch.device(device)
     tokenizer = build_tokenizer()
     if model == Embedded.flow:
         vae = shipped_autoencoder(place)
-        flow = train_flow(vae, tokenizer, work, flow_steps, seed, place, bfloat16)
+        flow = train_flow(vae, tokenizer, work, flow_steps, seed, place, bfloat16, start)
         export_flow(vae, tokenizer, flow, out)
-        write_card(out, FLOW, seed, images)
+        write_card(out, FLOW if start is None else further(FLOW, flow_steps), seed, images)
         return
     autoencoder = train_autoencoder(work, autoencoder_steps, seed, place, bfloat16)
     standardize_latents(autoencoder, seed)
     networks = train_denoiser(autoencoder, tokenizer, work, denoiser_steps, seed, place, bfloat16)
     export(autoencoder, tokenizer, networks, out)
     write_card(out, DIFFUSION, seed, images)
+
+
+def check_start(model: Embedded, start: Path | None) -> None:
+    """Stop before any work where ``--start`` cannot be what the training begins from."""
+    if start is None:
+        return
+    if model != Embedded.flow:
+        raise typer.BadParameter("--start is of --model flow; nano is trained from scratch")
+    missing = [file for file in NETWORK_FILES if not (start / file).is_file()]
+    if missing:
+        raise typer.BadParameter(f"--start {start} has no {missing[0]}: name a flow pipeline")
 
 
 def shipped_autoencoder(device: torch.device) -> AutoencoderKL:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,15 @@ FLOW = CardSubject(
   does where it is given none; trained with any number from 1 to 256, and faster with few
 """,
 )
+
+
+def further(subject: CardSubject, steps: int) -> CardSubject:
+    """Of a training of ``steps`` more steps that began from an earlier pipeline of the command."""
+    return replace(
+        subject,
+        arguments=f"{subject.arguments} --start EARLIER --flow-steps {steps}",
+        notes=f"{subject.notes}- EARLIER is what the same command without `--start` writes\n",
+    )
 
 
 def _commit() -> str:

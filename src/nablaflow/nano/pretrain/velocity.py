@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -31,6 +32,12 @@ ENCODER_WIDTH = 64
 EMPTY_TOKENS = 256
 """Of a silent T5, by default; the call's max_sequence_length says how many."""
 TRAIN_TIMESTEPS = 1000
+NETWORK_FILES = (
+    "transformer/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+    "text_encoder_2/model.safetensors",
+)
+"""Of a pipeline's folder: the transformer and the text encoders, in `TextToVelocity`'s order."""
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -116,6 +123,17 @@ def sample_levels(generator: torch.Generator) -> Tensor:
     return (mean + scale * torch.randn(BATCH, generator=generator)).sigmoid()
 
 
+def load_networks(model: TextToVelocity, pipeline: Path) -> None:
+    """Fill ``model`` with the weights that `export_flow` wrote to the folder ``pipeline``.
+
+    Raises:
+        RuntimeError: they are of another architecture.
+    """
+    networks = (model.transformer, *model.text_encoders)
+    for file, network in zip(NETWORK_FILES, networks, strict=True):
+        network.load_state_dict(load_file(pipeline / file))
+
+
 def train_flow(
     autoencoder: AutoencoderKL,
     tokenizer: CLIPTokenizer,
@@ -124,10 +142,14 @@ def train_flow(
     seed: int,
     device: torch.device,
     autocast: bool,
+    start: Path | None = None,
 ) -> TextToVelocity:
     """Train, or resume, and return the averaged networks in float32.
 
     The state is x_s = (1 - s) x_0 + s epsilon, the target epsilon - x_0.
+
+    Args:
+        start: a pipeline that this function trained, whose networks the training begins from.
     """
     torch.manual_seed(seed)
     cache = folder / "flow-latents.safetensors"
@@ -135,6 +157,8 @@ def train_flow(
     latents = data.latents * autoencoder.config["scaling_factor"]
     generator = torch.Generator().manual_seed(seed + 2)
     model: Any = TextToVelocity(tokenizer).to(device)
+    if start is not None:
+        load_networks(model, start)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2
