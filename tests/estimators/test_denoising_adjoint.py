@@ -4,6 +4,8 @@ As all is affine, both estimates' expectation given x_k is their value at E[x_0 
 tilt, so that what is Monte Carlo elsewhere is an equality here.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -137,6 +139,23 @@ def test_where_the_adjoint_has_no_level_the_reward_is_not_asked() -> None:
     assert asked == []
     DenoisingAdjoint(adjoint_above=0.0).estimate(path, networks, BETA)
     assert asked == [1]
+
+
+def test_no_pass_is_made_where_nothing_is_denoised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention cannot run on no rows."""
+    rows: list[int] = []
+    predict = GaussianModel.predict
+
+    def count(model: GaussianModel, x: Tensor, *given: Any) -> Any:
+        rows.append(len(x))
+        return predict(model, x, *given)
+
+    monkeypatch.setattr(GaussianModel, "predict", count)
+    x = torch.zeros(5, 2, dtype=torch.float64)
+    estimated(0.0, 1, x)
+    assert rows == [5], "the adjoint's"
+    estimated(1.0, 1, x)
+    assert rows == [5, 5], "denoising's"
 
 
 def test_a_sampler_whose_x_0_is_a_function_of_x_k_is_refused() -> None:

@@ -133,16 +133,22 @@ def test_every_published_size_has_a_plan(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.slow
+SLOW_KINDS = [
+    {"name": "residual-nabla-db", "beta": 1.0, "reverse_weight": 1.0},
+    {"name": "nabla-db", "beta": 1.0},
+    {"name": "draft", "beta": 1.0},
+    {"name": "ddpo", "beta": 1.0},
+    {"name": "dag-db", "beta": 1.0},
+    {"name": "nabla-td", "beta": 1.0},
+]
+
+
 @pytest.mark.parametrize(
     "method",
     [
-        {"name": "residual-nabla-db", "beta": 1.0, "reverse_weight": 1.0},
         {"name": "adjoint-matching", "beta": 1.0},
-        {"name": "nabla-db", "beta": 1.0},
-        {"name": "draft", "beta": 1.0},
-        {"name": "ddpo", "beta": 1.0},
-        {"name": "dag-db", "beta": 1.0},
+        {"name": "path-weighted-matching", "beta": 1.0, "adjoint_above": 0.0},
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW_KINDS),
     ],
 )
 def test_every_kind_of_method_has_a_plan(make_config: MakeConfig, method: dict[str, object]):

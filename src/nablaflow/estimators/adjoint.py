@@ -35,8 +35,8 @@ class Adjoint(Estimator):
         long as the way that is left.
         """
         carried = beta * reward_gradient(networks, path.x0, path.prompts)
-        level = torch.zeros(len(path), dtype=torch.long, device=carried.device)
         wanted = path.level
+        level = torch.zeros(len(path), dtype=torch.long, device=wanted.device)
         target = torch.empty_like(path.transitions.x)
         while True:
             reached = level[path.transitions.trajectory] == wanted

@@ -69,7 +69,7 @@ class DenoisingAdjoint(Estimator):
         levels = self.rewardless_levels(process)
         chosen = levels.to(t.k.device)[t.k].nonzero()[:, 0]
         batch = path.batch()
-        for rows in chosen.split(max(1, len(path))):
+        for rows in chosen.split(max(1, len(path))) if len(chosen) else ():
             x0, condition = path.x0[t.trajectory[rows]], batch.condition[rows]
             found[rows] = left_over(networks.model, x0, t.x[rows], t.k[rows], condition)
         exact = (path.level == t.k).reshape(-1, *[1] * (t.x.ndim - 1))
