@@ -126,6 +126,18 @@ def test_code_that_ends_the_program_is_no_success():
         guarded(lambda: sys.exit(0), debug=False)
 
 
+def test_one_before_a_command_hears_them_itself_is_no_codes_end(monkeypatch: pytest.MonkeyPatch):
+    """`nablaflow.__main__` has said its line by then, and ends with its status."""
+
+    def stopped() -> None:
+        sys.exit(130)
+
+    monkeypatch.setattr("nablaflow.runs.stopping.stopped_by_signals", stopped)
+    with pytest.raises(SystemExit) as found:
+        guarded(lambda: None, debug=False)
+    assert found.value.code == 130
+
+
 def test_what_nobody_reads_fails_nothing():
     reading, writing = os.pipe()
     os.close(reading)

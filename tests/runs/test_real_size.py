@@ -57,6 +57,7 @@ def stable_diffusion_15(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("other_precision")
 def test_the_published_objective_trains_and_its_lora_loads(tmp_path: Path):
     config = parse_config(
         {

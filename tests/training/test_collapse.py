@@ -32,6 +32,6 @@ def test_the_guard_rolls_draft_back_before_the_images_are_gone(tmp_path: Path):
     assert guard["last"]["reward"] > guard["reference"]["reward"] + 0.1
     assert guard["last"]["held_out"] > 0.9 * guard["reference"]["held_out"]
     assert guard["last"]["diversity"] > 0.9
-    # The run ends with what came before.
-    assert 0 < guard["best_update"] < guard["tripped"]["update"]
+    # The run ends with what the look before it saw; with the reference, if that was the first.
+    assert guard["best_update"] == guard["tripped"]["update"] - 5
     assert guard["kl"] <= 100.0

@@ -71,7 +71,7 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
 
     try:
         with stopped_by_signals():
-            work()
+            _without_exit(work)
             sys.stdout.flush()
     except (UserError, TrainingStopped, ExportError, Interrupted) as error:
         status = 2 if isinstance(error, UserError) else 130 if isinstance(error, Interrupted) else 1
@@ -91,7 +91,13 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
             2,
             debug,
         )
-    except SystemExit as error:  # of code of the user's: no success, whatever it says
+
+
+def _without_exit(work: Callable[[], None]) -> None:
+    """Code of the user's that ends the program is no success, whatever it says."""
+    try:
+        work()
+    except SystemExit as error:
         raise RuntimeError(f"code that was called ended the program ({error!r})") from error
 
 
