@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import nn
 
+from nablaflow.errors import UserError
 from nablaflow.nano.pretrain import autoencoder as stage_one
 from nablaflow.nano.pretrain import stage
 from nablaflow.nano.pretrain.autoencoder import (
@@ -24,7 +25,7 @@ from nablaflow.nano.pretrain.autoencoder import (
 )
 from nablaflow.nano.pretrain.denoiser import TextToNoise, build_scheduler, min_snr_weight
 from nablaflow.nano.pretrain.export import export
-from nablaflow.nano.pretrain.stage import run_stage, warmup_cosine
+from nablaflow.nano.pretrain.stage import claim, run_stage, warmup_cosine
 from nablaflow.nano.pretrain.text import build_tokenizer
 from nablaflow.nano.scenes import centres, render, sample_scenes
 
@@ -234,3 +235,12 @@ def test_the_export_is_a_stock_pipeline_in_half_precision(tmp_path: Path, untrai
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2)  # float16 weights
     loaded.set_progress_bar_config(disable=True)
     assert loaded("a circle", num_inference_steps=2).images[0].size == (64, 64)
+
+
+def test_a_folder_is_of_one_training(tmp_path: Path) -> None:
+    """Its latents are of its seed's scenes, which another seed would put other captions to."""
+    claim(tmp_path, "flow", {"seed": 0, "steps": 9000})
+    claim(tmp_path, "flow", {"seed": 0, "steps": 9000})
+    claim(tmp_path, "nano", {"seed": 1})
+    with pytest.raises(UserError, match="holds a training of seed 0, and not 1; name another"):
+        claim(tmp_path, "flow", {"seed": 1, "steps": 9000})

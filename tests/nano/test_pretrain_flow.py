@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import typer
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nablaflow import nano
+from nablaflow.errors import UserError
 from nablaflow.nano.pretrain import velocity
 from nablaflow.nano.pretrain.__main__ import Embedded, check_start, shipped_autoencoder
 from nablaflow.nano.pretrain.card import FLOW, further
@@ -114,10 +114,20 @@ def test_training_goes_on_from_what_was_exported(exported: Path, networks: TextT
 
 def test_a_start_that_cannot_be_one_is_refused(exported: Path) -> None:
     check_start(Embedded.flow, exported)
-    with pytest.raises(typer.BadParameter, match="nano is trained from scratch"):
+    with pytest.raises(UserError, match="nano is trained from scratch"):
         check_start(Embedded.nano, exported)
-    with pytest.raises(typer.BadParameter, match="no transformer/diffusion_pytorch_model"):
+    with pytest.raises(UserError, match=r"No such file .*; name what --model flow wrote"):
         check_start(Embedded.flow, nano.path())
+
+
+def test_a_start_of_another_architecture_is_refused(exported: Path, tmp_path: Path) -> None:
+    for path in exported.rglob("*.safetensors"):
+        copied = tmp_path / path.relative_to(exported)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        weights = load_file(path)
+        save_file({name: weights[name] for name in list(weights)[1:]}, copied)
+    with pytest.raises(UserError, match=r"Error.* in loading state_dict .*; name what"):
+        check_start(Embedded.flow, tmp_path)
 
 
 def test_the_card_tells_of_a_start() -> None:

@@ -8,6 +8,7 @@ takes about an hour each on 2 cores with bfloat16 instructions.
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,14 +16,23 @@ from typing import Annotated, Any
 import torch
 import typer
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 
 from nablaflow import nano
+from nablaflow.errors import UserError
 from nablaflow.nano.pretrain.autoencoder import standardize_latents, train_autoencoder
 from nablaflow.nano.pretrain.card import DIFFUSION, FLOW, further, write_card
 from nablaflow.nano.pretrain.denoiser import train_denoiser
 from nablaflow.nano.pretrain.export import export, export_flow
+from nablaflow.nano.pretrain.stage import claim
 from nablaflow.nano.pretrain.text import build_tokenizer
-from nablaflow.nano.pretrain.velocity import NETWORK_FILES, train_flow
+from nablaflow.nano.pretrain.velocity import (
+    NETWORK_FILES,
+    TextToVelocity,
+    load_networks,
+    train_flow,
+)
+from nablaflow.storage.checksums import of_file
 
 
 class Embedded(str, Enum):
@@ -55,6 +65,12 @@ def pretrain(
     """Train a model, write its pipeline and its card."""
     check_start(model, start)
     work.mkdir(parents=True, exist_ok=True)
+    begun = {"seed": seed, "bfloat16": bfloat16}
+    if model == Embedded.flow:
+        begun |= {"steps": flow_steps, "start": start and of_file(start / NETWORK_FILES[0])}
+    else:
+        begun |= {"autoencoder_steps": autoencoder_steps, "denoiser_steps": denoiser_steps}
+    claim(work, model.value, begun)
     out = out or Path("runs") / model.value
     place = torch.device(device)
     tokenizer = build_tokenizer()
@@ -72,14 +88,20 @@ def pretrain(
 
 
 def check_start(model: Embedded, start: Path | None) -> None:
-    """Stop before any work where ``--start`` cannot be what the training begins from."""
+    """Stop before any work where ``--start`` cannot be what the training begins from.
+
+    Raises:
+        UserError: it cannot.
+    """
     if start is None:
         return
     if model != Embedded.flow:
-        raise typer.BadParameter("--start is of --model flow; nano is trained from scratch")
-    missing = [file for file in NETWORK_FILES if not (start / file).is_file()]
-    if missing:
-        raise typer.BadParameter(f"--start {start} has no {missing[0]}: name a flow pipeline")
+        raise UserError("--start is of --model flow; nano is trained from scratch")
+    try:
+        load_networks(TextToVelocity(build_tokenizer()), start)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--start {start}: {reason}; name what --model flow wrote") from error
 
 
 def shipped_autoencoder(device: torch.device) -> AutoencoderKL:
@@ -90,4 +112,8 @@ def shipped_autoencoder(device: torch.device) -> AutoencoderKL:
 
 
 if __name__ == "__main__":
-    typer.run(pretrain)
+    try:
+        typer.run(pretrain)
+    except UserError as error:
+        print(f"nablaflow: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from nablaflow.errors import UserError
+
 
 @runtime_checkable
 class Stateful(Protocol):
@@ -49,6 +51,24 @@ def _resume(path: Path, state: Mapping[str, Stateful], generator: torch.Generato
         part.load_state_dict(saved[name])
     generator.set_state(saved["generator"])
     return saved["step"]
+
+
+def claim(folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+    """Note what is trained in ``folder`` under ``name``; what is there must be of the same.
+
+    Raises:
+        UserError: it is of others: its checkpoints and latents would be taken for these.
+    """
+    path = folder / f"{name}-settings.json"
+    if not path.is_file():
+        path.write_text(json.dumps(dict(settings), indent=2) + "\n")
+    found = json.loads(path.read_text())
+    changed = [key for key in settings if found.get(key) != settings[key]]
+    if changed:
+        raise UserError(
+            f"--work {folder}: holds a training of {changed[0]} {found.get(changed[0])}, and not "
+            f"{settings[changed[0]]}; name another folder"
+        )
 
 
 def progress_bar() -> Progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nablaflow.nano.captions import sample_captions
 from nablaflow.nano.pretrain.denoiser import encoded_scenes
 from nablaflow.nano.pretrain.stage import run_stage, set_learning_rate, warmup_cosine
 from nablaflow.nano.pretrain.text import TEXT_LENGTH, build_projecting_encoder
+from nablaflow.nano.scenes import Scenes
 
 BATCH = 64
 LEARNING_RATE = 2e-3
@@ -127,11 +129,48 @@ def load_networks(model: TextToVelocity, pipeline: Path) -> None:
     """Fill ``model`` with the weights that `export_flow` wrote to the folder ``pipeline``.
 
     Raises:
+        OSError: a file is not there.
+        SafetensorError: a file is damaged.
         RuntimeError: they are of another architecture.
     """
     networks = (model.transformer, *model.text_encoders)
     for file, network in zip(NETWORK_FILES, networks, strict=True):
         network.load_state_dict(load_file(pipeline / file))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What one step learns from.
+
+    Attributes:
+        x: states, (batch, 4, 8, 8); ``velocity`` is their target.
+        s: their levels, from 0 to 1.
+        tokens: of their captions.
+        empty: zero tokens beside them.
+    """
+
+    x: Tensor
+    velocity: Tensor
+    s: Tensor
+    tokens: Tensor
+    empty: int
+
+
+def draw_examples(
+    latents: Tensor, scenes: Scenes, tokenizer: CLIPTokenizer, generator: torch.Generator
+) -> Examples:
+    """Scenes with a caption each, noised: x_s = (1 - s) x_0 + s epsilon, by epsilon - x_0."""
+    chosen = torch.randint(len(latents), (BATCH,), generator=generator)
+    captions = sample_captions(scenes[chosen], generator)
+    tokens = tokenizer(
+        captions, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
+    ).input_ids
+    s, clean = sample_levels(generator), latents[chosen]
+    noise = torch.randn(clean.shape, generator=generator)
+    empty = int(EMPTY_TOKENS ** torch.rand((), generator=generator).item())
+    return Examples(
+        torch.lerp(clean, noise, s[:, None, None, None]), noise - clean, s, tokens, empty
+    )
 
 
 def train_flow(
@@ -146,43 +185,33 @@ def train_flow(
 ) -> TextToVelocity:
     """Train, or resume, and return the averaged networks in float32.
 
-    The state is x_s = (1 - s) x_0 + s epsilon, the target epsilon - x_0.
-
     Args:
         start: a pipeline that this function trained, whose networks the training begins from.
     """
     torch.manual_seed(seed)
+    model: Any = TextToVelocity(tokenizer)
+    if start is not None:
+        load_networks(model, start)
+    model = model.to(device)
     cache = folder / "flow-latents.safetensors"
     data = encoded_scenes(autoencoder, cache, seed + 1, device, SCENES)
     latents = data.latents * autoencoder.config["scaling_factor"]
     generator = torch.Generator().manual_seed(seed + 2)
-    model: Any = TextToVelocity(tokenizer).to(device)
-    if start is not None:
-        load_networks(model, start)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2
     )
 
     def step(index: int) -> dict[str, float]:
-        chosen = torch.randint(len(latents), (BATCH,), generator=generator)
-        captions = sample_captions(data.scenes[chosen], generator)
-        tokens = tokenizer(
-            captions, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
-        ).input_ids
-        s = sample_levels(generator)
-        noise = torch.randn(BATCH, *latents.shape[1:], generator=generator)
-        x = torch.lerp(latents[chosen], noise, s[:, None, None, None])
-        velocity = noise - latents[chosen]
+        shown = draw_examples(latents, data.scenes, tokenizer, generator)
         set_learning_rate(optimizer, LEARNING_RATE * warmup_cosine(index, steps, 200))
-        empty = int(EMPTY_TOKENS ** torch.rand((), generator=generator).item())
         with (
             torch.autocast(device.type, torch.bfloat16, enabled=autocast),
             sdpa_kernel(SDPBackend.MATH),
         ):
-            timestep = (TRAIN_TIMESTEPS * s).to(device)
-            predicted = model(x.to(device), timestep, tokens.to(device), empty)
-        loss = F.mse_loss(predicted.float(), velocity.to(device))
+            timestep = (TRAIN_TIMESTEPS * shown.s).to(device)
+            predicted = model(shown.x.to(device), timestep, shown.tokens.to(device), shown.empty)
+        loss = F.mse_loss(predicted.float(), shown.velocity.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
