@@ -133,6 +133,19 @@ def test_no_space_left_is_said_in_one_line(
     assert names(tmp_path) == ["step-000001"]
 
 
+def test_a_fault_that_is_not_the_disks_is_not_called_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    save_checkpoint(tmp_path, example(1), keep=1)
+    monkeypatch.setattr("nablaflow.storage.checkpoint.save_file", broken)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        save_checkpoint(tmp_path, example(2), keep=1)
+    assert names(tmp_path) == ["step-000001"], "nothing half-written stays"
+
+
 def test_what_a_crash_left_half_written_is_not_a_checkpoint(tmp_path: Path):
     save_checkpoint(tmp_path, example(1), keep=1)
     partial = tmp_path / "checkpoints" / ".partial-step-000002"

@@ -85,6 +85,10 @@ class OnCard(Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """In a file it is what ``map_location="cpu"`` makes of it."""
+        return self.held.__reduce_ex__(protocol)
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return operate(func, args, kwargs or {})
@@ -109,7 +113,9 @@ def operate(func: Any, args: Any, kwargs: Any) -> Any:
     known = {id(value.held): value for value in here}  # what was changed in place is itself
 
     def placed(value: Tensor) -> Tensor:
-        return known[id(value)] if id(value) in known else OnCard(value)
+        if id(value) in known:
+            return known[id(value)]
+        return OnCard(value.resolve_conj().resolve_neg())  # a wrapper has no such marks
 
     out = tree_map_only(Tensor, placed, out)
     return return_and_correct_aliasing(func, args, kwargs, out) if here else out
@@ -128,15 +134,19 @@ class _Operations(TorchDispatchMode):
         return operate(func, args, kwargs or {})
 
 
-class _Lists(TorchFunctionMode):
-    """Between tensors and Python's lists torch reads memory, past all operations."""
+class _Memory(TorchFunctionMode):
+    """Python's lists and files of tensors read memory, past all operations."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             return func(*args, **{**kwargs, "device": "cpu"}).to(kwargs["device"])
+        if func is Tensor.new_tensor and isinstance(args[0], OnCard):
+            return args[0].held.new_tensor(*args[1:], **kwargs).to(CARD)
         if func is Tensor.tolist and isinstance(args[0], OnCard):
             return args[0].cpu().tolist()
+        if func is Tensor.untyped_storage and isinstance(args[0], OnCard):
+            return args[0].held.untyped_storage()
         return func(*args, **kwargs)
 
 
@@ -146,7 +156,7 @@ def card() -> Iterator[None]:
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
-        with _Lists(), _Operations():
+        with _Memory(), _Operations():
             yield
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)

@@ -1,8 +1,10 @@
-"""Two updates of each method on the processor and on `CARD`; a process of its own, see `card`.
+"""The same on the processor and on `CARD`; a process of its own, see `card`.
 
-    python -m tests.support.other_device MODEL_FOLDER '[{"name": …, "beta": …}, …]'
+    python -m tests.support.other_device updates MODEL_FOLDER '[["method.name=…", …], …]'
+    python -m tests.support.other_device run MODEL_FOLDER '[["training.precision=bf16", …], …]'
 
-prints both runs' figures of each update, a JSON object for each method.
+prints the figures of both, a JSON object for each list of overrides: of two updates, or of a run
+that is begun, resumed, evaluated and drawn from.
 """
 
 from __future__ import annotations
@@ -10,17 +12,24 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
-from nablaflow.config.recipe import Config, parse_config
-from nablaflow.runs import accelerator
+from nablaflow.api import evaluate, sample
+from nablaflow.config.overrides import load_config
+from nablaflow.config.recipe import Config
+from nablaflow.runs import accelerator, align
 from nablaflow.runs.setup import prepare
+from nablaflow.storage.records import read_records
+from nablaflow.storage.run_folder import METRICS
 from tests.support.card import CARD, card
 
+Figures = dict[str, float]
 _made = accelerator._accelerator
 
 
@@ -31,43 +40,61 @@ def _accelerator_of(training: Any, device: torch.device, *given: Any) -> Any:
     return made
 
 
-def config_of(model: str, method: dict[str, Any], folder: str) -> Config:
-    return parse_config(
-        {
-            "model": model,
-            "reward": "warmth",
-            "prompts": ["a circle", "a square", "a star"],
-            "output_dir": folder,
-            "method": method,
-            "sampler": {"steps": 4},
-            "adapter": {"rank": 2, "ema_decay": 0.9},
-            "optimizer": {"learning_rate": 1e-2},
-            "training": {
-                "updates": 2,
-                "prompts_per_update": 2,
-                "images_per_prompt": 2,
-                "transition_fraction": 0.5,
-                "gamma_trajectories": 8,
-                "value_samples": 64,
-                "trackers": [],
-            },
-            "guard": None,
-            "evaluation": {"n": 6, "batch": 6},
-        }
-    )
+def config_of(model: str, folder: str, overrides: Sequence[str]) -> Config:
+    values = {
+        "model": model,
+        "reward": "warmth",
+        "prompts": ["a circle", "a square", "a star"],
+        "output_dir": folder,
+        "method": {"name": "residual-nabla-db", "beta": 100.0},
+        "sampler": {"steps": 4},
+        "adapter": {"rank": 2, "ema_decay": 0.9},
+        "optimizer": {"learning_rate": 1e-2},
+        "training": {
+            "updates": 2,
+            "prompts_per_update": 2,
+            "images_per_prompt": 2,
+            "transition_fraction": 0.5,
+            "gamma_trajectories": 8,
+            "value_samples": 64,
+            "checkpoint_every": 1,
+            "sample_every": 1,
+            "trackers": [],
+        },
+        "guard": None,
+        "evaluation": {"n": 6, "batch": 6, "bank": 32},
+    }
+    return load_config(None, overrides, values)
 
 
-def updates(model: str, method: dict[str, Any], device: torch.device) -> list[dict[str, float]]:
-    accelerator.best_device = lambda: device
+def use(device: torch.device) -> None:
+    """All that looks for the best device finds this one."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("nablaflow") and "best_device" in vars(module):
+            vars(module)["best_device"] = lambda: device
+
+
+def updates(model: str, overrides: Sequence[str]) -> list[Figures]:
     with TemporaryDirectory() as folder:
-        config = config_of(model, method, str(Path(folder) / "run"))
+        config = config_of(model, str(Path(folder) / "run"), overrides)
         with accelerator.fresh_accelerator():
             parts = prepare(config, config.output_dir)
-            assert parts.model.device == device
-            return [_figures(parts.trainer.step()) for _ in range(config.training.updates)]
+            return [figures_of(parts.trainer.step()) for _ in range(config.training.updates)]
 
 
-def _figures(record: Any) -> dict[str, float]:
+def run(model: str, overrides: Sequence[str]) -> list[Figures]:
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        align.run(config_of(model, str(out), [*overrides, "training.updates=1"]))
+        align.run(config_of(model, str(out), overrides), resume=True)
+        measured = evaluate(out, n=6)
+        drawn = sample(out, n=3, out=Path(folder) / "drawn")
+        found = [figures_of(record) for record in read_records(out / METRICS)]
+        found += [figures_of(measured[name]) for name in ("reference", "policy")]
+        return [*found, {"mean of a drawn image": float(np.mean(drawn[0]))}]
+
+
+def figures_of(record: Mapping[str, Any]) -> Figures:
     return {
         name: value
         for name, value in record.items()
@@ -77,9 +104,12 @@ def _figures(record: Any) -> dict[str, float]:
 
 if __name__ == "__main__":
     accelerator._accelerator = _accelerator_of
-    for method in json.loads(sys.argv[2]):
-        found = {"cpu": updates(sys.argv[1], method, torch.device("cpu"))}
+    work = {"updates": updates, "run": run}[sys.argv[1]]
+    for overrides in json.loads(sys.argv[3]):
+        use(torch.device("cpu"))
+        found = {"cpu": work(sys.argv[2], overrides)}
+        use(CARD)
         with card():
-            found["card"] = updates(sys.argv[1], method, CARD)
+            found["card"] = work(sys.argv[2], overrides)
         print(json.dumps(found), flush=True)
     os._exit(0)  # torch's backend in Python does not survive the interpreter's end

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.flow_parts import PIXELS
+from tests.support.flow_pipelines import FLOW_FAMILIES
+from tests.support.pipelines import stable_diffusion, stable_diffusion_xl, unconditional
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["nabla-db", "nabla-td", "terminal", "draft", "alignprop", "refl", "ddpo", "dag-db"]
@@ -17,17 +22,57 @@ FEW: list[dict[str, Any]] = [
     {"name": "residual-nabla-db", "beta": 100.0},
     {"name": "adjoint-matching", "beta": 10.0},
 ]
+FITTED: dict[str, Any] = {"name": "residual-nabla-db", "beta": 100.0, "value": "contrastive"}
 MANY: list[dict[str, Any]] = [
     {"name": "residual-nabla-db", "beta": 100.0, "reverse_weight": 1.0, "gamma": "measured"},
-    {"name": "residual-nabla-db", "beta": 100.0, "value": "contrastive"},
+    FITTED,
     *({"name": name, "beta": 10.0} for name in [*NAMES, "diffusion-nft"]),
+]
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "v-prediction": lambda: stable_diffusion("v_prediction"),
+    "sdxl": stable_diffusion_xl,
+    "ddpm": unconditional,
+    **FLOW_FAMILIES,
+}
+SAVING = ["training.gradient_checkpointing=true", "training.offload_encoders=true"]
+RUNS = [
+    ["guard.every=1", "guard.n=4", "evaluation.metrics=[vendi]"],
+    ["training.precision=bf16", "reward={warmth: {weight: 1.0}, redness: {weight: 0.1}}"],
+    [*SAVING, "sampler.guidance_scale=2.0"],
 ]
 
 
 @pytest.mark.parametrize("methods", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 def test_two_updates_are_the_processors(tiny_model: Path, methods: list[dict[str, Any]]):
+    asked = [[f"method={json.dumps(method)}"] for method in methods]
+    for method, (there, here) in zip(methods, both("updates", tiny_model, asked), strict=True):
+        # A fit of hundreds of steps ends elsewhere by rounding: with two threads for one, too.
+        same(there, here, ["reward_mean"] if method is FITTED else None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_familys_updates_are_the_processors(family: str, tmp_path: Path):
+    FAMILIES[family]().save_pretrained(tmp_path / "model")
+    size = [f"sampler.{side}={PIXELS}" for side in ("height", "width")]
+    saving = [] if family == "ddpm" else SAVING
+    for there, here in both("updates", tmp_path / "model", [[], size + saving]):
+        same(there, here)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", RUNS, ids=["looked-at", "bf16", "saving"])
+def test_a_resumed_and_measured_run_is_the_processors(tiny_model: Path, overrides: list[str]):
+    ((there, here),) = both("run", tiny_model, [overrides])
+    same(there, here)
+
+
+def both(
+    work: str, model: Path, asked: list[list[str]]
+) -> Iterator[tuple[list[dict[str, float]], list[dict[str, float]]]]:
+    """For each list of overrides the figures on the device, and on the processor."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.other_device", str(tiny_model), json.dumps(methods)],
+        [sys.executable, "-m", "tests.support.other_device", work, str(model), json.dumps(asked)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -35,12 +80,16 @@ def test_two_updates_are_the_processors(tiny_model: Path, methods: list[dict[str
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    for method, line in zip(methods, lines, strict=True):
+    assert len(lines) == len(asked)
+    for line in lines:
         found = json.loads(line)
-        # A fit of hundreds of steps ends elsewhere by rounding: with two threads for one, too.
-        fitted = method.get("value") == "contrastive"
-        for there, here in zip(found["card"], found["cpu"], strict=True):
-            assert there.keys() == here.keys()
-            for name in ["reward_mean"] if fitted else here:
-                expected = pytest.approx(here[name], rel=1e-3, abs=1e-6)
-                assert there[name] == expected, (method, name)
+        yield found["card"], found["cpu"]
+
+
+def same(
+    there: list[dict[str, float]], here: list[dict[str, float]], names: list[str] | None = None
+) -> None:
+    for found, wanted in zip(there, here, strict=True):
+        assert found.keys() == wanted.keys()
+        for name in names or wanted:
+            assert found[name] == pytest.approx(wanted[name], rel=1e-3, abs=1e-6), name

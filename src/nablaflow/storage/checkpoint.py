@@ -26,6 +26,7 @@ from nablaflow.storage.files import (
     put_in_place,
     read_text,
     remove_tree,
+    system_says,
     what_failed,
     write_whole,
 )
@@ -164,6 +165,8 @@ def _write_whole(final: Path, checkpoint: Checkpoint) -> None:
         put_in_place(partial, final)
     except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own kind
         remove_tree(partial)
+        if isinstance(error, RuntimeError) and system_says(error) is None:
+            raise  # a device's fault, say, which no space on a disk would mend
         older = [path.name for path in list_checkpoints(final.parents[1]) if path != final]
         left = f"{older[-1]} is whole" if older else "no checkpoint was written before it"
         raise UserError(

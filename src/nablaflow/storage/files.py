@@ -71,13 +71,18 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def what_failed(error: BaseException) -> str:
     """What the system said when writing failed, without the words of the library that wrote."""
+    return system_says(error) or "it was refused"
+
+
+def system_says(error: BaseException) -> str | None:
+    """The system's own words in an error or what led to it; None: the system had no part in it."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
     number = _OS_ERROR.search(str(error))
-    return os.strerror(int(number[1])) if number else "it was refused"
+    return os.strerror(int(number[1])) if number else None
 
 
 def append_line(path: Path, line: str) -> None:
