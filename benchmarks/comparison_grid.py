@@ -55,7 +55,7 @@ class Changed(ComparisonStudy):
 
     def config(self, cell: ComparisonCell) -> Config:
         config = super().config(cell)
-        if not self.change:
+        if not self.change or cell.method not in self.methods:  # what measures has its own
             return config
         return load_config(None, [self.change], config.model_dump(mode="json"), load_method)
 

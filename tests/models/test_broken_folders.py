@@ -18,8 +18,8 @@ from nablaflow.diffusion import trajectory_noise
 from nablaflow.diffusion.flow_schedule import FlowSchedule, flow_levels, shift_by_tokens
 from nablaflow.errors import ExportError, UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
-from nablaflow.models.export import few_steps
 from nablaflow.models.rehearsal import folders_fault, rehearse
+from nablaflow.models.same_image import few_steps
 from nablaflow.runs.sample import sample_images
 from tests.support.flow_pipelines import flux, sd3
 from tests.support.pipelines import PROMPT, render, stable_diffusion, stable_diffusion_xl

@@ -10,8 +10,9 @@ from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nablaflow.errors import ExportError
 from nablaflow.models import AdapterSettings, SamplerSettings, export, load_model, load_pipeline
-from nablaflow.models.export import ExportError, save_policy
+from nablaflow.models.export import save_policy
 from nablaflow.models.pipelines import PipelineModel
 from tests.support.pipelines import perturb, render
 

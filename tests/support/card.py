@@ -8,6 +8,8 @@ The device stays registered for the process, so that it belongs into one of its 
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +25,7 @@ aten: Any = torch.ops.aten
 BY_INDEX = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 BY_INDEX |= {aten._index_put_impl_.default, aten._unsafe_index.Tensor}
 """Their indices may lie on the processor; what they read from and what they put may not."""
+SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 BETWEEN = {aten.copy_.default, aten.copy.default}
 
 
@@ -65,10 +68,42 @@ _setup_privateuseone_for_python_backend("card", Backend())
 CARD = torch.device("card", 0)
 
 
+class Memory:
+    """Bytes that tensors hold on the card, each storage once: now, and at most so far."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.shares: Counter[int] = Counter()
+
+
+MEMORY = Memory()
+
+
+class Share:
+    """A tensor's part in the memory of its storage."""
+
+    def __init__(self, held: Tensor) -> None:
+        self.held, storage = held, held.untyped_storage()
+        self.place, self.size = storage.data_ptr(), storage.nbytes()
+        if not MEMORY.shares[self.place]:
+            MEMORY.now += self.size
+            MEMORY.most = max(MEMORY.most, MEMORY.now)
+        MEMORY.shares[self.place] += 1
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Share:
+        return Share(copy.deepcopy(self.held, memo))
+
+    def __del__(self) -> None:
+        MEMORY.shares[self.place] -= 1
+        if not MEMORY.shares[self.place]:
+            MEMORY.now -= self.size
+
+
 class OnCard(Tensor):
-    """A tensor whose device is `CARD`; ``held`` has its data."""
+    """A tensor whose device is `CARD`; ``held`` has its data, ``share`` counts them."""
 
     held: Tensor
+    share: Share
 
     @staticmethod
     def __new__(cls, held: Tensor) -> OnCard:
@@ -81,6 +116,7 @@ class OnCard(Tensor):
             device=CARD,
         )
         made.held = held
+        made.share = Share(held)
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -143,6 +179,8 @@ class _Memory(TorchFunctionMode):
             return func(*args, **{**kwargs, "device": "cpu"}).to(kwargs["device"])
         if func is Tensor.new_tensor and isinstance(args[0], OnCard):
             return args[0].held.new_tensor(*args[1:], **kwargs).to(CARD)
+        if func == SET_DATA and isinstance(args[0], OnCard):
+            args[0].held, args[0].share = args[1].held, args[1].share
         if func is Tensor.tolist and isinstance(args[0], OnCard):
             return args[0].cpu().tolist()
         if func is Tensor.untyped_storage and isinstance(args[0], OnCard):

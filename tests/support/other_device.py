@@ -2,13 +2,15 @@
 
     python -m tests.support.other_device updates MODEL_FOLDER '[["method.name=…", …], …]'
     python -m tests.support.other_device run MODEL_FOLDER '[["training.precision=bf16", …], …]'
+    python -m tests.support.other_device rehearsal MODEL_FOLDER '[[…], …]'
 
-prints the figures of both, a JSON object for each list of overrides: of two updates, or of a run
-that is begun, resumed, evaluated and drawn from.
+prints the figures of both, a JSON object for each list of overrides: of two updates, of a run that
+is begun, resumed, evaluated and drawn from, or the bytes on `CARD` before and in a rehearsal.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -19,15 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState, PartialState
 
 from nablaflow.api import evaluate, sample
 from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
+from nablaflow.models.rehearsal import rehearse
 from nablaflow.runs import accelerator, align
 from nablaflow.runs.setup import prepare
 from nablaflow.storage.records import read_records
 from nablaflow.storage.run_folder import METRICS
-from tests.support.card import CARD, card
+from tests.support.card import CARD, MEMORY, card
 
 Figures = dict[str, float]
 _made = accelerator._accelerator
@@ -36,7 +40,8 @@ _made = accelerator._accelerator
 def _accelerator_of(training: Any, device: torch.device, *given: Any) -> Any:
     """Accelerate knows no such device; it is told afterwards."""
     made = _made(training, torch.device("cpu"), *given)
-    made.state._shared_state["device"] = device
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["device"] = device
     return made
 
 
@@ -94,6 +99,17 @@ def run(model: str, overrides: Sequence[str]) -> list[Figures]:
         return [*found, {"mean of a drawn image": float(np.mean(drawn[0]))}]
 
 
+def rehearsal(model: str, overrides: Sequence[str]) -> list[Figures]:
+    with TemporaryDirectory() as folder:
+        config = config_of(model, str(Path(folder) / "run"), overrides)
+        with accelerator.fresh_accelerator():
+            parts = prepare(config, config.output_dir)
+            gc.collect()
+            before = MEMORY.most = MEMORY.now
+            rehearse(parts.model, parts.source, Path(folder))
+            return [{"before": float(before), "beyond": float(MEMORY.most - before)}]
+
+
 def figures_of(record: Mapping[str, Any]) -> Figures:
     return {
         name: value
@@ -104,7 +120,7 @@ def figures_of(record: Mapping[str, Any]) -> Figures:
 
 if __name__ == "__main__":
     accelerator._accelerator = _accelerator_of
-    work = {"updates": updates, "run": run}[sys.argv[1]]
+    work = {"updates": updates, "run": run, "rehearsal": rehearsal}[sys.argv[1]]
     for overrides in json.loads(sys.argv[3]):
         use(torch.device("cpu"))
         found = {"cpu": work(sys.argv[2], overrides)}

@@ -51,26 +51,31 @@ def text_config(tokenizer: Any, **options: Any) -> CLIPTextConfig:
     )
 
 
-def stable_diffusion_xl(seed: int = 0) -> StableDiffusionXLPipeline:
-    """Stable Diffusion XL's parts: its two encoders differ in width, padding and depth."""
+def stable_diffusion_xl(seed: int = 0, **options: Any) -> StableDiffusionXLPipeline:
+    """Stable Diffusion XL's parts: its two encoders differ in width, padding and depth.
+
+    Args:
+        options: of the denoiser, in place of its own.
+    """
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel(
-        sample_size=LATENT,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        transformer_layers_per_block=(1, 2),
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        cross_attention_dim=WIDTH + 24,
-        norm_num_groups=4,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 12,
-    )
+    given: dict[str, Any] = {
+        "sample_size": LATENT,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": (1, 2),
+        "attention_head_dim": (2, 4),
+        "use_linear_projection": True,
+        "cross_attention_dim": WIDTH + 24,
+        "norm_num_groups": 4,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 12,
+    }
+    unet = UNet2DConditionModel(**given | options)
     first, second = build_tokenizer(), build_tokenizer()
     second.pad_token = "!"
     wide = text_config(second, hidden_size=24, projection_dim=12, num_hidden_layers=2)

@@ -67,6 +67,14 @@ def test_a_resumed_and_measured_run_is_the_processors(tiny_model: Path, override
     same(there, here)
 
 
+def test_a_rehearsal_needs_no_second_model(tmp_path: Path):
+    """Nor one in float32: a model that fills half of a card could not begin to train on it."""
+    large = stable_diffusion_xl(block_out_channels=(16, 128), transformer_layers_per_block=(1, 4))
+    large.save_pretrained(tmp_path / "model")
+    ((there, _),) = both("rehearsal", tmp_path / "model", [["training.precision=bf16", *SAVING]])
+    assert there[0]["beyond"] < 0.5 * there[0]["before"]
+
+
 def both(
     work: str, model: Path, asked: list[list[str]]
 ) -> Iterator[tuple[list[dict[str, float]], list[dict[str, float]]]]:

@@ -107,20 +107,20 @@ def test_a_copy_of_a_divided_network_is_one_as_before():
     shards.gather()
     with pytest.raises(AssertionError):
         copy.deepcopy(network)
-    made = plain_copy(network)
+    made = plain_copy(network, CPU, torch.get_default_dtype())
     assert type(made) is Network
     torch.testing.assert_close(made.state_dict(), twin.state_dict())
     made.blocks[0].conv.weight.data.zero_()
     assert trainable_state(network)["blocks.0.conv.weight"].any()
     x = torch.randn(1, 4, 5, 5)
-    torch.testing.assert_close(plain_copy(network)(x), network(x))
+    torch.testing.assert_close(plain_copy(network, CPU, x.dtype)(x), network(x))
 
 
 def test_what_is_not_divided_stays_as_it_is():
     value = torch.ones(3)
     assert part_like(value, torch.zeros(3)) is value
     assert whole_of({"a": [value]})["a"][0] is value
-    assert plain_copy(nn.Linear(1, 1)).weight.shape == (1, 1)
+    assert plain_copy(nn.Linear(1, 1), CPU, torch.bfloat16).weight.dtype == torch.bfloat16
 
 
 def test_buckets_keep_the_order_one_type_each_and_the_size():

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 _SHELLS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
@@ -26,16 +27,29 @@ def keep_shell(network: nn.Module) -> None:
     _SHELLS[network] = copy.deepcopy(network, empty)
 
 
-def plain_copy(network: nn.Module) -> Any:
-    """A copy with weights of its own; of a divided network while its weights are gathered."""
+def plain_copy(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
+    """A copy with weights of its own; of a divided network while its weights are gathered.
+
+    Args:
+        device: of the copy; on the network's own there is no second one of another.
+        dtype: of the copy's weights, and of its buffers with a fraction.
+    """
     shell = _SHELLS.get(network)
     if shell is None:
-        return copy.deepcopy(network)
+        kept = [*network.parameters(), *network.buffers()]
+        return copy.deepcopy(network, {id(value): _own(value, device, dtype) for value in kept})
     made = copy.deepcopy(shell)
     for name, value in network.named_parameters():
         module, _, own = name.rpartition(".")
-        weight = nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
-        setattr(made.get_submodule(module), own, weight)
+        setattr(made.get_submodule(module), own, _own(value, device, dtype))
+    return made.to(device, dtype)
+
+
+def _own(value: Tensor, device: torch.device, dtype: torch.dtype) -> Any:
+    whole = not value.is_floating_point()
+    made = value.detach().to(device, value.dtype if whole else dtype, copy=True)
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(made, requires_grad=value.requires_grad)
     return made
 
 

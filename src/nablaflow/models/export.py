@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,17 @@ from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
 
-from nablaflow.errors import ExportError, TrainingStopped, UserError
+from nablaflow.errors import UserError
 from nablaflow.models.adapters import ADAPTER, LoraAdapter, trainable_state
 from nablaflow.models.divided import plain_copy
-from nablaflow.models.load import load_pipeline
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.same_image import check_same_image
 from nablaflow.models.source import ModelSource
 from nablaflow.models.written import write_checksums
 from nablaflow.quiet import quiet_libraries
 from nablaflow.storage.files import put_in_place, remove_tree, what_failed
 from nablaflow.storage.header import put_in_order
 
-TOLERANCE = 1e-4  # largest difference of a pixel in [0, 1], in float32 whatever was trained in
-CHECK_STEPS = 2
-CHECK_PROMPT = "a red circle"
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 
 
@@ -147,9 +143,12 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(model: PipelineModel) -> Any:
-    """The pipeline with the policy as its own network, float32; the model's is left alone."""
+    """The pipeline with the policy as its own network, float32, on the processor.
+
+    The model's is left alone, and no second one takes an accelerator's memory.
+    """
     pipeline = copy.copy(model.pipeline)
-    network = plain_copy(model.network).float()
+    network = plain_copy(model.network, torch.device("cpu"), torch.float32)
     if isinstance(model.adapter, LoraAdapter):
         network = _unwrap_lora(network)
     pipeline.register_modules(**{model.denoiser: network})
@@ -164,80 +163,3 @@ def _unwrap_lora(network: Any) -> Any:
             parent = network.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], layer.get_base_layer())
     return network
-
-
-@quiet_libraries()
-@torch.no_grad()
-def check_same_image(
-    model: PipelineModel, source: ModelSource, folder: Path, *, as_lora: bool
-) -> None:
-    """Load what was written in a stock pipeline and compare its image with the policy's.
-
-    Raises:
-        ExportError: they differ.
-        TrainingStopped: the policy's is not finite.
-    """
-    # Both in float32, from weights that were rounded alike: half precision would hide a fault.
-    dtype = next(model.network.parameters()).dtype if as_lora else torch.float32
-    stock = _in_float32(load_pipeline(source if as_lora else str(folder), dtype).to(model.device))
-    # As the policy's: it selects the kernels. Before the LoRA, whose layout is the plain one.
-    getattr(stock, model.denoiser).to(memory_format=torch.channels_last)
-    if as_lora:
-        stock.load_lora_weights(folder)
-    with model.as_in_stock(), _full_float32():
-        policy = _in_float32(model.pipeline)
-        image = _image(model.stock_image, policy)
-        found = _image(model.stock_image_by_its_own_decoder, stock)
-        difference = float((found - image).abs().max())
-    if not image.isfinite().all():
-        raise TrainingStopped(
-            "the policy's image is not finite: nothing is exported; use a smaller "
-            "optimizer.learning_rate, optimizer.weight_decay or adapter.alpha"
-        )
-    if not difference <= TOLERANCE:
-        raise ExportError(
-            f"{folder} gives another image in a stock pipeline: largest difference "
-            f"{difference:.1e}, allowed {TOLERANCE:.0e}"
-        )
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Without TF32, whose rounding is larger than the difference to be seen."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-def _in_float32(pipeline: Any) -> Any:
-    """A pipeline of the same networks in float32; those that are so already are shared."""
-    raised = copy.copy(pipeline)
-    for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module) and not _is_float32(part):
-            raised.register_modules(**{name: plain_copy(part).float()})
-    return raised
-
-
-def _is_float32(network: torch.nn.Module) -> bool:
-    return all(parameter.dtype == torch.float32 for parameter in network.parameters())
-
-
-def _image(draw: Callable[..., Tensor], pipeline: Any) -> Tensor:
-    """One image in [0, 1] from a pipeline's own call, few steps from fixed noise."""
-    pipeline.set_progress_bar_config(disable=True)
-    return draw(
-        pipeline,
-        CHECK_PROMPT,
-        num_inference_steps=few_steps(pipeline.scheduler),
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
-def few_steps(scheduler: Any) -> int:
-    """The fewest that it takes: a PNDM begins with Runge-Kutta steps, of as many as its order."""
-    whole = scheduler.config.get("skip_prk_steps") is False
-    return scheduler.pndm_order if whole else CHECK_STEPS

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import LoraAdapter
 from nablaflow.models.export import (
-    check_same_image,
     lora_layers,
     rounded,
     write_lora,
@@ -21,6 +20,7 @@ from nablaflow.models.export import (
 from nablaflow.models.kohya import by_kohyas_names
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.rehearsal import sample_a_little
+from nablaflow.models.same_image import check_same_image
 from nablaflow.models.source import ModelSource
 from nablaflow.storage.files import remove_tree
 from nablaflow.storage.header import put_in_order

@@ -12,8 +12,9 @@ from torch import Tensor
 from nablaflow.diffusion import kernel_mean
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.models.adapters import LoraAdapter, swapped, trainable_state
-from nablaflow.models.export import CHECK_PROMPT, few_steps, save_policy
+from nablaflow.models.export import save_policy
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.same_image import CHECK_PROMPT, few_steps
 from nablaflow.models.source import ModelSource
 from nablaflow.storage.scratch import scratch_folder
 from nablaflow.typing import Latents
@@ -80,7 +81,7 @@ def _stock_failure(model: PipelineModel) -> str | None:
     pipeline = model.pipeline
     steps = few_steps(pipeline.scheduler)
     try:
-        with model.reference():
+        with model.reference(), model.as_in_stock():
             model.stock_image_by_its_own_decoder(pipeline, CHECK_PROMPT, num_inference_steps=steps)
     except FAILURES as error:
         return " ".join(str(error).split())[:200] or type(error).__name__

@@ -141,10 +141,12 @@ class TextToImage(PipelineModel):
     def _encoders_at_work(self) -> Iterator[None]:
         for encoder in self._encoders():
             encoder.to(self.device)
-        with torch.no_grad(), quiet_libraries():  # what is cut is said once, by `note_on`
-            yield
-        for encoder in self._encoders():
-            encoder.to(self._rest)
+        try:
+            with torch.no_grad(), quiet_libraries():  # what is cut is said once, by `note_on`
+                yield
+        finally:
+            for encoder in self._encoders():
+                encoder.to(self._rest)
 
     def _encoders(self) -> list[Any]:
         parts = (getattr(self.pipeline, name, None) for name in self.encoders)
@@ -233,6 +235,11 @@ class TextToImage(PipelineModel):
         if self.guidance_rescale:
             call["guidance_rescale"] = self.guidance_rescale
         return call
+
+    @contextmanager
+    def as_in_stock(self) -> Iterator[None]:
+        with super().as_in_stock(), self._encoders_at_work():
+            yield
 
     @torch.no_grad()
     def stock_image_by_its_own_decoder(self, pipeline: Any, prompt: str, **options: Any) -> Images:
