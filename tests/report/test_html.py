@@ -254,7 +254,7 @@ def test_the_guard_is_shown_with_its_budgets(write, summary):
     page = Page(write(summary=summary | {"guard": guard}, records=[{"update": 4} | looks[0]]))
     seen = " ".join(a["alt"] or "" for a in page.all("img"))
     assert "nats" in page.text
-    assert "from 3 at update 4" in seen
+    assert "from 0 at update 0 to 3 at update 4" in seen
     assert "the budget is 30" in seen
 
 
