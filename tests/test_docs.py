@@ -158,3 +158,11 @@ def test_every_estimator_has_its_name_where_value_matching_is_told():
     text = (DOCS / "methods" / "nabla_td.md").read_text(encoding="utf-8")
     assert len(names) > 5
     assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+def test_the_order_of_rooms_is_that_which_the_linter_keeps():
+    kept = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("layers = [")[1]
+    lines = [re.findall(r"\((\w+)\)", line) for line in re.findall(r'"(.*)"', kept.split("]")[0])]
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"^    (__main__ >.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+    assert [re.split(r",\s*", rooms.strip()) for rooms in told.split(">")] == lines
