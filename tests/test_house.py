@@ -4,6 +4,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import nablaflow
@@ -44,3 +45,19 @@ def test_no_pipeline_is_named_above_the_models() -> None:
     above = [path for path in SOURCE.rglob("*.py") if not set(rooms) & set(path.parents)]
     named = re.compile(r"(StableDiffusion\w*|DDPM|Diffusion)Pipeline\b|\.unet\b|\.transformer\b")
     assert [path.name for path in above if named.search(path.read_text())] == []
+
+
+def _never_run(path: Path) -> Iterator[str]:
+    """Statements that follow the end of their block."""
+    ends = (ast.Return, ast.Raise, ast.Continue, ast.Break)
+    for node in ast.walk(ast.parse(path.read_text())):
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(node, name, None)
+            for before, after in pairwise(block if isinstance(block, list) else ()):
+                if isinstance(before, ends):
+                    yield f"{path.relative_to(SOURCE)}:{after.lineno}"
+
+
+def test_no_statement_follows_the_end_of_its_block() -> None:
+    """What is never run is not checked by the linter either: not even its names have to exist."""
+    assert [place for path in sorted(SOURCE.rglob("*.py")) for place in _never_run(path)] == []

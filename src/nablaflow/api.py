@@ -110,6 +110,7 @@ def align(
     Raises:
         UserError: a mistake in any of these, or ``on_update`` raised; the run then has a
             checkpoint.
+        Interrupted: after Ctrl-C, with a checkpoint.
     """
     _refuse_unknown(unknown)
     given, (name, live) = load(reward), _model(model)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,21 @@ def test_the_report_needs_no_network_and_names_the_lora(run: Path):
     assert str(run.parent) not in text, "no absolute paths"
     for outside in ('src="http', "src='http", "url(http", "@import"):
         assert outside not in text
+
+
+def test_the_lines_of_the_report_make_an_image(
+    run: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where the page is, with the folder that it leaves out; by the sampler's own steps."""
+    (block,) = re.findall(
+        "<pre><code>(from diffusers.*?)</code>", (run / "report.html").read_text(), re.DOTALL
+    )
+    lines = unescape(block).replace(f"…/{tiny_model.name}", str(tiny_model))
+    monkeypatch.chdir(run)
+    names: dict[str, Any] = {}
+    exec(lines, names)
+    assert names["image"].size == (16, 16)
+    assert "num_inference_steps=4" in lines
 
 
 # --- commands on a run ----------------------------------------------------------------------------

@@ -35,3 +35,11 @@ def test_every_option_that_help_shows_is_on_the_page(command):
     options = set(re.findall(r"--[a-z][a-z-]+", shown)) - {"--help"}
     assert len(options) > 2
     assert [option for option in options if f"`{option}`" not in section] == []
+
+
+def test_every_argument_and_option_says_what_it_is():
+    rows = re.findall(
+        r"^\| (`.+`) \| (.*?) \| .*\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(rows) > 100
+    assert [name for name, meaning in rows if not meaning.strip()] == []

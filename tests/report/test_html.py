@@ -154,6 +154,29 @@ def test_the_lines_that_load_the_lora_are_python(write):
     ]
 
 
+@pytest.mark.parametrize("model", ["nano", "flow", "random:sd15-small"])
+def test_the_lines_load_a_reference_that_is_no_folder(model):
+    code = replace(LORA, model=model, pipeline=CLASSES.get(model, LORA.pipeline)).code()
+    names: dict[str, Any] = {}
+    exec("\n".join(code.splitlines()[:-2]), names)
+    assert type(names["pipeline"]).__name__ in code or model.startswith("random:")
+
+
+CLASSES = {"flow": "StableDiffusion3Pipeline"}
+
+
+def test_a_reference_that_no_line_can_load_is_left_to_whoever_has_it(write):
+    code = replace(LORA, model="python:StableDiffusionPipeline").code()
+    assert code.splitlines()[0].startswith("pipeline = ...  # the StableDiffusionPipeline that")
+    assert "from_single_file('…/a.safetensors')" in replace(LORA, model="…/a.safetensors").code()
+    elsewhere, here = (
+        Page(write(saved=replace(LORA, model=model))).text for model in ("…/sd15", "models/sd15")
+    )
+    assert "… is the folder that it was in" in elsewhere
+    assert "… is the folder" not in here
+    assert "they need no nablaflow" in here
+
+
 def test_a_whole_model_is_loaded_by_its_own_pipeline(write):
     saved = Saved("runs/x/model", False, "DDPMPipeline", "google/ddpm", call={})
     text = Page(write(saved=saved)).text
@@ -231,7 +254,7 @@ def test_the_guard_is_shown_with_its_budgets(write, summary):
     page = Page(write(summary=summary | {"guard": guard}, records=[{"update": 4} | looks[0]]))
     seen = " ".join(a["alt"] or "" for a in page.all("img"))
     assert "nats" in page.text
-    assert "from 3 at update 4" in seen
+    assert "from 0 at update 0 to 3 at update 4" in seen
     assert "the budget is 30" in seen
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,34 @@ def test_every_published_recipe_loads_names_its_scorer_and_says_where_values_com
 def test_the_demo_is_a_recipe_too():
     recipe = load_config(RECIPES / "nano_warmth.yaml", ["output_dir=runs/demo"], {})
     assert recipe == parse_config(demo_settings())
+
+
+DEMO_LINE = re.compile(r"^( *)(\w+): *([^#]*?)(?: +# (.*))?$")
+
+
+def _as_the_demo(path: Path) -> Iterator[tuple[str, ...]]:
+    """Keys of the values that a recipe says are the demo's."""
+    group = ""
+    for line in path.read_text().splitlines():
+        found = DEMO_LINE.match(line)
+        if found is None:
+            continue
+        indent, key, value, comment = found.groups()
+        group = key if not indent else group
+        if value and re.match(r"demo\b", comment or ""):
+            yield (group, key) if indent else (key,)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("nano_*.yaml")), ids=lambda path: path.stem)
+def test_what_a_recipe_says_is_the_demos_is(path: Path):
+    own = load_config(path, [], {}).model_dump(mode="json")
+    demo = parse_config(demo_settings()).model_dump(mode="json")
+    keys = list(_as_the_demo(path))
+    assert len(keys) > 10 or path.stem == "nano_warmth"
+    for group, *rest in keys:
+        here, there = own[group], demo[group]
+        values = (here[rest[0]], there[rest[0]]) if rest else (here, there)
+        assert values[0] == values[1], (group, *rest)
 
 
 ENTERED = {

@@ -43,7 +43,10 @@ def compare(
     beta: Annotated[
         float | None, typer.Option(help="the tilt; default: where a third of the bank counts")
     ] = None,
-    n: Annotated[int | None, typer.Option("--n", help="images that are measured")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("--n", help="images that are measured; default: 256, of runs theirs"),
+    ] = None,
     held_out: Annotated[
         str | None, typer.Option(help="a reward to measure only; default: is the shape shown")
     ] = None,

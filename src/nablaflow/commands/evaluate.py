@@ -28,7 +28,9 @@ def evaluate(
             help="a reward in place of the run's; where its model and model_lora are now",
         ),
     ] = None,
-    n: Annotated[int | None, typer.Option("--n", min=2, help="images of each model")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", min=2, help="images of each model; default: the run's")
+    ] = None,
     features: Annotated[str, typer.Option(help="what images are compared by")] = "pixels",
     metric: Annotated[
         list[str] | None,

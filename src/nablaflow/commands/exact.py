@@ -39,7 +39,7 @@ def exact(
     n: Annotated[int, typer.Option("--n", help="samples that are compared")] = 8000,
     steps: Annotated[int, typer.Option(metavar="K", help="of the sampler")] = 50,
     process: Annotated[
-        str, typer.Option(metavar="PATH", help="how it noises: diffusion, or flow (matching)")
+        str, typer.Option(help="how it noises: diffusion, or flow (matching)")
     ] = "diffusion",
     sampler: Annotated[
         str | None,

@@ -22,7 +22,7 @@ def gallery(
             min=0.0, help="of the last checkpoint, again for more; default: 0.25 to 1.5 by quarters"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of the noise")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a gallery there")] = False,
     trust_run: TrustRun = False,
     as_json: AsJson = False,

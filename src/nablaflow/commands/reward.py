@@ -34,7 +34,7 @@ def fit(
     ] = None,
     weights: Annotated[str | None, typer.Option(help="folder of the features' weights")] = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of folds and heads")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
     as_json: AsJson = False,
     debug: Debug = False,

@@ -17,7 +17,7 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option(help="again for more prompts")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="images in all")] = 8,
     out: Annotated[Path, typer.Option(help="folder for the images")] = Path("samples"),
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of the noise")] = 0,
     checkpoint: Annotated[
         str | None,
         typer.Option(

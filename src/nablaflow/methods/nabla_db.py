@@ -115,18 +115,6 @@ class NablaDB(StepwiseMethod):
         prompts = [batch.prompts[row] for row in rows.tolist()]
         score[rows] = self.beta * reward_gradient(networks, transitions.x_next[rows], prompts)
         return score
-        x0 = transitions.x_next[rows].detach().requires_grad_()
-        prompts = [batch.prompts[row] for row in rows.tolist()]
-        strength = torch.full_like(networks.model.process.alpha_bar, self.beta)
-        score[rows] = forward_looking(
-            networks,
-            x0 * 1.0,
-            x0,
-            torch.zeros_like(rows),
-            prompts,
-            strength,
-        )
-        return score
 
     def _forward_target(
         self, flow_next: Latents, terminal: Latents, batch: TrainingBatch, networks: Networks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -235,6 +236,14 @@ class PipelineModel(DiffusionModel):
     def stock_call(self, prompt: str) -> dict[str, Any]:
         """Arguments by which a stock pipeline's call makes an image as the policy does."""
         return {}
+
+    def stock_steps(self) -> dict[str, Any]:
+        """Further ones, by which it takes the sampler's steps, and its noise where it asks."""
+        call: dict[str, Any] = {"num_inference_steps": self.process.steps}
+        asked = (type(self.pipeline).__call__, self.pipeline.scheduler.step)
+        if self._sampler.name == "ddim" and all("eta" in signature(f).parameters for f in asked):
+            call["eta"] = self._sampler.eta
+        return call
 
     @torch.no_grad()
     def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:

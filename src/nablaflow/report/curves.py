@@ -131,10 +131,9 @@ def guard_curve(
         budget: its limit, another.
         theme: colours.
     """
-    first = [] if start is None else [{"update": 0, f"guard_{metric}": start}]
-    updates, values = series([*first, *records], f"guard_{metric}")
-    if len(values) <= len(first):
+    if not len(series(records, f"guard_{metric}")[0]):
         return None
+    updates, values = series(begun(records, metric, start), f"guard_{metric}")
     _, label = GUARDED.get(metric, ("", metric.replace("_", "-")))
     figure, axes = _axes(label, theme)
     _levels(axes, theme, {"budget": budget, "reference": None if metric == "kl" else start})
@@ -145,6 +144,11 @@ def guard_curve(
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _legend(axes, theme)
     return figure
+
+
+def begun(records: Records, metric: str, start: float | None) -> Records:
+    """The records of a figure of the guard behind that of the reference, which is update 0."""
+    return records if start is None else [{"update": 0, f"guard_{metric}": start}, *records]
 
 
 def png(figure: Figure) -> bytes:

@@ -19,6 +19,7 @@ from nablaflow.report.curves import (
     LIGHT,
     Records,
     Theme,
+    begun,
     guard_curve,
     loss_curves,
     loss_terms,
@@ -218,7 +219,11 @@ def _guard(records: Records, summary: Mapping[str, Any]) -> str:
     figures = "".join(
         _figure(
             said[0].upper() + said[1:],
-            _seen(records, f"guard_{metric}", {"the budget": budgets.get(metric)}),
+            _seen(
+                begun(records, metric, start.get(metric)),
+                f"guard_{metric}",
+                {"the budget": budgets.get(metric)},
+            ),
             lambda theme, metric=metric: guard_curve(
                 records,
                 metric,

@@ -1,4 +1,4 @@
-"""The report's section on how to load what a run has saved, in diffusers alone."""
+"""The report's section on how to load what a run has saved, in diffusers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from nablaflow import nano
+from nablaflow.models.live import LIVE
+from nablaflow.models.random_weights import RANDOM, SMALL
+
+FOLDER_LEFT_OUT = "…"
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,8 @@ class Saved:
         folder: of a LoRA in diffusers format, or of a whole pipeline.
         as_lora: which of the two.
         pipeline: name of the pipeline's class in diffusers.
-        model: folder or hub id of the reference, which a LoRA is loaded onto.
+        model: of the configuration, the reference, which a LoRA is loaded onto; where it is an
+            absolute path, its last part after `FOLDER_LEFT_OUT`.
         fused: a LoRA that belongs to the reference, and its scale.
         call: arguments by which the pipeline samples as the policy was trained to.
     """
@@ -34,17 +41,37 @@ class Saved:
         given = ", ".join(f"{name}={value!r}" for name, value in self.call.items())
         if self.as_lora:
             loaded = [
-                f"pipeline = {self.pipeline}.from_pretrained({self.model!r})",
+                *base_lines(self.pipeline, self.model),
                 *fusing(self.fused),
                 f"pipeline.load_lora_weights({str(self.folder)!r})",
             ]
         else:
-            loaded = [f"pipeline = {self.pipeline}.from_pretrained({str(self.folder)!r})"]
-        first, last = (
-            f"from diffusers import {self.pipeline}",
-            f"image = pipeline({given}).images[0]",
-        )
-        return "\n".join([first, *loaded, last])
+            loaded = [
+                f"from diffusers import {self.pipeline}",
+                f"pipeline = {self.pipeline}.from_pretrained({str(self.folder)!r})",
+            ]
+        return "\n".join([*loaded, f"image = pipeline({given}).images[0]"])
+
+
+def base_lines(pipeline: str, model: str) -> list[str]:
+    """Lines that load a configuration's ``model`` in diffusers, as far as they can be known.
+
+    Args:
+        pipeline: its class.
+    """
+    if model.startswith(LIVE):
+        return [f"pipeline = ...  # the {pipeline} that the run was given"]
+    if model.startswith(RANDOM):
+        name = model.removeprefix(RANDOM)
+        small = ", small=True" if name.endswith(SMALL) else ""
+        made = f"nf.models.random({name.removesuffix(SMALL)!r}{small})"
+        return ["import nablaflow as nf", f"pipeline = {made}"]
+    first = f"from diffusers import {pipeline}"
+    if model in nano.MODELS:
+        place = f"nf.nano.path({model!r})"
+        return ["import nablaflow as nf", first, f"pipeline = {pipeline}.from_pretrained({place})"]
+    load = "from_single_file" if model.endswith(".safetensors") else "from_pretrained"
+    return [first, f"pipeline = {pipeline}.{load}({model!r})"]
 
 
 def fusing(lora: tuple[str, float] | None) -> list[str]:
@@ -64,9 +91,16 @@ def loading_section(saved: Saved | None) -> str:
     if saved is None:
         return ""
     what = "LoRA is" if saved.as_lora else f"aligned model, a whole {saved.pipeline}, is"
+    code = saved.code()
+    needs = "of nablaflow they need the reference" if "nf." in code else "they need no nablaflow"
+    left_out = (
+        f'<p class="note">{FOLDER_LEFT_OUT} is the folder that it was in; a report names none.</p>'
+        if FOLDER_LEFT_OUT in code
+        else ""
+    )
     return (
         "<h2>Use it</h2>"
-        f"<p>The {escape(what)} in <code>{escape(str(saved.folder))}</code>, in diffusers format. "
-        "It needs nothing of nablaflow:</p>"
-        f"<pre><code>{escape(saved.code())}</code></pre>"
+        f"<p>The {escape(what)} in <code>{escape(str(saved.folder))}</code> beside this page, in "
+        f"diffusers format. These lines make an image by it, where this page is; {needs}:</p>"
+        f"<pre><code>{escape(code)}</code></pre>{left_out}"
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from nablaflow import nano
 from nablaflow.config.overrides import plain_config
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError, nearest, show
@@ -23,7 +24,7 @@ from nablaflow.models.formats import DTYPES, FORMATS, KOHYA_FILE, write_policy
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.written import write_checksums
 from nablaflow.report.card import Card, card_text
-from nablaflow.report.loading import fusing
+from nablaflow.report.loading import base_lines, fusing
 from nablaflow.report.privacy import without_folders_in
 from nablaflow.runs.policy import LAST, REFERENCE, load_policy
 from nablaflow.runs.pretrained import fused_lora, source_of
@@ -205,7 +206,7 @@ def _card(
 ) -> Card:
     plain = without_folders_in(plain_config(config))
     base = plain["model"]
-    hub_id = None if base == "nano" or is_local(config.model) else config.model
+    hub_id = None if is_local(config.model) else config.model
     kind, lora = type(model.pipeline).__name__, fused_lora(source)
     facts = {
         "base model": base,
@@ -222,7 +223,7 @@ def _card(
         **_average_told(config, average=average),
     }
     return Card(
-        "the embedded model nano" if base == "nano" else base,
+        f"the embedded model {base}" if base in nano.MODELS else base,
         hub_id,
         _CONTENT[form],
         kind,
@@ -268,11 +269,13 @@ def _loading(form: str, kind: str, base: str, lora: tuple[str, float] | None) ->
             f"Put `{KOHYA_FILE}` into the folder of LoRAs (ComfyUI: `models/loras`; A1111: "
             f"`models/Lora`), and load it at strength 1 on the base model{first}."
         )
-    lines = [f"from diffusers import {kind}", ""]
     if form == "merged":
-        lines += [f'pipeline = {kind}.from_pretrained("this/folder")']
+        lines = [
+            f"from diffusers import {kind}",
+            f'pipeline = {kind}.from_pretrained("this/folder")',
+        ]
     else:
-        lines += [f"pipeline = {kind}.from_pretrained({base!r})", *fusing(lora)]
+        lines = [*base_lines(kind, base), *fusing(lora)]
         lines += ['pipeline.load_lora_weights("this/folder")']
     return "\n".join(["```python", *lines, "```"])
 

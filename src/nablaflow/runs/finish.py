@@ -9,7 +9,6 @@ from typing import Any
 
 from nablaflow.config.overrides import dump_values, plain_config
 from nablaflow.evaluation.measure import Evaluation, evaluate
-from nablaflow.models import model_source
 from nablaflow.models.adapters import swapped
 from nablaflow.models.divided import whole_of
 from nablaflow.models.export import save_policy
@@ -89,8 +88,8 @@ def _write_pictures(
             saved.name,
             as_lora=saved.name == LORA,
             pipeline=type(parts.model.pipeline).__name__,
-            model=without_folders(model_source(config.model)),
-            call=parts.model.stock_call(evaluation.prompts[0]),
+            model=without_folders(config.model),
+            call=parts.model.stock_call(evaluation.prompts[0]) | parts.model.stock_steps(),
             fused=fused_lora(parts.source),
         ),
         about=_about(parts),
