@@ -27,6 +27,7 @@ from nablaflow.methods.contract import (
     Losses,
     StepwiseMethod,
     check_output_regularization,
+    check_residuals,
     flow_scores,
     mean_square,
     noise_prediction_change,
@@ -67,6 +68,7 @@ class NablaDB(StepwiseMethod):
 
     def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
         check_output_regularization(self.output_regularization, on_policy)
+        check_residuals(self.forward_weight, self.reverse_weight, self.reverse_policy_graph)
         if not flow:
             raise UserError("flow: nabla-db has no other estimate of grad log F; switch it on")
         if process.alpha_bar[1] == process.alpha_bar[0]:
@@ -114,18 +116,6 @@ class NablaDB(StepwiseMethod):
             return score
         prompts = [batch.prompts[row] for row in rows.tolist()]
         score[rows] = self.beta * reward_gradient(networks, transitions.x_next[rows], prompts)
-        return score
-        x0 = transitions.x_next[rows].detach().requires_grad_()
-        prompts = [batch.prompts[row] for row in rows.tolist()]
-        strength = torch.full_like(networks.model.process.alpha_bar, self.beta)
-        score[rows] = forward_looking(
-            networks,
-            x0 * 1.0,
-            x0,
-            torch.zeros_like(rows),
-            prompts,
-            strength,
-        )
         return score
 
     def _forward_target(
