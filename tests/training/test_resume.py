@@ -181,7 +181,8 @@ def test_after_a_held_out_reward_that_failed(make_config: MakeConfig, tmp_path: 
     (tmp_path / "judge.py").write_text(
         "from pathlib import Path\n"
         "def held_out(images, prompts):\n"
-        f"    if Path({str(down)!r}).exists() and Path({str(failed / 'metrics.jsonl')!r}).exists():\n"
+        f"    begun = Path({str(failed / 'metrics.jsonl')!r}).exists()\n"
+        f"    if begun and Path({str(down)!r}).exists():\n"
         "        raise KeyError('the judge is down')\n"
         "    return images.mean((1, 2, 3))\n"
     )
