@@ -344,6 +344,28 @@ def test_settings_that_would_train_nothing_are_refused(networks: Networks) -> No
     assert not paper(beta=BETA, reverse_weight=0.0).uses_flow  # nothing would train it
     with pytest.raises(UserError, match=r"method\.output_regularization: on-policy"):
         check(flow=True, output_regularization=1.0)
+    exact = {"step": "exact", "reverse_weight": 0.0, "forward_flow": "detached-ema"}
+    for gamma in (0.0, [1.0, *[0.0] * process.steps]):
+        with pytest.raises(UserError, match=r"method\.gamma: 0 at every step"):
+            check(flow=False, gamma=gamma, **exact)
+        check(flow=False, gamma=gamma, **exact | {"step": "published"})
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_weights_that_leave_the_policy_untrained_are_refused(
+    kind: type[Method], networks: Networks
+) -> None:
+    process = networks.model.process
+
+    def check(**settings: Any) -> None:
+        kind(beta=BETA, **settings).check(process, flow=True, on_policy=True)
+
+    check(forward_weight=0.0, reverse_weight=1.0, reverse_policy_graph=True)
+    for reverse in (0.0, 1.0):
+        with pytest.raises(UserError, match=r"method\.forward_weight: without .* nothing trains"):
+            check(forward_weight=0.0, reverse_weight=reverse)
+    with pytest.raises(UserError, match=r"method\.reverse_policy_graph: there is no reverse"):
+        check(reverse_weight=0.0, reverse_policy_graph=True)
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -175,6 +175,30 @@ def test_after_a_reward_that_failed(
     assert_same_run(failed, straight(*of_figures))
 
 
+def test_after_a_held_out_reward_that_failed(make_config: MakeConfig, tmp_path: Path):
+    """The update before the look is kept, and the look is made up for."""
+    failed, down = tmp_path / "failed", tmp_path / "down"
+    (tmp_path / "judge.py").write_text(
+        "from pathlib import Path\n"
+        "def held_out(images, prompts):\n"
+        f"    begun = Path({str(failed / 'metrics.jsonl')!r}).exists()\n"
+        f"    if begun and Path({str(down)!r}).exists():\n"
+        "        raise KeyError('the judge is down')\n"
+        "    return images.mean((1, 2, 3))\n"
+    )
+    judge = f"{tmp_path / 'judge.py'}:held_out"
+    chosen = (f"guard={{every: 3, n: 6, held_out: {{reward: '{judge}'}}, action: warn}}", COSINE)
+    align.run(make_config(f"output_dir={tmp_path / 'whole'}", *chosen))
+    down.touch()
+    with pytest.raises(KeyError, match="the judge is down"):
+        align.run(make_config(f"output_dir={failed}", *chosen))
+    assert [path.name for path in list_checkpoints(failed)] == ["step-000003"]
+    down.unlink()
+    align.run(make_config(f"output_dir={failed}", *chosen), resume=True)
+    assert "guard_held_out" in records(failed)[2]
+    assert_same_run(failed, tmp_path / "whole")
+
+
 def test_with_more_updates(make_config: MakeConfig, straight: Callable[..., Path], tmp_path: Path):
     longer = tmp_path / "longer"
     align.run(make_config(f"output_dir={longer}", "training.updates=2"))

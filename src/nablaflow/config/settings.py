@@ -50,9 +50,7 @@ class OptimizerSettings(Settings):
 class TrainingSettings(Settings):
     """The loop. Batch sizes are global: over all processes and accumulation steps."""
 
-    updates: Count = Field(
-        default=200, description="rollouts in all, each with its optimizer steps"
-    )
+    updates: Count = Field(default=200, description="updates in all, each with its optimizer steps")
     minutes: Positive | None = Field(
         default=None,
         description="minutes of training after which a run ends, whatever training.updates says; "

@@ -138,6 +138,10 @@ class Guard:
         kl = reward_mean(paths, self._index).value if self._noisy else None
         return Look(update, kl, share, found.reward, found.held_out, found.metrics)
 
+    def owes(self, update: int) -> bool:
+        """Whether the latest look is older than ``update``."""
+        return self.last is not None and self.last.update < update
+
     def judge(self, look: Look) -> bool:
         """Take a look into account; whether it is the best so far."""
         self.last, self.trip = look, self._exceeded(look)

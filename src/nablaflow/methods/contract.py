@@ -266,5 +266,24 @@ def check_output_regularization(weight: float, on_policy: bool) -> None:
         )
 
 
+def check_residuals(forward: float, reverse: float, policy_graph: bool) -> None:
+    """Whether one of both residuals trains the policy.
+
+    Args:
+        forward: weight of the forward residual, and ``reverse`` of the reverse one.
+        policy_graph: whether the reverse residual is to train the policy too.
+    """
+    if policy_graph and reverse == 0:
+        raise UserError(
+            "method.reverse_policy_graph: there is no reverse residual to train the policy by; set "
+            "method.reverse_weight=1, or method.reverse_policy_graph=false"
+        )
+    if forward == 0 and not policy_graph:
+        raise UserError(
+            "method.forward_weight: without the forward residual nothing trains the policy; set "
+            "method.forward_weight=1, or method.reverse_policy_graph=true and method.reverse_weight"
+        )
+
+
 def sigma_at(process: ReverseProcess, transitions: Transitions) -> Tensor:
     return at(process.sigma, transitions.k, transitions.x)

@@ -27,6 +27,7 @@ from nablaflow.methods.contract import (
     Losses,
     StepwiseMethod,
     check_output_regularization,
+    check_residuals,
     flow_scores,
     mean_square,
     noise_prediction_change,
@@ -67,6 +68,7 @@ class NablaDB(StepwiseMethod):
 
     def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
         check_output_regularization(self.output_regularization, on_policy)
+        check_residuals(self.forward_weight, self.reverse_weight, self.reverse_policy_graph)
         if not flow:
             raise UserError("flow: nabla-db has no other estimate of grad log F; switch it on")
         if process.alpha_bar[1] == process.alpha_bar[0]:

@@ -43,6 +43,7 @@ from nablaflow.methods.contract import (
     Losses,
     StepwiseMethod,
     check_output_regularization,
+    check_residuals,
     flow_scores,
     mean_square,
     noise_prediction_change,
@@ -151,8 +152,10 @@ class ResidualNablaDB(StepwiseMethod):
 
     def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
         check_output_regularization(self.output_regularization, on_policy)
+        check_residuals(self.forward_weight, self.reverse_weight, self.reverse_policy_graph)
         check_gamma(self.gamma, process)
         check_step(self.step, process)
+        self._check_reward_counts(process)
         if self.needs_log_flow:
             self._check_contrastive()
         if self.step == "exact" and self.prior_strength != 1.0:
@@ -164,6 +167,16 @@ class ResidualNablaDB(StepwiseMethod):
             raise UserError(
                 "method.reverse_weight: without a flow network the reverse residual trains "
                 "nothing; set method.reverse_weight=0, or switch the flow network on"
+            )
+
+    def _check_reward_counts(self, process: ReverseProcess) -> None:
+        """With a flow network, or by the published step, the reward counts at x_0 at the least."""
+        if self.step != "exact" or self.gamma == "measured" or self.uses_flow:
+            return
+        if not gamma_table(self.gamma, process)[1:].any():
+            raise UserError(
+                "method.gamma: 0 at every step leaves the reward out, and the policy would stay "
+                "the reference; set method.gamma=one"
             )
 
     def _check_contrastive(self) -> None:

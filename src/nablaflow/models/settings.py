@@ -129,7 +129,10 @@ class AdapterSettings(Settings):
         description="SHA-256 of that file, which a run records, so that another one is noticed",
     )
     ema_decay: float | None = Field(
-        default=None, gt=0, lt=1, description="decay per update of a saved average of the policy"
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay per optimizer step of a saved average of the policy",
     )
 
     @model_validator(mode="after")
@@ -167,7 +170,10 @@ class FlowSettings(Settings):
         default=True, description="cross attention on the prompt, or zeros"
     )
     ema_decay: float = Field(
-        default=0.99, ge=0, lt=1, description="decay per update of the copy that serves as target"
+        default=0.99,
+        ge=0,
+        lt=1,
+        description="decay per optimizer step of the copy that serves as target",
     )
 
     @field_validator("channels", mode="before")

@@ -39,7 +39,7 @@ from nablaflow.runs.stopping import (
 from nablaflow.runs.trust import remember
 from nablaflow.storage.checkpoint import list_checkpoints
 from nablaflow.storage.files import append_line
-from nablaflow.storage.records import append_record, drop_records_after
+from nablaflow.storage.records import append_record, complete_record, drop_records_after
 from nablaflow.storage.run_folder import LOG
 from nablaflow.storage.whole import checkpoint_to_resume, retire_after
 from nablaflow.training.stepper import Record
@@ -217,6 +217,10 @@ def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -
             write_sheet(parts, folder)
 
     with stopping(pressed):
+        if owed := trainer.owed_look(folder, on_look):
+            if shown:
+                complete_record(folder, trainer.update, owed)
+            trainer.save(folder)
         trainer.train(folder, on_update, on_saved, on_look)
     callback.settle(trainer.update, folder)
     if pressed and not trainer.finished:

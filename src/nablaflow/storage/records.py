@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,22 @@ Record = dict[str, Any]
 
 def append_record(run: Path, record: Record) -> None:
     """One more line of metrics.jsonl; what is not finite is null, which JSON has."""
-    finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
-    append_line(run / METRICS, json.dumps(finite))
+    append_line(run / METRICS, json.dumps(_in_json(record)))
+
+
+def complete_record(run: Path, update: int, figures: Record) -> None:
+    """Further figures of an update whose line is there."""
+    more = _in_json(figures)
+    lines = read_records(run)
+    _write(run, [line | more if line["update"] == update else line for line in lines])
+
+
+def _in_json(record: Record) -> Record:
+    return {k: v if math.isfinite(v) else None for k, v in record.items()}
+
+
+def _write(run: Path, records: Sequence[Record]) -> None:
+    write_whole(run / METRICS, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def sync_records(run: Path) -> None:
@@ -64,4 +79,4 @@ def drop_records_after(run: Path, update: int) -> None:
             "whole, and the run goes on",
             file=sys.stderr,
         )
-    write_whole(run / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+    _write(run, kept)

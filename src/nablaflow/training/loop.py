@@ -112,6 +112,7 @@ class Trainer:
             self._observe(newest)
         self.batches.keep(newest, self.update)
         self.update += 1
+        self._applied = 0
         self.core.end(self.update)
         finished = self.clock()
         self._spend(finished - started)
@@ -222,6 +223,9 @@ class Trainer:
             record = self._step_or_save(run)
             try:
                 record |= self._look(run, on_look)
+            except TrainingStopped:  # what the policy samples is not worth to be kept
+                on_update(record)
+                raise
             except (Exception, SystemExit):
                 on_update(record)
                 self._save_what_was_done(run)
@@ -281,6 +285,11 @@ class Trainer:
         seconds = self.clock() - started
         self._spend(seconds)
         return {**record, "guard_seconds": seconds}
+
+    def owed_look(self, run: Path, on_look: Callable[[int], None]) -> Record:
+        """The figures that the guard owes of the last update, where a session ended before them."""
+        owes = self.guard is not None and self.guard.owes(self.update)
+        return self._look(run, on_look) if owes else {}
 
     # --- what is kept -----------------------------------------------------------------------------
 
