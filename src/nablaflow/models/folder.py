@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 
 from nablaflow.errors import UserError
@@ -78,7 +79,9 @@ def check_files(folder: Path, parts: dict[str, Any]) -> None:
         if not (folder / part / "config.json").is_file():
             raise UserError(f"model: {folder} has no {part}/config.json; copy the whole model")
     for part in _folders(folder, parts):
-        _check_weights(folder / part, str((parts[part] or [""])[-1]))
+        kind = str((parts[part] or [""])[-1])
+        _check_weights(folder / part, kind)
+        _check_vocabulary(folder / part, getattr(transformers, kind, None))
 
 
 def _check_weights(place: Path, kind: str) -> None:
@@ -91,6 +94,20 @@ def _check_weights(place: Path, kind: str) -> None:
         f"model: {place} cannot be loaded, since it has no weights of PyTorch ({there}); download "
         f"{place.name}/*.safetensors, or *.bin, of the same model too"
     )
+
+
+def _check_vocabulary(place: Path, kind: Any) -> None:
+    """Refuse a tokenizer without words: transformers makes one that knows none, and says nothing."""
+    files = dict(getattr(kind, "vocab_files_names", None) or {})
+    if not files or (place / files.pop("tokenizer_file", "")).is_file():
+        return
+    missing = [name for name in files.values() if not (place / name).is_file()]
+    if missing or not files:
+        named = " or ".join(["tokenizer.json", *[" and ".join(missing)] * bool(missing)])
+        raise UserError(
+            f"model: {place} has no {named}, so that every prompt would be the same; copy the whole "
+            f"{place.name} folder"
+        )
 
 
 def _check_shards(index: Path) -> None:
