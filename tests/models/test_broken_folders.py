@@ -106,26 +106,6 @@ def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
     assert f"{name} is a pipe" in refused(folder)
 
 
-@pytest.mark.parametrize(
-    ("kind", "there", "named"),
-    [
-        ("CLIPTokenizer", [], "tokenizer.json or vocab.json and merges.txt"),
-        ("CLIPTokenizer", ["vocab.json"], "tokenizer.json or merges.txt"),
-        ("T5Tokenizer", [], "tokenizer.json or spiece.model"),
-        ("GemmaTokenizer", [], "tokenizer.json"),
-    ],
-)
-def test_a_tokenizer_without_its_words(
-    folder: Path, kind: str, there: list[str], named: str
-) -> None:
-    """transformers makes one that knows none: every prompt would be the same."""
-    change(folder / "model_index.json", tokenizer=["transformers", kind])
-    (folder / "tokenizer" / "tokenizer.json").unlink()
-    for name in there:
-        (folder / "tokenizer" / name).write_text("{}")
-    assert f"has no {named}, so" in refused(folder)
-
-
 # --- parts of another kind ------------------------------------------------------------------------
 
 

@@ -31,6 +31,26 @@ _WEIGHTS = re.compile(
 )
 
 
+def check_is_whole(path: Path) -> None:
+    """Refuse a file or a folder that is a part of a pipeline's, or has it inside, by its name.
+
+    Raises:
+        UserError: so it is.
+    """
+    if (path / INDEX).is_file():
+        return
+    if path.name == INDEX and path.is_file():
+        raise UserError(f"model: {path} is the list of a folder's parts; give {path.parent}")
+    part = path if path.is_dir() else path.parent
+    if (part.parent / INDEX).is_file() and part.name in parts_in(part.parent / INDEX):
+        raise UserError(f"model: {path} is a part of the model in {part.parent}; give that folder")
+    inside = sorted(found.parent for found in path.glob(f"snapshots/*/{INDEX}"))
+    if inside:
+        raise UserError(
+            f"model: {path} is the hub's cache of a model; give its id, or {inside[-1]}"
+        )
+
+
 def read_index(folder: Path) -> dict[str, Any]:
     """The list of a folder's parts.
 
@@ -78,10 +98,24 @@ def check_files(folder: Path, parts: dict[str, Any]) -> None:
     for part in _with_weights(folder, parts):
         if not (folder / part / "config.json").is_file():
             raise UserError(f"model: {folder} has no {part}/config.json; copy the whole model")
+        _check_not_quantized(folder / part)
     for part in _folders(folder, parts):
         kind = str((parts[part] or [""])[-1])
         _check_weights(folder / part, kind)
         _check_vocabulary(folder / part, getattr(transformers, kind, None))
+
+
+def _check_not_quantized(place: Path) -> None:
+    try:
+        told = json.loads(read_text(place / "config.json", SHARDS)).get("quantization_config")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return  # which those that load it say
+    if told is not None:
+        kind = told.get("quant_method") if isinstance(told, dict) else told
+        raise UserError(
+            f"model: its {place.name} is quantized ({kind}), and gradients need weights that are "
+            "not; use the model that it was made from"
+        )
 
 
 def _check_weights(place: Path, kind: str) -> None:
@@ -97,7 +131,7 @@ def _check_weights(place: Path, kind: str) -> None:
 
 
 def _check_vocabulary(place: Path, kind: Any) -> None:
-    """Refuse a tokenizer without words: transformers makes one that knows none, and says nothing."""
+    """Refuse a tokenizer without words: transformers makes one that knows none, silently."""
     files = dict(getattr(kind, "vocab_files_names", None) or {})
     if not files or (place / files.pop("tokenizer_file", "")).is_file():
         return
@@ -105,8 +139,8 @@ def _check_vocabulary(place: Path, kind: Any) -> None:
     if missing or not files:
         named = " or ".join(["tokenizer.json", *[" and ".join(missing)] * bool(missing)])
         raise UserError(
-            f"model: {place} has no {named}, so that every prompt would be the same; copy the whole "
-            f"{place.name} folder"
+            f"model: {place} has no {named}, so that every prompt would be the same; copy the "
+            f"whole {place.name} folder"
         )
 
 
