@@ -13,15 +13,20 @@ from safetensors.torch import load_file, save_file
 
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.models.pipelines import PipelineModel
 from tests.support.pipelines import stable_diffusion
 
 WORDS = "text_encoder/model.safetensors"
 
 
+def loaded(folder: Path) -> PipelineModel:
+    pipeline, cpu = load_pipeline(str(folder)), torch.device("cpu")
+    return load_model(pipeline, SamplerSettings(steps=4), AdapterSettings(), cpu)
+
+
 def refused(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
-        pipeline = load_pipeline(str(folder))
-        load_model(pipeline, SamplerSettings(steps=4), AdapterSettings(), torch.device("cpu"))
+        loaded(folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
