@@ -113,7 +113,7 @@ def test_a_tokenizer_without_its_words(
 
 def test_a_decoder_that_samples_is_refused(folder: Path) -> None:
     """As Stable Diffusion's consistency decoder: of one state it makes another image each time."""
-    two = {"decoder_layers_per_block": 1, "encoder_layers_per_block": 1}
+    two: dict[str, Any] = {"decoder_layers_per_block": 1, "encoder_layers_per_block": 1}
     two |= {f"{coder}_block_out_channels": (8, 8) for coder in ("encoder", "decoder")}
     two |= {f"{coder}_norm_num_groups": 4 for coder in ("encoder", "decoder")}
     ConsistencyDecoderVAE(
