@@ -2,11 +2,13 @@
 
 import copy
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model
 from nablaflow.models.long_prompts import Reader, note_cuts, pieces, room
 from tests.support.pipelines import stable_diffusion, stable_diffusion_xl
@@ -94,7 +96,7 @@ def test_a_prompt_that_fits_is_embedded_in_its_first_piece_as_ever(pipeline: Any
 
 def test_the_second_piece_is_the_rest_of_the_prompt(pipeline: Any) -> None:
     tokenizer = pipeline.tokenizer
-    own = pieces(tokenizer, long(pipeline, "circle"), 2)
+    own, _ = pieces(tokenizer, long(pipeline, "circle"), 2)
     rest = tokenizer(
         "circle", padding="max_length", max_length=tokenizer.model_max_length
     ).input_ids
@@ -126,3 +128,59 @@ def test_a_word_of_several_vectors_is_read_as_the_stock_pipeline_does(build: Any
         )[0]
     found = model(pipeline, 1).condition([prompt]).hidden
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [stable_diffusion, stable_diffusion_xl])
+@pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
+@pytest.mark.parametrize("count", [None, 1])
+def test_tokens_are_on_the_side_where_the_stock_pipeline_has_them(
+    build: Any, side: str, count: int | None
+) -> None:
+    """Which the tokenizer's folder says."""
+    pipeline = build()
+    for part in ("tokenizer", "tokenizer_2"):
+        if hasattr(pipeline, part):
+            setattr(getattr(pipeline, part), side, "left")
+    prompt = SHORT if side == "padding_side" else f"blue {long(pipeline, 'circle')}"
+    wanted = stock_embedding(pipeline, prompt)
+    torch.testing.assert_close(model(pipeline, count).condition([prompt]).hidden, wanted)
+    note = model(pipeline, count).note_on([prompt])
+    assert side == "padding_side" or "loses 'blue" in (note or "")
+
+
+@torch.no_grad()
+def stock_embedding(pipeline: Any, prompt: str) -> torch.Tensor:
+    given = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    return pipeline.encode_prompt(prompt, device=torch.device("cpu"), **given)[0]
+
+
+def test_pieces_are_padded_on_the_side_that_one_is(pipeline: Any) -> None:
+    tokenizer = copy.deepcopy(pipeline.tokenizer)
+    tokenizer.padding_side = "left"
+    one, mask = pieces(tokenizer, SHORT, 1)
+    two, masks = pieces(tokenizer, SHORT, 2)
+    assert two[0].tolist() == one[0].tolist()
+    assert masks[0].tolist() == mask[0].tolist()
+    assert mask.tolist()[0][0] == 0
+
+
+def test_padding_is_left_out_where_the_text_encoder_is_to(pipeline: Any) -> None:
+    masked = copy.copy(pipeline)
+    masked.register_modules(text_encoder=copy.deepcopy(pipeline.text_encoder))
+    masked.text_encoder.config.use_attention_mask = True
+    wanted = stock_embedding(masked, SHORT)
+    for count in (None, 1):
+        torch.testing.assert_close(model(masked, count).condition([SHORT]).hidden, wanted)
+    assert (wanted - stock_embedding(pipeline, SHORT)).abs().max() > 1e-3
+
+
+def test_without_a_beginning_there_are_no_pieces() -> None:
+    class Bare:
+        model_max_length = 8
+        num_special_tokens_to_add = staticmethod(lambda: 0)
+
+        def __call__(self, text: str) -> Any:
+            return SimpleNamespace(input_ids=[])
+
+    with pytest.raises(UserError, match=r"^sampler\.prompt_chunks: .* leave it out"):
+        pieces(Bare(), SHORT, 2)

@@ -196,6 +196,8 @@ def test_files_that_are_no_lora_are_refused(folders: dict[str, Path], tmp_path: 
         "dora": {f"{key}.dora_scale": torch.ones(2)},
         "peft": {f"base_model.model.{key}": torch.ones(4, 8)},
         "broken": {**state, key: state[key] * torch.nan},
+        "named": {n.replace(".weight", ".default.weight"): value for n, value in state.items()},
+        "scale": {**state, "unet.a.lora.alpha": torch.tensor(2.0)},
         "weights": {"conv_in.weight": torch.ones(2)},
         "none": {},
     }
@@ -204,6 +206,8 @@ def test_files_that_are_no_lora_are_refused(folders: dict[str, Path], tmp_path: 
         save_file(tensors, tmp_path / f"{name}.safetensors")
         said[name] = refused(base, tmp_path / f"{name}.safetensors")
     assert "no place" in said["odd"]
+    assert "lora_A.default.weight, for which" in said["named"], "peft's own names of an adapter"
+    assert "unet.a.lora.alpha, that is beside no factors" in said["scale"]
     assert "another base" in said["cut"]
     assert "changes the text encoder too" in said["text"]
     assert "is a LoHa and no LoRA" in said["loha"]

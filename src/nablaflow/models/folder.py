@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 
 from nablaflow.errors import UserError
@@ -28,6 +29,26 @@ _WEIGHTS = re.compile(
     r"(?:\.(?P<variant>[A-Za-z]\w*))?(?:-\d+-of-\d+)?(?:\.(?P<other>[A-Za-z]\w*))?"
     r"\.(?P<kind>safetensors|bin)"
 )
+
+
+def check_is_whole(path: Path) -> None:
+    """Refuse a file or a folder that is a part of a pipeline's, or has it inside, by its name.
+
+    Raises:
+        UserError: so it is.
+    """
+    if (path / INDEX).is_file():
+        return
+    if path.name == INDEX and path.is_file():
+        raise UserError(f"model: {path} is the list of a folder's parts; give {path.parent}")
+    part = path if path.is_dir() else path.parent
+    if (part.parent / INDEX).is_file() and part.name in parts_in(part.parent / INDEX):
+        raise UserError(f"model: {path} is a part of the model in {part.parent}; give that folder")
+    inside = sorted(found.parent for found in path.glob(f"snapshots/*/{INDEX}"))
+    if inside:
+        raise UserError(
+            f"model: {path} is the hub's cache of a model; give its id, or {inside[-1]}"
+        )
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -77,8 +98,24 @@ def check_files(folder: Path, parts: dict[str, Any]) -> None:
     for part in _with_weights(folder, parts):
         if not (folder / part / "config.json").is_file():
             raise UserError(f"model: {folder} has no {part}/config.json; copy the whole model")
+        _check_not_quantized(folder / part)
     for part in _folders(folder, parts):
-        _check_weights(folder / part, str((parts[part] or [""])[-1]))
+        kind = str((parts[part] or [""])[-1])
+        _check_weights(folder / part, kind)
+        _check_vocabulary(folder / part, getattr(transformers, kind, None))
+
+
+def _check_not_quantized(place: Path) -> None:
+    try:
+        told = json.loads(read_text(place / "config.json", SHARDS)).get("quantization_config")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return  # which those that load it say
+    if told is not None:
+        kind = told.get("quant_method") if isinstance(told, dict) else told
+        raise UserError(
+            f"model: its {place.name} is quantized ({kind}), and gradients need weights that are "
+            "not; use the model that it was made from"
+        )
 
 
 def _check_weights(place: Path, kind: str) -> None:
@@ -91,6 +128,20 @@ def _check_weights(place: Path, kind: str) -> None:
         f"model: {place} cannot be loaded, since it has no weights of PyTorch ({there}); download "
         f"{place.name}/*.safetensors, or *.bin, of the same model too"
     )
+
+
+def _check_vocabulary(place: Path, kind: Any) -> None:
+    """Refuse a tokenizer without words: transformers makes one that knows none, silently."""
+    files = dict(getattr(kind, "vocab_files_names", None) or {})
+    if not files or (place / files.pop("tokenizer_file", "")).is_file():
+        return
+    missing = [name for name in files.values() if not (place / name).is_file()]
+    if missing or not files:
+        named = " or ".join(["tokenizer.json", *[" and ".join(missing)] * bool(missing)])
+        raise UserError(
+            f"model: {place} has no {named}, so that every prompt would be the same; copy the "
+            f"whole {place.name} folder"
+        )
 
 
 def _check_shards(index: Path) -> None:

@@ -41,7 +41,7 @@ def fuse(pipeline: Any, file: Path, scale: float) -> Any:
     load_into(pipeline, file, SETTING)
     try:
         pipeline.fuse_lora(lora_scale=scale, safe_fusing=True)
-    except ValueError as error:  # what is not finite
+    except (ValueError, RuntimeError) as error:  # what is not finite; a bias that has no place
         raise UserError(f"{SETTING}: {file} cannot be fused at {scale:g} ({error})") from error
     pipeline.unload_lora_weights()
     return pipeline

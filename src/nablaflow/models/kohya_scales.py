@@ -6,7 +6,7 @@ them on by names that peft does not know, and so loses them where it loads the f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,12 @@ def scales_by_kohya(state: Mapping[str, Tensor]) -> dict[str, float]:
                 alpha = state.get(f"{path}{ALPHA}")
                 found[name] = 1.0 if alpha is None else float(alpha) / len(state[f"{path}{down}"])
     return found
+
+
+def alone(names: Collection[str]) -> list[str]:
+    """The alphas that are not beside a layer's factors, by names that are read here."""
+    paths = {name.removesuffix(down) for name in names for down, _ in FACTORS}
+    return [n for n in names if n.endswith(ALPHA) and n.removesuffix(ALPHA) not in paths]
 
 
 def has_several_scales(file: Path) -> bool:

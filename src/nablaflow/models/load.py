@@ -12,12 +12,12 @@ from diffusers import DiffusionPipeline
 from nablaflow.errors import UserError, show
 from nablaflow.models.chroma import Chroma
 from nablaflow.models.ddpm import UnconditionalDDPM
-from nablaflow.models.encoder_files import load_encoders
 from nablaflow.models.flux import Flux
 from nablaflow.models.flux2_klein import Flux2Klein
 from nablaflow.models.folder import (
     all_safetensors,
     check_files,
+    check_is_whole,
     check_no_lora_inside,
     find_variant,
     read_index,
@@ -25,6 +25,7 @@ from nablaflow.models.folder import (
 from nablaflow.models.from_hub import folder_from_hub, index_on_hub
 from nablaflow.models.fused import WithLora, fuse
 from nablaflow.models.live import LIVE, LivePipeline
+from nablaflow.models.network_files import load_encoders, load_own
 from nablaflow.models.parts import check_classes, check_named
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.qwen_image import QwenImage
@@ -114,6 +115,7 @@ def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any
         return random_by_name(model, dtype)
     path = Path(model).expanduser()
     looks_local = path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
+    check_is_whole(path)
     if path.is_file():
         return load_single_file(path, dtype)
     if not looks_local:
@@ -166,8 +168,9 @@ def _load(
     options |= {name: None for name in family.may_lack if (parts.get(name) or [None])[0] is None}
     files = {"use_safetensors": options["use_safetensors"]}
     try:
-        encoders = load_encoders(source, parts, family.encoders, dtype, **files)
-        pipeline = kind.from_pretrained(source, torch_dtype=dtype, **options, **encoders)
+        networks = load_own(source, parts, (family.denoiser, "vae"), dtype, **files)
+        networks |= load_encoders(source, parts, family.encoders, dtype, **files)
+        pipeline = kind.from_pretrained(source, torch_dtype=dtype, **options, **networks)
     except UserError:
         raise
     except Exception as error:  # the libraries raise many kinds for one cause: unreadable files

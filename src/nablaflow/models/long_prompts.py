@@ -12,6 +12,8 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nablaflow.errors import UserError
+
 _VECTORS: Any = TextualInversionLoaderMixin()
 SHOWN = 2  # prompts that a note names
 LETTERS = 40  # of a text in a note
@@ -31,19 +33,48 @@ def room(tokenizer: Any) -> int:
     return tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
 
 
-def pieces(tokenizer: Any, prompt: str, count: int) -> Int[Tensor, "piece token"]:
+def kept(tokenizer: Any, tokens: list[int], limit: int) -> tuple[list[int], list[int]]:
+    """What is read of the tokens of a prompt, and what is cut: the end, or what a folder says."""
+    if tokenizer.truncation_side == "left":
+        cut = max(0, len(tokens) - limit)
+        return tokens[cut:], tokens[:cut]
+    return tokens[:limit], tokens[limit:]
+
+
+Pieces = tuple[Int[Tensor, "piece token"], Int[Tensor, "piece token"]]
+"""Tokens, and 1 where they are the prompt's, 0 where they are padding."""
+
+
+def pieces(tokenizer: Any, prompt: str, count: int) -> Pieces:
     """The tokens of a prompt as ``count`` pieces, each with its own beginning, end and padding.
 
     Every prompt has as many, the later ones maybe empty, so that an embedding does not depend on
-    what else is in a batch. What does not fit the last one is cut.
+    what else is in a batch. What does not fit the last one is cut. One piece is the stock
+    pipelines' own.
+
+    Raises:
+        UserError: there are to be several, and the tokenizer puts no two tokens around a prompt.
     """
-    tokens, size = content(tokenizer, prompt), room(tokenizer)
-    begin, end = tokenizer("").input_ids
-    rows = torch.full((count, tokenizer.model_max_length), tokenizer.pad_token_id)
-    for row, start in zip(rows, range(0, count * size, size), strict=True):
-        part = torch.tensor([begin, *tokens[start : start + size], end])
-        row[: len(part)] = part
-    return rows
+    length = tokenizer.model_max_length
+    if count == 1:
+        text = _VECTORS.maybe_convert_prompt(prompt, tokenizer)
+        filled = {"padding": "max_length", "max_length": length, "truncation": True}
+        read = tokenizer(text, **filled, return_tensors="pt")
+        return read.input_ids, read.attention_mask
+    around, size = tokenizer("").input_ids, room(tokenizer)
+    if len(around) != 2:
+        raise UserError(
+            "sampler.prompt_chunks: the model's tokenizer does not put one token before a prompt "
+            "and one behind it, so that there are no pieces of one; leave it out"
+        )
+    tokens, _ = kept(tokenizer, content(tokenizer, prompt), count * size)
+    rows, mask = torch.full((count, length), tokenizer.pad_token_id), torch.zeros(count, length)
+    for which, start in enumerate(range(0, count * size, size)):
+        part = torch.tensor([around[0], *tokens[start : start + size], around[1]])
+        left = length - len(part) if tokenizer.padding_side == "left" else 0
+        rows[which, left : left + len(part)] = part
+        mask[which, left : left + len(part)] = 1
+    return rows, mask.long()
 
 
 @torch.no_grad()
@@ -60,7 +91,9 @@ def embed_pieces(
     Args:
         skip: last layers that are left out, before the norm at the end.
     """
-    read = encoder(pieces(tokenizer, prompt, count).to(device), output_hidden_states=True)
+    rows, mask = (part.to(device) for part in pieces(tokenizer, prompt, count))
+    masked = getattr(encoder.config, "use_attention_mask", False)  # as the stock pipeline
+    read = encoder(rows, attention_mask=mask if masked else None, output_hidden_states=True)
     return (read[0] if skip is None else before_last(encoder, read, skip)).flatten(0, 1)
 
 
@@ -112,7 +145,8 @@ class Reader:
 
     def shown(self, text: str, tokens: list[int]) -> str:
         """A prompt, and what of it is cut."""
-        lost = self.tokenizer.decode(tokens[self.limit :]).strip()
+        _, cut = kept(self.tokenizer, tokens, self.limit)
+        lost = self.tokenizer.decode(cut).strip()
         return f"{_short(text)!r} loses {_short(lost)!r}"
 
 
@@ -128,7 +162,7 @@ def note_cuts(reader: Reader, prompts: Sequence[str]) -> str | None:
     most = max(len(tokens[text]) for text in long)
     return (
         f"prompts: {len(long)} of {len(texts)} ({len(long) / len(texts):.0%}) are {reader.told} "
-        f"are truncated: {named}{more}{_collisions(tokens, limit)}; shorten them"
+        f"are truncated: {named}{more}{_collisions(reader, tokens)}; shorten them"
         f"{reader.remedy(most)}"
     )
 
@@ -150,8 +184,9 @@ def _short(text: str) -> str:
     return text if len(text) <= LETTERS else text[:LETTERS] + "…"
 
 
-def _collisions(tokens: dict[str, list[int]], limit: int) -> str:
+def _collisions(reader: Reader, tokens: dict[str, list[int]]) -> str:
     """How many of those that are cut are then the same as another prompt."""
-    left = Counter(tuple(found[:limit]) for found in tokens.values())
-    same = sum(left[tuple(cut[:limit])] > 1 for cut in tokens.values() if len(cut) > limit)
+    read = {text: kept(reader.tokenizer, found, reader.limit) for text, found in tokens.items()}
+    left = Counter(tuple(tokens) for tokens, _ in read.values())
+    same = sum(left[tuple(tokens)] > 1 for tokens, cut in read.values() if cut)
     return f"; {same} of them are then the same as another prompt" if same else ""

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nablaflow.errors import UserError
-from nablaflow.models.kohya_scales import ALPHA, with_its_scales
+from nablaflow.models.kohya_scales import ALPHA, alone, with_its_scales
 from nablaflow.quiet import quiet_libraries
 
 NAMES = ("pytorch_lora_weights.safetensors", "kohya_lora.safetensors")
@@ -160,6 +160,11 @@ def _check_names(names: list[str], file: Path, setting: str) -> None:
             "does not read; load it with peft, and write get_peft_model_state_dict(…) by the "
             "pipeline's save_lora_weights"
         )
+    for name in alone(names):
+        raise UserError(
+            f"{setting}: {file} has a scale, {name}, that is beside no factors of a layer and "
+            "would be lost; save the LoRA in diffusers' format or by kohya's names"
+        )
     other = next((name for name in names if "lora" not in name.lower()), None)
     if other is not None or not names:
         raise UserError(
@@ -192,26 +197,25 @@ def _converted_encoders(pipeline: Any, state: Mapping[str, Tensor]) -> Iterator[
 
 
 def _check_taken(pipeline: Any, names: list[str], file: Path, setting: str) -> None:
-    """Refuse a file of which something found no place: it would be another LoRA without."""
+    """Refuse a file of which something found no place: it would be another LoRA without.
+
+    Or of which a place found nothing, and stays as it was made.
+    """
     places = {
-        f"{part}.{path}": len(_tensors(layer))
+        f"{part}.{path}.{name}"
         for part, network in pipeline.components.items()
         if isinstance(network, nn.Module)
         for path, layer in _layers(network).items()
+        for name in _tensors(layer)
     }
-    lost = next((name for name in names if not _is_in(name, places)), None)
-    if lost is None and sum(places.values()) != len(names):
-        lost = "a layer in part"
+    other = None if len(places) == len(names) else "a layer in part"
+    # The lengths of a DoRA are written with and without ``.weight``.
+    lost = next((n for n in names if n not in places and f"{n}.weight" not in places), other)
     if lost is not None:
         raise UserError(
             f"{setting}: {file} holds {lost}, for which a {type(pipeline).__name__} of this model "
             "has no place; is it a LoRA for another base?"
         )
-
-
-def _is_in(name: str, places: Mapping[str, int]) -> bool:
-    parts = name.split(".")
-    return any(".".join(parts[:end]) in places for end in range(len(parts) - 1, 0, -1))
 
 
 def _layers(network: nn.Module) -> dict[str, Any]:
@@ -224,8 +228,9 @@ def _layers(network: nn.Module) -> dict[str, Any]:
 
 
 def _tensors(layer: Any) -> list[str]:
-    """Names of a layer's tensors, those of its adapter alone."""
-    return [name for name, _ in layer.named_parameters() if f".{ADAPTER}." in f".{name}."]
+    """Names of a layer's tensors, those of its adapter alone, as a file has them."""
+    own = [f".{name}." for name, _ in layer.named_parameters()]
+    return [n.replace(f".{ADAPTER}.", ".").strip(".") for n in own if f".{ADAPTER}." in n]
 
 
 def read_lora(pipeline: Any, denoiser: str, file: Path, setting: str) -> GivenLora:

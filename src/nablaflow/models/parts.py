@@ -209,6 +209,19 @@ def is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+def check_decoder(autoencoder: Any) -> None:
+    """Refuse an autoencoder whose decoder is a sampler.
+
+    Raises:
+        UserError: so it is.
+    """
+    if hasattr(autoencoder, "decoder_scheduler"):
+        raise UserError(
+            f"model: its vae, a {type(autoencoder).__name__}, decodes with noise of its own, so "
+            "that a state has no one image and no reward; use an AutoencoderKL"
+        )
+
+
 def check_latents(denoiser: str, states: int, latents: int) -> None:
     """Refuse an autoencoder whose latents have other channels than the denoiser's states.
 

@@ -90,7 +90,7 @@ class StableDiffusionXL(TextToImage):
         return Condition(hidden[None], read[1].text_embeds[:1])
 
     def _read(self, tokenizer: Any, encoder: Any, prompt: str) -> Any:
-        rows = pieces(tokenizer, prompt, self._sampler.prompt_chunks or 1)
+        rows, _ = pieces(tokenizer, prompt, self._sampler.prompt_chunks or 1)
         return encoder(rows.to(self.device), output_hidden_states=True)
 
     def encode_negative(self, prompt: str) -> Condition:

@@ -18,7 +18,13 @@ from nablaflow.models.condition import Condition
 from nablaflow.models.conditioning import check_clip_skip
 from nablaflow.models.embeddings import Embeddings
 from nablaflow.models.long_prompts import Reader, note_cuts, note_negative
-from nablaflow.models.parts import check_latents, check_lengths, check_scales, check_words
+from nablaflow.models.parts import (
+    check_decoder,
+    check_latents,
+    check_lengths,
+    check_scales,
+    check_words,
+)
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import latent_size
@@ -58,6 +64,7 @@ class TextToImage(PipelineModel):
         super().__init__(pipeline, sampler, adapter, device)
         check_words(pipeline, self.tokenizers, self.encoders)
         check_lengths(pipeline, self.tokenizers, self.encoders)
+        check_decoder(pipeline.vae)
         config = pipeline.vae.config
         check_latents(self.denoiser, self.state_shape[0], self.channels_of_latents(config))
         check_scales(config, self.scales, self.shifts)
