@@ -2,10 +2,10 @@
 
     python -m tests.support.other_device updates MODEL_FOLDER '[["method.name=…", …], …]'
     python -m tests.support.other_device run MODEL_FOLDER '[["training.precision=bf16", …], …]'
-    python -m tests.support.other_device rehearsal MODEL_FOLDER '[[…], …]'
+    python -m tests.support.other_device memory MODEL_FOLDER '[[…], …]'
 
-prints the figures of both, a JSON object for each list of overrides: of two updates, of a run that
-is begun, resumed, evaluated and drawn from, or the bytes on `CARD` before and in a rehearsal.
+prints the figures of both, a JSON object for each list of overrides: of two updates, or of a run
+that is begun, resumed, evaluated and drawn from. Of ``memory`` it is the bytes on `CARD`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +28,7 @@ from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
 from nablaflow.models.rehearsal import rehearse
 from nablaflow.runs import accelerator, align
+from nablaflow.runs.budget import plan_for
 from nablaflow.runs.setup import prepare
 from nablaflow.storage.records import read_records
 from nablaflow.storage.run_folder import METRICS
@@ -99,15 +100,27 @@ def run(model: str, overrides: Sequence[str]) -> list[Figures]:
         return [*found, {"mean of a drawn image": float(np.mean(drawn[0]))}]
 
 
-def rehearsal(model: str, overrides: Sequence[str]) -> list[Figures]:
+def memory(model: str, overrides: Sequence[str]) -> list[Figures]:
     with TemporaryDirectory() as folder:
         config = config_of(model, str(Path(folder) / "run"), overrides)
         with accelerator.fresh_accelerator():
             parts = prepare(config, config.output_dir)
-            gc.collect()
-            before = MEMORY.most = MEMORY.now
-            rehearse(parts.model, parts.source, Path(folder))
-            return [{"before": float(before), "beyond": float(MEMORY.most - before)}]
+            torch.backends.cuda.enable_flash_sdp(False)  # `CARD` has no fused attention
+            plan = plan_for(parts.config, parts.model, parts.reward, None, 1e12, device=CARD)
+            found = {"held": MEMORY.now}
+            found["rehearsal"] = most_in(lambda: rehearse(parts.model, parts.source, Path(folder)))
+            parts.trainer.step()  # the optimizer's moments are there from then on
+            found["update"] = most_in(parts.trainer.step)
+            found["planned rehearsal"] = found["held"] + plan.stages["rehearsal"]
+            found["planned update"] = plan.peak - plan.parts["the process"]
+            return [{name: float(value) for name, value in found.items()}]
+
+
+def most_in(work: Callable[[], Any]) -> int:
+    gc.collect()
+    MEMORY.most = MEMORY.now
+    work()
+    return MEMORY.most
 
 
 def figures_of(record: Mapping[str, Any]) -> Figures:
@@ -120,10 +133,12 @@ def figures_of(record: Mapping[str, Any]) -> Figures:
 
 if __name__ == "__main__":
     accelerator._accelerator = _accelerator_of
-    work = {"updates": updates, "run": run, "rehearsal": rehearsal}[sys.argv[1]]
+    work = {"updates": updates, "run": run, "memory": memory}[sys.argv[1]]
     for overrides in json.loads(sys.argv[3]):
-        use(torch.device("cpu"))
-        found = {"cpu": work(sys.argv[2], overrides)}
+        found = {}
+        if work is not memory:
+            use(torch.device("cpu"))
+            found["cpu"] = work(sys.argv[2], overrides)
         use(CARD)
         with card():
             found["card"] = work(sys.argv[2], overrides)

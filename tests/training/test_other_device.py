@@ -71,16 +71,38 @@ def test_a_rehearsal_needs_no_second_model(tmp_path: Path):
     """Nor one in float32: a model that fills half of a card could not begin to train on it."""
     large = stable_diffusion_xl(block_out_channels=(16, 128), transformer_layers_per_block=(1, 4))
     large.save_pretrained(tmp_path / "model")
-    ((there, _),) = both("rehearsal", tmp_path / "model", [["training.precision=bf16", *SAVING]])
-    assert there[0]["beyond"] < 0.5 * there[0]["before"]
+    (found,) = memory(str(tmp_path / "model"), [["training.precision=bf16", *SAVING]])
+    assert found["rehearsal"] < 1.5 * found["held"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "side"), [("sdxl", 64), ("sd35", 32), ("flux", 64)])
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_the_plan_is_what_an_update_takes(family: str, side: int, checkpointing: str):
+    asked = [f"sampler.{name}={side}" for name in ("height", "width")]
+    asked += ["reward=brightness", "training.images_per_prompt=4", "training.micro_batch=8"]
+    asked.append(f"training.gradient_checkpointing={checkpointing}")
+    (found,) = memory(f"random:{family}-small", [asked])
+    assert found["planned update"] == pytest.approx(found["update"], rel=0.02)
+    assert found["planned rehearsal"] == pytest.approx(found["rehearsal"], rel=0.15)
+
+
+def memory(model: str, asked: list[list[str]]) -> list[dict[str, float]]:
+    """For each list of overrides the bytes that the device holds, and those that are planned."""
+    return [found["card"][0] for found in on_device("memory", model, asked)]
 
 
 def both(
     work: str, model: Path, asked: list[list[str]]
 ) -> Iterator[tuple[list[dict[str, float]], list[dict[str, float]]]]:
     """For each list of overrides the figures on the device, and on the processor."""
+    for found in on_device(work, str(model), asked):
+        yield found["card"], found["cpu"]
+
+
+def on_device(work: str, model: str, asked: list[list[str]]) -> list[Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.other_device", work, str(model), json.dumps(asked)],
+        [sys.executable, "-m", "tests.support.other_device", work, model, json.dumps(asked)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -89,9 +111,7 @@ def both(
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(lines) == len(asked)
-    for line in lines:
-        found = json.loads(line)
-        yield found["card"], found["cpu"]
+    return [json.loads(line) for line in lines]
 
 
 def same(

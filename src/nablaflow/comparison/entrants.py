@@ -67,15 +67,16 @@ ENTRANTS: dict[str, Entrant] = {
         Entrant("dag-db", 1e-2, flow=FLOW),
         Entrant("dag-kl", 1e-2, flow=FLOW),
         Entrant("refl", 3e-4, WHOLE),
+        Entrant("refl-all-steps", 3e-4, WHOLE),
         Entrant("draft-1", 1e-3, WHOLE),
         Entrant("draft-lv", 1e-3, WHOLE),
         Entrant("draft", 3e-4, WHOLE),
         Entrant("draft-tilted", 3e-3, WHOLE),
         Entrant("alignprop", 3e-4, WHOLE),
         Entrant("reward-weighted-regression", 1e-3, GROUPS),
-        Entrant("flow-grpo", 1e-2, ALL_STEPS),
-        Entrant("diffusion-nft", 1e-2, ALL_STEPS),
-        Entrant("vgg-flow", 3e-3, flow=FLOW, sampler={"name": "euler"}),
+        Entrant("flow-grpo", 3e-3, ALL_STEPS),
+        Entrant("diffusion-nft", 3e-4, ALL_STEPS),
+        Entrant("vgg-flow", 1e-3, flow=FLOW, sampler={"name": "euler"}),
     )
 }
 """By name; adding an entrant is one line here."""

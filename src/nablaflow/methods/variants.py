@@ -51,6 +51,7 @@ VARIANTS: Mapping[str, Callable[[float], Method]] = {
     "dag-db": lambda beta: DagDB(beta=beta),
     "dag-kl": lambda beta: DagKL(beta=beta, clip_range=CLIP),
     "refl": lambda beta: ReFL(beta=beta),
+    "refl-all-steps": lambda beta: ReFL(beta=beta, last=1.0),
     "draft-1": lambda beta: Draft(beta=beta, k=1),
     "draft-lv": lambda beta: Draft(beta=beta, low_variance_samples=2),
     "draft-lv-tilted": lambda beta: Draft(beta=beta, low_variance_samples=2, kl_weight=1.0),

@@ -31,7 +31,7 @@ def plain_copy(network: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     """A copy with weights of its own; of a divided network while its weights are gathered.
 
     Args:
-        device: of the copy; on the network's own there is no second one of another.
+        device: of the copy.
         dtype: of the copy's weights, and of its buffers with a fraction.
     """
     shell = _SHELLS.get(network)

@@ -147,6 +147,7 @@ def plan_for(
     rollout = chosen(training.rollout_batch, needs.rollout, n)
     decode = chosen(decode, needs.decode, n) if decode is None else min(n, decode)
     stages = {
+        "rehearsal": needs.rehearsal,
         "rollout": needs.rollout.at(rollout),
         "decode and reward": needs.decode.at(decode),
         "losses and gradients": needs.loss.at(micro),

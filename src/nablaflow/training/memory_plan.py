@@ -25,6 +25,7 @@ from nablaflow.methods.contract import StepwiseMethod
 from nablaflow.models import FlowScore, make_log_flow
 from nablaflow.models.adapters import trainable_parameters
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.raised import computing_in_float32
 from nablaflow.models.twin import network_without_data, without_data
 from nablaflow.rewards import NamedReward
 from nablaflow.shapes import META, Shapes
@@ -61,6 +62,7 @@ class Needs:
         rollout: a step of the sampler, by trajectories; ``decode``: their images and rewards.
         estimate: value gradients, by trajectories; None for methods that have no estimator.
         loss: losses and gradients, by transitions.
+        rehearsal: before the first update, where resting encoders are at work.
         saved: for backward, by part, for one transition.
         rewarded: whether the reward's own is in ``decode``, ``estimate`` and ``loss``.
     """
@@ -72,6 +74,7 @@ class Needs:
     decode: Line
     estimate: Line | None
     loss: Line
+    rehearsal: int
     saved: dict[str, int]
     rewarded: bool
 
@@ -150,6 +153,7 @@ class _Rehearsal:
             decode=_line(self._decode),
             estimate=None if estimator is None else _line(self._estimate),
             loss=_line(self._loss),
+            rehearsal=self._rehearsal(),
             saved=self._saved(),
             rewarded=self.rewarded,
         )
@@ -159,15 +163,18 @@ class _Rehearsal:
     def _weights(self) -> int:
         networks = [part for part in vars(self.model.adapter).values() if _is_network(part)]
         networks += [part for part in vars(self.model).values() if _is_network(part)]
-        asked = self.config.training.offload_encoders
-        offloads = self.model.heavy_encoders if asked is None else asked
-        resting = self.model.encoders if offloads and self.device.type != "cpu" else ()
-        components = self.model.pipeline.components
+        components, resting = self.model.pipeline.components, self._resting()
         networks += [part for name, part in components.items() if name not in resting]
         own = {id(value): value for part in networks if _is_network(part) for value in _all(part)}
         total = sum(_bytes(value) for value in own.values())
         flow = 0 if self.flow is None else 2 * sum(map(_bytes, _all(self.flow)))
         return total - sum(map(_bytes, trainable_parameters(self.model.network))) + flow
+
+    def _resting(self) -> tuple[str, ...]:
+        """Text encoders that are on the CPU but while they have something to do."""
+        asked = self.config.training.offload_encoders
+        offloads = self.model.heavy_encoders if asked is None else asked
+        return self.model.encoders if offloads and self.device.type != "cpu" else ()
 
     def _trained(self) -> int:
         policy = sum(value.numel() for value in trainable_parameters(self.model.network))
@@ -223,6 +230,14 @@ class _Rehearsal:
             k = torch.full((n,), self.model.process.steps)
             self.model.predict(self._empty(n), k, self.model.condition(["a"] * n))
         return shapes.peak
+
+    def _rehearsal(self) -> int:
+        """An image by a stock pipeline's call, in float32 (`nablaflow.models.same_image`)."""
+        parts = [getattr(self.model.pipeline, name, None) for name in self._resting()]
+        encoders = sum(_bytes(value) for part in parts if part is not None for value in _all(part))
+        with computing_in_float32(self.model.network):
+            drawn = self._predict(1)
+        return encoders + max(drawn, self._decode(1))
 
     @torch.no_grad()
     def _decode(self, n: int) -> int:
