@@ -3,7 +3,8 @@
 What a GPU's user meets first is an operation between devices, which on a processor nothing shows.
 Here `CARD` is a device of torch's own for backends in Python, and a tensor on it is a wrapper of
 one on the processor. Each operation is done there, unless it mixes devices as no GPU would allow.
-The device stays registered for the process, so that it belongs into one of its own.
+It has no autocast, which torch gives such a device no kernels for. The device stays registered for
+the process, so that it belongs into one of its own.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def run(model: str, overrides: Sequence[str]) -> list[Figures]:
         out = Path(folder) / "run"
         align.run(config_of(model, str(out), [*overrides, "training.updates=1"]))
         align.run(config_of(model, str(out), overrides), resume=True)
-        measured = evaluate(out, n=6)
+        measured = evaluate(out)
         drawn = sample(out, n=3, out=Path(folder) / "drawn")
         found = [figures_of(record) for record in read_records(out / METRICS)]
         found += [figures_of(measured[name]) for name in ("reference", "policy")]

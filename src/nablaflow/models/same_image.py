@@ -86,8 +86,7 @@ def _share(stock: Any, model: PipelineModel, *, as_lora: bool) -> None:
         elif name != model.denoiser:
             part.to(model.device).float()
         elif as_lora:
-            base = _plain_names(model.network)
-            _require_same(name, part, base)
+            base = _require_same(name, part, _plain_names(model.network))
             part.load_state_dict(base, assign=True)
             part.to(model.device)
         else:
@@ -96,19 +95,24 @@ def _share(stock: Any, model: PipelineModel, *, as_lora: bool) -> None:
 
 
 def _plain_names(network: nn.Module) -> dict[str, Tensor]:
-    """A network's pretrained weights, themselves, by the names they had before an adapter."""
-    held = network.state_dict(keep_vars=True)
+    """A network's pretrained weights, themselves, by the names they had before an adapter.
+
+    Not by its state_dict, for which FSDP2 divides what is gathered.
+    """
+    held: dict[str, Tensor] = dict(network.named_parameters(remove_duplicate=False))
+    held |= dict(network.named_buffers(remove_duplicate=False))
     names = {name: name.replace(".base_layer.", ".") for name in held if ".lora_" not in name}
     return {plain: held[name] for name, plain in names.items()}
 
 
-def _require_same(part: str, network: nn.Module, wanted: dict[str, Tensor]) -> None:
+def _require_same(part: str, network: nn.Module, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own in the places of a network's weights."""
     for name, value in network.state_dict().items():
-        own = wanted.get(name)
-        if own is None or not torch.equal(value.to(own), own):
+        if name not in own or not torch.equal(value.to(own[name]), own[name]):
             raise ExportError(
                 f"model: its {part} is no longer what was loaded, at {name}; nothing is exported"
             )
+    return {name: own[name] for name in network.state_dict()}
 
 
 @contextmanager
