@@ -109,8 +109,9 @@ def memory(model: str, overrides: Sequence[str]) -> list[Figures]:
             plan = plan_for(parts.config, parts.model, parts.reward, None, 1e12, device=CARD)
             found = {"held": MEMORY.now}
             found["rehearsal"] = most_in(lambda: rehearse(parts.model, parts.source, Path(folder)))
-            parts.trainer.step()  # the optimizer's moments are there from then on
-            found["update"] = most_in(parts.trainer.step)
+            if config.training.precision == "float32":  # `CARD` has no autocast
+                parts.trainer.step()  # the optimizer's moments are there from then on
+                found["update"] = most_in(parts.trainer.step)
             found["planned rehearsal"] = found["held"] + plan.stages["rehearsal"]
             found["planned update"] = plan.peak - plan.parts["the process"]
             return [{name: float(value) for name, value in found.items()}]
