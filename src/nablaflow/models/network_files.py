@@ -7,7 +7,7 @@ scales of quantized weights, both libraries leave out with a warning.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,20 @@ def load_own(
     Raises:
         UserError: a file has a weight that the network has no place for.
     """
-    found = {name: parts.get(name) or (None, None) for name in names}
     return {
-        name: _load_own(source, name, getattr(diffusers, str(kind)), dtype, options)
-        for name, (library, kind) in found.items()
-        if library == "diffusers" and hasattr(diffusers, str(kind))
+        name: _load_own(source, name, kind, dtype, options)
+        for name, kind in _classes(parts, names, diffusers)
     }
+
+
+def _classes(
+    parts: Mapping[str, Any], names: Iterable[str], library: Any
+) -> Iterator[tuple[str, type[Any]]]:
+    """Those of the names whose class is a library's, with the class."""
+    for name in names:
+        owner, kind = parts.get(name) or (None, None)
+        if owner == library.__name__ and hasattr(library, str(kind)):
+            yield name, getattr(library, str(kind))
 
 
 def _load_own(
@@ -82,11 +90,9 @@ def load_encoders(
     Raises:
         UserError: a weight is in no file, or of another shape than the configuration's.
     """
-    found = {name: parts.get(name) or (None, None) for name in names}
     return {
-        name: _load(source, name, getattr(transformers, str(kind)), dtype, options)
-        for name, (library, kind) in found.items()
-        if library == "transformers"
+        name: _load(source, name, kind, dtype, options)
+        for name, kind in _classes(parts, names, transformers)
     }
 
 
