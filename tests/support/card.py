@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -107,7 +107,9 @@ class OnCard(Tensor):
     share: Share
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> OnCard:
+    def __new__(cls, held: Tensor, *, requires_grad: bool = False) -> OnCard:
+        if isinstance(held, OnCard) or held.is_meta:  # accelerate makes parameters anew
+            return nn.Parameter(held, requires_grad)  # type: ignore[return-value]
         made: Any = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             held.shape,

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +27,7 @@ from accelerate.state import AcceleratorState, PartialState
 from nablaflow.api import evaluate, sample
 from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
+from nablaflow.models.formats import write_policy
 from nablaflow.models.rehearsal import rehearse
 from nablaflow.runs import accelerator, align
 from nablaflow.runs.budget import plan_for
@@ -109,6 +111,9 @@ def memory(model: str, overrides: Sequence[str]) -> list[Figures]:
             plan = plan_for(parts.config, parts.model, parts.reward, None, 1e12, device=CARD)
             found = {"held": MEMORY.now}
             found["rehearsal"] = most_in(lambda: rehearse(parts.model, parts.source, Path(folder)))
+            merged = Path(folder) / "merged"
+            export = partial(write_policy, parts.model, parts.source, merged, "merged", torch.bfloat16)
+            found["merged export"] = most_in(export)
             if config.training.precision == "float32":  # `CARD` has no autocast
                 parts.trainer.step()  # the optimizer's moments are there from then on
                 found["update"] = most_in(parts.trainer.step)

@@ -74,6 +74,7 @@ def test_a_rehearsal_needs_no_second_model(tmp_path: Path):
     large.save_pretrained(tmp_path / "model")
     (found,) = memory(str(tmp_path / "model"), [["training.precision=bf16", *SAVING]])
     assert found["rehearsal"] < 1.5 * found["held"]
+    assert found["merged export"] < 1.5 * found["held"]
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 Where a model fills the accelerator there is no room for a second one, nor for one in float32. So
 the stock pipeline is read on the processor, and what is the policy's own to the last bit is shared
-with it; and a layer in half precision is cast for its own call alone.
+with it; a layer in half precision is cast for its own call alone; and of a denoiser whose weights
+are its own, as a merged one's are, each layer is on the accelerator for its own call alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from nablaflow.errors import ExportError, TrainingStopped
@@ -91,7 +93,9 @@ def _share(stock: Any, model: PipelineModel, *, as_lora: bool) -> None:
             part.to(model.device)
         else:
             # As the policy's layout: it selects the kernels.
-            part.to(model.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if model.device.type != "cpu":
+                cpu_offload(part, model.device)
 
 
 def _plain_names(network: nn.Module) -> dict[str, Tensor]:
