@@ -44,6 +44,17 @@ def test_the_processors_allocator_is_understood_too():
         halving(work, 2, "some.setting")
 
 
+def test_apples_gpu_is_understood_too():
+    """Torch has no error of its own for it."""
+
+    def work(size: int) -> int:
+        if size > 1:
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 8.90 GB, other: 80 MB)")
+        return size
+
+    assert halving(work, 4, "some.setting") == (1, 1)
+
+
 @pytest.mark.parametrize("n", [1, 6, 7, 8, 20])
 def test_parts_cover_every_row_once_though_memory_runs_out_on_the_way(n: int):
     most = iter([8, 8, 2, *[2] * 20])

@@ -20,9 +20,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an accelerator, or the processor's allocator, ran out of memory."""
     words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in words
-    )
+    said = "allocate memory" in words or "out of memory" in words  # the processor's; Apple's GPU
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
 
 
 def halving(work: Callable[[int], T], size: int, setting: str) -> tuple[T, int]:

@@ -222,3 +222,24 @@ def test_a_network_that_makes_it_infinite_is_a_fault() -> None:
     networks = Networks(model, NamedReward("bent", bent_reward))
     with pytest.raises(FloatingPointError, match="the adjoint, taken through the network"):
         Adjoint().estimate(gaussian_path(), networks, BETA)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "stride", "refused"), [(0, 3, False), (1, 1, False), (1, 3, True)]
+)
+def test_a_jump_is_refused_where_it_is_not_the_product_of_its_steps(
+    sampler: int, stride: int, refused: bool
+) -> None:
+    """By a unit normal the steps' Jacobians over some levels, beside the jump's."""
+    name, eta = SAMPLERS[sampler]
+    process = build_process(STABLE_DIFFUSION, name, STEPS, eta, sigma_floor=0.01)
+    zero, one = torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    model = GaussianModel(process, zero, one, Nothing())
+    steps = torch.stack([kernel_of(model, k).slope[0, 0] for k in (3, 4, 5)]).prod()
+    jump = (process.alpha_bar[5] / process.alpha_bar[2]).sqrt().double()
+    assert torch.isclose(steps, jump, rtol=1e-3) != (eta < 1)
+    if refused:
+        with pytest.raises(UserError, match=r"^stride: .*set stride=1 .*sampler\.eta=1"):
+            Adjoint(stride=stride).check(process)
+    else:
+        Adjoint(stride=stride).check(process)

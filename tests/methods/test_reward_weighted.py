@@ -73,7 +73,7 @@ def batch_from(model: GaussianModel, k: int, ends: Tensor, credit: Tensor) -> Tr
     states[0] = ends[:, None, None]
     levels = torch.full((n,), k)
     transitions = Transitions(x, states[k - 1], levels, torch.zeros_like(x), torch.arange(n))
-    return TrainingBatch(transitions, Condition(), [""] * n, credit=credit, states=states)
+    return TrainingBatch(transitions, Condition(), [""] * n, credit=credit, x0=states[0])
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -172,6 +172,6 @@ def test_samplers_whose_noise_is_not_the_noising_process_are_refused() -> None:
                 method.check(process, flow=False, on_policy=False)
     for eta in (0.1, 0.9):
         with pytest.raises(
-            UserError, match=r"^sampler\.eta: [^\n]*; set sampler\.name=ddim and sampler\.eta=1$"
+            UserError, match=r"^sampler: [^\n]*; set sampler\.name=ddim and sampler\.eta=1$"
         ):
             method.check(process_of(eta=eta), flow=False, on_policy=True)

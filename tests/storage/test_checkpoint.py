@@ -312,3 +312,11 @@ def test_beside_a_run_without_a_checkpoint_a_reader_is_told_of_the_run(tmp_path:
         pytest.raises(UserError, match=f"{tmp_path} has no checkpoint yet"),
     ):
         last_whole(place, load_checkpoint)
+
+
+def test_a_seventh_digit_is_no_older_checkpoint(tmp_path: Path):
+    """By name step-1000000 comes before step-999950."""
+    for update in (999_900, 999_950, 1_000_000):
+        save_checkpoint(tmp_path, example(update), keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-999950", "step-1000000"]
+    assert last_whole(tmp_path, load_checkpoint).update == 1_000_000

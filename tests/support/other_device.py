@@ -112,7 +112,9 @@ def memory(model: str, overrides: Sequence[str]) -> list[Figures]:
             found = {"held": MEMORY.now}
             found["rehearsal"] = most_in(lambda: rehearse(parts.model, parts.source, Path(folder)))
             merged = Path(folder) / "merged"
-            export = partial(write_policy, parts.model, parts.source, merged, "merged", torch.bfloat16)
+            export = partial(
+                write_policy, parts.model, parts.source, merged, "merged", torch.bfloat16
+            )
             found["merged export"] = most_in(export)
             if config.training.precision == "float32":  # `CARD` has no autocast
                 parts.trainer.step()  # the optimizer's moments are there from then on

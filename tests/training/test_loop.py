@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from nablaflow.errors import TrainingStopped
 from nablaflow.estimators import Path
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs.setup import Parts, prepare
+from nablaflow.training import stepper
 from nablaflow.training.loop import Trainer
 from nablaflow.training.optimization import Objective
+from nablaflow.training.stepper import Stepper
 from nablaflow.training.update import Rollout, Update
 from tests.training.updates import assert_close, figures, train
 
@@ -36,6 +39,46 @@ def test_accumulation_does_not_change_the_figures(make_parts: MakeParts, split: 
 @pytest.mark.parametrize("split", ["training.rollout_batch=1", "training.rollout_batch=3"])
 def test_the_rollout_batch_does_not_change_the_figures(make_parts: MakeParts, split: str):
     assert_close(train(make_parts(split).trainer), train(make_parts().trainer))
+
+
+@pytest.mark.parametrize("method", ["refl", "draft", "dag-db"])
+def test_the_decode_batch_is_how_many_images_are_decoded_at_once(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, method: str
+):
+    """Under a reward's gradient too; the figures stay what they are."""
+    own = f"method={method}", f"training.micro_batch={TRANSITIONS}"
+    whole = train(make_parts(*own).trainer, 2)
+    trainer, at_once = make_parts(*own, "training.decode_batch=1").trainer, set[int]()
+    for name in ("decode", "decode_for_gradient"):
+        decode = getattr(trainer.model, name)
+
+        def counted(x0: torch.Tensor, decode: Any = decode) -> torch.Tensor:
+            at_once.add(len(x0))
+            return decode(x0)
+
+        monkeypatch.setattr(trainer.model, name, counted)
+    assert_close(train(trainer, 2), whole)
+    assert at_once == {1}
+
+
+def test_a_part_of_a_batch_goes_along_few_trajectories(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+):
+    """DDPO with the KL to go makes passes along whole trajectories for each part."""
+    own = "method=ddpo", "method.kl_to_go=true", "method.kl_weight=1", "method.advantage=centred"
+    own += "method.max_advantage=null", "training.transition_fraction=1.0"
+    rows: list[int] = []
+    trainer = make_parts(*own, "training.micro_batch=4").trainer
+    losses = type(trainer.core.method).losses
+
+    def noted(method: Any, batch: Any, networks: Any) -> Any:
+        rows.append(len(batch.transitions.trajectory.unique()))
+        return losses(method, batch, networks)
+
+    monkeypatch.setattr(type(trainer.core.method), "losses", noted)
+    train(trainer, 1)
+    assert rows
+    assert max(rows) <= 2, "four transitions, of steps enough for each trajectory to have some"
 
 
 def test_another_seed_gives_other_figures(make_parts: MakeParts):
@@ -74,7 +117,8 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_figures(
 def test_out_of_memory_halves_the_rollout_batch_and_not_the_figures(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ):
-    direct = train(make_parts("training.rollout_batch=2").trainer)
+    gamma = "method.gamma=one"  # nothing is sampled before the first update
+    direct = train(make_parts(gamma, "training.rollout_batch=2").trainer)
     whole = Update.sampled
 
     def limited(self: Update, prompts: Any, noise: Any, keep: Any, size: int, *more: Any) -> Path:
@@ -83,7 +127,7 @@ def test_out_of_memory_halves_the_rollout_batch_and_not_the_figures(
         return whole(self, prompts, noise, keep, size, *more)
 
     monkeypatch.setattr(Update, "sampled", limited)
-    assert train(make_parts().trainer) == direct
+    assert train(make_parts(gamma).trainer) == direct
 
 
 def test_too_many_images_at_once_do_not_cost_the_sampling_again(
@@ -340,3 +384,25 @@ def test_under_bf16_rewards_and_what_trains_stay_in_float32(make_config: Callabl
     assert seen == {(torch.float32, False)}
     for tensors in parts.trainer.checkpoint().tensors.values():
         assert {value.dtype for value in tensors.values()} == {torch.float32}
+
+
+@pytest.mark.usefixtures("other_precision")
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_loss_is_found_in_the_runs_precision(
+    make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch, sharded: bool
+):
+    """Whether the processes divide the policy or not."""
+    whole = SimpleNamespace(gather=lambda: None, divided=nullcontext)
+    monkeypatch.setattr(stepper, "_shards", lambda *_: whole)
+    trainer = make_parts("training.precision=bf16").trainer
+    seen: list[bool] = []
+    trainer.stepper.objective.register_forward_hook(
+        lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    trainer.begin()
+    given = trainer.config, trainer.stepper.objective, trainer.accelerator
+    rollout, _ = trainer.batches.rollouts(0)
+    batch = trainer.batches.training_batch(rollout, 0)
+    figures = Stepper(*given, sharded=sharded).accumulate(batch)
+    assert seen == [True]
+    assert figures["loss"].dtype == torch.float32

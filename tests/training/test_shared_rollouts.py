@@ -62,6 +62,25 @@ def test_a_rollout_serves_some_updates_at_new_states(
     assert not torch.equal(second.transitions.x, third.transitions.x)
 
 
+def test_rollouts_go_through_all_prompts_in_turn(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+):
+    """Sharing skips none: two prompts at a time, six of them are seen once in three rollouts."""
+    prompts = [f"prompt {number}" for number in range(6)]
+    own = f"prompts={prompts}", "training.prompts_per_update=2", "evaluation.n=12"
+    trainer = make_parts(*SHARED, *own).trainer
+    seen: list[str] = []
+    sampled = trainer.core.sampled
+
+    def noted(prompts: list[str], *given: Any) -> Any:
+        seen.extend(dict.fromkeys(prompts))
+        return sampled(prompts, *given)
+
+    monkeypatch.setattr(trainer.core, "sampled", noted)
+    train(trainer, 9)
+    assert sorted(seen) == prompts
+
+
 def test_the_states_have_the_spread_of_the_noising_process(make_parts: MakeParts):
     trainer = make_parts(*SHARED).trainer
     core, process = trainer.core, trainer.model.process

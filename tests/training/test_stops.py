@@ -168,6 +168,20 @@ def test_a_gradient_scaler_does_not_leave_out_updates_for_ever(
         trainer.step()
 
 
+@pytest.mark.usefixtures("other_precision")
+def test_an_average_stays_where_a_step_is_left_out(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+):
+    stepper = (trainer := make_parts("adapter.ema_decay=0.5").trainer).stepper
+    trainer.step()
+    assert stepper.average is not None
+    before = {name: value.clone() for name, value in stepper.average.values.items()}
+    monkeypatch.setattr(type(stepper._prepared), "step_was_skipped", property(lambda self: True))
+    trainer.step()
+    after = stepper.average.values
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_a_disk_that_is_full_for_the_log_is_one_line(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ):

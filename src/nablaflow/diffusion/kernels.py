@@ -55,7 +55,7 @@ def adds_noise(process: ReverseProcess) -> bool:
 def has_posterior_means(process: ReverseProcess) -> bool:
     """Whether the kernels' means are those of q(x_{k-1} | x_k, x_0) at x0_hat.
 
-    So it is for all samplers here but DDIM with eta below 1.
+    So it is for all samplers here but DDIM with eta below 1, Flow-GRPO's and Euler's.
     """
     alpha_bar = process.alpha_bar.double()
     here, following = alpha_bar[1:], alpha_bar[:-1]

@@ -128,7 +128,7 @@ def sample_trajectories(
         noise = randn_tensor((n, *shape), generator=generators, device=device, dtype=torch.float32)
         mean = kernel_mean(process, x, prediction, k)
         x_next = mean + at(process.sigma, k, x) * noise
-        log_prob = log_prob - 0.5 * noise.square().flatten(1).sum(1)
+        log_prob = log_prob - 0.5 * noise.to(wide).square().flatten(1).sum(1)
         if keep is not None:
             rows = (keep == step).nonzero()[:, 0].to(device)
             epsilon = prediction.epsilon[rows].float()

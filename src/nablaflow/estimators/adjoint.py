@@ -12,6 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from nablaflow.diffusion import has_posterior_means
+from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.errors import UserError
 from nablaflow.estimators.contract import Estimator, Networks, Path, ValueGradients
 from nablaflow.estimators.reference import reference_step, reward_gradient
 from nablaflow.typing import Latents
@@ -27,6 +30,14 @@ class Adjoint(Estimator):
     stride: int = Field(
         default=1, ge=1, description="most steps that one backward pass of the reference jumps"
     )
+
+    def check(self, process: ReverseProcess) -> None:
+        if self.stride > 1 and not has_posterior_means(process):
+            raise UserError(
+                "stride: a jump over several steps needs kernels whose means are the posterior's, "
+                "which DDIM's are for eta 1 only and flow-grpo's never; set stride=1 beside the "
+                "method's or the estimator's name, or sampler.name=ddim and sampler.eta=1"
+            )
 
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
         """Carry all trajectories at once, each by its own jumps from one wanted level to the next.

@@ -27,6 +27,7 @@ from torch import Tensor
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.estimators.contrasts import Contrast, ReferenceSamples
 from nablaflow.estimators.measured_gamma import measured_levels
+from nablaflow.memory import in_parts
 from nablaflow.models import Condition, DiffusionModel, LogFlow
 from nablaflow.progress import Done
 from nablaflow.rewards import NamedReward
@@ -98,6 +99,8 @@ def fit_log_flow(
     samples: ReferenceSamples,
     generator: torch.Generator,
     on_progress: Done = lambda done: None,
+    *,
+    batch: int = AT_ONCE,
 ) -> LogFlowFit:
     """Fit ``network``, then gamma and delta on samples held out from it.
 
@@ -105,6 +108,7 @@ def fit_log_flow(
         network: fresh; it is changed, and ends frozen.
         generator: of all noise and draws, on the CPU.
         on_progress: told how many more of `work` are done.
+        batch: samples through the model at once; fewer where memory runs out.
 
     Raises:
         UserError: the reward is the same for all samples of each prompt.
@@ -119,7 +123,8 @@ def fit_log_flow(
             samples.contrast(model.process, beta, place, rows, k, generator)
             for place, rows in enumerate(held_out)
         ]
-        found.append(_mixed(network, model, reward, beta, contrasts))
+        values = [_values(network, model, reward, beta, part, batch) for part in contrasts]
+        found.append(_mixed(values, contrasts))
         on_progress(1)
     table = torch.tensor(found)  # gamma, delta, explained, explained
     every = np.arange(model.process.steps + 1)
@@ -180,16 +185,11 @@ def _drawn(
 
 
 def _mixed(
-    network: LogFlow,
-    model: DiffusionModel,
-    reward: NamedReward,
-    beta: float,
-    contrasts: list[Contrast],
+    values: list[Float[Tensor, "2 sample"]], contrasts: list[Contrast]
 ) -> tuple[float, float, float, float]:
     """Of one level: gamma and delta, and the nats explained with gamma 1 alone and by the mix."""
     from scipy.optimize import minimize  # here, since it takes a while to import
 
-    values = [_values(network, model, reward, beta, part) for part in contrasts]
     nothing = sum(math.log(len(part.x)) for part in contrasts) / len(contrasts)
 
     def loss(pair: Tensor) -> Tensor:
@@ -211,17 +211,23 @@ def _mixed(
 
 @torch.no_grad()
 def _values(
-    network: LogFlow, model: DiffusionModel, reward: NamedReward, beta: float, part: Contrast
+    network: LogFlow,
+    model: DiffusionModel,
+    reward: NamedReward,
+    beta: float,
+    part: Contrast,
+    batch: int,
 ) -> Float[Tensor, "2 sample"]:
     """Beta r(x0_hat) and h_phi, float64, some samples at a time."""
     timestep = model.process.timestep.to(model.device)
-    found = []
-    for start in range(0, len(part.x), AT_ONCE):
-        rows = slice(start, start + AT_ONCE)
+
+    def some(rows: slice) -> Float[Tensor, "2 sample"]:
         x, k, condition = part.x[rows], part.k[rows], part.condition[rows]
         with model.reference():
             x0_hat = model.predict(x, k, condition).x0_hat
         ahead = beta * reward(model.decode(x0_hat), [part.prompt] * len(x))
         own = network(x, timestep[k], condition)
-        found.append(torch.stack([ahead.cpu().double(), own.cpu().double()]))
-    return torch.cat(found, 1)
+        return torch.stack([ahead.cpu().double(), own.cpu().double()])
+
+    parts = in_parts(some, len(part.x), batch, "training.rollout_batch")
+    return torch.cat(list(parts), 1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from nablaflow.diffusion import noised, trajectory_noise
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
+from nablaflow.memory import in_parts
 from nablaflow.models import Condition, DiffusionModel
 from nablaflow.progress import Done
 from nablaflow.rewards import NamedReward
@@ -114,15 +115,18 @@ def draw_reference(
 
     Args:
         seeds: of each sample's noise.
-        batch: samples at once.
+        batch: samples at once; fewer where memory runs out.
         on_progress: told how many more are done.
     """
-    states, rewards = [], []
-    for start in range(0, len(prompts), batch):
-        rows = slice(start, start + batch)
+
+    def part(rows: slice) -> tuple[Latents, Batch]:
         with model.reference():
             found = model.sample(prompts[rows], trajectory_noise(seeds[rows]))
-        states.append(found.x0)
-        rewards.append(reward(model.decode(found.x0), prompts[rows]).cpu().double())
-        on_progress(len(found.x0))
+        return found.x0, reward(model.decode(found.x0), prompts[rows]).cpu().double()
+
+    states, rewards = [], []
+    for x0, scores in in_parts(part, len(prompts), batch, "training.rollout_batch"):
+        states.append(x0)
+        rewards.append(scores)
+        on_progress(len(x0))
     return torch.cat(states), torch.cat(rewards)

@@ -54,12 +54,12 @@ class DenoisingAdjoint(Estimator):
     def check(self, process: ReverseProcess) -> None:
         if not has_posterior_means(process):
             raise UserError(
-                "sampler.eta: denoising-adjoint compares x_0 with the x_k that it came from, which "
+                "sampler: denoising-adjoint compares x_0 with the x_k that it came from, which "
                 "needs the noise of the noising process; set sampler.name=ddim and sampler.eta=1"
             )
 
     def rewardless_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"]:
-        levels = kept_signal(process) <= self.adjoint_above
+        levels = (kept_signal(process) <= self.adjoint_above) & (self.adjoint_above > 0)
         levels[0] = False
         return levels
 

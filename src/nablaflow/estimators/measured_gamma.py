@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nablaflow.diffusion import Prediction, trajectory_noise
 from nablaflow.errors import UserError
+from nablaflow.memory import in_parts
 from nablaflow.models import DiffusionModel
 from nablaflow.rewards import NamedReward
 
@@ -45,7 +46,7 @@ def measure_gamma(
     Args:
         prompts: one for each trajectory, every one of them two or more times.
         seeds: of each trajectory's noise.
-        batch: trajectories at once.
+        batch: trajectories at once; fewer where memory runs out.
         on_progress: told how many more are done.
 
     Raises:
@@ -53,9 +54,11 @@ def measure_gamma(
     """
     levels = measured_levels(model.process.steps)
     ends, predicted = [], []
-    for start in range(0, len(prompts), batch):
-        rows = slice(start, start + batch)
-        end, ahead = _rewards(model, reward, prompts[rows], seeds[rows], levels)
+
+    def part(rows: slice) -> tuple[Tensor, Tensor]:
+        return _rewards(model, reward, prompts[rows], seeds[rows], levels)
+
+    for end, ahead in in_parts(part, len(prompts), batch, "training.rollout_batch"):
         ends.append(end)
         predicted.append(ahead)
         on_progress(len(end))

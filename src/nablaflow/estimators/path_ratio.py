@@ -27,7 +27,7 @@ def path_log_ratio(path: Path, model: DiffusionModel) -> Float[Tensor, "trajecto
             x, k = path.states[step], torch.full((len(path),), step, device=ratio.device)
             mean = kernel_mean(model.process, x, model.predict(x, k, path.condition), k)
             noise = (path.states[step - 1] - mean) / at(model.process.sigma, k, x)
-            ratio += 0.5 * noise.square().flatten(1).sum(1)
+            ratio += 0.5 * noise.to(ratio).square().flatten(1).sum(1)
     return ratio
 
 

@@ -19,24 +19,49 @@ from nablaflow.typing import Latents, Steps
 
 
 def reward_gradient(networks: Networks, x0: Latents, prompts: list[str]) -> Latents:
-    """Grad r(decode(x0), prompt) by x0, detached, at least float32.
+    """Grad r(decode(x0), prompt) by x0, see `reward_and_gradient`."""
+    return reward_and_gradient(networks, x0, prompts)[1]
+
+
+def reward_and_gradient(
+    networks: Networks, x0: Latents, prompts: list[str]
+) -> tuple[Float[Tensor, "batch"], Latents]:
+    """r(decode(x0), prompt) and its gradient by x0, detached, at least float32.
 
     Decoded by `DiffusionModel.decode_for_gradient`, which may be smaller than what makes images.
 
     Rows do not depend on each other, so `Networks.decode_batch` of them at a time give the same.
 
     Raises:
+        UserError: reward or gradient is not finite.
+    """
+    reward, found, gradients = networks.reward, [], []
+    for rows in _parts(networks, x0):
+        with torch.enable_grad():
+            leaf = x0[rows].detach().requires_grad_()
+            scores = reward(networks.model.decode_for_gradient(leaf), prompts[rows])
+            gradients.append(gradient_of(reward.name, scores, leaf))
+        found.append(scores.detach())
+    return torch.cat(found), torch.cat(gradients)
+
+
+@torch.no_grad()
+def reward_of(networks: Networks, x0: Latents, prompts: list[str]) -> Float[Tensor, "batch"]:
+    """r(decode(x0), prompt) of images that need no gradient, as many at once likewise.
+
+    Raises:
         UserError: it is not finite.
     """
-    reward, size = networks.reward, networks.decode_batch or max(1, len(x0))
-    gradients = []
-    for start in range(0, len(x0), size):
-        with torch.enable_grad():
-            leaf = x0[start : start + size].detach().requires_grad_()
-            images = networks.model.decode_for_gradient(leaf)
-            scores = reward(images, prompts[start : start + size])
-            gradients.append(gradient_of(reward.name, scores, leaf))
-    return torch.cat(gradients)
+    decode = networks.model.decode
+    return torch.cat(
+        [networks.reward(decode(x0[rows]), prompts[rows]) for rows in _parts(networks, x0)]
+    )
+
+
+def _parts(networks: Networks, x0: Latents) -> list[slice]:
+    n = max(1, len(x0))
+    size = networks.decode_batch or n
+    return [slice(start, min(start + size, len(x0))) for start in range(0, n, size)]
 
 
 def vector_jacobian(

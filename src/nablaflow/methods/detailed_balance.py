@@ -27,6 +27,7 @@ from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
 from nablaflow.estimators import Gamma, Networks, TrainingBatch, check_gamma, gamma_table
 from nablaflow.estimators.bootstrap import target_flow
+from nablaflow.estimators.reference import reward_of
 from nablaflow.methods.contract import (
     StepwiseMethod,
     check_output_regularization,
@@ -110,11 +111,7 @@ class DetailedBalance(StepwiseMethod, abc.ABC):
     def _looked(self, x0_hat: Latents, k: Steps, batch: TrainingBatch, networks: Networks) -> Batch:
         """Beta gamma_k r(x0_hat)."""
         gamma = gamma_table(self.gamma, networks.model.process, networks.measured_gamma)
-        return (
-            self.beta
-            * gamma.to(k.device)[k]
-            * networks.reward(networks.model.decode(x0_hat), batch.prompts)
-        )
+        return self.beta * gamma.to(k.device)[k] * reward_of(networks, x0_hat, batch.prompts)
 
     @torch.no_grad()
     def _x0_hat_next(self, batch: TrainingBatch, networks: Networks) -> Latents:

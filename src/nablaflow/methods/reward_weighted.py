@@ -38,7 +38,6 @@ class RewardWeightedRegression(StepwiseMethod):
 
     name: ClassVar[str] = "reward-weighted-regression"
     needs_reward_gradient: ClassVar[bool] = False
-    needs_states: ClassVar[bool] = True
 
     weights: Literal["reward", "tilt"] = Field(
         default="reward",
@@ -60,7 +59,7 @@ class RewardWeightedRegression(StepwiseMethod):
     def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
         if not has_posterior_means(process):
             raise UserError(
-                f"sampler.eta: {self.name} regresses on the x_0 that followed, which needs the "
+                f"sampler: {self.name} regresses on the x_0 that followed, which needs the "
                 "noise of the noising process; set sampler.name=ddim and sampler.eta=1"
             )
 
@@ -76,12 +75,12 @@ class RewardWeightedRegression(StepwiseMethod):
         return with_mean_one(log_weight)
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
-        assert batch.states is not None
+        assert batch.x0 is not None
         model, t = networks.model, batch.transitions
         prediction = model.predict(t.x, t.k, batch.condition)
         end = torch.zeros_like(t.k)
         expected = jump_mean(model.process, t.x, prediction, t.k, end)
-        error = mean_square(_as_noise(model.process, batch, expected - batch.states[0]))
+        error = mean_square(_as_noise(model.process, batch, expected - batch.x0))
         assert batch.credit is not None
         weight = batch.credit
         metrics = {"weight": weight, "weight_square": weight.square(), "error": error}

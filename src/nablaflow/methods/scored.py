@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nablaflow.estimators import Networks
-from nablaflow.rewards.contract import gradient_of
+from nablaflow.estimators.reference import reward_and_gradient
 from nablaflow.typing import Latents
 
 
@@ -38,11 +37,8 @@ def score(networks: Networks, x0: Latents, prompts: list[str]) -> ScoredStates:
     """
     if not x0.isfinite().all():
         raise FloatingPointError("a state that the reward is asked about")
-    with torch.enable_grad():
-        leaf = x0.detach().requires_grad_()
-        scores = networks.reward(networks.model.decode_for_gradient(leaf), prompts)
-        gradient = gradient_of(networks.reward.name, scores, leaf)
-    return ScoredStates(scores.detach() + slope(x0, gradient), gradient)
+    scores, gradient = reward_and_gradient(networks, x0, prompts)
+    return ScoredStates(scores + slope(x0, gradient), gradient)
 
 
 def slope(x: Latents, gradient: Latents) -> Float[Tensor, "batch"]:

@@ -156,14 +156,14 @@ def _order(n: int, epoch: int, seed: int) -> tuple[int, ...]:
     return tuple(sorted(range(n), key=keys.__getitem__))
 
 
-def prompt_batch(prompts: Sequence[str], update: int, count: int, seed: int) -> list[str]:
-    """The ``count`` prompts of one update: the next ones in an endless row of shuffled epochs.
+def prompt_batch(prompts: Sequence[str], rollout: int, count: int, seed: int) -> list[str]:
+    """The ``count`` prompts of one rollout: the next ones in an endless row of shuffled epochs.
 
     It depends on its arguments only, so a resumed run and every process see the same order.
 
     Args:
-        update: index of the update, from 0.
+        rollout: how many were drawn before it.
     """
     n = len(prompts)
-    cursor = range(update * count, (update + 1) * count)
+    cursor = range(rollout * count, (rollout + 1) * count)
     return [prompts[_order(n, place // n, seed)[place % n]] for place in cursor]

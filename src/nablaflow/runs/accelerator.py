@@ -36,7 +36,7 @@ def fresh_accelerator() -> Iterator[None]:
     finally:
         if PartialState._shared_state.get("num_processes", 1) > 1:
             # A thread of gloo may want Python's lock for its last tensors, while the destructor of
-            # the group, whose last owner is the run's DDP, waits for that thread and has the lock.
+            # the group waits for that thread and has the lock.
             time.sleep(0.2)
         AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,11 @@ def update_of(folder: Path) -> int:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first; `whole` says whether one is undamaged."""
-    found = (run / CHECKPOINTS).glob("step-*")
-    return sorted(path for path in found if _NAME.fullmatch(path.name))
+    return _in_order((run / CHECKPOINTS).glob("step-*"))
+
+
+def _in_order(folders: Iterable[Path]) -> list[Path]:
+    return sorted((path for path in folders if _NAME.fullmatch(path.name)), key=update_of)
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -144,7 +147,7 @@ def save_best(run: Path, checkpoint: Checkpoint) -> Path:
 def _prune_best(run: Path) -> None:
     """Remove those that no kept checkpoint has for its best: a newer one was there before it."""
     oldest = update_of(list_checkpoints(run)[0])
-    best = sorted(p for p in (run / CHECKPOINTS).glob("best-*") if _NAME.fullmatch(p.name))
+    best = _in_order((run / CHECKPOINTS).glob("best-*"))
     for old, newer in itertools.pairwise(best):
         if update_of(newer) <= oldest:
             _remove(old)

@@ -72,7 +72,7 @@ def whole_checkpoints(run: Path, read: Callable[[Path], Found]) -> Iterator[tupl
 
 def checkpoints_before(run: Path, last: Path) -> list[Path]:
     """Those before ``last``, oldest first, of which nothing is read."""
-    return [path for path in list_checkpoints(run) if path.name < last.name]
+    return [path for path in list_checkpoints(run) if update_of(path) < update_of(last)]
 
 
 def each_whole(

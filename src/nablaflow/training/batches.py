@@ -167,7 +167,8 @@ class Batches:
 
     def _plan(self, number: int) -> RolloutPlan:
         training, seed = self.config.training, self.config.seed
-        texts = prompt_batch(self.prompts, number, training.prompts_per_update, seed)
+        rollout = number // self.config.updates_per_rollout  # an update that shares one draws none
+        texts = prompt_batch(self.prompts, rollout, training.prompts_per_update, seed)
         prompts = [text for text in texts for _ in range(training.images_per_prompt)]
         method, process, strata = self.core.method, self.model.process, self.config.strata
         return RolloutPlan.draw(

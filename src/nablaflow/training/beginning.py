@@ -26,7 +26,7 @@ from nablaflow.prompts.sets import prompt_batch
 from nablaflow.seeds import stream
 from nablaflow.training.processes import from_main
 
-AT_ONCE = 32  # trajectories
+AT_ONCE = 32  # trajectories at the most
 GAMMA_EACH = 16  # trajectories of a prompt, which its mean is taken off
 VALUE_EACH = 128  # samples of a prompt, which are contrasted with each other
 
@@ -101,7 +101,7 @@ class Beginning:
             self.networks.reward,
             prompts,
             self._seeds("gamma", len(prompts)),
-            batch=AT_ONCE,
+            batch=self._at_once,
             on_progress=on_progress,
         )
 
@@ -112,7 +112,7 @@ class Beginning:
         first, each = self.accelerator.process_index, self.accelerator.num_processes
         own = slice(first, None, each)
         x0, rewards = draw_reference(
-            model, self.networks.reward, prompts[own], seeds[own], AT_ONCE, on_progress
+            model, self.networks.reward, prompts[own], seeds[own], self._at_once, on_progress
         )
         shares = gather_object([(x0.cpu(), rewards)])
         states = torch.empty(len(prompts), *x0.shape[1:])
@@ -124,7 +124,15 @@ class Beginning:
     def _fitted(self, fit: LogFlowFit, samples: ReferenceSamples, on_progress: Done) -> LogFlowFit:
         model, reward, beta = self.networks.model, self.networks.reward, self.config.method.beta
         generator = torch.Generator().manual_seed(stream(self.config.seed, "contrasts"))
-        return fit_log_flow(fit.network, model, reward, beta, samples, generator, on_progress)
+        given = fit.network, model, reward, beta, samples, generator, on_progress
+        return fit_log_flow(*given, batch=self._at_once)
+
+    @property
+    def _at_once(self) -> int:
+        """Trajectories, which are decoded as they are sampled."""
+        training = self.config.training
+        given = (training.rollout_batch, training.decode_batch)
+        return min([AT_ONCE, *(size for size in given if size is not None)])
 
     def _gamma_prompts(self) -> list[str]:
         return self._repeated(self.config.training.gamma_trajectories, GAMMA_EACH)

@@ -43,7 +43,7 @@ def _named(losses: Losses) -> dict[str, Tensor]:
 
 
 def add_gradients(
-    objective: nn.Module,
+    objective: Callable[[TrainingBatch], tuple[Tensor, dict[str, Tensor]]],
     batch: TrainingBatch,
     size: int | None = None,
     backward: Callable[[Tensor], Any] = torch.Tensor.backward,
@@ -51,7 +51,7 @@ def add_gradients(
     """Add the gradient of the mean loss over a batch to the parameters'.
 
     Args:
-        objective: an `Objective`, or a wrapper of one.
+        objective: an `Objective`, or a function that calls one.
         size: transitions per forward pass; None: all of them.
         backward: in place of a loss's own, as a gradient scaler has one.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
 BUCKET = 25 * 2**20  # bytes of gradients that are averaged at once, as torch's own DDP does
@@ -26,6 +26,15 @@ def average_over_processes(accelerator: Accelerator, gradients: Sequence[Tensor]
         sizes = [gradient.numel() for gradient in bucket]
         for gradient, part in zip(bucket, mean.split(sizes), strict=True):
             gradient.copy_(part.view(gradient.shape))
+
+
+def share_weights(accelerator: Accelerator, parameters: Sequence[Tensor]) -> None:
+    """Put the main process's values of parameters that train in place of all processes'."""
+    if accelerator.num_processes == 1:
+        return
+    for parameter in parameters:
+        if parameter.requires_grad:
+            parameter.data.copy_(broadcast(parameter.data))
 
 
 def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

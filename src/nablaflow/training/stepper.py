@@ -24,7 +24,7 @@ from nablaflow.training.optimization import (
     clip_gradients,
     make_optimizer,
 )
-from nablaflow.training.processes import average_over_processes
+from nablaflow.training.processes import average_over_processes, share_weights
 
 Record = dict[str, float]
 
@@ -56,12 +56,12 @@ class Stepper:
         self._shards = _shards(objective, accelerator) if sharded else None
         self.optimizer = make_optimizer(config.optimizer, objective)
         self._schedule = Schedule(config.optimizer, self.optimizer)
-        self._wrapped: Any
         self._prepared: Any
         if sharded:
-            self._wrapped, self._prepared = objective, AcceleratedOptimizer(self.optimizer)
+            self._prepared = AcceleratedOptimizer(self.optimizer)
         else:
-            self._wrapped, self._prepared = accelerator.prepare(objective, self.optimizer)
+            share_weights(accelerator, list(objective.parameters()))
+            self._prepared = accelerator.prepare_optimizer(self.optimizer)
         decay = config.adapter.ema_decay
         self.average = None if decay is None else Average(objective.policy, decay)
         self._averages = [] if self.average is None else [self.average]
@@ -95,9 +95,12 @@ class Stepper:
     def _backward_in_parts(self, batch: TrainingBatch, size: int) -> dict[str, Tensor]:
         """Without talking to other processes, of which each may need parts of another size."""
         self.objective.zero_grad(set_to_none=True)
-        with nullcontext() if self._shards else self.accelerator.no_sync(self._wrapped):
-            totals = add_gradients(self._wrapped, batch, size, self.accelerator.backward)
+        totals = add_gradients(self._loss, batch, size, self.accelerator.backward)
         return {name: value / len(batch) for name, value in totals.items()}
+
+    def _loss(self, batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        with self.accelerator.autocast():
+            return self.objective(batch)
 
     def _average_gradients(self) -> None:
         gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]
@@ -147,8 +150,9 @@ class Stepper:
         self._skipped = self._skipped + 1 if self._prepared.step_was_skipped else 0
         if self._skipped == MOST_SKIPPED:
             raise FloatingPointError(f"a gradient, at {MOST_SKIPPED} ever smaller scales in a row,")
-        for average in self._averages:
-            average.update()
+        if self._skipped == 0:
+            for average in self._averages:
+                average.update()
         return norms
 
     # --- remembering ------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from nablaflow.diffusion import (
     Noise,
@@ -55,9 +56,13 @@ class Rollout(Path):
     components: Components = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
-        """Plain data for a checkpoint; what the model and the method say again is left out."""
+        """Plain data for a checkpoint; what the model and the method say again is left out.
+
+        On the processor: other processes have no use for this one's accelerator.
+        """
         kept = {k: v for k, v in vars(self).items() if k not in ("condition", "levels")}
-        return {**kept, "transitions": vars(self.transitions)}
+        found = {**kept, "transitions": vars(self.transitions)}
+        return tree_map_only(Tensor, Tensor.cpu, found)
 
     @staticmethod
     def rows_of(shares: Sequence[Rollout], start: int, stop: int) -> Rollout:
@@ -274,9 +279,12 @@ class Update:
             FloatingPointError: it is, and what the networks make of it is not.
         """
         batch = rollout.batch(credits, with_states=self.method.needs_states)
-        if self.estimator is None:
-            return batch
-        return replace(batch, estimate=self.estimates(rollout, size))
+        if self.estimator is not None:
+            batch = replace(batch, estimate=self.estimates(rollout, size))
+        if self.method.needs_states:
+            # Those of a trajectory together: a part of the batch then goes along as few as can be.
+            batch = batch[batch.transitions.trajectory.argsort(stable=True)]
+        return batch
 
     def estimates(self, path: Path, size: int | None = None) -> ValueGradients:
         """Value gradients at ``path.transitions``, in their order, for `batch`."""
