@@ -93,7 +93,7 @@ def run(
         with _opened(parts, launch, resume=resume, overwrite=overwrite):
             if resume:
                 _restore(parts, folder)
-            parts.tell((*parts.notes, *parts.choices))
+            parts.tell((*parts.notes, *parts.choices, *_nothing_left(parts)))
             with disk_full_is_the_users(folder), _progress(parts, console, folder) as progress:
                 _train(parts, folder, progress, callback)
                 with stopped_at_once():
@@ -186,6 +186,23 @@ def _restore(parts: Parts, folder: Path) -> None:
             retire_after(folder, checkpoint.update)
     if checkpoint is not None:
         write_missing_sheet(parts, folder)
+
+
+def _nothing_left(parts: Parts) -> list[str]:
+    """A line about a run that has come to its end before: nothing will be trained, and why."""
+    trainer, training = parts.trainer, parts.config.training
+    if trainer.update >= training.updates:
+        why = f"training.updates: {trainer.update} updates are made, of {training.updates}"
+        more = f"A training.updates above {trainer.update} goes on"
+    elif trainer.finished:
+        why = f"training.minutes: {trainer.seconds / 60:.3g} are spent, of {training.minutes:g}"
+        more = "A larger training.minutes goes on"
+    elif trainer.tripped:
+        why = f"guard: a budget of it ended the run after update {trainer.update}"
+        more = "Another guard needs another run"
+    else:
+        return []
+    return [f"{why}; nothing is trained, and the policy is measured as it is. {more}"]
 
 
 def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -> None:
