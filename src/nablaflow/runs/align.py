@@ -20,7 +20,7 @@ from nablaflow.progress import Progress, Work, show
 from nablaflow.report.words import warnings
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
-from nablaflow.runs.begun_with import with_checksums
+from nablaflow.runs.begun_with import told_of_marks, with_checksums
 from nablaflow.runs.callback import Callback, OnUpdate
 from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import finish
@@ -77,9 +77,10 @@ def run(
     found = list_checkpoints(folder) if resume else []
     if resume:
         config = as_chosen(config)
-    elif pipeline is None:
+    if pipeline is None:
         config = with_mark(config)
-    config = with_checksums(config, saved_config(config) if found else None)
+    saved = saved_config(config) if found else None
+    config = with_checksums(config, saved)
     check_run(config, resume=resume, overwrite=overwrite)
     with fresh_accelerator():
         checkpoint = found[-1] if found else None
@@ -93,7 +94,8 @@ def run(
         with _opened(parts, launch, resume=resume, overwrite=overwrite):
             if resume:
                 _restore(parts, folder)
-            parts.tell((*parts.notes, *parts.choices, *_nothing_left(parts)))
+            marks = told_of_marks(config, saved)
+            parts.tell((*parts.notes, *parts.choices, *marks, *_nothing_left(parts)))
             with disk_full_is_the_users(folder), _progress(parts, console, folder) as progress:
                 _train(parts, folder, progress, callback)
                 with stopped_at_once():
