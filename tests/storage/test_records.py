@@ -66,7 +66,7 @@ DISORDER = {
 }
 
 
-@pytest.mark.parametrize("updates, told", DISORDER.values(), ids=DISORDER)
+@pytest.mark.parametrize(("updates", "told"), DISORDER.values(), ids=DISORDER)
 def test_lines_that_are_doubled_or_out_of_order_are_said_and_put_right(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], updates: list[int], told: str
 ):
