@@ -42,6 +42,7 @@ from nablaflow.storage.files import append_line
 from nablaflow.storage.records import append_record, complete_record, drop_records_after
 from nablaflow.storage.run_folder import LOG
 from nablaflow.storage.whole import checkpoint_to_resume, retire_after
+from nablaflow.training.processes import by_main, on_any
 from nablaflow.training.stepper import Record
 
 
@@ -113,8 +114,10 @@ def _progress(parts: Parts, console: Console, folder: Path | None = None) -> Pro
 
 def _rehearse(parts: Parts, progress: Progress) -> None:
     """Find out on the main process what would otherwise fail at the end."""
-    if not parts.accelerator.is_main_process:
-        return
+    by_main(parts.accelerator, lambda: _rehearsed(parts, progress))
+
+
+def _rehearsed(parts: Parts, progress: Progress) -> None:
     run = parts.config.output_dir.absolute()
     place = next(folder for folder in run.parents if folder.is_dir())
     told = progress.start("rehearse sampling and saving", 1)
@@ -127,12 +130,14 @@ def _rehearse(parts: Parts, progress: Progress) -> None:
 @contextmanager
 def _opened(parts: Parts, launch: Launch, *, resume: bool, overwrite: bool) -> Iterator[None]:
     """The run's folder, which the main process holds."""
+    given = {"resume": resume, "overwrite": overwrite, "launch": launch.name}
     with ExitStack() as stack:
-        if parts.accelerator.is_main_process:
-            given = {"resume": resume, "overwrite": overwrite, "launch": launch.name}
+
+        def hold() -> None:
             stack.enter_context(open_run(parts.config, **given))
             remember(parts.config)
-        parts.accelerator.wait_for_everyone()
+
+        by_main(parts.accelerator, hold)
         yield
 
 
@@ -182,10 +187,13 @@ def _restore(parts: Parts, folder: Path) -> None:
     parts.accelerator.wait_for_everyone()  # all have read it, before any name is changed
     if checkpoint is not None:
         parts.trainer.restore(checkpoint)
-    if parts.accelerator.is_main_process:
+
+    def put_right() -> None:
         drop_records_after(folder, parts.trainer.update)
         if checkpoint is not None:
             retire_after(folder, checkpoint.update)
+
+    by_main(parts.accelerator, put_right)
     if checkpoint is not None:
         write_missing_sheet(parts, folder)
 
@@ -209,7 +217,6 @@ def _nothing_left(parts: Parts) -> list[str]:
 
 def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -> None:
     trainer, accelerator, config = parts.trainer, parts.accelerator, parts.config
-    shown = accelerator.is_main_process
     accelerator.init_trackers("nablaflow", {"method": parts.trainer.method.name})
     unit = "" if config.training.minutes is None else "s"
     work = progress.start("train", trainer.total, done=trainer.done, unit=unit)
@@ -220,16 +227,16 @@ def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -
     trainer.begin_guard(on_look)
 
     def on_update(record: Record) -> bool:
-        asked = False
-        if shown:
-            append_record(folder, record)
-            accelerator.log({k: v for k, v in record.items() if k != "update"}, step=trainer.update)
-            for line in _new_warnings(parts, warned):
-                progress.say(line)
-            told = f"reward {record['reward_mean']:.3f}, loss {record['loss']:.2g}"
-            work.reach(trainer.done, told + _guard_told(parts))
-            asked = callback(record)
-        return asked or bool(pressed)
+        return by_main(accelerator, lambda: tell(record)) or bool(pressed)
+
+    def tell(record: Record) -> bool:
+        append_record(folder, record)
+        accelerator.log({k: v for k, v in record.items() if k != "update"}, step=trainer.update)
+        for line in _new_warnings(parts, warned):
+            progress.say(line)
+        told = f"reward {record['reward_mean']:.3f}, loss {record['loss']:.2g}"
+        work.reach(trainer.done, told + _guard_told(parts))
+        return callback(record)
 
     def on_saved() -> None:
         if trainer.update % config.training.sample_every == 0:
@@ -237,12 +244,11 @@ def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -
 
     with stopping(pressed):
         if owed := trainer.owed_look(folder, on_look):
-            if shown:
-                complete_record(folder, trainer.update, owed)
+            by_main(accelerator, lambda: complete_record(folder, trainer.update, owed))
             trainer.save(folder)
         trainer.train(folder, on_update, on_saved, on_look)
     callback.settle(trainer.update, folder)
-    if pressed and not trainer.finished:
+    if on_any(accelerator, bool(pressed)) and not trainer.finished:
         accelerator.end_training()
         raise Interrupted(f"stopped after update {trainer.update}; go on with --resume")
     work.end()
