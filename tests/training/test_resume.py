@@ -129,6 +129,28 @@ def test_after_ctrl_c(
     assert_same_run(stopped, straight(*overrides))
 
 
+def test_a_launcher_may_repeat_the_signal(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As torchrun does where all of a job's processes were told, itself among them."""
+    append = align.append_record
+
+    def end_all(run: Path, record: dict[str, Any]) -> None:
+        append(run, record)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(align, "append_record", end_all)
+    config = make_config(f"output_dir={tmp_path}/run")
+    with pytest.raises(KeyboardInterrupt):
+        align.run(config)
+    assert list_checkpoints(tmp_path / "run") == []
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    with pytest.raises(align.Interrupted, match="after update 1"):
+        align.run(config, resume=True)
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-000001"]
+
+
 @pytest.mark.parametrize(
     ("chosen", "kept"),
     [
