@@ -20,6 +20,7 @@ from nablaflow.progress import Progress, Work, show
 from nablaflow.report.words import warnings
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
+from nablaflow.runs.agreement import check_same
 from nablaflow.runs.begun_with import told_of_marks, with_checksums
 from nablaflow.runs.callback import Callback, OnUpdate
 from nablaflow.runs.choices import as_chosen
@@ -87,6 +88,7 @@ def run(
         checkpoint = found[-1] if found else None
         with show(console) as progress:  # of what has to be found first
             parts = prepare(config, folder, reward, checkpoint, progress.start, pipeline)
+        check_same({"--resume": resume})
         if not resume:
             # Before the folder, since they may refuse.
             with _progress(parts, console) as progress:
@@ -184,7 +186,8 @@ def _looking(parts: Parts, progress: Progress) -> Callable[[int], None]:
 
 def _restore(parts: Parts, folder: Path) -> None:
     checkpoint = checkpoint_to_resume(folder)
-    parts.accelerator.wait_for_everyone()  # all have read it, before any name is changed
+    # All have read it, and the same, before any name is changed.
+    check_same({"checkpoint": checkpoint and checkpoint.update})
     if checkpoint is not None:
         parts.trainer.restore(checkpoint)
 
