@@ -84,6 +84,7 @@ def run(
     saved = saved_config(config) if found else None
     config = with_checksums(config, saved)
     check_run(config, resume=resume, overwrite=overwrite)
+    launch.begin(folder)
     with fresh_accelerator():
         checkpoint = found[-1] if found else None
         with show(console) as progress:  # of what has to be found first

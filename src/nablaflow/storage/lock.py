@@ -25,6 +25,7 @@ MARKER = ".nablaflow-run"
 
 _TITLE = "A run folder of nablaflow.\n"
 _LAUNCH = "launch "
+_MOST = 500  # bytes of a marker that are read
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -93,6 +94,22 @@ def sign_launch(folder: Path, launch: str) -> None:
         os.close(number)
 
 
+def forget_launch(folder: Path, launch: str) -> None:
+    """Take a launch's name off a folder, which an older one of the same name has left there.
+
+    Raises:
+        OSError: the marker cannot be written.
+    """
+    if not is_of_launch(folder, launch):
+        return
+    number = os.open(folder / MARKER, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        lines = os.pread(number, _MOST, 0).splitlines(keepends=True)
+        os.ftruncate(number, sum(len(line) for line in lines[:2]))
+    finally:
+        os.close(number)
+
+
 def is_of_launch(folder: Path, launch: str) -> bool:
     """Whether the last to hold a folder was of this launch."""
     if not is_run(folder):
@@ -133,6 +150,6 @@ def _sign(number: int) -> None:
 
 
 def _holder(number: int) -> str:
-    lines = os.pread(number, 500, 0).decode(errors="replace").splitlines()
+    lines = os.pread(number, _MOST, 0).decode(errors="replace").splitlines()
     told = "".join(c for c in lines[1] if c.isprintable()) if len(lines) > 1 else ""
     return told or "another process"
