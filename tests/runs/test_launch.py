@@ -33,7 +33,7 @@ def read(environ: dict[str, str], **training: str) -> Launch:
 
 def test_a_process_alone_one_of_two_and_one_that_divides_the_weights():
     assert read({}) == Launch(1, None, sharded=False)
-    assert read(TWO) == Launch(2, 2, sharded=False)
+    assert read(TWO) == Launch(2, 2, sharded=False, first=False)
     assert read(FSDP2).sharded
 
 
@@ -136,7 +136,7 @@ def test_an_elastic_restart_goes_on_with_its_own_run_alone(tmp_path: Path):
 
 
 def test_an_older_run_of_the_same_name_is_not_gone_on_with(tmp_path: Path):
-    """Jobs may all have one ``--rdzv-id``; a restart before the folder is begun is no resumption."""
+    """Jobs may all have one ``--rdzv-id``, and a restart may come before the folder is begun."""
     name = {**TWO, "TORCHELASTIC_RUN_ID": "a"}
     with held(tmp_path):
         sign_launch(tmp_path, "a")
