@@ -99,6 +99,25 @@ def test_a_resumed_run_goes_on_with_a_moved_model(cli: Cli, run: Path, tmp_path:
     assert config.model_hash == mark_of_files(str(place))
 
 
+def test_a_run_that_recorded_no_mark_records_one_when_it_goes_on(
+    cli: Cli, recipe: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those that an earlier version has begun."""
+    with monkeypatch.context() as patch:
+        patch.setattr("nablaflow.runs.align.with_mark", lambda config: config)
+        assert cli("train", recipe, "training.updates=1").exit_code == 0
+    assert load_config(here / "run" / "config.yaml", [], {}).model_hash is None
+    told = "model: the run was begun without a checksum of"
+    for updates, words in ((1, True), (2, True), (3, False)):  # the first writes no checkpoint
+        done = cli("train", recipe, f"training.updates={updates}", "--resume")
+        assert done.exit_code == 0, done.stderr
+        assert (told in done.stderr) == words
+        config = load_config(here / "run" / "config.yaml", [], {})
+        assert config.model_hash == mark_of_files(config.model)
+    sampled = cli("sample", here / "run", "--n", "1", "--out", "seen")
+    assert "model_hash" not in sampled.stderr
+
+
 def test_its_recipe_begins_another_run_with_another_model(
     cli: Cli, run: Path, tmp_path: Path, here: Path
 ) -> None:

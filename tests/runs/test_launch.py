@@ -13,7 +13,7 @@ from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import UserError
 from nablaflow.runs.checks import check_shares
 from nablaflow.runs.launch import Launch
-from nablaflow.storage.lock import held, sign_launch
+from nablaflow.storage.lock import MARKER, held, sign_launch
 
 TWO = {
     "WORLD_SIZE": "2",
@@ -33,7 +33,7 @@ def read(environ: dict[str, str], **training: str) -> Launch:
 
 def test_a_process_alone_one_of_two_and_one_that_divides_the_weights():
     assert read({}) == Launch(1, None, sharded=False)
-    assert read(TWO) == Launch(2, 2, sharded=False)
+    assert read(TWO) == Launch(2, 2, sharded=False, first=False)
     assert read(FSDP2).sharded
 
 
@@ -133,6 +133,22 @@ def test_an_elastic_restart_goes_on_with_its_own_run_alone(tmp_path: Path):
     assert [launch.goes_on(tmp_path) for launch in (first, again, other)] == [False, True, False]
     with held(tmp_path):  # by whoever comes next
         assert not again.goes_on(tmp_path)
+
+
+def test_an_older_run_of_the_same_name_is_not_gone_on_with(tmp_path: Path):
+    """Jobs may all have one ``--rdzv-id``, and a restart may come before the folder is begun."""
+    name = {**TWO, "TORCHELASTIC_RUN_ID": "a"}
+    with held(tmp_path):
+        sign_launch(tmp_path, "a")
+    again = read({**name, "RANK": "0", "TORCHELASTIC_RESTART_COUNT": "1"})
+    for launch in (again, read({**name, "RANK": "1"}), read({**TWO, "RANK": "0"})):
+        launch.begin(tmp_path)
+        assert again.goes_on(tmp_path)
+    before = (tmp_path / MARKER).read_text()
+    read({**name, "RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"}).begin(tmp_path)
+    assert not again.goes_on(tmp_path)
+    assert (tmp_path / MARKER).read_text() == before.removesuffix("launch a\n")
+    read({**name, "RANK": "0"}).begin(tmp_path / "none")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import UserError
-from nablaflow.runs import agreement, meeting
+from nablaflow.runs import agreement, align, evaluate, meeting
 from nablaflow.runs.accelerator import fresh_accelerator, make_accelerator
 from nablaflow.runs.agreement import check_agreement
 from nablaflow.runs.meeting import meeting_place
@@ -108,3 +108,40 @@ def test_processes_that_were_told_different_things_are_refused(
     monkeypatch.setattr(agreement, "gather_object", beside_another)
     with pytest.raises(UserError, match=f"^{name}: process 1 of this launch has another value"):
         check_agreement(config, {"prompts": ["a"]})
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``beside("checkpoint", 7)``: another process sees another one."""
+
+    def another(name: str, value: Any) -> None:
+        def gather(own: list[Any]) -> list[Any]:
+            return own + [told | {name: value} if name in told else told for told in own]
+
+        monkeypatch.setattr(agreement, "gather_object", gather)
+
+    return another
+
+
+@pytest.mark.usefixtures("train_only")
+@pytest.mark.parametrize(("name", "value"), [("--resume", False), ("checkpoint", 7)])
+def test_processes_that_see_a_run_otherwise_do_not_go_on_with_it(
+    make_config: Callable[..., Any], beside: Callable[..., None], name: str, value: Any
+) -> None:
+    """As on two machines, of which one has an older listing of the folder."""
+    align.run(make_config("training.updates=1"))
+    beside(name, value)
+    with pytest.raises(UserError, match=f"^{name}: process 1 .* one run folder that all see"):
+        align.run(make_config("training.updates=2"), resume=True)
+
+
+@pytest.mark.usefixtures("train_only")
+def test_processes_measure_the_same_checkpoints(
+    make_config: Callable[..., Any], beside: Callable[..., None]
+) -> None:
+    """Beside a training one of them may find a newer one."""
+    config = make_config("training.updates=1")
+    align.run(config)
+    beside("checkpoints", ["step-000001", "step-000002"])
+    with pytest.raises(UserError, match=r"^checkpoints: process 1 of this launch"):
+        evaluate.evaluate_run(config.output_dir, 6, trusted=True)

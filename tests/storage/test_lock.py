@@ -34,6 +34,27 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path):
     assert is_run(tmp_path)
 
 
+def test_who_looks_is_taken_for_no_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each process of a launch looks before the first of them writes, and so does the studio."""
+    with held(tmp_path):
+        pass
+    take, tries = fcntl.flock, []
+    looks = os.open(tmp_path / MARKER, os.O_RDWR)
+    take(looks, fcntl.LOCK_SH)
+    check_free(tmp_path)
+
+    def flock(number: int, kind: int) -> None:
+        tries.append(kind)
+        if len(tries) == 4:  # by then it has looked
+            os.close(looks)
+        take(number, kind)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with held(tmp_path), pytest.raises(UserError, match="in use"):
+        check_free(tmp_path)
+    assert len(tries) == 5
+
+
 def test_the_system_lets_go_when_the_process_is_killed(tmp_path: Path):
     source = str(Path(__file__).parents[2] / "src")
     holder = subprocess.Popen(

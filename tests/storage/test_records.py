@@ -57,3 +57,40 @@ def test_a_damaged_line_is_left_out_and_counted(
     drop_records_after(tmp_path, 3)
     assert "lines of 1 updates are missing" in capsys.readouterr().err
     assert len(path.read_text().splitlines()) == 2
+
+
+DISORDER = {
+    "doubled": ([1, 2, 2, 3], "1 too many"),
+    "a file twice": ([1, 2, 3, 1, 2, 3], "3 too many"),
+    "out of order": ([2, 1, 3], "out of order"),
+}
+
+
+@pytest.mark.parametrize(("updates", "told"), DISORDER.values(), ids=DISORDER)
+def test_lines_that_are_doubled_or_out_of_order_are_said_and_put_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], updates: list[int], told: str
+):
+    for place, update in enumerate(updates):
+        append_record(tmp_path, {"update": update, "place": place})
+    read = read_records(tmp_path)
+    assert [record["update"] for record in read] == [1, 2, 3]
+    for record in read:  # of two of one update, the one that was written later
+        update = record["update"]
+        assert record["place"] == max(i for i, other in enumerate(updates) if other == update)
+    assert told in capsys.readouterr().err
+    assert read_records(tmp_path, aloud=False) == read
+    assert capsys.readouterr().err == ""
+    drop_records_after(tmp_path, 2)
+    assert told.replace("3 too", "2 too") in capsys.readouterr().err
+    assert read_records(tmp_path) == read[:2]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_reader_is_told_of_lines_that_are_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = write(tmp_path, 4)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "{", lines[3]]) + "\n")
+    assert len(read_records(tmp_path)) == 2
+    assert "lines of 2 updates are missing" in capsys.readouterr().err

@@ -129,6 +129,28 @@ def test_after_ctrl_c(
     assert_same_run(stopped, straight(*overrides))
 
 
+def test_a_launcher_may_repeat_the_signal(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As torchrun does where all of a job's processes were told, itself among them."""
+    append = align.append_record
+
+    def end_all(run: Path, record: dict[str, Any]) -> None:
+        append(run, record)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(align, "append_record", end_all)
+    config = make_config(f"output_dir={tmp_path}/run")
+    with pytest.raises(KeyboardInterrupt):
+        align.run(config)
+    assert list_checkpoints(tmp_path / "run") == []
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    with pytest.raises(align.Interrupted, match="after update 1"):
+        align.run(config, resume=True)
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-000001"]
+
+
 @pytest.mark.parametrize(
     ("chosen", "kept"),
     [
@@ -204,6 +226,37 @@ def test_with_more_updates(make_config: MakeConfig, straight: Callable[..., Path
     align.run(make_config(f"output_dir={longer}", "training.updates=2"))
     align.run(make_config(f"output_dir={longer}"), resume=True)
     assert_same_run(longer, straight())
+
+
+GUARD = "guard={every: 1, n: 6, max_kl: 1e-9}"
+
+
+@pytest.mark.parametrize(
+    ("begun", "resumed", "told"),
+    [
+        ("training.updates=2", "training.updates=2", "training.updates: 2 updates are made, of 2;"),
+        ("training.updates=2", "training.updates=1", "training.updates: 2 updates are made, of 1;"),
+        ("training.minutes=1e-6", "training.minutes=1e-6", "training.minutes: "),
+        (GUARD, GUARD, "guard: a budget of it ended the run after update 1;"),
+    ],
+    ids=["all", "fewer", "time", "guard"],
+)
+def test_a_run_that_is_at_its_end_says_that_nothing_is_trained(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    begun: str,
+    resumed: str,
+    told: str,
+):
+    gamma = "method.gamma=1"  # measuring it would take the time that there is
+    align.run(make_config(f"output_dir={tmp_path}/run", gamma, begun))
+    assert "nothing is trained" not in capsys.readouterr().err
+    made = records(tmp_path / "run")
+    align.run(make_config(f"output_dir={tmp_path}/run", gamma, resumed), resume=True)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(told)]
+    assert "nothing is trained, and the policy is measured as it is" in line
+    assert records(tmp_path / "run") == made
 
 
 def test_after_a_crash_the_updates_since_the_checkpoint_are_done_again(

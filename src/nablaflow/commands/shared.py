@@ -114,5 +114,6 @@ def _end(error: BaseException, text: str, status: int, debug: bool) -> NoReturn:
     from nablaflow.addresses import masked_text
 
     shown = "".join(c if c.isprintable() else " " for c in masked_text(text))
-    print(f"nablaflow: {' '.join(shown.split())}", file=sys.stderr)
+    # At once, since several processes of a launch may end at the same moment.
+    print(f"nablaflow: {' '.join(shown.split())}\n", end="", file=sys.stderr)
     raise typer.Exit(status) from None

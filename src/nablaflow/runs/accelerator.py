@@ -20,6 +20,7 @@ from nablaflow.config.settings import TrainingSettings
 from nablaflow.devices import best_device
 from nablaflow.errors import UserError
 from nablaflow.memory import keep_freed_memory
+from nablaflow.runs.ending import ending_together
 from nablaflow.runs.launch import PRECISIONS, Launch
 from nablaflow.runs.meeting import meeting, meeting_place
 
@@ -30,9 +31,13 @@ PATIENCE = timedelta(hours=2)
 
 @contextmanager
 def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps its device and precision for the process; the next run chooses anew."""
+    """Accelerate keeps its device and precision for the process; the next run chooses anew.
+
+    An error of one process ends them all, see `ending_together`.
+    """
     try:
-        yield
+        with ending_together():
+            yield
     finally:
         if PartialState._shared_state.get("num_processes", 1) > 1:
             # A thread of gloo may want Python's lock for its last tensors, while the destructor of

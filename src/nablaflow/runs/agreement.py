@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from accelerate.utils import gather_object
 
@@ -24,13 +25,22 @@ def check_agreement(config: Config, read: Mapping[str, Sequence[str]]) -> None:
     Raises:
         UserError: so it is, on all of them.
     """
-    own = {**plain_config(config), **{name: _digest(lines) for name, lines in read.items()}}
-    first, *others = gather_object([own])
+    check_same({**plain_config(config), **{name: _digest(lines) for name, lines in read.items()}})
+
+
+def check_same(told: Mapping[str, Any]) -> None:
+    """Refuse processes that differ in plain data by name; every process must call it.
+
+    Raises:
+        UserError: so it is, on all of them.
+    """
+    first, *others = gather_object([dict(told)])
     for place, other in enumerate(others, start=1):
         for name in differences(first, other):
             raise UserError(
                 f"{name}: process {place} of this launch has another value than process 0; start "
-                "all of them with the same recipe, files and settings"
+                "all of them with the same recipe, files and settings, and one run folder that all "
+                "see as it is"
             )
 
 

@@ -20,7 +20,8 @@ from nablaflow.progress import Progress, Work, show
 from nablaflow.report.words import warnings
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
-from nablaflow.runs.begun_with import with_checksums
+from nablaflow.runs.agreement import check_same
+from nablaflow.runs.begun_with import told_of_marks, with_checksums
 from nablaflow.runs.callback import Callback, OnUpdate
 from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import finish
@@ -42,6 +43,7 @@ from nablaflow.storage.files import append_line
 from nablaflow.storage.records import append_record, complete_record, drop_records_after
 from nablaflow.storage.run_folder import LOG
 from nablaflow.storage.whole import checkpoint_to_resume, retire_after
+from nablaflow.training.processes import by_main, on_any
 from nablaflow.training.stepper import Record
 
 
@@ -77,14 +79,17 @@ def run(
     found = list_checkpoints(folder) if resume else []
     if resume:
         config = as_chosen(config)
-    elif pipeline is None:
+    if pipeline is None:
         config = with_mark(config)
-    config = with_checksums(config, saved_config(config) if found else None)
+    saved = saved_config(config) if found else None
+    config = with_checksums(config, saved)
     check_run(config, resume=resume, overwrite=overwrite)
+    launch.begin(folder)
     with fresh_accelerator():
         checkpoint = found[-1] if found else None
         with show(console) as progress:  # of what has to be found first
             parts = prepare(config, folder, reward, checkpoint, progress.start, pipeline)
+        check_same({"--resume": resume})
         if not resume:
             # Before the folder, since they may refuse.
             with _progress(parts, console) as progress:
@@ -93,7 +98,8 @@ def run(
         with _opened(parts, launch, resume=resume, overwrite=overwrite):
             if resume:
                 _restore(parts, folder)
-            parts.tell((*parts.notes, *parts.choices))
+            marks = told_of_marks(config, saved)
+            parts.tell((*parts.notes, *parts.choices, *marks, *_nothing_left(parts)))
             with disk_full_is_the_users(folder), _progress(parts, console, folder) as progress:
                 _train(parts, folder, progress, callback)
                 with stopped_at_once():
@@ -111,8 +117,10 @@ def _progress(parts: Parts, console: Console, folder: Path | None = None) -> Pro
 
 def _rehearse(parts: Parts, progress: Progress) -> None:
     """Find out on the main process what would otherwise fail at the end."""
-    if not parts.accelerator.is_main_process:
-        return
+    by_main(parts.accelerator, lambda: _rehearsed(parts, progress))
+
+
+def _rehearsed(parts: Parts, progress: Progress) -> None:
     run = parts.config.output_dir.absolute()
     place = next(folder for folder in run.parents if folder.is_dir())
     told = progress.start("rehearse sampling and saving", 1)
@@ -125,12 +133,14 @@ def _rehearse(parts: Parts, progress: Progress) -> None:
 @contextmanager
 def _opened(parts: Parts, launch: Launch, *, resume: bool, overwrite: bool) -> Iterator[None]:
     """The run's folder, which the main process holds."""
+    given = {"resume": resume, "overwrite": overwrite, "launch": launch.name}
     with ExitStack() as stack:
-        if parts.accelerator.is_main_process:
-            given = {"resume": resume, "overwrite": overwrite, "launch": launch.name}
+
+        def hold() -> None:
             stack.enter_context(open_run(parts.config, **given))
             remember(parts.config)
-        parts.accelerator.wait_for_everyone()
+
+        by_main(parts.accelerator, hold)
         yield
 
 
@@ -177,20 +187,40 @@ def _looking(parts: Parts, progress: Progress) -> Callable[[int], None]:
 
 def _restore(parts: Parts, folder: Path) -> None:
     checkpoint = checkpoint_to_resume(folder)
-    parts.accelerator.wait_for_everyone()  # all have read it, before any name is changed
+    # All have read it, and the same, before any name is changed.
+    check_same({"checkpoint": checkpoint and checkpoint.update})
     if checkpoint is not None:
         parts.trainer.restore(checkpoint)
-    if parts.accelerator.is_main_process:
+
+    def put_right() -> None:
         drop_records_after(folder, parts.trainer.update)
         if checkpoint is not None:
             retire_after(folder, checkpoint.update)
+
+    by_main(parts.accelerator, put_right)
     if checkpoint is not None:
         write_missing_sheet(parts, folder)
 
 
+def _nothing_left(parts: Parts) -> list[str]:
+    """A line about a run that has come to its end before: nothing will be trained, and why."""
+    trainer, training = parts.trainer, parts.config.training
+    if trainer.update >= training.updates:
+        why = f"training.updates: {trainer.update} updates are made, of {training.updates}"
+        more = f"A training.updates above {trainer.update} goes on"
+    elif trainer.finished:
+        why = f"training.minutes: {trainer.seconds / 60:.3g} are spent, of {training.minutes:g}"
+        more = "A larger training.minutes goes on"
+    elif trainer.tripped:
+        why = f"guard: a budget of it ended the run after update {trainer.update}"
+        more = "Another guard needs another run"
+    else:
+        return []
+    return [f"{why}; nothing is trained, and the policy is measured as it is. {more}"]
+
+
 def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -> None:
     trainer, accelerator, config = parts.trainer, parts.accelerator, parts.config
-    shown = accelerator.is_main_process
     accelerator.init_trackers("nablaflow", {"method": parts.trainer.method.name})
     unit = "" if config.training.minutes is None else "s"
     work = progress.start("train", trainer.total, done=trainer.done, unit=unit)
@@ -201,16 +231,16 @@ def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -
     trainer.begin_guard(on_look)
 
     def on_update(record: Record) -> bool:
-        asked = False
-        if shown:
-            append_record(folder, record)
-            accelerator.log({k: v for k, v in record.items() if k != "update"}, step=trainer.update)
-            for line in _new_warnings(parts, warned):
-                progress.say(line)
-            told = f"reward {record['reward_mean']:.3f}, loss {record['loss']:.2g}"
-            work.reach(trainer.done, told + _guard_told(parts))
-            asked = callback(record)
-        return asked or bool(pressed)
+        return by_main(accelerator, lambda: tell(record)) or bool(pressed)
+
+    def tell(record: Record) -> bool:
+        append_record(folder, record)
+        accelerator.log({k: v for k, v in record.items() if k != "update"}, step=trainer.update)
+        for line in _new_warnings(parts, warned):
+            progress.say(line)
+        told = f"reward {record['reward_mean']:.3f}, loss {record['loss']:.2g}"
+        work.reach(trainer.done, told + _guard_told(parts))
+        return callback(record)
 
     def on_saved() -> None:
         if trainer.update % config.training.sample_every == 0:
@@ -218,12 +248,11 @@ def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -
 
     with stopping(pressed):
         if owed := trainer.owed_look(folder, on_look):
-            if shown:
-                complete_record(folder, trainer.update, owed)
+            by_main(accelerator, lambda: complete_record(folder, trainer.update, owed))
             trainer.save(folder)
         trainer.train(folder, on_update, on_saved, on_look)
     callback.settle(trainer.update, folder)
-    if pressed and not trainer.finished:
+    if on_any(accelerator, bool(pressed)) and not trainer.finished:
         accelerator.end_training()
         raise Interrupted(f"stopped after update {trainer.update}; go on with --resume")
     work.end()

@@ -1,17 +1,66 @@
-"""The LoRAs of the user's that a run begins with, known again by the checksums of their files."""
+"""The model and the LoRAs that a run begins with, known again by the checksums of their files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nablaflow.config.overrides import plain_config
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings
+from nablaflow.models.file_mark import PREFIX
 from nablaflow.models.fused import SETTING as FUSED
 from nablaflow.models.lora_file import find_lora
 from nablaflow.models.lora_start import SETTING as START
 from nablaflow.storage import checksums
+
+MARKED = {
+    "model": "model_hash",
+    "model_lora": "model_lora_hash",
+    "adapter.start": "adapter.start_hash",
+}
+"""What may have another name if it is the same by its checksum."""
+
+
+def newly_marked(old: Any, new: Any) -> Iterator[str]:
+    """The marks of files that a run did not record when it was begun, and has now.
+
+    Args:
+        old: its settings as plain data then.
+        new: and now.
+    """
+    for mark in MARKED.values():
+        found = value_at(new, mark)
+        of_weights = mark == "model_hash" and found is not None and not found.startswith(PREFIX)
+        if found is not None and value_at(old, mark) is None and not of_weights:
+            yield mark
+
+
+def value_at(settings: Any, name: str) -> Any:
+    """A setting of plain data by its name, such as ``adapter.start``; None where there is none."""
+    for key in name.split("."):
+        settings = (settings or {}).get(key)
+    return settings
+
+
+def told_of_marks(config: Config, saved: Config | None) -> list[str]:
+    """Lines about what a run that goes on records from now on.
+
+    Args:
+        saved: what it was begun with; None: it is begun now.
+    """
+    if saved is None:
+        return []
+    old, new = plain_config(saved), plain_config(config)
+    marks = set(newly_marked(old, new))
+    return [
+        f"{name}: the run was begun without a checksum of {value_at(new, name)}, so whether it is "
+        f"the same as then cannot be told; {mark} is recorded, and checked from now on"
+        for name, mark in MARKED.items()
+        if mark in marks
+    ]
 
 
 def with_checksums(config: Config, saved: Config | None) -> Config:

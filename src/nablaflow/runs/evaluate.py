@@ -29,6 +29,7 @@ from nablaflow.report.figures import save_figure
 from nablaflow.report.protocol import protocol_curves
 from nablaflow.rewards import CALLABLE, NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
+from nablaflow.runs.agreement import check_same
 from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import check_may_be_given
 from nablaflow.runs.setup import prepare
@@ -93,6 +94,9 @@ def evaluate_run(
         last = last_whole(place, LastPolicy.read)
         before = [] if only_last else checkpoints_before(place, last.folder)
         parts = prepare(config, folder, reward, last.folder, pipeline=pipeline)
+        # Beside a training each process may have come to another moment of it.
+        measured = [checkpoint.name for checkpoint in (*before, last.folder)]
+        check_same({"checkpoints": measured})
         n = config.evaluation.n
         main = parts.accelerator.is_main_process
         parts.tell(parts.notes)

@@ -24,6 +24,7 @@ from nablaflow.storage.checkpoint import best_folder
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.records import read_records
 from nablaflow.storage.run_folder import AVERAGE, REPORT, SAMPLES, SUMMARY, peak_rss_mb
+from nablaflow.training.processes import by_main
 
 
 def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
@@ -31,13 +32,23 @@ def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
     started = time.perf_counter()
     saved = _save(parts, folder)
     evaluation = evaluate(parts.subject, progress.start)
-    if not parts.accelerator.is_main_process:
-        parts.accelerator.wait_for_everyone()
-        return Run(folder, parts.config, {}, folder)
-    seconds = parts.trainer.seconds + time.perf_counter() - started
+    main = parts.accelerator.is_main_process
+
+    def write() -> dict[str, Any]:
+        summary = _summary(parts, folder, evaluation, time.perf_counter() - started)
+        write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        _write_pictures(parts, folder, evaluation, summary, saved)
+        return summary
+
+    summary = by_main(parts.accelerator, write)
+    return Run(folder, parts.config, summary if main else {}, saved)
+
+
+def _summary(parts: Parts, folder: Path, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
+    """What summary.json has; ``seconds`` are those since the last update."""
     summary = {
         **evaluation.summary,
-        "seconds": seconds,
+        "seconds": parts.trainer.seconds + seconds,
         "training_seconds": parts.trainer.seconds,
         "peak_rss_mb": peak_rss_mb(),
         "updates": parts.trainer.update,
@@ -46,23 +57,22 @@ def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
     if guard is not None and guard.best is not None:
         best = best_folder(folder, guard.best.update).relative_to(folder)
         summary["guard"] = guard.summary(best.as_posix())
-    write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    _write_pictures(parts, folder, evaluation, summary, saved)
-    parts.accelerator.wait_for_everyone()
-    return Run(folder, parts.config, summary, saved)
+    return summary
 
 
 def _save(parts: Parts, folder: Path) -> Path:
     """The policy, and its average where it has one; on the main process."""
     trainer = parts.trainer
     average = None if trainer.average is None else whole_of(trainer.average.values)
-    if not parts.accelerator.is_main_process:
-        return folder
-    saved = save_policy(parts.model, parts.source, folder)
-    if average is not None:
-        with swapped(parts.model.network, average):
-            save_policy(parts.model, parts.source, folder / AVERAGE)
-    return saved
+
+    def write() -> Path:
+        saved = save_policy(parts.model, parts.source, folder)
+        if average is not None:
+            with swapped(parts.model.network, average):
+                save_policy(parts.model, parts.source, folder / AVERAGE)
+        return saved
+
+    return by_main(parts.accelerator, write)
 
 
 def _write_pictures(

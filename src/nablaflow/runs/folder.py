@@ -26,7 +26,13 @@ from nablaflow.config.recipe import (
 )
 from nablaflow.errors import UserError
 from nablaflow.models.fused import SETTING as FUSED
-from nablaflow.runs.begun_with import check_lora_stays, elsewhere
+from nablaflow.runs.begun_with import (
+    MARKED,
+    check_lora_stays,
+    elsewhere,
+    newly_marked,
+    value_at,
+)
 from nablaflow.runs.trust import NeedsWord, paths_read
 from nablaflow.storage.checkpoint import DamagedCheckpoint, list_checkpoints, read_manifest
 from nablaflow.storage.files import write_whole
@@ -69,14 +75,6 @@ FREE = {
     "training.sample_every",
     "training.trackers",
 }
-
-
-MARKED = {
-    "model": "model_hash",
-    "model_lora": "model_lora_hash",
-    "adapter.start": "adapter.start_hash",
-}
-"""What may have another name if it is the same by its checksum."""
 
 
 def check_run(config: Config, *, resume: bool, overwrite: bool) -> None:
@@ -221,8 +219,10 @@ def load_run_config(
     config = elsewhere(config, own)
     if copy is not None:
         saved = plain_config(parse_config(read_recipe(run / CONFIG), find))
-        for part in differences(_completed(copy, find), saved):
-            if part == "output_dir":  # a folder may be moved
+        trained = _completed(copy, find)
+        quiet = {"output_dir", *newly_marked(trained, saved)}  # a folder may be moved
+        for part in differences(trained, saved):
+            if part in quiet:
                 continue
             print(
                 f"{run / CONFIG}: {part} is not what the last checkpoint was trained with",
@@ -312,8 +312,12 @@ def _settings_in(file: Path, find: FindMethod) -> Any:
 
 
 def _changes(old: Any, new: Any) -> Iterable[str]:
-    """The settings that differ and may not; the same weights may have another name."""
+    """The settings that differ and may not; the same weights may have another name.
+
+    So may a mark that the run has none of: an earlier version recorded none.
+    """
     free = FREE | {name for name, mark in MARKED.items() if _same(old, new, mark)}
+    free |= set(newly_marked(old, new))
     for part in differences(old, new):
         measured = part.startswith("evaluation.") and part != "evaluation.hold_out"
         if part not in free and not measured:
@@ -322,9 +326,8 @@ def _changes(old: Any, new: Any) -> Iterable[str]:
 
 def _same(old: Any, new: Any, mark: str) -> bool:
     """Whether a checksum was recorded and is the same."""
-    for key in mark.split("."):
-        old, new = (old or {}).get(key), (new or {}).get(key)
-    return old is not None and old == new
+    found = value_at(old, mark)
+    return found is not None and found == value_at(new, mark)
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterable[str]:

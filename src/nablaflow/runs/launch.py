@@ -18,7 +18,7 @@ from accelerate.utils import is_torch_version
 
 from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import UserError, one_line
-from nablaflow.storage.lock import is_of_launch
+from nablaflow.storage.lock import forget_launch, is_of_launch
 
 SIZES = (
     *("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
@@ -55,6 +55,7 @@ class Launch:
         sharded: whether FSDP2 is asked for.
         name: which launch it is, the same after an elastic restart; None: nobody says.
         restarts: how often torchrun has started these processes again.
+        first: whether this is the first of the processes.
     """
 
     processes: int
@@ -62,6 +63,7 @@ class Launch:
     sharded: bool
     name: str | None = None
     restarts: int = 0
+    first: bool = True
 
     @staticmethod
     def read(environ: Mapping[str, str], training: TrainingSettings) -> Launch:
@@ -80,11 +82,25 @@ class Launch:
         if sharded and not environ.get("WORLD_SIZE"):
             raise UserError(f"ACCELERATE_USE_FSDP: there are no processes to divide among; {HOW}")
         restarts = _number(environ, "TORCHELASTIC_RESTART_COUNT") or 0
-        return Launch(processes, here, sharded, _name(environ), restarts)
+        first = not _number(environ, "RANK")
+        return Launch(processes, here, sharded, _name(environ), restarts, first)
 
     def goes_on(self, run: Path) -> bool:
         """Whether these processes were started again to go on with a run that they began."""
         return self.restarts > 0 and self.name is not None and is_of_launch(run, self.name)
+
+    def begin(self, run: Path) -> None:
+        """Have an older launch of the same name leave nothing that `goes_on` takes for its own.
+
+        Raises:
+            UserError: the run's marker cannot be written.
+        """
+        if self.restarts > 0 or self.name is None or not self.first:
+            return
+        try:
+            forget_launch(run, self.name)
+        except OSError as error:
+            raise UserError(f"output_dir: cannot write {run} ({error.strerror})") from error
 
     def check_devices(self, device: torch.device) -> None:
         """Refuse more processes than there are GPUs for.

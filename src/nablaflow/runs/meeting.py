@@ -52,12 +52,21 @@ def meeting() -> Iterator[None]:
         ) from error
 
 
+_met: list[Store] = []
+
+
+def last_meeting() -> Store | None:
+    """Where the processes of this run met, and may leave words; None for one process."""
+    return _met[-1] if _met else None
+
+
 def _meet(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Store, int, int]]:
     parts = urlparse(url)
     own = f"env://?{parts.query}" if parts.query else "env://"  # torch adds rank and size there
     for store, rank, size in rendezvous(own, timeout=min(timeout, WAIT), **options):
         if int(parts.netloc):
             store = PrefixStore(f"restart {parts.netloc}", store)
+        _met[:] = [store] if size > 1 else []
         yield store, rank, size
 
 

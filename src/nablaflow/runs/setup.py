@@ -180,7 +180,8 @@ def prepare(
     check_settings(config, evaluated)
     reward = _load_reward(config, reward)
     accelerator = make_accelerator(config.training, run)
-    check_agreement(config, {"prompts": prompts, "evaluation.prompts": evaluated})
+    read = {"prompts": prompts, "evaluation.prompts": evaluated}
+    check_agreement(config, {**read, "checkpoint": [] if checkpoint is None else [checkpoint.name]})
     check_shares(config.training, accelerator.num_processes)
     check_metrics(config, evaluated, accelerator.device)
     model, mark = _load_model(config, checkpoint, pipeline, accelerator.device)

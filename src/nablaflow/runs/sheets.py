@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nablaflow.evaluation.bank import sample_states
 from nablaflow.memory import in_parts
 from nablaflow.report.pictures import grid, save_picture
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.run_folder import SAMPLES
-from nablaflow.training.processes import from_main
+from nablaflow.training.processes import by_main, from_main
 
 SHEET = 16  # images on one
 
@@ -29,8 +30,11 @@ def write_sheet(parts: Parts, folder: Path) -> None:
         purpose="sheet",
         on_progress=lambda done: None,
     )
-    if not parts.accelerator.is_main_process:
-        return
+    by_main(parts.accelerator, lambda: _save(parts, folder, states))
+
+
+def _save(parts: Parts, folder: Path, states: Tensor) -> None:
+    model, batch = parts.model, parts.config.evaluation.batch
     images = in_parts(
         lambda rows: model.decode(states[rows].to(model.device)).cpu(),
         SHEET,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from nablaflow.errors import UserError
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, what ends a program, and a terminal that is closed."""
+LAUNCHED = "TORCHELASTIC_RUN_ID"
+"""In the environment of what torchrun, or accelerate by it, has started."""
 
 
 class Interrupted(Exception):
@@ -22,10 +25,15 @@ class Interrupted(Exception):
 
 @contextmanager
 def stopping(asked: list[bool]) -> Iterator[None]:
-    """The first of `STOPS` asks for a stop after the update; the second stops at once."""
+    """The first of `STOPS` asks for a stop after the update; the second stops at once.
+
+    Under torchrun the third does: whoever ends all processes of a job, as Slurm does, ends it as
+    well, and it passes on what its processes have been told already.
+    """
+    told = 2 if os.environ.get(LAUNCHED) else 1
 
     def ask(number: int, frame: Any) -> None:
-        if asked:
+        if len(asked) == told:
             raise KeyboardInterrupt
         asked.append(True)
 

@@ -1,6 +1,8 @@
 """One writer at a time in a run folder: a lock that the system lets go when its process dies.
 
-``flock`` of the folder's marker, whose second line says who holds it; a third one, where several
+``flock`` of the folder's marker: a writer's is its own alone, and who only looks takes one that
+others may have as well, so that processes which look at the same moment do not take each other for
+a writer. The marker's second line says who holds it; a third one, where several
 processes were launched together, of which launch that is. `filelock` would empty the file on every
 try, and with it the holder's name.
 """
@@ -13,7 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nablaflow.errors import UserError
@@ -23,6 +25,7 @@ MARKER = ".nablaflow-run"
 
 _TITLE = "A run folder of nablaflow.\n"
 _LAUNCH = "launch "
+_MOST = 500  # bytes of a marker that are read
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -41,7 +44,7 @@ def check_free(folder: Path) -> None:
     if is_run(folder) and os.access(folder / MARKER, os.W_OK):
         number = os.open(folder / MARKER, os.O_RDWR | os.O_NOFOLLOW)
         try:
-            _lock(number, folder)
+            _lock(number, folder, fcntl.LOCK_SH)
         finally:
             os.close(number)
 
@@ -66,7 +69,7 @@ def held(folder: Path) -> Iterator[None]:
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     number = os.open(folder / MARKER, flags, 0o666)
     try:
-        if not _lock(number, folder):
+        if not _lock_alone(number, folder):
             print(
                 f"output_dir: the file system of {folder} has no locks; see to it that no other "
                 "process writes there",
@@ -91,6 +94,22 @@ def sign_launch(folder: Path, launch: str) -> None:
         os.close(number)
 
 
+def forget_launch(folder: Path, launch: str) -> None:
+    """Take a launch's name off a folder, which an older one of the same name has left there.
+
+    Raises:
+        OSError: the marker cannot be written.
+    """
+    if not is_of_launch(folder, launch):
+        return
+    number = os.open(folder / MARKER, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        lines = os.pread(number, _MOST, 0).splitlines(keepends=True)
+        os.ftruncate(number, sum(len(line) for line in lines[:2]))
+    finally:
+        os.close(number)
+
+
 def is_of_launch(folder: Path, launch: str) -> bool:
     """Whether the last to hold a folder was of this launch."""
     if not is_run(folder):
@@ -99,10 +118,19 @@ def is_of_launch(folder: Path, launch: str) -> bool:
     return f"{_LAUNCH}{launch}" in lines[2:]
 
 
-def _lock(number: int, folder: Path) -> bool:
+def _lock_alone(number: int, folder: Path) -> bool:
+    """Take a writer's lock; somebody who looks is waited for, since that takes no time."""
+    while True:
+        with suppress(UserError):
+            return _lock(number, folder, fcntl.LOCK_EX)
+        _lock(number, folder, fcntl.LOCK_SH)  # refused if a writer is there
+        fcntl.flock(number, fcntl.LOCK_UN)
+
+
+def _lock(number: int, folder: Path, kind: int) -> bool:
     """Take the lock; False where the file system has none."""
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(number, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
             f"output_dir: {folder} is in use by {_holder(number)}; wait for it to end, or use "
@@ -122,6 +150,6 @@ def _sign(number: int) -> None:
 
 
 def _holder(number: int) -> str:
-    lines = os.pread(number, 500, 0).decode(errors="replace").splitlines()
+    lines = os.pread(number, _MOST, 0).decode(errors="replace").splitlines()
     told = "".join(c for c in lines[1] if c.isprintable()) if len(lines) > 1 else ""
     return told or "another process"

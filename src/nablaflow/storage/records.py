@@ -23,7 +23,7 @@ def append_record(run: Path, record: Record) -> None:
 def complete_record(run: Path, update: int, figures: Record) -> None:
     """Further figures of an update whose line is there."""
     more = _in_json(figures)
-    lines = read_records(run)
+    lines = read_records(run, aloud=False)
     _write(run, [line | more if line["update"] == update else line for line in lines])
 
 
@@ -41,9 +41,38 @@ def sync_records(run: Path) -> None:
         sync(run / METRICS)
 
 
-def read_records(run: Path) -> list[Record]:
-    """The objects, in order; a line that is none, cut short by a crash or damaged, is left out."""
-    return [record for record in _lines(run) if record is not None]
+def read_records(run: Path, *, aloud: bool = True) -> list[Record]:
+    """The objects in the order of their updates, the last line of each.
+
+    A line that is none, cut short by a crash or damaged, is left out.
+
+    Args:
+        aloud: whether it is said on stderr where the file is not as a run writes it.
+    """
+    lines = _lines(run)
+    updates = [record["update"] for record in lines if record is not None]
+    if aloud and (faults := _faults(lines, max(updates, default=0))):
+        print(f"{run / METRICS} is damaged: {faults}", file=sys.stderr)
+    return _in_order(lines)
+
+
+def _in_order(lines: Sequence[Record | None]) -> list[Record]:
+    last = {record["update"]: record for record in lines if record is not None}
+    return [last[update] for update in sorted(last)]
+
+
+def _faults(lines: Sequence[Record | None], last: int) -> str:
+    """How they differ from one line for each update, from the first to ``last``; empty: nowise."""
+    updates = [record["update"] for record in lines if record is not None]
+    once = sorted(set(updates))
+    lost, none = len(set(range(1, last + 1)) - set(once)), lines.count(None)
+    told = [f"lines of {lost} updates are missing"] if lost or none else []
+    if len(updates) > len(once):
+        more = len(updates) - len(once)
+        told.append(f"{more} too many, of which the last of an update counts")
+    if list(dict.fromkeys(updates)) != once:
+        told.append("out of order, and read by their updates")
+    return ", ".join(told)
 
 
 def _lines(run: Path) -> list[Record | None]:
@@ -69,14 +98,11 @@ def _is_figure(value: Any) -> bool:
 
 
 def drop_records_after(run: Path, update: int) -> None:
-    """Forget the lines of updates that a resumed run will do again; lost ones are named."""
-    lines = _lines(run)
-    kept = [record for record in lines if record is not None and record["update"] <= update]
-    lost = update - len({record["update"] for record in kept})
-    if lost or None in lines:
+    """Forget the lines of updates that a resumed run will do again; damage is told, and mended."""
+    lines = [line for line in _lines(run) if line is None or line["update"] <= update]
+    if faults := _faults(lines, update):
         print(
-            f"{run / METRICS} is damaged: lines of {lost} updates are missing; the checkpoint is "
-            "whole, and the run goes on",
+            f"{run / METRICS} is damaged: {faults}; the checkpoint is whole, and the run goes on",
             file=sys.stderr,
         )
-    _write(run, kept)
+    _write(run, _in_order(lines))

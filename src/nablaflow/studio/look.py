@@ -143,7 +143,7 @@ def _held(folder: Path) -> bool:
 
 def _records(folder: Path) -> list[Record]:
     try:
-        return [] if (folder / METRICS).is_symlink() else read_records(folder)
+        return [] if (folder / METRICS).is_symlink() else read_records(folder, aloud=False)
     except OSError:
         return []
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -24,13 +21,11 @@ from nablaflow.models import DiffusionModel, make_log_flow
 from nablaflow.progress import Done, StartProgress
 from nablaflow.prompts.sets import prompt_batch
 from nablaflow.seeds import stream
-from nablaflow.training.processes import from_main
+from nablaflow.training.processes import by_main
 
 AT_ONCE = 32  # trajectories at the most
 GAMMA_EACH = 16  # trajectories of a prompt, which its mean is taken off
 VALUE_EACH = 128  # samples of a prompt, which are contrasted with each other
-
-Found = TypeVar("Found")
 
 
 def unmeasured_gamma(config: Config, model: DiffusionModel) -> Tensor | None:
@@ -84,15 +79,13 @@ class Beginning:
         """
         gamma, fit = self.networks.measured_gamma, self.networks.log_flow
         if gamma is not None and (work := self.gamma_work):
-            gamma.copy_(self._by_main(lambda: self._measured(start("measure gamma", work))))
+            gamma.copy_(
+                by_main(self.accelerator, lambda: self._measured(start("measure gamma", work)))
+            )
         if fit is not None and (work := self.log_flow_work):
             done = start("fit the value", work)
             samples = self._samples(done)
-            fit.take(self._by_main(lambda: self._fitted(fit, samples, done).state()))
-
-    def _by_main(self, find: Callable[[], Found]) -> Found:
-        """What the main process finds, on all of them."""
-        return from_main(find() if self.accelerator.is_main_process else None)
+            fit.take(by_main(self.accelerator, lambda: self._fitted(fit, samples, done).state()))
 
     def _measured(self, on_progress: Done) -> Tensor:
         prompts = self._gamma_prompts()

@@ -22,6 +22,7 @@ from nablaflow.storage.records import sync_records
 from nablaflow.storage.run_folder import forget_replaced
 from nablaflow.training.batches import Batches
 from nablaflow.training.kernels import GROUP, kernel_state
+from nablaflow.training.processes import by_main
 from nablaflow.training.stepper import Stepper
 
 
@@ -121,15 +122,15 @@ class Keeper:
                 f"update {update}: the policy is not finite; it is not saved, what was saved "
                 "before is whole. Lower optimizer.learning_rate and start again with --overwrite"
             )
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             sync_records(run)
             save_checkpoint(run, checkpoint, self.config.training.keep_checkpoints)
             forget_replaced(run)
-        self.accelerator.wait_for_everyone()
+
+        by_main(self.accelerator, write)
 
     def save_best(self, run: Path, update: int, seconds: float) -> None:
         """Write the policy that the guard likes best so far, on the main process."""
         checkpoint = self.checkpoint(update, seconds)
-        if self.accelerator.is_main_process:
-            save_best(run, checkpoint)
-        self.accelerator.wait_for_everyone()
+        by_main(self.accelerator, lambda: save_best(run, checkpoint))

@@ -219,7 +219,7 @@ class Trainer:
         training = self.config.training
         if self.guard is not None and self.update == 0:
             self._keeper.save_best(run, self.update, self.seconds)
-        while not (self.finished or self._tripped):
+        while not (self.finished or self.tripped):
             record = self._step_or_save(run)
             try:
                 record |= self._look(run, on_look)
@@ -230,7 +230,7 @@ class Trainer:
                 on_update(record)
                 self._save_what_was_done(run)
                 raise
-            stop = on_any(self.accelerator, on_update(record)) or self._tripped
+            stop = on_any(self.accelerator, on_update(record)) or self.tripped
             at_interval = self.update % training.checkpoint_every == 0
             if stop or at_interval or self.finished:
                 self.save(run)
@@ -257,7 +257,8 @@ class Trainer:
             self.save(run)
 
     @property
-    def _tripped(self) -> bool:
+    def tripped(self) -> bool:
+        """Whether the guard has ended the run."""
         return self.guard is not None and self.guard.ends_the_run
 
     def begin(self, start: StartProgress = unseen) -> None:

@@ -1,15 +1,23 @@
-"""What the processes of a run agree on: figures, a wish to stop, what the main one has found."""
+"""What the processes of a run agree on: figures, a wish to stop, what the main one has found.
+
+What one process does alone may fail there alone, and the others would wait for it: `by_main` has
+them fail alike, and `in_words` and `of_words` carry the error.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
+from nablaflow.errors import ExportError, TrainingStopped, UserError, one_line
+
+Found = TypeVar("Found")
+KINDS = {kind.__name__: kind for kind in (UserError, TrainingStopped, ExportError)}
 BUCKET = 25 * 2**20  # bytes of gradients that are averaged at once, as torch's own DDP does
 
 
@@ -82,3 +90,44 @@ def on_any(accelerator: Accelerator, flag: bool) -> bool:
 def from_main(value: Any) -> Any:
     """The main process's, on all of them."""
     return broadcast_object_list([value])[0]
+
+
+def by_main(accelerator: Accelerator, work: Callable[[], Found]) -> Found:
+    """What the main process finds alone, on all of them; every process must call it.
+
+    Raises:
+        UserError, TrainingStopped, ExportError: what it raised there; so does every other process,
+            in the same words.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    found: Any = None
+    failure: BaseException | None = None
+    if accelerator.is_main_process:
+        try:
+            found = work()
+        except (Exception, SystemExit) as error:
+            failure = error
+    found, told = from_main((found, failure and in_words(failure)))
+    if failure is not None:
+        raise failure
+    if told is not None:
+        raise of_words(*told, process=0)
+    return found
+
+
+def in_words(error: BaseException) -> tuple[str, str]:
+    """The kind and the line of an error, for other processes."""
+    kind = type(error).__name__
+    return (kind, str(error)) if kind in KINDS else ("", one_line(f"{kind}: {error}"))
+
+
+def of_words(kind: str, line: str, process: int) -> Exception:
+    """What `in_words` was given; a `TrainingStopped` of a fault, whose traceback is elsewhere.
+
+    Args:
+        process: that it was raised on.
+    """
+    if kind:
+        return KINDS[kind](line)
+    return TrainingStopped(f"process {process} of this launch ended by a fault ({line})")
