@@ -139,7 +139,7 @@ def _fused(source: WithLora, dtype: torch.dtype) -> Any:
     # Not into the weights of a pipeline that the user holds.
     exact = torch.float32
     own = base.copy(exact) if isinstance(base, LivePipeline) else load_pipeline(base, exact)
-    return fuse(own, source.file, source.scale).to(dtype)
+    return fuse(own, family_of(own).part(), source.file, source.scale).to(dtype)
 
 
 def _from_hub(model: str) -> Path:
