@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, importing, listed
+from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, home, importing, listed
 from nablaflow.errors import UserError
+from nablaflow.places import at_home
 
 Several = list[str] | None
 
@@ -53,9 +54,9 @@ def compare(
     metrics: Annotated[
         list[str] | None, typer.Option(help="further figures, as eval has them")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for runs, figures, pictures")] = Path(
-        "runs/comparison"
-    ),
+    out: Annotated[
+        Path, typer.Option(callback=home, help="folder for runs, figures, pictures")
+    ] = Path("runs/comparison"),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace figures of other settings there")
     ] = False,
@@ -95,7 +96,7 @@ def compare(
 def _parted(given: list[str]) -> tuple[list[Path], list[str]]:
     """Runs; ``reward=…`` in place of theirs, ``model=…`` or ``model_lora=…`` where theirs are."""
     settings = [text for text in given if re.match(r"(reward(\.\w+)*|model|model_lora)=", text)]
-    runs = [Path(text) for text in given if text not in settings]
+    runs = [at_home(text) for text in given if text not in settings]
     if settings and not runs:
         name = settings[0].partition("=")[0]
         remedy = "with --method it is --reward" if name.startswith("reward") else "leave it out"

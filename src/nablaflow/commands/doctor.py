@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from nablaflow.commands.shared import AsJson, Debug, KeyValues, TrustRun, guarded, importing
+from nablaflow.places import at_home
 
 
 def doctor(
@@ -34,7 +35,7 @@ def doctor(
             with importing():
                 from nablaflow.runs.doctor_recipe import plan_of_recipe, plan_table
 
-            found = plan_of_recipe(Path(model), settings or [], trusted=trust_run)
+            found = plan_of_recipe(at_home(model), settings or [], trusted=trust_run)
             shown = plan_table
         else:
             with importing():

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, guarded, importing, listed
+from nablaflow.commands.shared import AsJson, Debug, guarded, home, importing, listed
 
 
 def exact(
@@ -55,7 +55,9 @@ def exact(
             "default: analytic"
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for figures and samples")] = Path("runs/exact"),
+    out: Annotated[Path, typer.Option(callback=home, help="folder for figures and samples")] = Path(
+        "runs/exact"
+    ),
     workers: Annotated[int | None, typer.Option(help="processes; default: one a core")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace figures of other settings there")

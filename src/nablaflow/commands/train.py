@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, KeyValues, TrustRun, guarded, importing
+from nablaflow.commands.shared import AsJson, Debug, KeyValues, TrustRun, guarded, home, importing
 
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the run in output_dir")]
@@ -40,7 +40,7 @@ def demo(
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="a YAML file, see recipes/")],
+    recipe: Annotated[Path, typer.Argument(callback=home, help="a YAML file, see recipes/")],
     settings: KeyValues = None,
     resume: Resume = False,
     overwrite: Overwrite = False,

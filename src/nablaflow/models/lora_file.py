@@ -18,6 +18,7 @@ from nablaflow.errors import UserError
 from nablaflow.models.lora_loading import ADAPTER, layers_of, load_into, without_weights
 from nablaflow.models.lora_names import names_in
 from nablaflow.models.lora_places import OF_TEXT, Denoiser
+from nablaflow.places import at_home
 
 NAMES = ("pytorch_lora_weights.safetensors", "kohya_lora.safetensors")
 """What a folder's LoRA is called by diffusers, and by our own export."""
@@ -61,7 +62,7 @@ def find_lora(path: str, setting: str) -> Path:
     Raises:
         UserError: there is none, there are several, or it is of another kind.
     """
-    place = Path(path).expanduser()
+    place = at_home(path)
     if place.is_dir():
         return _in_folder(place, setting)
     if not place.is_file():

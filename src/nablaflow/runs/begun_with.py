@@ -11,6 +11,7 @@ from nablaflow.models import AdapterSettings
 from nablaflow.models.fused import SETTING as FUSED
 from nablaflow.models.lora_file import find_lora
 from nablaflow.models.lora_start import SETTING as START
+from nablaflow.places import at_home
 from nablaflow.storage import checksums
 
 
@@ -39,7 +40,7 @@ def with_checksums(config: Config, saved: Config | None) -> Config:
 
 
 def _is_gone(path: str) -> bool:
-    return not Path(path).expanduser().exists()
+    return not at_home(path).exists()
 
 
 def known_lora(path: str, setting: str, known: str | None) -> tuple[Path, str]:
