@@ -91,6 +91,21 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     assert "--out: " in text
 
 
+def test_a_folder_may_be_a_link(cli: Cli, recipe: Path, here: Path) -> None:
+    """As to a larger disk: begun, replaced, resumed, and images written to one."""
+    for name in ("run", "images", "gallery"):
+        (here / f"large-{name}").mkdir()
+        (here / name).symlink_to(f"large-{name}")
+    for more in ([], ["--overwrite"], ["--resume", "training.updates=3"]):
+        result = cli("train", str(recipe), *more)
+        assert result.exit_code == 0, result.stderr
+    assert cli("sample", "run", "--n", 1, "--out", "images").exit_code == 0
+    assert cli("gallery", "run", "--n", 1, "--strength", 1, "--out", "gallery").exit_code == 0
+    assert (here / "large-run" / "checkpoints" / "step-000003").is_dir()
+    assert (here / "large-images" / "sheet").is_dir()
+    assert (here / "large-gallery" / "gallery.json").is_file()
+
+
 def test_an_export_needs_a_name(cli: Cli, trained: Path, here: Path) -> None:
     for out in (".", "", "new/.."):
         text = said(cli("export", str(trained), "--out", out))

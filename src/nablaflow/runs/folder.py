@@ -140,20 +140,27 @@ def open_run(
     """
     run = config.output_dir
     with ExitStack() as stack:
-        try:
+        with _the_users_disk(run):
             run.mkdir(parents=True, exist_ok=True)
             _check_content(config, resume=resume, overwrite=overwrite)  # before the marker
             stack.enter_context(held(run))
-            _begin(config, resume=resume, overwrite=overwrite)
-            if launch is not None:
-                sign_launch(run, launch)
-        except OSError as error:
-            raise UserError(f"output_dir: cannot write {run} ({error.strerror})") from error
         try:
+            with _the_users_disk(run):
+                _begin(config, resume=resume, overwrite=overwrite)
+                if launch is not None:
+                    sign_launch(run, launch)
             yield run
         finally:
             if put_back(run):
                 print(f"{run}: the run that was there is back in its place", file=sys.stderr)
+
+
+@contextmanager
+def _the_users_disk(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write {run} ({error.strerror})") from error
 
 
 def _begin(config: Config, *, resume: bool, overwrite: bool) -> None:

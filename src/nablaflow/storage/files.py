@@ -60,8 +60,9 @@ def folder_fault(folder: Path) -> str | None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file's content, or a folder's names."""
-    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    """Wait until the disk has a file's content, or a folder's names; a folder may be a link."""
+    kind = os.O_DIRECTORY if path.is_dir() else os.O_NOFOLLOW
+    number = os.open(path, os.O_RDONLY | kind)
     try:
         os.fsync(number)
     finally:
