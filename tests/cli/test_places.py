@@ -66,7 +66,7 @@ def test_a_users_own_folder_may_begin_with_a_tilde(home: Path) -> None:
     assert at_home("~nobody-of-this-name/a") == Path("~nobody-of-this-name/a")
 
 
-@pytest.mark.parametrize("command", ["sample", "export", "gallery", "eval", "exact"])
+@pytest.mark.parametrize("command", ["sample", "export", "gallery", "eval", "exact", "compare"])
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     cli: Cli, trained: Path, here: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
@@ -77,6 +77,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
         monkeypatch.setattr(f"nablaflow.runs.{name}", no_work)
     monkeypatch.setattr("nablaflow.runs.evaluate.prepare", no_work)
     monkeypatch.setattr("nablaflow.exact.study.evaluate", no_work)
+    monkeypatch.setattr("nablaflow.comparison.finished.prepare", no_work)
     allowed = os.access
     monkeypatch.setattr(
         os, "access", lambda path, mode: "locked" not in str(path) and allowed(path, mode)
@@ -104,6 +105,18 @@ def test_a_folder_may_be_a_link(cli: Cli, recipe: Path, here: Path) -> None:
     assert (here / "large-run" / "checkpoints" / "step-000003").is_dir()
     assert (here / "large-images" / "sheet").is_dir()
     assert (here / "large-gallery" / "gallery.json").is_file()
+
+
+def test_a_run_that_moved_goes_on_where_it_is(cli: Cli, recipe: Path, here: Path) -> None:
+    """Not in the folder that it was begun in, where nothing is, or another run by then."""
+    assert cli("train", str(recipe), "output_dir=run").exit_code == 0
+    (here / "run").rename(here / "moved")
+    again = ("train", "moved/config.yaml", "--resume", "training.updates=3")
+    assert "give output_dir=moved" in said(cli(*again))
+    assert cli(*again, "output_dir=moved").exit_code == 0
+    assert (here / "moved" / "checkpoints" / "step-000003").is_dir()
+    assert not (here / "run").exists()
+    assert cli("train", "moved/config.yaml", "--resume", "training.updates=4").exit_code == 0
 
 
 def test_an_export_needs_a_name(cli: Cli, trained: Path, here: Path) -> None:

@@ -61,7 +61,7 @@ def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **
         from nablaflow.config.overrides import load_config
         from nablaflow.report.table import rich_table
         from nablaflow.runs.align import run
-        from nablaflow.runs.trust import check_recipe, methods_of_recipe
+        from nablaflow.runs.trust import check_goes_on_here, check_recipe, methods_of_recipe
 
     as_json = flags.pop("as_json")
     console = Console(stderr=as_json)
@@ -69,6 +69,8 @@ def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **
     find = methods_of_recipe(recipe, trusted=trusted)
     config = load_config(recipe, overrides, defaults, find)
     check_recipe(recipe, config, overrides, trusted=trusted)
+    if flags["resume"]:
+        check_goes_on_here(recipe, config, overrides)
     result = run(config, **flags, console=Console(stderr=True))
     if not result.summary:
         return

@@ -166,6 +166,22 @@ def check_recipe(
     check_trusted(config, recipe.parent, own, trusted=trusted)
 
 
+def check_goes_on_here(recipe: Path | None, config: Config, overrides: Sequence[str]) -> None:
+    """A run that goes on by its own config.yaml is the one in that folder, which may have moved.
+
+    Raises:
+        UserError: the file names another folder, which may be a run's too; it says how to go on.
+    """
+    given = {path for path, _ in map(parse_override, overrides)}
+    if recipe is None or ("output_dir",) in given or not _is_of_run(recipe):
+        return
+    if config.output_dir.resolve() != recipe.parent.resolve():
+        raise UserError(
+            f"--resume: {recipe} is of the run in {recipe.parent}, and its output_dir is "
+            f"{config.output_dir}; give output_dir={recipe.parent}, or the one that is meant"
+        )
+
+
 def _is_of_run(recipe: Path) -> bool:
     beside = (MARKER, METRICS, SUMMARY, CHECKPOINTS)
     return recipe.name == CONFIG and any((recipe.parent / name).exists() for name in beside)
