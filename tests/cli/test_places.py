@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,20 @@ def test_a_folder_may_be_a_link(cli: Cli, recipe: Path, here: Path) -> None:
     assert (here / "large-run" / "checkpoints" / "step-000003").is_dir()
     assert (here / "large-images" / "sheet").is_dir()
     assert (here / "large-gallery" / "gallery.json").is_file()
+
+
+def test_brackets_in_a_name_are_printed_as_they_are(cli: Cli, recipe: Path, here: Path) -> None:
+    """Rich would take them for markup: the first is left out, the second ends with a traceback."""
+    for place in ("a [x]", "b[/b]:star:c"):
+        result = cli("train", str(recipe), f"output_dir={place}", "training.updates=1")
+        assert result.exit_code == 0, result.stderr
+        assert f"{place}/report.html" in result.stdout
+
+    shutil.copytree(here / "a [x]" / "samples", here / "images")
+    picture = next((here / "images").rglob("*.png"))
+    picture.rename(here / "images" / "dog [1] :star:.png")
+    result = cli("reward", "score", "images", "--reward", "warmth")
+    assert "dog [1] :star:.png" in result.stdout
 
 
 def test_a_run_that_moved_goes_on_where_it_is(cli: Cli, recipe: Path, here: Path) -> None:

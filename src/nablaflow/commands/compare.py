@@ -9,7 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, home, importing, listed
+from nablaflow.commands.shared import (
+    AsJson,
+    Debug,
+    TrustRun,
+    console,
+    guarded,
+    home,
+    importing,
+    listed,
+)
 from nablaflow.errors import UserError
 from nablaflow.places import at_home
 
@@ -106,8 +115,6 @@ def _parted(given: list[str]) -> tuple[list[Path], list[str]]:
 
 def _show(outcomes: list[Any], out: Path, as_json: bool) -> None:
     """Write each to the folder; print the tables, or all rows."""
-    from rich.console import Console
-
     from nablaflow.comparison.writing import write_outcome
     from nablaflow.report.comparison_table import comparison_table
 
@@ -117,5 +124,5 @@ def _show(outcomes: list[Any], out: Path, as_json: bool) -> None:
         return
     for outcome, picture in zip(outcomes, pictures, strict=True):
         title = f"{outcome.reward}, beta {outcome.beta:g}"
-        Console().print(comparison_table(title, outcome.rows()))
+        console().print(comparison_table(title, outcome.rows()))
         print(picture)

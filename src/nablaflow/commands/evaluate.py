@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, home, importing, listed
+from nablaflow.commands.shared import (
+    AsJson,
+    Debug,
+    TrustRun,
+    console,
+    guarded,
+    home,
+    importing,
+    listed,
+)
 
 
 class Checkpoints(str, Enum):
@@ -62,8 +71,6 @@ def evaluate(
 
     def work() -> None:
         with importing():
-            from rich.console import Console
-
             from nablaflow.report.protocol import protocol_table
             from nablaflow.report.table import rich_table
             from nablaflow.runs.evaluate import (
@@ -91,9 +98,9 @@ def evaluate(
         if as_json:
             print(json.dumps(summary))
             return
-        console = Console()
+        shown = console()
         for table in (rich_table(summary), "", protocol_table(summary["protocol"])):
-            console.print(table)
+            shown.print(table)
         if picture is not None:
             print(picture)
 

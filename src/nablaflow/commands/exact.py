@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, guarded, home, importing, listed
+from nablaflow.commands.shared import AsJson, Debug, console, guarded, home, importing, listed
 
 
 def exact(
@@ -73,8 +73,6 @@ def exact(
 
     def work() -> None:
         with importing():
-            from rich.console import Console
-
             from nablaflow.exact.pool import plan
             from nablaflow.exact.study import LabStudy
             from nablaflow.report.exact_plot import write_plots
@@ -88,7 +86,7 @@ def exact(
         if as_json:
             print(json.dumps({"rows": rows}))
             return
-        Console().print(exact_table(rows))
+        console().print(exact_table(rows))
         for picture in pictures:
             print(picture)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from nablaflow.commands.named_help import naming
-from nablaflow.commands.shared import AsJson, Debug, guarded, home, importing
+from nablaflow.commands.shared import AsJson, Debug, console, guarded, home, importing
 from nablaflow.errors import UserError
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
@@ -47,8 +47,6 @@ def fit(
 
     def work() -> None:
         with importing():
-            from rich.console import Console
-
             from nablaflow.devices import find_device
             from nablaflow.fitting import HeadSettings, check_out, fit_folder, save
             from nablaflow.progress import show
@@ -72,7 +70,7 @@ def fit(
         if as_json:
             print(json.dumps({"reward": str(out), "card": str(card), **found.about}))
             return
-        Console().print(fit_table(found.about))
+        console().print(fit_table(found.about))
         print(f"{out} · {card} · {picture}")
 
     guarded(work, debug)
@@ -96,8 +94,6 @@ def score(
 
     def work() -> None:
         with importing():
-            from rich.console import Console
-
             from nablaflow.devices import find_device
             from nablaflow.fitting import score_folder
             from nablaflow.progress import show
@@ -113,7 +109,7 @@ def score(
             ]
             print(json.dumps({"reward": found.name, "images": listed}))
             return
-        Console().print(score_table([(row.image.name, row.score, row.uncertainty) for row in rows]))
+        console().print(score_table([(row.image.name, row.score, row.uncertainty) for row in rows]))
 
     guarded(work, debug)
 
