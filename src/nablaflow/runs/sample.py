@@ -242,10 +242,8 @@ def write_images(images: Images, prompts: list[str], out: Path) -> Written:
 def check_out(out: Path, *, overwrite: bool) -> None:
     """Find out before the work whether images can be written there."""
     fault = folder_fault(out)
-    if out.is_file():
-        raise UserError(f"--out: {out} is a file; give a folder")
     if fault is not None:
-        raise UserError(f"--out: {fault}")
+        raise UserError(f"--out: {fault}; give another folder")
     if out.is_dir() and not overwrite and (any(out.glob("*.png")) or (out / SHEET).exists()):
         raise UserError(f"--out: {out} holds images already; use --overwrite or another folder")
 
