@@ -34,6 +34,7 @@ from nablaflow.models import (
     SamplerSettings,
     hand_over,
 )
+from nablaflow.places import at_home
 from nablaflow.prompts.source import absolute
 from nablaflow.report.pictures import to_picture
 from nablaflow.rewards import CALLABLE, NamedReward, load
@@ -154,7 +155,7 @@ def _model(model: Model) -> tuple[str, LivePipeline | None]:
     if isinstance(model, str):
         return model, None
     if isinstance(model, Path):
-        return str(model.expanduser().absolute()), None
+        return str(at_home(model).absolute()), None
     live = hand_over(model)
     return live.name, live
 
@@ -249,7 +250,7 @@ def _parts(
     """The folder; and of what was handed over in this session reward, pipeline, method."""
     if isinstance(of, Run):
         return of.folder, of.reward, of.live, of.method
-    return Path(of).expanduser(), None, None, None
+    return at_home(of), None, None, None
 
 
 def sample(
@@ -285,7 +286,7 @@ def sample(
     Raises:
         UserError: a mistake in any of these.
     """
-    folder = None if out is None else Path(out).expanduser()
+    folder = None if out is None else at_home(out)
     if folder is not None:
         check_out(folder, overwrite=overwrite)
     of_model = _given(sampler=sampler, height=height, width=width)
@@ -347,7 +348,7 @@ def compare(
     Raises:
         UserError: a mistake in any of these.
     """
-    folder = Path(out).expanduser()
+    folder = at_home(out)
     outcomes = compare_asked(
         [_parts(run)[0] for run in runs],
         _names(methods),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,22 @@ def test_a_folder_that_is_refused_gets_no_marker(recipe: Path, here: Path):
         with pytest.raises(UserError), open_run(config, overwrite=overwrite):
             pass
     assert contents(here) == {"run/thesis.txt": b"years of work"}
+
+
+def test_a_beginning_that_fails_gives_the_run_back(
+    recipe: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The disk may be full when the new run's first file is written, after the old one waits."""
+
+    def full(path: Path, content: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = contents(run)
+    monkeypatch.setattr("nablaflow.runs.folder.write_whole", full)
+    config = load_config(recipe, [f"output_dir={run}"], {})
+    with pytest.raises(UserError, match="No space left"), open_run(config, overwrite=True):
+        raise AssertionError("it began")
+    assert contents(run) == before
 
 
 def test_foreign_files_in_a_run_that_is_replaced_stay(cli: Cli, recipe: Path, run: Path):

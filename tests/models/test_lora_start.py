@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.formats import write_policy
-from nablaflow.models.kohya_scales import has_several_scales
+from nablaflow.models.kohya_scales import stock_keeps
 from nablaflow.models.lora_file import GivenLora, LoraFactors
 from nablaflow.models.lora_start import targets_of
 from nablaflow.models.pipelines import PipelineModel
@@ -121,8 +121,8 @@ def test_alphas_that_differ_by_layer_all_count(
     assert_begins(
         begun(folders[family], tmp_path / "k.safetensors"), folders[family], tmp_path / "folded"
     )
-    assert has_several_scales(tmp_path / "k.safetensors")
-    assert not has_several_scales(tmp_path / "folded" / FILE)
+    assert not stock_keeps(load_file(tmp_path / "k.safetensors"))
+    assert stock_keeps(load_file(tmp_path / "folded" / FILE))
 
 
 def test_a_bias_beside_an_update_is_not_dropped(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -9,8 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, importing, listed
+from nablaflow.commands.shared import (
+    AsJson,
+    Debug,
+    TrustRun,
+    console,
+    guarded,
+    home,
+    importing,
+    listed,
+)
 from nablaflow.errors import UserError
+from nablaflow.places import at_home
 
 Several = list[str] | None
 
@@ -53,9 +63,9 @@ def compare(
     metrics: Annotated[
         list[str] | None, typer.Option(help="further figures, as eval has them")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for runs, figures, pictures")] = Path(
-        "runs/comparison"
-    ),
+    out: Annotated[
+        Path, typer.Option(callback=home, help="folder for runs, figures, pictures")
+    ] = Path("runs/comparison"),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace figures of other settings there")
     ] = False,
@@ -95,7 +105,7 @@ def compare(
 def _parted(given: list[str]) -> tuple[list[Path], list[str]]:
     """Runs; ``reward=…`` in place of theirs, ``model=…`` or ``model_lora=…`` where theirs are."""
     settings = [text for text in given if re.match(r"(reward(\.\w+)*|model|model_lora)=", text)]
-    runs = [Path(text) for text in given if text not in settings]
+    runs = [at_home(text) for text in given if text not in settings]
     if settings and not runs:
         name = settings[0].partition("=")[0]
         remedy = "with --method it is --reward" if name.startswith("reward") else "leave it out"
@@ -105,8 +115,6 @@ def _parted(given: list[str]) -> tuple[list[Path], list[str]]:
 
 def _show(outcomes: list[Any], out: Path, as_json: bool) -> None:
     """Write each to the folder; print the tables, or all rows."""
-    from rich.console import Console
-
     from nablaflow.comparison.writing import write_outcome
     from nablaflow.report.comparison_table import comparison_table
 
@@ -116,5 +124,5 @@ def _show(outcomes: list[Any], out: Path, as_json: bool) -> None:
         return
     for outcome, picture in zip(outcomes, pictures, strict=True):
         title = f"{outcome.reward}, beta {outcome.beta:g}"
-        Console().print(comparison_table(title, outcome.rows()))
+        console().print(comparison_table(title, outcome.rows()))
         print(picture)

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, KeyValues, TrustRun, guarded, importing
+from nablaflow.commands.shared import (
+    AsJson,
+    Debug,
+    KeyValues,
+    TrustRun,
+    console,
+    guarded,
+    importing,
+)
+from nablaflow.places import at_home
 
 
 def doctor(
@@ -28,13 +37,11 @@ def doctor(
     """Show what this machine has, what will fit on it, and what a model or a recipe asks of it."""
 
     def work() -> None:
-        from rich.console import Console
-
         if Path(model).suffix in (".yaml", ".yml"):
             with importing():
                 from nablaflow.runs.doctor_recipe import plan_of_recipe, plan_table
 
-            found = plan_of_recipe(Path(model), settings or [], trusted=trust_run)
+            found = plan_of_recipe(at_home(model), settings or [], trusted=trust_run)
             shown = plan_table
         else:
             with importing():
@@ -42,6 +49,6 @@ def doctor(
 
             refuse_settings(settings or [])
             found, shown = examine(model), table
-        print(json.dumps(found)) if as_json else Console().print(shown(found))
+        print(json.dumps(found)) if as_json else console().print(shown(found))
 
     guarded(work, debug)

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, TrustRun, guarded, importing, listed
+from nablaflow.commands.shared import (
+    AsJson,
+    Debug,
+    TrustRun,
+    console,
+    guarded,
+    home,
+    importing,
+    listed,
+)
 
 
 class Checkpoints(str, Enum):
@@ -20,7 +29,7 @@ class Checkpoints(str, Enum):
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", callback=home, help="run folder")],
     settings: Annotated[
         list[str] | None,
         typer.Argument(
@@ -51,7 +60,9 @@ def evaluate(
     plot: Annotated[
         bool, typer.Option("--plot", help="curves over training, to the run's folder or to --out")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="folder for the curves; implies --plot")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=home, help="folder for the curves; implies --plot")
+    ] = None,
     trust_run: TrustRun = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -60,12 +71,17 @@ def evaluate(
 
     def work() -> None:
         with importing():
-            from rich.console import Console
-
             from nablaflow.report.protocol import protocol_table
             from nablaflow.report.table import rich_table
-            from nablaflow.runs.evaluate import evaluate_run, given_prompts, write_curves
+            from nablaflow.runs.evaluate import (
+                check_curves,
+                evaluate_run,
+                given_prompts,
+                write_curves,
+            )
 
+        if plot or out:
+            check_curves(folder, out)
         summary = evaluate_run(
             folder,
             n,
@@ -82,9 +98,9 @@ def evaluate(
         if as_json:
             print(json.dumps(summary))
             return
-        console = Console()
+        shown = console()
         for table in (rich_table(summary), "", protocol_table(summary["protocol"])):
-            console.print(table)
+            shown.print(table)
         if picture is not None:
             print(picture)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, guarded, importing, listed
+from nablaflow.commands.shared import AsJson, Debug, console, guarded, home, importing, listed
 
 
 def exact(
@@ -55,7 +55,9 @@ def exact(
             "default: analytic"
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for figures and samples")] = Path("runs/exact"),
+    out: Annotated[Path, typer.Option(callback=home, help="folder for figures and samples")] = Path(
+        "runs/exact"
+    ),
     workers: Annotated[int | None, typer.Option(help="processes; default: one a core")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace figures of other settings there")
@@ -71,8 +73,6 @@ def exact(
 
     def work() -> None:
         with importing():
-            from rich.console import Console
-
             from nablaflow.exact.pool import plan
             from nablaflow.exact.study import LabStudy
             from nablaflow.report.exact_plot import write_plots
@@ -86,7 +86,7 @@ def exact(
         if as_json:
             print(json.dumps({"rows": rows}))
             return
-        Console().print(exact_table(rows))
+        console().print(exact_table(rows))
         for picture in pictures:
             print(picture)
 

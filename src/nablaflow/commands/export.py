@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, Moved, TrustRun, guarded, importing
+from nablaflow.commands.shared import AsJson, Debug, Moved, TrustRun, guarded, home, importing
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", callback=home, help="run folder")],
     settings: Moved = None,
     form: Annotated[
         str,
@@ -24,7 +24,9 @@ def export(
     ] = "diffusers",
     out: Annotated[
         Path | None,
-        typer.Option(help="folder to write; default: exports/, the names of run and format"),
+        typer.Option(
+            callback=home, help="folder to write; default: exports/, the names of run and format"
+        ),
     ] = None,
     dtype: Annotated[
         str, typer.Option(help="of the weights: float32, bfloat16 or float16")

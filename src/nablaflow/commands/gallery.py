@@ -8,14 +8,16 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, Moved, TrustRun, guarded, importing
+from nablaflow.commands.shared import AsJson, Debug, Moved, TrustRun, guarded, home, importing
 
 
 def gallery(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", callback=home, help="run folder")],
     settings: Moved = None,
     n: Annotated[int, typer.Option("--n", min=1, help="images of each")] = 16,
-    out: Annotated[Path, typer.Option(help="folder for the images")] = Path("gallery"),
+    out: Annotated[Path, typer.Option(callback=home, help="folder for the images")] = Path(
+        "gallery"
+    ),
     strength: Annotated[
         list[float] | None,
         typer.Option(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from nablaflow.commands.named_help import naming
-from nablaflow.commands.shared import AsJson, Debug, guarded, importing
+from nablaflow.commands.shared import AsJson, Debug, console, guarded, home, importing
 from nablaflow.errors import UserError
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
@@ -19,9 +19,13 @@ app = typer.Typer(help="Fit a reward to judged images; score images.", no_args_i
 
 @app.command(cls=naming({"--features": "features"}))
 def fit(
-    folder: Annotated[Path, typer.Argument(help="images with ratings.csv or pairs.csv")],
+    folder: Annotated[
+        Path, typer.Argument(callback=home, help="images with ratings.csv or pairs.csv")
+    ],
     features: Annotated[str, typer.Option(help="frozen features that its heads read")] = "clip",
-    out: Annotated[Path, typer.Option(help="file of the reward")] = Path("reward.safetensors"),
+    out: Annotated[Path, typer.Option(callback=home, help="file of the reward")] = Path(
+        "reward.safetensors"
+    ),
     members: Annotated[int, typer.Option(min=2, max=2**10, help="heads of the ensemble")] = 8,
     hidden: Annotated[
         int, typer.Option(min=0, max=2**14, help="hidden units of a head; 0: linear")
@@ -43,8 +47,6 @@ def fit(
 
     def work() -> None:
         with importing():
-            from rich.console import Console
-
             from nablaflow.devices import find_device
             from nablaflow.fitting import HeadSettings, check_out, fit_folder, save
             from nablaflow.progress import show
@@ -68,7 +70,7 @@ def fit(
         if as_json:
             print(json.dumps({"reward": str(out), "card": str(card), **found.about}))
             return
-        Console().print(fit_table(found.about))
+        console().print(fit_table(found.about))
         print(f"{out} · {card} · {picture}")
 
     guarded(work, debug)
@@ -76,7 +78,9 @@ def fit(
 
 @app.command(cls=naming({"--reward": "rewards"}))
 def score(
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="folder of images")],
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES", callback=home, help="folder of images")
+    ],
     reward: Annotated[str, typer.Option(help="as in a recipe: a name, a path, a sum")],
     prompt: Annotated[str, typer.Option(help="of all the images, for a reward that reads it")] = "",
     weights: Annotated[
@@ -90,8 +94,6 @@ def score(
 
     def work() -> None:
         with importing():
-            from rich.console import Console
-
             from nablaflow.devices import find_device
             from nablaflow.fitting import score_folder
             from nablaflow.progress import show
@@ -107,7 +109,7 @@ def score(
             ]
             print(json.dumps({"reward": found.name, "images": listed}))
             return
-        Console().print(score_table([(row.image.name, row.score, row.uncertainty) for row in rows]))
+        console().print(score_table([(row.image.name, row.score, row.uncertainty) for row in rows]))
 
     guarded(work, debug)
 

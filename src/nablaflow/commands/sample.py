@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, Moved, TrustRun, guarded, importing
+from nablaflow.commands.shared import AsJson, Debug, Moved, TrustRun, guarded, home, importing
+from nablaflow.places import at_home
 
 
 def sample(
@@ -16,7 +17,9 @@ def sample(
     settings: Moved = None,
     prompt: Annotated[list[str] | None, typer.Option(help="again for more prompts")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="images in all")] = 8,
-    out: Annotated[Path, typer.Option(help="folder for the images")] = Path("samples"),
+    out: Annotated[Path, typer.Option(callback=home, help="folder for the images")] = Path(
+        "samples"
+    ),
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of the noise")] = 0,
     checkpoint: Annotated[
         str | None,
@@ -53,7 +56,7 @@ def sample(
         given = {"sampler": sampler, "height": height, "width": width}
         own = {"checkpoint": checkpoint, "strength": strength, "settings": settings or None}
         written = sample_to_folder(
-            source,
+            str(at_home(source)) if source.startswith("~") else source,
             prompt or [],
             n,
             out,

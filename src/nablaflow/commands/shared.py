@@ -8,12 +8,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from nablaflow.commands.late import load_late
 from nablaflow.errors import ExportError, TrainingStopped, UserError
+from nablaflow.places import at_home
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, nothing else")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of a mistake")]
@@ -37,6 +42,18 @@ Moved = Annotated[
         help="where a run's model, and the LoRA in its reference, are now",
     ),
 ]
+
+
+def home(path: Path | None) -> Path | None:
+    """A path as the user meant it: of ``--out=~/a`` a shell leaves the ``~``."""
+    return None if path is None else at_home(path)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where tables go: what is in brackets or between colons is the user's, and no markup."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False)
 
 
 def listed(given: Sequence[str] | None) -> list[str]:

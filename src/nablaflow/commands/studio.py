@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from nablaflow.commands.shared import Debug, guarded
+from nablaflow.commands.shared import Debug, guarded, home
 
 
 def studio(
-    folder: Annotated[Path, typer.Argument(help="with runs, or images, in it")] = Path("runs"),
+    folder: Annotated[
+        Path, typer.Argument(callback=home, help="with runs, or images, in it")
+    ] = Path("runs"),
     write: Annotated[
         bool, typer.Option("--write", help="allow rating, fitting and aligning")
     ] = False,
@@ -19,7 +21,8 @@ def studio(
         str, typer.Option(help="that a reward is fitted on: clip, dinov2, dreamsim, nano or pixels")
     ] = "nano",
     recipe: Annotated[
-        Path | None, typer.Option(help="that the page aligns with; without it, the demo's")
+        Path | None,
+        typer.Option(callback=home, help="that the page aligns with; without it, the demo's"),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
     debug: Debug = False,

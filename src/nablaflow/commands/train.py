@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from nablaflow.commands.shared import AsJson, Debug, KeyValues, TrustRun, guarded, importing
+from nablaflow.commands.shared import (
+    AsJson,
+    Debug,
+    KeyValues,
+    TrustRun,
+    console,
+    guarded,
+    home,
+    importing,
+)
 
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the run in output_dir")]
@@ -40,7 +49,7 @@ def demo(
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="a YAML file, see recipes/")],
+    recipe: Annotated[Path, typer.Argument(callback=home, help="a YAML file, see recipes/")],
     settings: KeyValues = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -56,26 +65,29 @@ def train(
 def _run(recipe: Path | None, defaults: dict[str, Any], overrides: list[str], **flags: Any) -> None:
     """Load a configuration, carry it out, print the table or the JSON."""
     with importing():
-        from rich.console import Console
-
         from nablaflow.config.overrides import load_config
         from nablaflow.report.table import rich_table
         from nablaflow.runs.align import run
-        from nablaflow.runs.trust import check_recipe, methods_of_recipe
+        from nablaflow.runs.trust import check_goes_on_here, check_recipe, methods_of_recipe
 
     as_json = flags.pop("as_json")
-    console = Console(stderr=as_json)
+    shown = console(stderr=as_json)
     trusted = flags.pop("trusted", False)
     find = methods_of_recipe(recipe, trusted=trusted)
     config = load_config(recipe, overrides, defaults, find)
     check_recipe(recipe, config, overrides, trusted=trusted)
-    result = run(config, **flags, console=Console(stderr=True))
+    if flags["resume"]:
+        check_goes_on_here(recipe, config, overrides)
+    result = run(config, **flags, console=console(stderr=True))
     if not result.summary:
         return
     if as_json:
         print(json.dumps({"output_dir": str(result.folder), **result.summary}))
         return
-    console.print(rich_table(result.summary))
+    shown.print(rich_table(result.summary))
     minutes = result.summary["seconds"] / 60
     what = "LoRA" if result.lora.name == "lora" else "model"
-    console.print(f"{result.folder}/report.html · {what} in {result.lora} · {minutes:.1f} minutes")
+    shown.print(
+        f"{result.folder}/report.html · {what} in {result.lora} · {minutes:.1f} minutes",
+        soft_wrap=True,
+    )

@@ -12,6 +12,7 @@ from nablaflow.comparison.race import race
 from nablaflow.comparison.study import ComparisonStudy
 from nablaflow.errors import UserError
 from nablaflow.progress import show
+from nablaflow.storage.study import check_writable
 
 
 def compare_asked(
@@ -42,6 +43,7 @@ def compare_asked(
         if not runs:
             own = {**training, "metrics": tuple(metrics)} | ({} if n is None else {"n": n})
             study = ComparisonStudy.named(methods, rewards, out, held_out=held_out, **own)
+            check_writable(out)
             return race(study, progress, overwrite=overwrite)
         if methods or rewards or training or overwrite:
             raise UserError(

@@ -26,6 +26,7 @@ from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import list_checkpoints, load_policy, read_manifest
 from nablaflow.storage.run_folder import CONFIG
+from nablaflow.storage.study import check_writable
 from nablaflow.storage.whole import each_whole, steady
 
 SMALLEST_BANK = 4  # times the images that are measured, for runs that have no bank of their own
@@ -65,6 +66,7 @@ def compare_runs(
             check_may_be_given(config)
         check_trusted(config, folder, own, trusted=trusted)
     _check_alike(folders, configs)
+    check_writable(out)
     gauge, cells = None, []
     for folder, config, label in zip(folders, configs, _labels(folders, configs), strict=True):
         with fresh_accelerator():

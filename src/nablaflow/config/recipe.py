@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     InstanceOf,
@@ -35,6 +36,7 @@ from nablaflow.errors import UserError, nearest, one_line, show
 from nablaflow.methods import Method
 from nablaflow.methods.contract import check_noise
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings
+from nablaflow.places import at_home
 from nablaflow.prompts.source import PromptSource
 from nablaflow.rewards.custom import is_custom
 from nablaflow.settings import Kinds, Settings, dotted, explain, group_of, named_kinds, nearest_key
@@ -46,7 +48,7 @@ SHARED_ROLLOUT = 4
 PATHS = {("model",), ("output_dir",), ("prompts",), ("evaluation", "prompts"), ("guard", "prompts")}
 PATHS |= {("model_lora",), ("adapter", "start")}
 # Validation is strict, but YAML has text for paths.
-AnyPath = Annotated[Path, Field(strict=False)]
+AnyPath = Annotated[Path, Field(strict=False), AfterValidator(at_home)]
 
 
 class Config(Settings):
@@ -67,8 +69,8 @@ class Config(Settings):
         default=None,
         min_length=1,
         description="a LoRA that is fused into the model first, so that the two are the reference, "
-        "which the KL and the tilt are of: a .safetensors file as diffusers or kohya's scripts "
-        "save it, or a folder with one; null: none",
+        "which the KL and the tilt are of: a .safetensors file as diffusers, kohya's scripts or "
+        "ComfyUI have it, or a folder with one; null: none",
     )
     model_lora_scale: float = Field(
         default=1.0, description="strength at which model_lora is fused; 1 is as it was trained"

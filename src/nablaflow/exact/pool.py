@@ -19,7 +19,7 @@ import torch
 from nablaflow.errors import TrainingStopped
 from nablaflow.exact.study import LabCell, LabStudy, Row
 from nablaflow.memory import keep_freed_memory
-from nablaflow.storage.study import at_least, unwritable_is_the_users
+from nablaflow.storage.study import at_least, check_writable, unwritable_is_the_users
 
 REFRESH = 0.2  # seconds between two looks at how far the workers are
 
@@ -119,6 +119,8 @@ def plan(study: LabStudy, *, workers: int | None = None, overwrite: bool = False
     cells = study.missing(overwrite=overwrite)
     with unwritable_is_the_users(study.out):
         study.out.mkdir(parents=True, exist_ok=True)
+    if cells:
+        check_writable(study.out)
     return PoolPlan(study, tuple(cells), min(workers, len(cells)))
 
 

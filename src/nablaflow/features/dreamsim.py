@@ -15,6 +15,7 @@ from nablaflow.errors import UserError
 from nablaflow.features.contract import FeatureExtractor, frozen
 from nablaflow.features.preprocess import resize
 from nablaflow.hub import announce
+from nablaflow.places import at_home
 from nablaflow.typing import Features, Images
 
 SIZE = 224  # the package's own preprocessing squeezes an image to this square
@@ -31,7 +32,7 @@ def load_dreamsim(weights: str | None, device: torch.device) -> FeatureExtractor
         UserError: the package is not installed, or its weights cannot be downloaded.
     """
     folder = Path(constants.HF_HOME) / "dreamsim" if weights is None else Path(weights)
-    network: Any = frozen(_model(folder.expanduser(), device), device)
+    network: Any = frozen(_model(at_home(folder), device), device)
 
     def embed(images: Images) -> Features:
         return network.embed(resize(images, SIZE, SIZE))

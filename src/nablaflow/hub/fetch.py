@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from nablaflow.errors import UserError
 from nablaflow.hub.tries import untold_tries
 from nablaflow.hub.wanted import Wanted
+from nablaflow.places import at_home
 
 HubSource = str | Path
 
@@ -44,7 +45,7 @@ def fetch_file(
             cache cannot be written.
     """
     if local is not None:
-        return _local_file(Path(local).expanduser(), name, field or "weights")
+        return _local_file(at_home(local), name, field or "weights")
     wanted = Wanted(repo, (name,), revision, field)
     try:
         return Path(hf_hub_download(repo, name, revision=revision, local_files_only=True))
@@ -81,7 +82,7 @@ def fetch_folder(
             cache cannot be written.
     """
     if local is not None:
-        return _local_folder(Path(local).expanduser(), patterns, field or "weights")
+        return _local_folder(at_home(local), patterns, field or "weights")
     wanted = Wanted(repo, tuple(patterns), revision, field)
     cached = _cached_folder(repo, patterns, revision, wanted)
     if cached is not None:

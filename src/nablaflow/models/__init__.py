@@ -9,7 +9,14 @@ with quiet_libraries():  # pipelines name optional packages as they are imported
     from nablaflow.models.flow_size import make_flow_score
     from nablaflow.models.fused import WithLora
     from nablaflow.models.live import AnyPipeline, LivePipeline
-    from nablaflow.models.load import FAMILIES, family_of, hand_over, load_model, load_pipeline
+    from nablaflow.models.load import (
+        FAMILIES,
+        check_is_there,
+        family_of,
+        hand_over,
+        load_model,
+        load_pipeline,
+    )
     from nablaflow.models.log_flow import ConvLogFlow, LogFlow, make_log_flow
     from nablaflow.models.old_policy import OldPolicy
     from nablaflow.models.random_weights import random
@@ -32,6 +39,7 @@ __all__ = [
     "SamplerSettings",
     "UNetFlowScore",
     "WithLora",
+    "check_is_there",
     "family_of",
     "fingerprint",
     "hand_over",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nablaflow import nano
 from nablaflow.models.folder import files_of
+from nablaflow.places import at_home
 
 PREFIX = "files:"
 """Before such a mark, which is of other make than a hash of all weights."""
@@ -25,7 +26,7 @@ def mark_of_files(model: str) -> str | None:
     Raises:
         UserError: it is a folder without a pipeline.
     """
-    place = Path(model).expanduser()
+    place = at_home(model)
     if model in nano.MODELS or not place.exists():
         return None
     digest = hashlib.sha256()

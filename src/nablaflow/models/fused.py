@@ -8,7 +8,8 @@ from typing import Any
 
 from nablaflow.errors import UserError
 from nablaflow.models.live import LivePipeline
-from nablaflow.models.lora_file import load_into
+from nablaflow.models.lora_loading import load_into
+from nablaflow.models.lora_places import Denoiser
 from nablaflow.quiet import quiet_libraries
 
 SETTING = "model_lora"
@@ -32,13 +33,13 @@ class WithLora:
 
 
 @quiet_libraries()
-def fuse(pipeline: Any, file: Path, scale: float) -> Any:
+def fuse(pipeline: Any, denoiser: Denoiser, file: Path, scale: float) -> Any:
     """The same pipeline, a LoRA's update in the weights of its denoiser and text encoders.
 
     Raises:
         UserError: it takes none, or the file is none or for another base.
     """
-    load_into(pipeline, file, SETTING)
+    load_into(pipeline, denoiser, file, SETTING)
     try:
         pipeline.fuse_lora(lora_scale=scale, safe_fusing=True)
     except (ValueError, RuntimeError) as error:  # what is not finite; a bias that has no place

@@ -71,16 +71,24 @@ def _published(
 
 def _place(path: str, layout: Layout) -> tuple[str, tuple[str, ...]]:
     """The checkpoint's layer that holds one of diffusers', and all that it holds."""
+    place = placed(path, layout)
+    if place is None:
+        raise UserError(
+            f"--format: the published checkpoint has no layer for {path}, so kohya's names have "
+            "none either; use diffusers or merged"
+        )
+    return place
+
+
+def placed(path: str, layout: Layout) -> tuple[str, tuple[str, ...]] | None:
+    """The checkpoint's layer that holds one of diffusers', and all that it holds, if there is."""
     for target, parts in layout.items():
         for part in parts:
             match = re.fullmatch(re.escape(part).replace(r"\{\}", r"(\d+)"), path)
             if match is not None:
                 numbers = match.groups()
                 return target.format(*numbers), tuple(p.format(*numbers) for p in parts)
-    raise UserError(
-        f"--format: the published checkpoint has no layer for {path}, so kohya's names have none "
-        "either; use diffusers or merged"
-    )
+    return None
 
 
 def _side_by_side(

@@ -7,14 +7,16 @@ them on by names that peft does not know, and so loses them where it loads the f
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 ALPHA = ".alpha"
-FACTORS = ((".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight"))
+FACTORS = (
+    (".lora_down.weight", ".lora_up.weight"),
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+)
+"""What the names of a layer's two factors end with."""
 
 
 def scales_by_kohya(state: Mapping[str, Tensor]) -> dict[str, float]:
@@ -35,16 +37,23 @@ def alone(names: Collection[str]) -> list[str]:
     return [n for n in names if n.endswith(ALPHA) and n.removesuffix(ALPHA) not in paths]
 
 
-def has_several_scales(file: Path) -> bool:
-    """Whether a stock pipeline that loads a file loses the scales of its layers."""
-    return len(set(scales_by_kohya(load_file(file)).values())) > 1
+def stock_keeps(state: Mapping[str, Tensor]) -> bool:
+    """Whether diffusers keeps the scales of a file's layers: one, of one rank, by kohya's names."""
+    ends = tuple(down for down, _ in FACTORS)
+    ranks = {len(value) for name, value in state.items() if name.endswith(ends)}
+    kohyas = any(name.endswith(ends[0]) for name in state)
+    read = kohyas or not has_kohyas_form(state)
+    return read and len(ranks) == 1 and len(set(scales_by_kohya(state).values())) == 1
 
 
-def with_its_scales(file: Path) -> tuple[Any, dict[str, Any]]:
-    """What ``load_lora_weights`` takes, and options: the file, or its tensors with their scales."""
-    state = load_file(file)
+def without_scales(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, each layer's scale in its up factor, and no alphas."""
     scales = scales_by_kohya(state)
-    if len(set(scales.values())) < 2:
-        return file.parent, {"weight_name": file.name}
-    scaled = {name: state[name].float() * scale for name, scale in scales.items()}
-    return {n: v for n, v in (state | scaled).items() if not n.endswith(ALPHA)}, {}
+    scaled = {n: state[n].float() * scale for n, scale in scales.items() if scale != 1.0}
+    return {n: v for n, v in {**state, **scaled}.items() if not n.endswith(ALPHA)}
+
+
+def has_kohyas_form(names: Collection[str]) -> bool:
+    """Whether the scale of a layer is alpha over rank, or 1 without: by what the names end with."""
+    down = FACTORS[0][0]
+    return any(name.endswith((ALPHA, down)) for name in names)

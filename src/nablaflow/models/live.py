@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import nn
 
 from nablaflow.errors import UserError
 from nablaflow.models.folder import INDEX
+from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
 
 AnyPipeline = DiffusionPipeline
@@ -50,7 +50,7 @@ class LivePipeline:
     def name(self) -> str:
         """Folder or hub id that it was loaded from; else one that no pipeline can be loaded by."""
         origin = str(self.pipeline.name_or_path or "")
-        folder = Path(origin).expanduser()
+        folder = at_home(origin)
         if origin and (folder / INDEX).is_file():
             return str(folder.absolute())
         is_hub_id = origin.count("/") == 1 and not origin.startswith((".", "/", "~"))

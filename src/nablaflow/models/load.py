@@ -38,6 +38,7 @@ from nablaflow.models.source import ModelSource
 from nablaflow.models.stable_diffusion import StableDiffusion
 from nablaflow.models.written import check_checksums
 from nablaflow.models.z_image import ZImage
+from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
 
 FAMILIES: list[type[PipelineModel]] = [
@@ -113,15 +114,13 @@ def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any
         )
     if model.startswith(RANDOM):
         return random_by_name(model, dtype)
-    path = Path(model).expanduser()
-    looks_local = path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
+    path = at_home(model)
     check_is_whole(path)
+    is_here = check_is_there(model)
     if path.is_file():
         return load_single_file(path, dtype)
-    if not looks_local:
+    if not is_here:
         path = _from_hub(model)
-    if not path.is_dir():
-        raise UserError(f"model: there is no folder {model}; check the path, or give a hub id")
     parts = read_index(path)
     _check_index(parts)
     check_files(path, parts)
@@ -133,13 +132,26 @@ def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any
     return _load(str(path), dtype, parts, use_safetensors=safe, variant=variant)
 
 
+def check_is_there(model: str) -> bool:
+    """Whether a model's name is of a file or a folder here, and not to be asked the hub for.
+
+    Raises:
+        UserError: there is none, and a hub id would not be written so.
+    """
+    if model.startswith((LIVE, RANDOM)) or at_home(model).exists():
+        return True
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise UserError(f"model: there is no folder {model}; check the path, or give a hub id")
+    return False
+
+
 def _fused(source: WithLora, dtype: torch.dtype) -> Any:
     """In float32: half precision would round away what a LoRA adds to a weight."""
     base = source.model
     # Not into the weights of a pipeline that the user holds.
     exact = torch.float32
     own = base.copy(exact) if isinstance(base, LivePipeline) else load_pipeline(base, exact)
-    return fuse(own, source.file, source.scale).to(dtype)
+    return fuse(own, family_of(own).part(), source.file, source.scale).to(dtype)
 
 
 def _from_hub(model: str) -> Path:

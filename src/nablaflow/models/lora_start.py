@@ -11,13 +11,14 @@ from torch import nn
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import ADAPTER, LoraAdapter
 from nablaflow.models.lora_file import GivenLora, LoraFactors, find_lora, read_lora
+from nablaflow.models.lora_places import Denoiser
 from nablaflow.models.lora_targets import exact_targets, targeted
 from nablaflow.models.settings import AdapterSettings
 
 SETTING = "adapter.start"
 
 
-def read_start(pipeline: Any, denoiser: str, settings: AdapterSettings) -> GivenLora | None:
+def read_start(pipeline: Any, denoiser: Denoiser, settings: AdapterSettings) -> GivenLora | None:
     """The LoRA that an adapter is to begin from; None where it begins at the reference.
 
     Raises:

@@ -21,6 +21,7 @@ from nablaflow.models.attention import fused_attention, use_plain_attention
 from nablaflow.models.conditioning import check_network
 from nablaflow.models.contract import DiffusionModel
 from nablaflow.models.kohya import Layout
+from nablaflow.models.lora_places import Denoiser
 from nablaflow.models.lora_start import begin_at, read_start, targets_of
 from nablaflow.models.lora_targets import automatic_targets
 from nablaflow.models.parts import check_scheduler
@@ -91,6 +92,11 @@ class PipelineModel(DiffusionModel):
         self.parameterization = pipeline.scheduler.config.get("prediction_type", "epsilon")
         self.guidance_scale = sampler.guidance_scale
         self.guidance_rescale = sampler.guidance_rescale or 0.0
+
+    @classmethod
+    def part(cls) -> Denoiser:
+        """The denoiser's name in the pipeline, and those of its layers in the checkpoint."""
+        return Denoiser(cls.denoiser, cls.published_layers)
 
     # --- before its weights are read, and before any work -----------------------------------------
 
@@ -167,7 +173,7 @@ class PipelineModel(DiffusionModel):
     def _make_adapter(self, network: Any, settings: AdapterSettings) -> Adapter:
         if settings.kind == "full":
             return FullAdapter(network)
-        start = read_start(self.pipeline, self.denoiser, settings)
+        start = read_start(self.pipeline, self.part(), settings)
         if start is not None:
             targets = targets_of(start, network, settings.targets)
         else:

@@ -24,6 +24,7 @@ from nablaflow.errors import UserError, nearest
 from nablaflow.models.architectures import ARCHITECTURES, Blueprint
 from nablaflow.nano.captions import WORDS
 from nablaflow.nano.pretrain.text import build_tokenizer
+from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
 
 RANDOM, SMALL = "random:", "-small"
@@ -85,7 +86,7 @@ def random_by_name(model: str, dtype: torch.dtype, device: str | torch.device = 
 
 
 def _free(folder: str | Path, device: str | torch.device) -> Path:
-    place = Path(folder).expanduser()
+    place = at_home(folder)
     if torch.device(device).type == "meta":
         raise UserError("models.random: shapes alone (device=meta) cannot be saved; leave one out")
     if place.exists():

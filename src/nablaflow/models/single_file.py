@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ def load_single_file(path: Path, dtype: torch.dtype) -> Any:
             f"model: {path} is one file that is not safetensors and may hold code; "
             + _convert(path, "where you trust it")
         )
-    names = _names(path)
+    kinds = _kinds(path)
+    names = list(kinds)
+    _check_not_quantized(path, kinds)
     _check_whole(path, names)
     kind, options = _kind(path, names)
     try:
@@ -48,6 +51,30 @@ def load_single_file(path: Path, dtype: torch.dtype) -> Any:
             f"model: {path} is one file, and the configuration it needs could not be downloaded "
             f"({reason}); " + _convert(path, "where the hub can be reached", kind.__name__)
         ) from error
+
+
+SCALES = (
+    *("scaled_fp8", ".scale_weight", ".weight_scale", ".weight_scale_2", ".scale_input"),
+    *(".input_scale", ".comfy_quant", ".absmax", ".quant_map", ".SCB", ".qweight", ".scales"),
+)
+"""How names end of what a quantized weight is multiplied by, or is marked with."""
+PACKED = ("I8", "U8", "I32")
+
+
+def _check_not_quantized(path: Path, kinds: Mapping[str, str]) -> None:
+    """Refuse weights that are other numbers without their scales, which diffusers leaves out.
+
+    Weights in eight bits without any, as they are, are read.
+    """
+    name = next((name for name in kinds if name.endswith(SCALES) or ".quant_state." in name), None)
+    packed = (n for n, kind in kinds.items() if n.endswith(".weight") and kind in PACKED)
+    name = name or next(packed, None)
+    if name is not None:
+        least = sorted({kind for kind in kinds.values() if kind.startswith(("F8", "I8", "U8"))})
+        raise UserError(
+            f"model: {path} is quantized ({', '.join(least) or 'by scales'}: {name}), and "
+            "gradients need weights that are not; give the same model in bf16, fp16 or float32"
+        )
 
 
 def _check_whole(path: Path, names: list[str]) -> None:
@@ -131,10 +158,12 @@ def _kind(path: Path, names: list[str]) -> tuple[type[Any], dict[str, Any]]:
     return StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}
 
 
-def _names(path: Path) -> list[str]:
+def _kinds(path: Path) -> dict[str, str]:
+    """Names of its tensors, and of their dtypes; no weights are read."""
     try:
         with safe_open(path, framework="pt") as file:
-            return list(file.keys())
+            names = list(file.keys())
+            return {name: file.get_slice(name).get_dtype() for name in names}
     except (SafetensorError, OSError) as error:
         raise UserError(f"model: {path} cannot be loaded ({error}); get it again") from error
 

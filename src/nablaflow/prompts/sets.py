@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nablaflow.errors import UserError
+from nablaflow.places import at_home
 from nablaflow.prompts.files import FoundPrompts, metadata_of, read_file
 from nablaflow.prompts.functions import draw_prompts
 from nablaflow.prompts.hub import data_set, named_set
@@ -131,7 +132,7 @@ def find_prompts(value: Source, base: Path, seed: int = 0) -> FoundPrompts:
         if column is not None:
             raise UserError(f"prompts.column: {source} is a set of texts and has none")
         return named_set(source)
-    return read_file(base / Path(source).expanduser(), column)
+    return read_file(base / at_home(source), column)
 
 
 def _refuse(source: str, given: Mapping[str, Any], what: str) -> None:
@@ -142,7 +143,7 @@ def _refuse(source: str, given: Mapping[str, Any], what: str) -> None:
 
 def _from(base: Path, source: str) -> str:
     """A function's source whose relative path starts at ``base``."""
-    return FUNCTION + str(base / Path(source.removeprefix(FUNCTION)).expanduser())
+    return FUNCTION + str(base / at_home(source.removeprefix(FUNCTION)))
 
 
 @lru_cache(maxsize=4)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from nablaflow.errors import nearest
+from nablaflow.places import at_home
 
 HUB = "hub:"
 SETS = ("simple-animals", "drawbench", "hpdv2-photo", "hpdv2-paintings")
@@ -75,5 +76,5 @@ def absolute(value: Any, folder: Path) -> Any:
     if value.startswith(HUB) or value in SETS or _is_address(value):
         return value
     if value.startswith(FUNCTION):
-        return FUNCTION + str((folder / Path(value.removeprefix(FUNCTION)).expanduser()).absolute())
-    return str((folder / Path(value).expanduser()).absolute())
+        return FUNCTION + str((folder / at_home(value.removeprefix(FUNCTION))).absolute())
+    return str((folder / at_home(value)).absolute())

@@ -13,6 +13,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from nablaflow.errors import UserError, nearest
+from nablaflow.places import at_home
 from nablaflow.rewards.contract import summary
 from nablaflow.rewards.process import left_as_it_was
 
@@ -65,7 +66,7 @@ def load_object(spec: str, what: str, kind: str = "function") -> Any:
     if not location or not attribute.isidentifier():
         raise UserError(f"{what} {spec!r} names no {kind}: write path/to/file.py:{kind}")
     try:
-        path = Path(location).expanduser().resolve()
+        path = at_home(location).resolve()
         there = path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no such home
         raise UserError(f"{what} {spec[:60]!r}: no file can have this name ({error})") from None

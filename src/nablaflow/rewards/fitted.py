@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from nablaflow import features
 from nablaflow.errors import UserError
 from nablaflow.features import FeatureExtractor
 from nablaflow.hub import announce
+from nablaflow.places import at_home
 from nablaflow.rewards.contract import NamedReward
 from nablaflow.rewards.heads import Heads, mean_and_spread, read_heads
 from nablaflow.rewards.settings import Load, RewardSettings
@@ -36,7 +36,7 @@ class Fitted(RewardSettings):
     )
 
     def build(self, name: str, load: Load) -> NamedReward:
-        heads, about = read_heads(Path(name).expanduser())
+        heads, about = read_heads(at_home(name))
         if about["features"] not in features.FEATURES:
             raise UserError(
                 f"reward: {name} needs the features {about['features']!r}, which are unknown here; "

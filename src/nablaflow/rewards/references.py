@@ -10,6 +10,7 @@ from typing import Any
 from nablaflow.addresses import masked_url
 from nablaflow.errors import UserError
 from nablaflow.hub import is_local
+from nablaflow.places import at_home
 from nablaflow.rewards import CALLABLE
 from nablaflow.rewards.combine import parse
 from nablaflow.rewards.custom import is_custom, is_fitted
@@ -44,7 +45,7 @@ class Reference:
         if self.kind not in (CODE, FILE):
             return None
         place = self.name.rpartition(":")[0] if self.kind == CODE else self.name
-        return Path(place).expanduser().resolve()
+        return at_home(place).resolve()
 
     @property
     def identity(self) -> str:

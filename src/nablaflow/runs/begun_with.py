@@ -14,6 +14,7 @@ from nablaflow.models.file_mark import PREFIX
 from nablaflow.models.fused import SETTING as FUSED
 from nablaflow.models.lora_file import find_lora
 from nablaflow.models.lora_start import SETTING as START
+from nablaflow.places import at_home
 from nablaflow.storage import checksums
 
 MARKED = {
@@ -88,7 +89,7 @@ def with_checksums(config: Config, saved: Config | None) -> Config:
 
 
 def _is_gone(path: str) -> bool:
-    return not Path(path).expanduser().exists()
+    return not at_home(path).exists()
 
 
 def known_lora(path: str, setting: str, known: str | None) -> tuple[Path, str]:

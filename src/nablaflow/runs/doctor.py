@@ -167,7 +167,8 @@ def table(found: dict[str, Any]) -> Table:
         shown.add_row(package, number)
     for model, fits in found["fits"].items():
         shown.add_row(f"fits: {model}", _verdict(found, model, fits))
-    shown.add_row("an update's time", HOW)
+    if any(found["fits"][model] and found["update_seconds"][model] for model in found["fits"]):
+        shown.add_row("an update's time", HOW)
     adapter = found["adapter"]
     shown.add_row(f"adapter: {adapter['model']}", adapter["text"].removeprefix("adapter: "))
     return shown

@@ -30,11 +30,12 @@ from nablaflow.report.protocol import protocol_curves
 from nablaflow.rewards import CALLABLE, NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.agreement import check_same
-from nablaflow.runs.folder import load_run_config
+from nablaflow.runs.folder import check_is_run, load_run_config
 from nablaflow.runs.pretrained import check_may_be_given
 from nablaflow.runs.setup import prepare
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import guards_best
+from nablaflow.storage.files import folder_fault
 from nablaflow.storage.run_folder import CURVES
 from nablaflow.storage.whole import checkpoints_before, last_whole, steady
 
@@ -193,6 +194,18 @@ def given_prompts(text: str) -> Source:
         return check_source(parse_override(f"prompts={text}")[1])
     except ValueError as error:
         raise UserError(f"prompts: {error}") from None
+
+
+def check_curves(run: Path, out: Path | None) -> None:
+    """Find out before the work whether the curves can be written: to the run, or to ``out``.
+
+    Raises:
+        UserError: the folder holds no run, or nothing can be written there.
+    """
+    check_is_run(run)
+    fault = folder_fault(out or run)
+    if fault is not None:
+        raise UserError(f"--out: {fault}; give another folder")
 
 
 def write_curves(protocol: dict[str, Any], folder: Path) -> Path:

@@ -26,12 +26,14 @@ from nablaflow.models.written import write_checksums
 from nablaflow.report.card import Card, card_text
 from nablaflow.report.loading import base_lines, fusing
 from nablaflow.report.privacy import without_folders_in
+from nablaflow.runs.folder import check_is_run
 from nablaflow.runs.policy import LAST, REFERENCE, load_policy
 from nablaflow.runs.pretrained import fused_lora, source_of
 from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage import checksums
 from nablaflow.storage.files import (
     PARTIAL,
+    folder_fault,
     put_in_place,
     remove_tree,
     what_failed,
@@ -98,6 +100,7 @@ def export_run(
     """
     _check_choices(form, dtype, checkpoint)
     final = Path("exports", f"{run.resolve().name}-{form}") if out is None else out
+    check_is_run(run)
     _check_out(final, overwrite=overwrite)
     given = {"trusted": trusted, "pipeline": pipeline, "method": method, "settings": settings}
     model, config, folder = load_policy(
@@ -139,6 +142,11 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--out: no folder can have this name ({reason})") from None
+    fault = folder_fault(out.parent)  # it is written beside
+    if fault is not None:
+        raise UserError(f"--out: {fault}")
+    if out.name in ("", ".."):
+        raise UserError(f"--out: {out} has no name of its own; give a new folder's")
     if out.suffix == ".safetensors":
         raise UserError(f"--out: {out} would be a file; give a folder, for it and its card")
     if not there:

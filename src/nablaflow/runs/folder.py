@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from nablaflow.runs.begun_with import (
 )
 from nablaflow.runs.trust import NeedsWord, paths_read
 from nablaflow.storage.checkpoint import DamagedCheckpoint, list_checkpoints, read_manifest
-from nablaflow.storage.files import write_whole
+from nablaflow.storage.files import folder_fault, write_whole
 from nablaflow.storage.lock import check_free, held, sign_launch
 from nablaflow.storage.run_folder import (
     CONFIG,
@@ -85,7 +84,9 @@ def check_run(config: Config, *, resume: bool, overwrite: bool) -> None:
             another process writes there.
     """
     run = config.output_dir
-    _check_place(run)
+    fault = folder_fault(run)
+    if fault is not None:
+        raise UserError(f"output_dir: {fault}")
     if run.is_dir():
         check_free(run)
     _check_content(config, resume=resume, overwrite=overwrite)
@@ -105,23 +106,12 @@ def _check_content(config: Config, *, resume: bool, overwrite: bool) -> None:
         _check_apart(config)
 
 
-def _check_place(run: Path) -> None:
-    """Whether the folder can be made: the nearest one that exists decides."""
-    try:
-        nearest = next(place for place in (run, *run.absolute().parents) if place.exists())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"output_dir: no folder can have this name ({reason})") from None
-    if not nearest.is_dir():
-        raise UserError(f"output_dir: cannot write {run} ({nearest} is not a directory)")
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f"output_dir: cannot write {run} (no permission in {nearest})")
-
-
 def _check_apart(config: Config) -> None:
     """A run that is replaced is neither where the user stands nor around what is read."""
     run = config.output_dir.resolve()
-    taken = {"the working directory": Path.cwd(), "the home folder": Path.home()}
+    taken = {"the working directory": Path.cwd()}
+    with suppress(RuntimeError):  # a user that a container was given may have none
+        taken["the home folder"] = Path.home()
     taken |= {f"what the run reads ({path})": path for path in paths_read(config)}
     for what, place in taken.items():
         if place.resolve().is_relative_to(run):
@@ -148,20 +138,27 @@ def open_run(
     """
     run = config.output_dir
     with ExitStack() as stack:
-        try:
+        with _the_users_disk(run):
             run.mkdir(parents=True, exist_ok=True)
             _check_content(config, resume=resume, overwrite=overwrite)  # before the marker
             stack.enter_context(held(run))
-            _begin(config, resume=resume, overwrite=overwrite)
-            if launch is not None:
-                sign_launch(run, launch)
-        except OSError as error:
-            raise UserError(f"output_dir: cannot write {run} ({error.strerror})") from error
         try:
+            with _the_users_disk(run):
+                _begin(config, resume=resume, overwrite=overwrite)
+                if launch is not None:
+                    sign_launch(run, launch)
             yield run
         finally:
             if put_back(run):
                 print(f"{run}: the run that was there is back in its place", file=sys.stderr)
+
+
+@contextmanager
+def _the_users_disk(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write {run} ({error.strerror})") from error
 
 
 def _begin(config: Config, *, resume: bool, overwrite: bool) -> None:
@@ -198,9 +195,7 @@ def load_run_config(
     Raises:
         UserError: the folder holds no run, or neither can be read.
     """
-    copy = _copy_in_checkpoint(run)
-    if copy is None and not (run / CONFIG).is_file():
-        raise UserError(_no_run(run))
+    copy = check_is_run(run)
     try:
         own = load_config(run / CONFIG, [], {}, find)  # so that no override is taken for damage
     except NeedsWord:
@@ -229,6 +224,18 @@ def load_run_config(
                 file=sys.stderr,
             )
     return config
+
+
+def check_is_run(run: Path) -> str | None:
+    """What the last checkpoint of a run has of its configuration, if there is any.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    copy = _copy_in_checkpoint(run)
+    if copy is None and not (run / CONFIG).is_file():
+        raise UserError(_no_run(run))
+    return copy
 
 
 def _no_run(run: Path) -> str:

@@ -27,7 +27,7 @@ from nablaflow.runs.sample import BATCH, image_name
 from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage.checkpoint import list_checkpoints
 from nablaflow.storage.checkpoint import load_policy as read_policy
-from nablaflow.storage.files import write_whole
+from nablaflow.storage.files import folder_fault, write_whole
 from nablaflow.storage.gallery import GALLERY, REFERENCE
 from nablaflow.storage.whole import steady, whole_checkpoints
 from nablaflow.typing import Batch, Images
@@ -144,6 +144,9 @@ def write_gallery(
     table = out / GALLERY
     if table.exists() and not overwrite:
         raise UserError(f"--out: {out} holds a gallery already; use --overwrite or another folder")
+    fault = folder_fault(out)
+    if fault is not None:
+        raise UserError(f"--out: {fault}")
     drawer = _drawer(run, n, seed, settings, trusted=trusted)
     with steady(run) as place, show() as progress:
         checkpoints = [path.name for path in list_checkpoints(place)]

@@ -14,6 +14,7 @@ from nablaflow.errors import UserError
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline, load_pipeline
 from nablaflow.models.export import LORA_FILE
+from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.export import export_run
@@ -73,7 +74,7 @@ class Run:
         Raises:
             UserError: the folder holds no finished run.
         """
-        folder = Path(folder).expanduser()
+        folder = at_home(folder)
         summary = folder / SUMMARY
         saved = next((folder / name for name in (LORA, MODEL) if (folder / name).is_dir()), None)
         if saved is None or not summary.is_file():
@@ -170,7 +171,7 @@ class Run:
         own |= {"trusted": trusted}
         given = {"dtype": dtype, "checkpoint": checkpoint, "overwrite": overwrite}
         given |= {"average": average}
-        place = None if out is None else Path(out).expanduser()
+        place = None if out is None else at_home(out)
         return export_run(self.folder, form, place, **given, **own).folder
 
     def _reference(self, dtype: torch.dtype | None) -> Any:

@@ -18,6 +18,7 @@ from nablaflow.models import (
     AdapterSettings,
     ModelSource,
     SamplerSettings,
+    check_is_there,
     family_of,
     load_model,
     load_pipeline,
@@ -32,6 +33,7 @@ from nablaflow.runs.checks import check_count, image_bytes
 from nablaflow.runs.policy import load_policy
 from nablaflow.runs.run import Run
 from nablaflow.runs.trust import THE_MODEL
+from nablaflow.storage.files import folder_fault
 from nablaflow.storage.lock import is_run
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.typing import Images
@@ -71,7 +73,7 @@ def _model(
     if isinstance(source, Run):
         here = {"pipeline": source.live, "method": source.method, "settings": source.settings}
         source = str(source.folder)
-    if isinstance(source, str) and (is_run(Path(source)) or (Path(source) / CONFIG).is_file()):
+    if isinstance(source, str) and _is_run(source):
         if of_model == {"sampler": "euler"}:  # without the noise that it was trained with
             of_model, of_run = {}, {**of_run, **of_model}
         if of_model:
@@ -90,6 +92,10 @@ def _model(
     for line in told:  # which is nothing to say of a model that is refused
         _say(line)
     return model, prompts or ["a circle" if source in EMBEDDED else ""]
+
+
+def _is_run(source: str) -> bool:
+    return is_run(Path(source)) or (Path(source) / CONFIG).is_file()
 
 
 def _sampler(
@@ -176,6 +182,8 @@ def sample_to_folder(
     Raises:
         UserError: no such source, no prompts, or images in the way.
     """
+    if isinstance(source, str) and not _is_run(source):
+        check_is_there(model_source(source))
     check_out(out, overwrite=overwrite)
     given = {"of_model": of_model, "of_run": of_run}
     images, texts = sample_images(source, prompts, n, seed, trusted=trusted, **given)
@@ -233,14 +241,10 @@ def write_images(images: Images, prompts: list[str], out: Path) -> Written:
 
 def check_out(out: Path, *, overwrite: bool) -> None:
     """Find out before the work whether images can be written there."""
-    try:
-        there = out.exists()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--out: no folder can have this name ({reason})") from None
-    if there and not out.is_dir():
-        raise UserError(f"--out: {out} is a file; give a folder")
-    if there and not overwrite and (any(out.glob("*.png")) or (out / SHEET).exists()):
+    fault = folder_fault(out)
+    if fault is not None:
+        raise UserError(f"--out: {fault}; give another folder")
+    if out.is_dir() and not overwrite and (any(out.glob("*.png")) or (out / SHEET).exists()):
         raise UserError(f"--out: {out} holds images already; use --overwrite or another folder")
 
 

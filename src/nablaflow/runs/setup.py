@@ -27,7 +27,7 @@ from nablaflow.models import (
     load_model,
     make_flow_score,
 )
-from nablaflow.models.kohya_scales import has_several_scales
+from nablaflow.models.lora_loading import is_read_alike
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import load_prompts, prompt_metadata, prompt_sets
@@ -197,21 +197,21 @@ def prepare(
     sharded = Launch.read(os.environ, config.training).sharded
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard, sharded=sharded)
     source, ahead = source_of(config, pipeline), _ahead_told(config, model, reward)
-    told = (*_reference_told(source), *choices, *sizes, *fitted, *ahead)
+    told = (*_reference_told(source, model), *choices, *sizes, *fitted, *ahead)
     return Parts(
         config, prompts, model, reward, source, mark, trainer, accelerator, evaluated, notes, told
     )
 
 
-def _reference_told(source: ModelSource) -> list[str]:
+def _reference_told(source: ModelSource, model: PipelineModel) -> list[str]:
     """A line about a reference that is not what the model's name says."""
     if not isinstance(source, WithLora):
         return []
     told = [f"reference: the model {source}; the KL and the tilt are of the two together"]
-    if has_several_scales(source.file):
+    if not is_read_alike(model.pipeline, model.part(), source.file):
         told.append(
-            f"model_lora: the scales of the layers of {source.file} differ, and diffusers loses "
-            "them where it loads the file; --format merged exports the policy with it inside"
+            f"model_lora: {source.file} has names, shapes or scales of layers that diffusers by "
+            "itself reads otherwise or not; --format merged exports the policy with it inside"
         )
     return told
 

@@ -8,6 +8,7 @@ remembered outside the run; or ``reward=…`` now; or ``--trust-run``.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ from nablaflow.prompts.source import FUNCTION, HUB, SETS
 from nablaflow.rewards import CALLABLE
 from nablaflow.rewards.custom import place_of
 from nablaflow.rewards.references import CODE, FILE, HOST, Reference, is_path, references
-from nablaflow.storage.files import write_whole
+from nablaflow.storage.files import what_failed, write_whole
 from nablaflow.storage.lock import MARKER
 from nablaflow.storage.run_folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
 
@@ -165,6 +166,22 @@ def check_recipe(
     check_trusted(config, recipe.parent, own, trusted=trusted)
 
 
+def check_goes_on_here(recipe: Path | None, config: Config, overrides: Sequence[str]) -> None:
+    """A run that goes on by its own config.yaml is the one in that folder, which may have moved.
+
+    Raises:
+        UserError: the file names another folder, which may be a run's too; it says how to go on.
+    """
+    given = {path for path, _ in map(parse_override, overrides)}
+    if recipe is None or ("output_dir",) in given or not _is_of_run(recipe):
+        return
+    if config.output_dir.resolve() != recipe.parent.resolve():
+        raise UserError(
+            f"--resume: {recipe} is of the run in {recipe.parent}, and its output_dir is "
+            f"{config.output_dir}; give output_dir={recipe.parent}, or the one that is meant"
+        )
+
+
 def _is_of_run(recipe: Path) -> bool:
     beside = (MARKER, METRICS, SUMMARY, CHECKPOINTS)
     return recipe.name == CONFIG and any((recipe.parent / name).exists() for name in beside)
@@ -201,10 +218,18 @@ def remember(config: Config) -> None:
     if not marks:
         return
     text = json.dumps(marks)
-    path = _words() / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
-    with suppress(OSError):  # without it the word is asked for again, and nothing else
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_whole(path, text)
+    folder = _words()
+    try:
+        if folder is None:
+            raise OSError(errno.ENOENT, "there is no home folder")
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_whole(folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json", text)
+    except OSError as error:
+        print(
+            f"cannot keep your word in {folder or '~/.local/state'} ({what_failed(error)}): other "
+            "commands will ask for --trust-run; XDG_STATE_HOME may name another folder",
+            file=sys.stderr,
+        )
 
 
 def _is_remembered(asked: list[Reference]) -> bool:
@@ -215,7 +240,10 @@ def _is_remembered(asked: list[Reference]) -> bool:
 
 def _remembered() -> Iterator[set[str]]:
     folder = _words()
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+    names: list[str] = []
+    with suppress(OSError):  # none is there, or none of the user's: the word is asked for
+        names = [] if folder is None else sorted(os.listdir(folder))
+    for path in (Path(str(folder), name) for name in names if name.endswith(".json")):
         with suppress(OSError, ValueError, TypeError):
             yield set(json.loads(path.read_text(encoding="utf-8")))
 
@@ -224,7 +252,15 @@ def _mark(part: Reference) -> str:
     return hashlib.sha256(part.identity.encode()).hexdigest()
 
 
-def _words() -> Path:
-    """In the user's own folder for what programs remember; a cache may be shared with others."""
-    default = Path.home() / ".local" / "state"
-    return Path(os.environ.get("XDG_STATE_HOME") or default) / "nablaflow" / "words"
+def _words() -> Path | None:
+    """In the user's own folder for what programs remember; a cache may be shared with others.
+
+    None where the system knows of no home folder, as for a user that a container was given.
+    """
+    given = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not given.is_absolute():  # which the standard has ignored: it would be another by folder
+        try:
+            given = Path.home() / ".local" / "state"
+        except RuntimeError:
+            return None
+    return given / "nablaflow" / "words"

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from nablaflow.places import at_home
 from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.header import in_order
@@ -19,7 +20,7 @@ from nablaflow.storage.header import in_order
 def cache_folder() -> Path:
     """``$NABLAFLOW_CACHE``, or ``nablaflow`` in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "nablaflow"
-    return Path(os.environ.get("NABLAFLOW_CACHE", default)).expanduser()
+    return at_home(os.environ.get("NABLAFLOW_CACHE", default))
 
 
 def key_of(path: Path) -> str | None:

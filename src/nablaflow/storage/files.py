@@ -43,9 +43,26 @@ def read_text(path: Path, most: int = 1 << 22) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def folder_fault(folder: Path) -> str | None:
+    """Why no file could be written in a folder, made if need be; None: nothing is known against it.
+
+    The nearest folder that exists decides. Nothing is written.
+    """
+    try:
+        found = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    except (OSError, ValueError) as error:
+        return f"no folder can have this name ({getattr(error, 'strerror', None) or error})"
+    if not found.is_dir():
+        return f"cannot write {folder} ({found} is not a directory)"
+    if not os.access(found, os.W_OK | os.X_OK):
+        return f"cannot write {folder} (no permission in {found})"
+    return None
+
+
 def sync(path: Path) -> None:
-    """Wait until the disk has a file's content, or a folder's names."""
-    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    """Wait until the disk has a file's content, or a folder's names; a folder may be a link."""
+    kind = os.O_DIRECTORY if path.is_dir() else os.O_NOFOLLOW
+    number = os.open(path, os.O_RDONLY | kind)
     try:
         os.fsync(number)
     finally:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from nablaflow.errors import UserError
 from nablaflow.storage import checksums
-from nablaflow.storage.files import write_whole
+from nablaflow.storage.files import folder_fault, write_whole
 
 ALL = "all"
 """Names every one of a list."""
@@ -148,6 +148,17 @@ def at_least(name: str, value: int, least: int, most: int = 10**6) -> None:
         raise UserError(f"--{name}: {value} is too few; use {least} or more")
     if value > most:
         raise UserError(f"--{name}: {value} is too many; use {most} or fewer")
+
+
+def check_writable(out: Path) -> None:
+    """Find out before the work whether a study's folder can be written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    fault = folder_fault(out)
+    if fault is not None:
+        raise UserError(f"--out: {fault}; give another folder")
 
 
 @contextmanager

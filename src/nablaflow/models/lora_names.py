@@ -1,0 +1,68 @@
+"""What the names of a file's tensors say: a LoRA that is read here, or what else it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from safetensors import SafetensorError, safe_open
+
+from nablaflow.errors import UserError
+from nablaflow.models.kohya_scales import ALPHA, alone
+
+OTHERS = {"hada_": "a LoHa", "lokr_": "a LoKr", "oft_": "an OFT"}
+"""Other adapters than LoRAs, by what the names of their tensors have in them."""
+PEFT = "base_model.model."
+"""What peft's own ``save_pretrained`` puts before the path of a layer."""
+
+
+def names_in(file: Path, setting: str) -> list[str]:
+    """Names of its tensors."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{setting}: {file} cannot be read ({error}); get it again") from error
+
+
+def says_its_scales(file: Path) -> bool:
+    """Whether a file has peft's configuration in its header, as diffusers writes it."""
+    with safe_open(file, framework="pt") as opened:
+        return LORA_ADAPTER_METADATA_KEY in (opened.metadata() or {})
+
+
+def check_names(file: Path, setting: str) -> None:
+    """Refuse by the names of its tensors what is none, and what the loading would leave out."""
+    names = names_in(file, setting)
+    if any("dora_scale" in name for name in names):
+        raise UserError(
+            f"{setting}: {file} is a DoRA by kohya's names, whose lengths diffusers leaves out; "
+            "save it in diffusers' format"
+        )
+    for mark, kind in OTHERS.items():
+        if any(mark in name for name in names):
+            raise UserError(f"{setting}: {file} is {kind} and no LoRA; give a LoRA")
+    if any(name.startswith(PEFT) for name in names):
+        raise UserError(
+            f"{setting}: {file} is as peft's save_pretrained writes it, which load_lora_weights "
+            "does not read; load it with peft, and write get_peft_model_state_dict(…) by the "
+            "pipeline's save_lora_weights"
+        )
+    for name in alone(names):
+        raise UserError(
+            f"{setting}: {file} has a scale, {name}, that is beside no factors of a layer and "
+            "would be lost; save the LoRA in diffusers' format or by kohya's names"
+        )
+    alpha = next((name for name in names if name.endswith(ALPHA)), None)
+    if alpha is not None and says_its_scales(file):
+        raise UserError(
+            f"{setting}: {file} has a scale in {alpha} and in its header too, which may differ; "
+            "remove one of them"
+        )
+    plain = [name for name in names if not name.endswith(ALPHA)]
+    other = next((name for name in plain if "lora" not in name.lower()), None)
+    if other is not None or not names:
+        raise UserError(
+            f"{setting}: {file} is no LoRA ({f'it holds {other}' if other else 'it is empty'}); "
+            "give the file that load_lora_weights takes"
+        )

@@ -1,0 +1,103 @@
+"""A LoRA whose tensors go by a layer's name in a form that diffusers does not read, or not whole.
+
+Such as ComfyUI's ``diffusion_model.``, the published checkpoint's names where diffusers has others,
+scales beside diffusers' own names, and 1x1 convolutions for linear layers. All that is done here is
+exact: a layer is found by its whole name, and the update of rows side by side is divided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from nablaflow.models.kohya import Layout, placed
+from nablaflow.models.kohya_scales import FACTORS
+from nablaflow.models.unet_names import published_names
+
+DOTTED, FLAT = ("diffusion_model.", ""), ("lora_unet_", "lora_transformer_")
+"""Before a layer's name, and before one whose dots are underscores, besides diffusers' own."""
+OF_TEXT = ("text_encoder", "lora_te")
+"""How names of what is for a text encoder begin."""
+POINT = (1, 1)
+"""Of a convolution that is a linear layer at each pixel."""
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """Which part of a pipeline is aligned.
+
+    Attributes:
+        name: of the part.
+        layout: of the published checkpoint, where a transformer's differs from diffusers'.
+    """
+
+    name: str
+    layout: Layout | None
+
+
+def by_place(
+    state: Mapping[str, Tensor], network: nn.Module, denoiser: Denoiser
+) -> dict[str, Tensor] | None:
+    """The denoiser's tensors as diffusers reads them; None where not every one has a place.
+
+    Args:
+        state: of a file, without the tensors of text encoders and without scales.
+    """
+    places = _places(network, denoiser)
+    found: dict[str, Tensor] = {}
+    left = set(state)
+    for name in state:
+        for down, up in FACTORS:
+            path = name.removesuffix(up)
+            if not name.endswith(up) or path not in places or path + down not in state:
+                continue
+            left -= {name, path + down}
+            layers = {part: network.get_submodule(part) for part in places[path]}
+            divided = _divided(layers, state[path + down], state[name])
+            if divided is None:
+                return None
+            for part, factors in divided.items():
+                names = [f"{denoiser.name}.{part}.lora_{letter}.weight" for letter in "AB"]
+                if names[0] in found:
+                    return None  # twice, by two names
+                found |= dict(zip(names, factors, strict=True))
+    return None if left else found
+
+
+def _places(network: nn.Module, denoiser: Denoiser) -> dict[str, tuple[str, ...]]:
+    """What a layer may be called, to the paths of the layers that it is, in the order of rows."""
+    kinds = (nn.Linear, nn.Conv2d)
+    own = {path: (path,) for path, layer in network.named_modules() if isinstance(layer, kinds)}
+    names = {theirs: (path,) for theirs, path in published_names(network).items() if path in own}
+    if denoiser.layout is not None:
+        found = [place for path in own if (place := placed(path, denoiser.layout)) is not None]
+        names |= {target: parts for target, parts in found if own.keys() >= set(parts)}
+    names |= own
+    dotted = {f"{first}{name}": at for first in DOTTED for name, at in names.items()}
+    flat = {f"{first}{name.replace('.', '_')}": at for first in FLAT for name, at in names.items()}
+    return dotted | flat | {f"{denoiser.name}.{name}": at for name, at in names.items()}
+
+
+def _divided(
+    layers: Mapping[str, Any], down: Tensor, up: Tensor
+) -> dict[str, tuple[Tensor, Tensor]] | None:
+    """The factors of each of the layers whose rows are side by side in the file."""
+    rows = [len(layer.weight) for layer in layers.values()]
+    if len(up) != sum(rows):
+        return None
+    parts = zip(layers.items(), up.split(rows), strict=True)
+    return {
+        name: (_as_of(layer, down), _as_of(layer, part, up=True)) for (name, layer), part in parts
+    }
+
+
+def _as_of(layer: Any, factor: Tensor, *, up: bool = False) -> Tensor:
+    """A factor in the shape that the layer's kind has; another than a point's stays as it is."""
+    if isinstance(layer, nn.Linear):
+        is_point = factor.ndim == 4 and tuple(factor.shape[2:]) == POINT
+        return factor.flatten(1) if is_point else factor
+    is_point = factor.ndim == 2 and (up or layer.kernel_size == POINT)
+    return factor[..., None, None] if is_point else factor
