@@ -16,8 +16,11 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, what ends a program, and a terminal that is closed."""
 
 
-class Interrupted(Exception):
-    """One of `STOPS`: the run stopped between two updates, with a checkpoint."""
+class Interrupted(KeyboardInterrupt):
+    """One of `STOPS`: the run stopped between two updates, with a checkpoint.
+
+    It is what Ctrl-C is in any program, so that a loop that goes on after an `Exception` ends too.
+    """
 
 
 @contextmanager
