@@ -22,7 +22,7 @@ from nablaflow.config.settings import (
     OptimizerSettings,
     TrainingSettings,
 )
-from nablaflow.errors import UserError, nearest
+from nablaflow.errors import UserError, in_python, nearest
 from nablaflow.methods import Method
 from nablaflow.methods.own import load_method
 from nablaflow.models import (
@@ -52,6 +52,7 @@ Group = Mapping[str, Any] | Literal["default"]
 """Settings to change in the defaults, as a recipe has them; or the defaults."""
 
 
+@in_python
 def align(
     *,
     model: Model = "nano",
@@ -183,6 +184,7 @@ def _with_updates(training: TrainingSettings | Group, updates: int | None) -> An
     return {**(training.model_dump() if whole else training), "updates": updates}
 
 
+@in_python
 def evaluate(
     of: Run | str | Path,
     *,
@@ -252,6 +254,7 @@ def _parts(
     return Path(of).expanduser(), None, None, None
 
 
+@in_python
 def sample(
     of: Run | Model,
     prompts: Sequence[str] | str = (),
@@ -309,6 +312,7 @@ def _source(model: Model) -> ModelSource:
     return live or name
 
 
+@in_python
 def compare(
     *runs: Run | str | Path,
     methods: Sequence[str] | str = (),

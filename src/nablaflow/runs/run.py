@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nablaflow.config.recipe import Config
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, in_python
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline, load_pipeline
 from nablaflow.models.export import LORA_FILE
@@ -54,6 +54,7 @@ class Run:
     reward: NamedReward | None = field(default=None, repr=False)
 
     @classmethod
+    @in_python
     def open(
         cls,
         folder: str | Path,
@@ -116,6 +117,7 @@ class Run:
         """The page to look at."""
         return self.folder / REPORT
 
+    @in_python
     @quiet_libraries()
     def pipeline(self, dtype: torch.dtype | None = None) -> Any:
         """The policy as a stock diffusers pipeline, which shares nothing with any other.
@@ -137,6 +139,7 @@ class Run:
         pipeline.load_lora_weights(self.lora)
         return pipeline
 
+    @in_python
     def export(
         self,
         form: str,
