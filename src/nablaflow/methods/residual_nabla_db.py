@@ -36,6 +36,7 @@ from nablaflow.estimators import (
     TrainingBatch,
     Weighting,
     check_gamma,
+    check_gamma_counts,
     gamma_table,
     step_weight,
 )
@@ -170,14 +171,11 @@ class ResidualNablaDB(StepwiseMethod):
             )
 
     def _check_reward_counts(self, process: ReverseProcess) -> None:
-        """With a flow network, or by the published step, the reward counts at x_0 at the least."""
-        if self.step != "exact" or self.gamma == "measured" or self.uses_flow:
-            return
-        if not gamma_table(self.gamma, process)[1:].any():
-            raise UserError(
-                "method.gamma: 0 at every step leaves the reward out, and the policy would stay "
-                "the reference; set method.gamma=one"
-            )
+        """By the published step it counts at x_0 at the least; the flow network's part has none."""
+        levels = torch.arange(1, process.steps + 1)
+        if self.forward_weight > 0:
+            levels = self.value_step(process).level[1:]
+        check_gamma_counts(self.gamma, process, levels)
 
     def _check_contrastive(self) -> None:
         """The fit has gamma's place and the flow network's, and is of the reference at x_k."""
