@@ -14,7 +14,7 @@ from PIL.Image import Image
 from nablaflow.comparison import Outcome, compare_asked
 from nablaflow.comparison.writing import write_outcome
 from nablaflow.config.defaults import DEFAULTS
-from nablaflow.config.overrides import merge
+from nablaflow.config.overrides import merge, refuse_idle_flow
 from nablaflow.config.recipe import Config, parse_config, suggest
 from nablaflow.config.settings import (
     EvaluationSettings,
@@ -137,6 +137,7 @@ def align(
     }
     said = {name: group for name, group in groups.items() if group != "default"}
     config = parse_config(merge(merge(DEFAULTS, values), said), load_method)
+    _refuse_idle(config, flow, optimizer)
     return run(
         config, resume=resume, overwrite=overwrite, reward=given, pipeline=live, on_update=on_update
     )
@@ -148,6 +149,16 @@ def _refuse_unknown(unknown: Mapping[str, Any]) -> None:
         if not hint.startswith("did you mean"):
             hint = suggest(word, Config)
         raise UserError(f"{word}: nablaflow.align has no such argument; {hint}")
+
+
+def _refuse_idle(config: Config, flow: Any, optimizer: OptimizerSettings | Group) -> None:
+    """Who gives a setting of the flow network in a call wants one."""
+    if flow != "default":
+        refuse_idle_flow(config, ("flow",), flow)
+    if isinstance(optimizer, Settings):
+        optimizer = optimizer.model_dump(include=optimizer.model_fields_set)
+    for name, value in optimizer.items() if isinstance(optimizer, Mapping) else ():
+        refuse_idle_flow(config, ("optimizer", name), value)
 
 
 def _model(model: Model) -> tuple[str, LivePipeline | None]:

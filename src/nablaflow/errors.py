@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 Given = ParamSpec("Given")
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 class UserError(Exception):
@@ -90,11 +90,11 @@ def as_arguments(text: str) -> str:
     return re.sub(option, argument, text)
 
 
-def in_python(function: Callable[Given, Result]) -> Callable[Given, Result]:
+def in_python(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
     """Have the messages of what a function raises name its arguments."""
 
     @wraps(function)
-    def told(*args: Given.args, **named: Given.kwargs) -> Result:
+    def told(*args: Given.args, **named: Given.kwargs) -> Returned:
         try:
             return function(*args, **named)
         except (UserError, ExportError, TrainingStopped, KeyboardInterrupt) as error:

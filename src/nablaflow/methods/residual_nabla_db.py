@@ -19,6 +19,7 @@ but beta.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar, Literal, final
 
@@ -168,6 +169,19 @@ class ResidualNablaDB(StepwiseMethod):
             raise UserError(
                 "method.reverse_weight: without a flow network the reverse residual trains "
                 "nothing; set method.reverse_weight=0, or switch the flow network on"
+            )
+
+    def idle(self, *, flow: bool) -> Iterator[tuple[str, str]]:
+        if self.reverse_weight == 0:
+            yield "reverse_last", "there is no reverse residual; set method.reverse_weight=1"
+        if self.forward_weight == 0:
+            yield "forward_flow", "there is no forward residual; set method.forward_weight=1"
+        if self.gamma == 0:
+            yield "forward_looking_predictor", "nothing is looked ahead; set method.gamma=one"
+        for name in () if flow or self.needs_log_flow else ("terminal_weight", "forward_flow"):
+            yield (
+                name,
+                "there is no flow network; set method.reverse_weight=1, not flow=null",
             )
 
     def _check_reward_counts(self, process: ReverseProcess) -> None:
