@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +48,7 @@ from nablaflow.typing import Reward
 
 Model = str | Path | AnyPipeline
 """``nano``, ``flow``, a diffusers folder, a hub id, or a pipeline that is in memory."""
-Prompts = Sequence[str] | str | Mapping[str, str] | None
+Prompts = Iterable[str] | str | Path | Mapping[str, str] | None
 Group = Mapping[str, Any] | Literal["default"]
 """Settings to change in the defaults, as a recipe has them; or the defaults."""
 
@@ -115,15 +116,14 @@ def align(
     """
     _refuse_unknown(unknown)
     given, (name, live) = load(reward), _model(model)
-    texts = prompts if prompts is None or isinstance(prompts, str | Mapping) else list(prompts)
     values: dict[str, Any] = {
         "model": name,
-        "model_lora": None if model_lora is None else str(model_lora),
+        "model_lora": _text_of(model_lora),
         "model_lora_scale": model_lora_scale,
         "reward": reward if isinstance(reward, str | Mapping) else f"{CALLABLE}{given.name}",
-        "prompts": absolute(texts, Path()),
+        "prompts": absolute(_texts(prompts), Path()),
         "method": method,
-        "output_dir": str(output_dir),
+        "output_dir": _text_of(output_dir),
         "seed": seed,
     }
     groups = {
@@ -149,6 +149,22 @@ def _refuse_unknown(unknown: Mapping[str, Any]) -> None:
         if not hint.startswith("did you mean"):
             hint = suggest(word, Config)
         raise UserError(f"{word}: nablaflow.align has no such argument; {hint}")
+
+
+def _text_of(path: Any) -> Any:
+    """A path as text; what is none is for the settings' own check."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+def _texts(prompts: Any) -> Any:
+    """Prompts as a recipe has them; what are none are for the settings' own check."""
+    if isinstance(prompts, Set):
+        raise UserError(
+            "prompts: a set has another order in every session, and so would the run; give a list"
+        )
+    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+        return _text_of(prompts)
+    return list(prompts)
 
 
 def _refuse_idle(config: Config, flow: Any, optimizer: OptimizerSettings | Group) -> None:
@@ -187,6 +203,8 @@ def _with_updates(training: TrainingSettings | Group, updates: int | None) -> An
     if updates is None:
         return training
     whole = isinstance(training, Settings)
+    if not (whole or training == "default" or isinstance(training, Mapping)):
+        return training  # which the settings' own check refuses
     said = training.model_fields_set if whole else training
     if training != "default" and "updates" in said:
         raise UserError("updates: training has them as well; give one of the two")
@@ -240,14 +258,13 @@ def evaluate(
         live = None
     elif model is not None:
         live = hand_over(model)
-    texts = prompts if prompts is None or isinstance(prompts, str | Mapping) else list(prompts)
     return evaluate_run(
         folder,
         n,
         features=features,
         metrics=metrics,
         only_last=only_last,
-        prompts=texts,
+        prompts=_texts(prompts),
         settings=settings,
         trusted=trusted,
         reward=function,
@@ -268,7 +285,7 @@ def _parts(
 @in_python
 def sample(
     of: Run | Model,
-    prompts: Sequence[str] | str = (),
+    prompts: Iterable[str] | str | None = None,
     *,
     n: int = 8,
     out: str | Path | None = None,
@@ -306,7 +323,13 @@ def sample(
     of_run = _given(checkpoint=checkpoint, strength=strength)
     source = of if isinstance(of, Run) else _source(of)
     images, texts = sample_images(
-        source, _names(prompts), n, seed, trusted=trusted, of_model=of_model, of_run=of_run
+        source,
+        [] if prompts is None else _names(prompts),
+        n,
+        seed,
+        trusted=trusted,
+        of_model=of_model,
+        of_run=of_run,
     )
     if folder is not None:
         write_images(images, texts, folder)
@@ -380,5 +403,5 @@ def compare(
     return outcomes
 
 
-def _names(names: Sequence[str] | str) -> list[str]:
+def _names(names: Iterable[str] | str) -> list[str]:
     return [names] if isinstance(names, str) else list(names)

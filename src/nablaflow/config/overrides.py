@@ -278,7 +278,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
 
 def _merge_value(key: str, old: Any, new: Any) -> Any:
     if key == "method":
-        return _merge_named(old, new, registered_methods())
+        plain = isinstance(new, BaseModel) and not isinstance(new, Method)  # which none can be
+        return new if plain else _merge_named(old, new, registered_methods())
     if key == "adapter" and isinstance(new, Mapping) and "kind" in new:
         old = _of_kind(old, new["kind"])
     # A mapping of rewards, or one source of prompts, is one value: two of them do not add up.

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
 from nablaflow.models import LivePipeline
 from nablaflow.models.rehearsal import rehearse
 from nablaflow.progress import Progress, Work, show
@@ -67,6 +68,10 @@ def run(
         TrainingStopped: training cannot go on; the last checkpoint is whole.
         Interrupted: after Ctrl-C, with a checkpoint.
     """
+    if resume and overwrite:
+        raise UserError(
+            "--overwrite: it replaces the run that --resume goes on with; give one of the two"
+        )
     launch = Launch.read(os.environ, config.training)  # one that is none says so before all else
     if launch.goes_on(config.output_dir):
         resume, overwrite = True, False
