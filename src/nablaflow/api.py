@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,15 @@ from PIL.Image import Image
 
 from nablaflow.comparison import Outcome, compare_asked
 from nablaflow.comparison.writing import write_outcome
+from nablaflow.config.arguments import (
+    CompareArguments,
+    EvaluateArguments,
+    SampleArguments,
+    checked,
+    folder_of_run,
+    names,
+    texts,
+)
 from nablaflow.config.defaults import DEFAULTS
 from nablaflow.config.overrides import merge, refuse_idle_flow
 from nablaflow.config.recipe import Config, parse_config, suggest
@@ -219,7 +228,7 @@ def evaluate(
     *,
     n: int | None = None,
     features: str = "pixels",
-    metrics: Sequence[str] | None = None,
+    metrics: Iterable[str] | str | None = None,
     only_last: bool = False,
     prompts: Prompts = None,
     reward: str | Mapping[str, Any] | Reward | None = None,
@@ -246,6 +255,7 @@ def evaluate(
     Raises:
         UserError: a mistake in any of these.
     """
+    asked = checked(EvaluateArguments, n=n, features=features, metrics=names(metrics))
     folder, function, live, kind = _parts(of)
     settings = of.settings if isinstance(of, Run) else []
     if isinstance(reward, str | Mapping):
@@ -260,9 +270,9 @@ def evaluate(
         live = hand_over(model)
     return evaluate_run(
         folder,
-        n,
-        features=features,
-        metrics=metrics,
+        asked.n,
+        features=asked.features,
+        metrics=asked.metrics,
         only_last=only_last,
         prompts=_texts(prompts),
         settings=settings,
@@ -279,7 +289,7 @@ def _parts(
     """The folder; and of what was handed over in this session reward, pipeline, method."""
     if isinstance(of, Run):
         return of.folder, of.reward, of.live, of.method
-    return Path(of).expanduser(), None, None, None
+    return folder_of_run(of), None, None, None
 
 
 @in_python
@@ -319,20 +329,16 @@ def sample(
     folder = None if out is None else Path(out).expanduser()
     if folder is not None:
         check_out(folder, overwrite=overwrite)
-    of_model = _given(sampler=sampler, height=height, width=width)
-    of_run = _given(checkpoint=checkpoint, strength=strength)
+    given = {"sampler": sampler, "height": height, "width": width}
+    given |= {"checkpoint": checkpoint, "strength": strength}
+    asked = checked(SampleArguments, n=n, seed=seed, **given)
+    of_model = _given(sampler=asked.sampler, height=asked.height, width=asked.width)
+    of_run = _given(checkpoint=asked.checkpoint, strength=asked.strength)
     source = of if isinstance(of, Run) else _source(of)
-    images, texts = sample_images(
-        source,
-        [] if prompts is None else _names(prompts),
-        n,
-        seed,
-        trusted=trusted,
-        of_model=of_model,
-        of_run=of_run,
-    )
+    own = {"trusted": trusted, "of_model": of_model, "of_run": of_run}
+    images, of_images = sample_images(source, texts(prompts), asked.n, asked.seed, **own)
     if folder is not None:
-        write_images(images, texts, folder)
+        write_images(images, of_images, folder)
     return [to_picture(image) for image in images]
 
 
@@ -349,14 +355,14 @@ def _source(model: Model) -> ModelSource:
 @in_python
 def compare(
     *runs: Run | str | Path,
-    methods: Sequence[str] | str = (),
-    reward: Sequence[str] | str = (),
+    methods: Iterable[str] | str = (),
+    reward: Iterable[str] | str = (),
     seeds: int | None = None,
     minutes: float | None = None,
     beta: float | None = None,
     n: int | None = None,
     held_out: str | None = None,
-    metrics: Sequence[str] | str = (),
+    metrics: Iterable[str] | str = (),
     out: str | Path = "runs/comparison",
     overwrite: bool = False,
     trusted: bool = False,
@@ -386,22 +392,21 @@ def compare(
         UserError: a mistake in any of these.
     """
     folder = Path(out).expanduser()
+    lists = {"methods": names(methods), "reward": names(reward), "metrics": names(metrics)}
+    given = {"seeds": seeds, "minutes": minutes, "beta": beta, "n": n, "held_out": held_out}
+    asked = checked(CompareArguments, **lists, **given)
     outcomes = compare_asked(
         [_parts(run)[0] for run in runs],
-        _names(methods),
-        _names(reward),
+        asked.methods,
+        asked.reward,
         folder,
-        training=_given(seeds=seeds, minutes=minutes, beta=beta),
-        n=n,
-        held_out=held_out,
-        metrics=_names(metrics),
+        training=_given(seeds=asked.seeds, minutes=asked.minutes, beta=asked.beta),
+        n=asked.n,
+        held_out=asked.held_out,
+        metrics=asked.metrics,
         overwrite=overwrite,
         trusted=trusted,
     )
     for outcome in outcomes:
         write_outcome(folder, outcome)
     return outcomes
-
-
-def _names(names: Iterable[str] | str) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)

@@ -126,8 +126,14 @@ def check_decoder(method: Method, training: TrainingSettings) -> None:
 
 
 def check_group(method: Method, config: Config) -> None:
-    """Refuse one image a prompt for a method that compares a prompt's images."""
-    if not method.needs_group or config.training.images_per_prompt > 1:
+    """Refuse one image a prompt, or one in all, for a method that compares them."""
+    each, prompts = config.training.images_per_prompt, config.training.prompts_per_update
+    if method.credit_group == "batch" and each * prompts == 1:
+        raise UserError(
+            f"training.images_per_prompt: {method.name} compares the images of an update and needs "
+            "2 or more"
+        )
+    if not method.needs_group or each > 1:
         return
     others = ", ".join(name for name, kind in METHODS.items() if kind.credit_group is None)
     raise UserError(

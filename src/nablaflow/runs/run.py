@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nablaflow.config.arguments import folder_of_run
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError, in_python
 from nablaflow.methods import Method
@@ -74,7 +75,7 @@ class Run:
         Raises:
             UserError: the folder holds no finished run.
         """
-        folder = Path(folder).expanduser()
+        folder = folder_of_run(folder)
         summary = folder / SUMMARY
         saved = next((folder / name for name in (LORA, MODEL) if (folder / name).is_dir()), None)
         if saved is None or not summary.is_file():
