@@ -52,6 +52,7 @@ from nablaflow.runs.callback import OnUpdate
 from nablaflow.runs.evaluate import evaluate_run
 from nablaflow.runs.run import Run
 from nablaflow.runs.sample import check_out, sample_images, write_images
+from nablaflow.runs.surroundings import surrounded
 from nablaflow.settings import Settings
 from nablaflow.typing import Reward
 
@@ -63,6 +64,7 @@ Group = Mapping[str, Any] | Literal["default"]
 
 
 @in_python
+@surrounded
 def align(
     *,
     model: Model = "nano",
@@ -223,6 +225,7 @@ def _with_updates(training: TrainingSettings | Group, updates: int | None) -> An
 
 
 @in_python
+@surrounded
 def evaluate(
     of: Run | str | Path,
     *,
@@ -293,6 +296,7 @@ def _parts(
 
 
 @in_python
+@surrounded
 def sample(
     of: Run | Model,
     prompts: Iterable[str] | str | None = None,
@@ -353,6 +357,7 @@ def _source(model: Model) -> ModelSource:
 
 
 @in_python
+@surrounded
 def compare(
     *runs: Run | str | Path,
     methods: Iterable[str] | str = (),
