@@ -35,7 +35,7 @@ CHANGES: dict[str, Figures] = {
     "weighting sigma2": {"method": {"weighting": "sigma2"}},
     "detached flow": {"method": {"forward_flow": "detached-ema"}},
     "reference looks ahead": {"method": {"forward_looking_predictor": "reference"}},
-    "no flow network": {"method": {"reverse_weight": 0.0}},
+    "no flow network": {"method": {"reverse_weight": 0.0, "reverse_last": True}},
     "gamma one": {"method": {"gamma": "one", "always_last": False}},
     "exact step": {"method": {"step": "exact", "weighting": "nats"}},
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,17 @@ from PIL.Image import Image
 
 from nablaflow.comparison import Outcome, compare_asked
 from nablaflow.comparison.writing import write_outcome
+from nablaflow.config.arguments import (
+    CompareArguments,
+    EvaluateArguments,
+    SampleArguments,
+    checked,
+    folder_of_run,
+    names,
+    texts,
+)
 from nablaflow.config.defaults import DEFAULTS
-from nablaflow.config.overrides import merge
+from nablaflow.config.overrides import merge, refuse_idle_flow
 from nablaflow.config.recipe import Config, parse_config, suggest
 from nablaflow.config.settings import (
     EvaluationSettings,
@@ -22,7 +32,7 @@ from nablaflow.config.settings import (
     OptimizerSettings,
     TrainingSettings,
 )
-from nablaflow.errors import UserError, nearest
+from nablaflow.errors import UserError, in_python, nearest
 from nablaflow.methods import Method
 from nablaflow.methods.own import load_method
 from nablaflow.models import (
@@ -43,16 +53,19 @@ from nablaflow.runs.callback import OnUpdate
 from nablaflow.runs.evaluate import evaluate_run
 from nablaflow.runs.run import Run
 from nablaflow.runs.sample import check_out, sample_images, write_images
+from nablaflow.runs.surroundings import surrounded
 from nablaflow.settings import Settings
 from nablaflow.typing import Reward
 
 Model = str | Path | AnyPipeline
 """``nano``, ``flow``, a diffusers folder, a hub id, or a pipeline that is in memory."""
-Prompts = Sequence[str] | str | Mapping[str, str] | None
+Prompts = Iterable[str] | str | Path | Mapping[str, str] | None
 Group = Mapping[str, Any] | Literal["default"]
 """Settings to change in the defaults, as a recipe has them; or the defaults."""
 
 
+@in_python
+@surrounded
 def align(
     *,
     model: Model = "nano",
@@ -115,15 +128,14 @@ def align(
     """
     _refuse_unknown(unknown)
     given, (name, live) = load(reward), _model(model)
-    texts = prompts if prompts is None or isinstance(prompts, str | Mapping) else list(prompts)
     values: dict[str, Any] = {
         "model": name,
-        "model_lora": None if model_lora is None else str(model_lora),
+        "model_lora": _text_of(model_lora),
         "model_lora_scale": model_lora_scale,
         "reward": reward if isinstance(reward, str | Mapping) else f"{CALLABLE}{given.name}",
-        "prompts": absolute(texts, Path()),
+        "prompts": absolute(_texts(prompts), Path()),
         "method": method,
-        "output_dir": str(output_dir),
+        "output_dir": _text_of(output_dir),
         "seed": seed,
     }
     groups = {
@@ -137,6 +149,7 @@ def align(
     }
     said = {name: group for name, group in groups.items() if group != "default"}
     config = parse_config(merge(merge(DEFAULTS, values), said), load_method)
+    _refuse_idle(config, flow, optimizer)
     return run(
         config, resume=resume, overwrite=overwrite, reward=given, pipeline=live, on_update=on_update
     )
@@ -148,6 +161,32 @@ def _refuse_unknown(unknown: Mapping[str, Any]) -> None:
         if not hint.startswith("did you mean"):
             hint = suggest(word, Config)
         raise UserError(f"{word}: nablaflow.align has no such argument; {hint}")
+
+
+def _text_of(path: Any) -> Any:
+    """A path as text; what is none is for the settings' own check."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+def _texts(prompts: Any) -> Any:
+    """Prompts as a recipe has them; what are none are for the settings' own check."""
+    if isinstance(prompts, Set):
+        raise UserError(
+            "prompts: a set has another order in every session, and so would the run; give a list"
+        )
+    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+        return _text_of(prompts)
+    return list(prompts)
+
+
+def _refuse_idle(config: Config, flow: Any, optimizer: OptimizerSettings | Group) -> None:
+    """Who gives a setting of the flow network in a call wants one."""
+    if flow != "default":
+        refuse_idle_flow(config, ("flow",), flow)
+    if isinstance(optimizer, Settings):
+        optimizer = optimizer.model_dump(include=optimizer.model_fields_set)
+    for name, value in optimizer.items() if isinstance(optimizer, Mapping) else ():
+        refuse_idle_flow(config, ("optimizer", name), value)
 
 
 def _model(model: Model) -> tuple[str, LivePipeline | None]:
@@ -176,6 +215,8 @@ def _with_updates(training: TrainingSettings | Group, updates: int | None) -> An
     if updates is None:
         return training
     whole = isinstance(training, Settings)
+    if not (whole or training == "default" or isinstance(training, Mapping)):
+        return training  # which the settings' own check refuses
     said = training.model_fields_set if whole else training
     if training != "default" and "updates" in said:
         raise UserError("updates: training has them as well; give one of the two")
@@ -184,12 +225,14 @@ def _with_updates(training: TrainingSettings | Group, updates: int | None) -> An
     return {**(training.model_dump() if whole else training), "updates": updates}
 
 
+@in_python
+@surrounded
 def evaluate(
     of: Run | str | Path,
     *,
     n: int | None = None,
     features: str = "pixels",
-    metrics: Sequence[str] | None = None,
+    metrics: Iterable[str] | str | None = None,
     only_last: bool = False,
     prompts: Prompts = None,
     reward: str | Mapping[str, Any] | Reward | None = None,
@@ -216,6 +259,7 @@ def evaluate(
     Raises:
         UserError: a mistake in any of these.
     """
+    asked = checked(EvaluateArguments, n=n, features=features, metrics=names(metrics))
     folder, function, live, kind = _parts(of)
     settings = of.settings if isinstance(of, Run) else []
     if isinstance(reward, str | Mapping):
@@ -228,14 +272,13 @@ def evaluate(
         live = None
     elif model is not None:
         live = hand_over(model)
-    texts = prompts if prompts is None or isinstance(prompts, str | Mapping) else list(prompts)
     return evaluate_run(
         folder,
-        n,
-        features=features,
-        metrics=metrics,
+        asked.n,
+        features=asked.features,
+        metrics=asked.metrics,
         only_last=only_last,
-        prompts=texts,
+        prompts=_texts(prompts),
         settings=settings,
         trusted=trusted,
         reward=function,
@@ -250,12 +293,14 @@ def _parts(
     """The folder; and of what was handed over in this session reward, pipeline, method."""
     if isinstance(of, Run):
         return of.folder, of.reward, of.live, of.method
-    return at_home(of), None, None, None
+    return folder_of_run(of), None, None, None
 
 
+@in_python
+@surrounded
 def sample(
     of: Run | Model,
-    prompts: Sequence[str] | str = (),
+    prompts: Iterable[str] | str | None = None,
     *,
     n: int = 8,
     out: str | Path | None = None,
@@ -289,14 +334,16 @@ def sample(
     folder = None if out is None else at_home(out)
     if folder is not None:
         check_out(folder, overwrite=overwrite)
-    of_model = _given(sampler=sampler, height=height, width=width)
-    of_run = _given(checkpoint=checkpoint, strength=strength)
+    given = {"sampler": sampler, "height": height, "width": width}
+    given |= {"checkpoint": checkpoint, "strength": strength}
+    asked = checked(SampleArguments, n=n, seed=seed, **given)
+    of_model = _given(sampler=asked.sampler, height=asked.height, width=asked.width)
+    of_run = _given(checkpoint=asked.checkpoint, strength=asked.strength)
     source = of if isinstance(of, Run) else _source(of)
-    images, texts = sample_images(
-        source, _names(prompts), n, seed, trusted=trusted, of_model=of_model, of_run=of_run
-    )
+    own = {"trusted": trusted, "of_model": of_model, "of_run": of_run}
+    images, of_images = sample_images(source, texts(prompts), asked.n, asked.seed, **own)
     if folder is not None:
-        write_images(images, texts, folder)
+        write_images(images, of_images, folder)
     return [to_picture(image) for image in images]
 
 
@@ -310,16 +357,18 @@ def _source(model: Model) -> ModelSource:
     return live or name
 
 
+@in_python
+@surrounded
 def compare(
     *runs: Run | str | Path,
-    methods: Sequence[str] | str = (),
-    reward: Sequence[str] | str = (),
+    methods: Iterable[str] | str = (),
+    reward: Iterable[str] | str = (),
     seeds: int | None = None,
     minutes: float | None = None,
     beta: float | None = None,
     n: int | None = None,
     held_out: str | None = None,
-    metrics: Sequence[str] | str = (),
+    metrics: Iterable[str] | str = (),
     out: str | Path = "runs/comparison",
     overwrite: bool = False,
     trusted: bool = False,
@@ -349,22 +398,21 @@ def compare(
         UserError: a mistake in any of these.
     """
     folder = at_home(out)
+    lists = {"methods": names(methods), "reward": names(reward), "metrics": names(metrics)}
+    given = {"seeds": seeds, "minutes": minutes, "beta": beta, "n": n, "held_out": held_out}
+    asked = checked(CompareArguments, **lists, **given)
     outcomes = compare_asked(
         [_parts(run)[0] for run in runs],
-        _names(methods),
-        _names(reward),
+        asked.methods,
+        asked.reward,
         folder,
-        training=_given(seeds=seeds, minutes=minutes, beta=beta),
-        n=n,
-        held_out=held_out,
-        metrics=_names(metrics),
+        training=_given(seeds=asked.seeds, minutes=asked.minutes, beta=asked.beta),
+        n=asked.n,
+        held_out=asked.held_out,
+        metrics=asked.metrics,
         overwrite=overwrite,
         trusted=trusted,
     )
     for outcome in outcomes:
         write_outcome(folder, outcome)
     return outcomes
-
-
-def _names(names: Sequence[str] | str) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)

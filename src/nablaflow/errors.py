@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import Any
+import re
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
 
 class UserError(Exception):
@@ -39,3 +44,63 @@ def show(value: Any) -> str:
 def one_line(text: str) -> str:
     """A text without its line breaks, whatever a user's values held."""
     return " ".join(text.split())
+
+
+# --- what the command line and Python each call an option -----------------------------------------
+
+_SWITCHES = ("average", "overwrite", "resume", "trusted")
+_RENAMED = {
+    "ema": "average",
+    "format": "form",
+    "held-out": "held_out",
+    "method": "methods",
+    "trust-run": "trusted",
+}
+ARGUMENTS = {
+    **_RENAMED,
+    **{
+        name: name
+        for name in (
+            *("beta", "checkpoint", "dtype", "features", "height", "metrics", "minutes", "n"),
+            *("out", "overwrite", "prompts", "resume", "reward", "sampler", "seed", "seeds"),
+            *("strength", "width"),
+        )
+    },
+}
+"""By an option's name without its dashes: the argument of `nablaflow.api` and `Run`."""
+
+
+def as_arguments(text: str) -> str:
+    """A message with arguments of Python in place of the command line's options.
+
+    >>> as_arguments("output_dir: runs/x is not empty; use --resume, or --n 64")
+    'output_dir: runs/x is not empty; use resume=True, or n=64'
+    """
+
+    def argument(match: re.Match[str]) -> str:
+        name = ARGUMENTS.get(match["name"])
+        if name is None:  # of another program, such as torchrun
+            return match[0]
+        if name in _SWITCHES:
+            return f"{name}=True{match['rest']}"
+        number = match["rest"].strip()
+        return f"{name}={number}" if number else name
+
+    option = r"(?<![\w/-])--(?P<name>[a-z][a-z-]*[a-z]|n)\b(?P<rest>(?: \d+)?)"
+    return re.sub(option, argument, text)
+
+
+def in_python(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """Have the messages of what a function raises name its arguments."""
+
+    @wraps(function)
+    def told(*args: Given.args, **named: Given.kwargs) -> Returned:
+        try:
+            return function(*args, **named)
+        except (UserError, ExportError, TrainingStopped, KeyboardInterrupt) as error:
+            error.args = tuple(
+                as_arguments(part) if isinstance(part, str) else part for part in error.args
+            )
+            raise
+
+    return told

@@ -6,9 +6,10 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping
 from inspect import isabstract
+from numbers import Integral
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from nablaflow.errors import UserError, nearest, one_line, show
@@ -29,6 +30,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_numbers(cls, values: Any) -> Any:
+        """Whole numbers of numpy's as Python has them, for they are no other value."""
+        if not isinstance(values, Mapping):
+            return values
+        return {name: _plain(value) for name, value in values.items()}
+
     def __init__(self, /, **values: Any) -> None:
         """Check the values.
 
@@ -48,6 +57,12 @@ class Settings(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         cls.__doc__ = f"{_own_doc(cls)}\n\n{describe(cls)}".strip()
+
+
+def _plain(value: Any) -> Any:
+    """A number of another class than Python's own that stands for a whole one, as that."""
+    whole = isinstance(value, Integral) and not isinstance(value, int)
+    return int(value) if whole else value
 
 
 # --- what there is to set -------------------------------------------------------------------------
@@ -142,6 +157,8 @@ def _problem(error: Any, key: str, description: str | None) -> str:
         return f"{show(value)} is not a choice; {nearest(str(value), choices)}"
     if kind in ("model_type", "model_attributes_type"):
         return f"must hold settings of its own, such as {key}.…=…, not {show(value)}"
+    if kind == "path_type":
+        return f"must be a path, not {show(value)}"
     must = re.sub(r"^Input (should|is not) (be )?", "must be ", message)
     return f"{must}, not {show(value)}"
 

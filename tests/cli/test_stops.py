@@ -103,6 +103,38 @@ def test_what_a_library_makes_of_one_is_not_told(inside: Any, end: type[BaseExce
         raise UserError("a mistake without a signal")
 
 
+def test_a_loop_that_goes_on_after_an_error_ends_with_ctrl_c():
+    """As of a sweep in a notebook, whose next run would begin at once."""
+    begun: list[int] = []
+
+    def sweep() -> None:
+        for beta in range(3):
+            begun.append(beta)
+            try:
+                raise Interrupted("stopped after update 2")
+            except Exception:
+                continue
+
+    with pytest.raises(KeyboardInterrupt, match="after update 2"):
+        sweep()
+    assert begun == [0]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_stopped_run_is_a_line_and_130_with_its_place_on_request(
+    debug: bool, capsys: pytest.CaptureFixture[str]
+):
+    def work() -> None:
+        raise Interrupted("stopped after update 2")
+
+    with pytest.raises(typer.Exit) as found:
+        guarded(work, debug=debug)
+    assert found.value.exit_code == 130
+    told = capsys.readouterr().err
+    assert told.endswith("nablaflow: stopped after update 2\n")
+    assert ("in work" in told) == debug
+
+
 def test_one_while_a_reward_works_is_not_taken_for_its_doing(capsys: pytest.CaptureFixture[str]):
     asked: list[bool] = []
     with stopping(asked), left_as_it_was("reward 'mine'"):

@@ -1,5 +1,7 @@
 """Settings of value-gradient matching: what does not fit, and which estimator a name means."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,13 +9,15 @@ from nablaflow.diffusion import ReverseProcess, build_process
 from nablaflow.errors import UserError
 from nablaflow.estimators import (
     Adjoint,
+    DenoisingAdjoint,
+    Estimator,
     ForwardLooking,
     ForwardLookingFlow,
     NStep,
     TemporalDifference,
     Terminal,
 )
-from nablaflow.methods import AdjointMatching, NablaTD, TerminalMatching
+from nablaflow.methods import AdjointMatching, NablaTD, PathWeightedMatching, TerminalMatching
 from nablaflow.methods.matching import Matching, ValueMatching
 from tests.support.paths import bent_problem
 from tests.support.schedules import STABLE_DIFFUSION
@@ -85,3 +89,56 @@ def test_named_methods_are_value_matching_with_an_estimator(
     batch = bent.random_path([[5, 1], [2, 4]]).training_batch(estimator, bent.networks, 1.0)
     found, expected = (part.losses(batch, bent.networks).total for part in (named, method))
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "step", "setting"),
+    [
+        (ForwardLooking(gamma=0.0), "exact", "gamma"),
+        (ForwardLooking(gamma=0.0), "published", None),
+        (ForwardLooking(gamma=[1.0, 0.0, 0.0, 0.0, 0.0, 0.5]), "exact", None),
+        (ForwardLookingFlow(gamma=0.0), "exact", "gamma"),
+        (ForwardLookingFlow(gamma=0.0), "published", None),
+        (TemporalDifference(gamma=0.0, td_lambda=0.0), "exact", None),
+        (NStep(gamma=0.0), "exact", None),
+        (DenoisingAdjoint(adjoint_above=1.0), "published", "adjoint_above"),
+        (DenoisingAdjoint(adjoint_above=1.0), "exact", "adjoint_above"),
+        (DenoisingAdjoint(), "exact", None),
+    ],
+    ids=repr,
+)
+def test_estimates_without_the_reward_are_refused(
+    estimator: Estimator, step: str, setting: str | None
+) -> None:
+    bent = bent_problem()
+    process = bent.networks.model.process
+    path = bent.random_path([list(range(1, process.steps + 1))] * 2)
+    method = ValueMatching(beta=1.0, estimator=estimator, step=step)  # pyright: ignore
+    path = replace(path, levels=method.value_step(process).level)
+    parts = [estimator.estimate(path, bent.networks, beta) for beta in (0.0, 1.0)]
+    without, with_reward = (
+        torch.cat([part.target, part.target if part.flow is None else part.flow]) for part in parts
+    )
+    assert torch.equal(without, with_reward) == (setting is not None)
+    if setting is None:
+        method.check(process, flow=True, on_policy=True)
+        return
+    with pytest.raises(UserError, match=rf"^method\.estimator\.{setting}: [^\n]* set method\.est"):
+        method.check(process, flow=True, on_policy=True)
+
+
+def test_weights_have_the_reward_where_no_estimate_has_it(process: ReverseProcess) -> None:
+    method = PathWeightedMatching(beta=1.0, adjoint_above=1.0)
+    method.check(process, flow=False, on_policy=True)
+    alike = method.model_copy(update={"effective_share": 1.0})
+    (named,) = (
+        word for word in refused(alike, process).split() if word.startswith("method.adjoint_above=")
+    )
+    mended = alike.model_copy(update={"adjoint_above": float(named.partition("=")[2])})
+    mended.check(process, flow=False, on_policy=True)
+
+
+def refused(method: Matching, process: ReverseProcess) -> str:
+    with pytest.raises(UserError) as caught:
+        method.check(process, flow=False, on_policy=True)
+    return str(caught.value)

@@ -344,11 +344,31 @@ def test_settings_that_would_train_nothing_are_refused(networks: Networks) -> No
     assert not paper(beta=BETA, reverse_weight=0.0).uses_flow  # nothing would train it
     with pytest.raises(UserError, match=r"method\.output_regularization: on-policy"):
         check(flow=True, output_regularization=1.0)
-    exact = {"step": "exact", "reverse_weight": 0.0, "forward_flow": "detached-ema"}
-    for gamma in (0.0, [1.0, *[0.0] * process.steps]):
-        with pytest.raises(UserError, match=r"method\.gamma: 0 at every step"):
-            check(flow=False, gamma=gamma, **exact)
-        check(flow=False, gamma=gamma, **exact | {"step": "published"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts"),
+    [
+        ({"step": "exact", "reverse_weight": 0.0}, False),
+        ({"step": "exact", "reverse_weight": 1.0}, False),
+        ({"step": "exact", "reverse_weight": 0.0, "forward_flow": "attached"}, False),
+        ({"reverse_weight": 1.0, "forward_weight": 0.0, "reverse_policy_graph": True}, False),
+        ({"reverse_weight": 0.0}, True),
+        ({"reverse_weight": 1.0}, True),
+    ],
+)
+def test_a_gamma_of_0_is_refused_where_the_loss_then_has_no_reward_in_it(
+    settings: dict[str, Any], counts: bool, networks: Networks, batch: TrainingBatch
+) -> None:
+    for gamma in (0.0, [1.0, *[0.0] * STEPS]):
+        methods = [paper(beta=beta, gamma=gamma, **settings) for beta in (0.0, BETA)]
+        without, with_reward = (method.losses(batch, networks).total for method in methods)
+        assert torch.equal(without, with_reward) != counts
+        if counts:
+            methods[1].check(networks.model.process, flow=True, on_policy=True)
+            continue
+        with pytest.raises(UserError, match=r"^method\.gamma: 0 at every step"):
+            methods[1].check(networks.model.process, flow=True, on_policy=True)
 
 
 @pytest.mark.parametrize("kind", METHODS)

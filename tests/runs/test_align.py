@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -148,3 +150,67 @@ def test_prompts_from_a_file_are_found_from_anywhere(
     nf.align(**{**arguments, "prompts": "prompts.txt"}, updates=1, training=SMALL)
     monkeypatch.chdir("/")
     assert evaluate_run(tmp_path / "run", 6)["policy"]["n"] == 6
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook, where nothing holds the arguments against the annotations."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"prompts": {"a circle", "a star"}}, "prompts: a set has another order in every session"),
+        ({"prompts": 3}, "prompts: must be a list of texts or the path of a text file, not 3"),
+        ({"prompts": b"a fox"}, "prompts: must be a list of texts or the path of a text file, not"),
+        ({"prompts": Path("none.txt")}, "prompts: no file .*none.txt"),
+        ({"output_dir": None}, "output_dir: must be a path, not null$"),
+        ({"output_dir": 3}, "output_dir: must be a path, not 3$"),
+        ({"output_dir": ""}, "output_dir: is empty; give a path$"),
+        ({"model_lora": 3}, "model_lora: must be a valid string, not 3$"),
+        ({"training": None, "updates": 1}, "training: must hold settings of its own, .* not null$"),
+        ({"training": 3, "updates": 1}, "training: must hold settings of its own, .* not 3$"),
+        ({"method": nf.ResidualNablaDB}, "method: ResidualNablaDB is a class; make one, Residual"),
+        ({"method": nf.BestOfN()}, "method: BestOfN trains nothing; give a method to train by$"),
+        ({"resume": True, "overwrite": True}, "overwrite=True: it replaces the run that resume=T"),
+    ],
+    ids=str,
+)
+def test_what_is_of_another_kind_is_one_line(
+    arguments: dict[str, Any], given: dict[str, Any], line: str
+):
+    with pytest.raises(UserError, match=f"^{line}") as caught:
+        nf.align(**{**arguments, **given})
+    assert "\n" not in str(caught.value)
+
+
+def test_prompts_may_be_a_file_or_anything_that_gives_them(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    seen: list[Config] = []
+    monkeypatch.setattr("nablaflow.api.run", _not_run(seen))
+    file = tmp_path / "prompts.txt"
+    for prompts in (file, (name for name in ("a", "b")), np.array(["a", "b"])):
+        nf.align(**{**arguments, "prompts": prompts})
+    assert [config.prompts for config in seen] == [str(file), ["a", "b"], ["a", "b"]]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_whole_numbers_of_numpy_are_numbers(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[Config] = []
+    monkeypatch.setattr("nablaflow.api.run", _not_run(seen))
+    sampler = nf.SamplerSettings(steps=np.int64(4))  # pyright: ignore[reportArgumentType]
+    nf.align(
+        **{**arguments, "sampler": sampler, "seed": np.uint8(3), "evaluation": {"n": np.int32(8)}},
+        updates=np.int64(7),
+    )
+    (config,) = seen
+    assert (config.seed, config.training.updates) == (3, 7)
+    assert (config.sampler.steps, config.evaluation.n) == (4, 8)
+    assert {type(config.seed), type(config.sampler.steps), type(config.evaluation.n)} == {int}
+    with pytest.raises(UserError, match=r"^seed: must be a valid integer, not np\.True_$"):
+        nf.align(**arguments, seed=np.bool_(True))

@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,8 +127,10 @@ _DISK = {
 
 
 def _end(error: BaseException, text: str, status: int, debug: bool) -> NoReturn:
-    if debug:
+    if debug and not isinstance(error, KeyboardInterrupt):  # which Typer has an end of its own for
         raise error
+    if debug:
+        traceback.print_exception(error)
     from nablaflow.addresses import masked_text
 
     shown = "".join(c if c.isprintable() else " " for c in masked_text(text))

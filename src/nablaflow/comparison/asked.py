@@ -45,7 +45,9 @@ def compare_asked(
             study = ComparisonStudy.named(methods, rewards, out, held_out=held_out, **own)
             check_writable(out)
             return race(study, progress, overwrite=overwrite)
-        if methods or rewards or training or overwrite:
+        if overwrite:
+            raise UserError("--overwrite: it is for methods, and runs are trained; leave it out")
+        if methods or rewards or training:
             raise UserError(
                 "compare: runs have their methods, rewards, seeds, minutes and beta already; give "
                 "runs or --method, not both"

@@ -25,6 +25,7 @@ from nablaflow.config.recipe import (
 )
 from nablaflow.errors import UserError
 from nablaflow.methods import Method
+from nablaflow.models.settings import OF_A_LORA
 from nablaflow.prompts.source import absolute
 from nablaflow.rewards.custom import is_custom
 from nablaflow.settings import Kinds, named_kinds
@@ -71,9 +72,15 @@ def _refuse_idle_flow(config: Config, overrides: Sequence[str]) -> None:
     """A recipe may have flow settings for its other methods; who overrides one wants a network."""
     for text in overrides:
         path, value = parse_override(text)
-        if path[0] == "flow" and value is not None and not config.method.uses_flow:
-            name = method_settings(config.method)["name"]
-            raise UserError(f"{'.'.join(path)}: {name} has no use for a flow network; leave it out")
+        refuse_idle_flow(config, path, value)
+
+
+def refuse_idle_flow(config: Config, path: tuple[str, ...], value: Any) -> None:
+    """Refuse a setting of the flow network that is given for a method without use for one."""
+    of_flow = path[0] == "flow" or path[-1].startswith("flow_")
+    if of_flow and value is not None and not config.method.uses_flow:
+        name = method_settings(config.method)["name"]
+        raise UserError(f"{'.'.join(path)}: {name} has no use for a flow network; leave it out")
 
 
 def dump_config(config: Config) -> str:
@@ -271,7 +278,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
 
 def _merge_value(key: str, old: Any, new: Any) -> Any:
     if key == "method":
-        return _merge_named(old, new, registered_methods())
+        plain = isinstance(new, BaseModel) and not isinstance(new, Method)  # which none can be
+        return new if plain else _merge_named(old, new, registered_methods())
+    if key == "adapter" and isinstance(new, Mapping) and "kind" in new:
+        old = _of_kind(old, new["kind"])
     # A mapping of rewards, or one source of prompts, is one value: two of them do not add up.
     if key not in ("reward", "prompts") and isinstance(old, Mapping) and isinstance(new, Mapping):
         return {**old, **new}
@@ -298,6 +308,13 @@ def _merge_named(old: Any, new: Any, kinds: Kinds) -> Any:
         if inner:
             merged[field] = _merge_named(old[field], new[field], inner)
     return merged
+
+
+def _of_kind(adapter: Any, kind: Any) -> Any:
+    """What an adapter of another kind keeps of the old settings."""
+    if not isinstance(adapter, Mapping) or kind != "full":
+        return adapter
+    return {key: value for key, value in adapter.items() if key not in OF_A_LORA}
 
 
 def _named_mapping(value: Any) -> Any:
@@ -344,8 +361,8 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> Valu
 
 
 def _rank(path: tuple[str, ...]) -> int:
-    """0: the method's name; 1: the name of an estimator, or the like, in it; 2: all else."""
-    if path in (("method",), ("method", "name")):
+    """0: a method's name, an adapter's kind; 1: the name of an estimator, or the like; 2: else."""
+    if path in (("method",), ("method", "name"), ("adapter",), ("adapter", "kind")):
         return 0
     return 1 if path[0] == "method" and path[-1] == "name" else 2
 
@@ -355,6 +372,8 @@ def _assign(old: Any, path: tuple[str, ...], depth: int, value: Any) -> Any:
     if path[0] == "method" and depth == 1:
         nested = {path[1]: _assign(None, path, 2, value)} if len(path) > 1 else value
         return _merge_named(old, nested, registered_methods())
+    if path == ("adapter", "kind") and depth == 1:
+        old = _of_kind(old, value)
     if depth == len(path):
         return value
     if old is not None and not isinstance(old, Mapping):

@@ -247,6 +247,7 @@ def parse_method(value: Any, find: FindMethod = find_none) -> Method:
         method_settings(value)
         return value
     value = _by_present_name(value)
+    _check_is_method(value)
     kind, settings = _chosen(_kinds_for(value, find), value, "method")
     for name, field in kind.model_fields.items():
         kinds, inner = named_kinds(kind, name), settings.get(name)
@@ -258,6 +259,14 @@ def parse_method(value: Any, find: FindMethod = find_none) -> Method:
         return kind.model_validate(settings)
     except ValidationError as error:
         raise _refusal(explain(error, kind, ("method",), suggest)) from None
+
+
+def _check_is_method(value: Any) -> None:
+    """Say of an object that is no method what it is."""
+    if isinstance(value, type):
+        raise UserError(f"method: {value.__name__} is a class; make one, {value.__name__}(beta=…)")
+    if isinstance(value, BaseModel):
+        raise UserError(f"method: {type(value).__name__} trains nothing; give a method to train by")
 
 
 def _kinds_for(value: Any, find: FindMethod) -> Mapping[str, type[Method]]:
@@ -344,6 +353,8 @@ def _check_values(value: Any, place: tuple[int | str, ...] = ()) -> None:
         check_scalar(value)
         if place in PATHS:
             check_path(value)
+        if place in PATHS and place[-1] != "prompts" and value == "":
+            raise ValueError("is empty; give a path")
     except ValueError as error:
         raise _refusal(f"{dotted(place)}: {error}") from None
     inner: Iterable[tuple[Any, Any]] = ()

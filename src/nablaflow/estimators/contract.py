@@ -300,6 +300,13 @@ class Estimator(Settings, abc.ABC):
     def check(self, process: ReverseProcess) -> None:
         """Raise `UserError` where the settings do not fit the sampler."""
 
+    def check_reward_counts(self, process: ReverseProcess, levels: Int[Tensor, "steps"]) -> None:
+        """Raise `UserError` where no estimate has the reward in it, so that nothing trains.
+
+        Args:
+            levels: of the states whose value gradient is asked for.
+        """
+
     def rewardless_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"]:
         """By k, whether the estimate has no reward in it, but trajectories that are weighted by it.
 

@@ -19,10 +19,11 @@ Where alpha_bar_k is 0, c_k is infinite and D_k is 0; their product is neither.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -56,6 +57,14 @@ class DenoisingAdjoint(Estimator):
             raise UserError(
                 "sampler: denoising-adjoint compares x_0 with the x_k that it came from, which "
                 "needs the noise of the noising process; set sampler.name=ddim and sampler.eta=1"
+            )
+
+    def check_reward_counts(self, process: ReverseProcess, levels: Int[Tensor, "steps"]) -> None:
+        """On trajectories without weights."""
+        if self.rewardless_levels(process)[1:].all():
+            raise UserError(
+                "method.adjoint_above: no step has the adjoint, so that the reward is left out and "
+                f"the policy would stay the reference; set method.adjoint_above={_below(process)}"
             )
 
     def rewardless_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"]:
@@ -94,6 +103,11 @@ class DenoisingAdjoint(Estimator):
             here = t.k == level
             found[here] = carried[t.trajectory[here]].to(found)
         return found
+
+
+def _below(process: ReverseProcess) -> float:
+    """A share with two digits that is less than the most signal that a step keeps."""
+    return round(max(0.0, math.ceil(100 * float(kept_signal(process)[1])) / 100 - 0.01), 2)
 
 
 def kept_signal(process: ReverseProcess) -> Float[Tensor, "levels"]:

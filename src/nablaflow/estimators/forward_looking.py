@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -67,6 +67,21 @@ def check_gamma(gamma: str | float | Sequence[float], process: ReverseProcess) -
     """Raise `UserError` where gamma does not fit the sampler."""
     if gamma != "measured":
         gamma_table(gamma, process)
+
+
+def check_gamma_counts(
+    gamma: str | float | Sequence[float], process: ReverseProcess, levels: Int[Tensor, "steps"]
+) -> None:
+    """Raise `UserError` where gamma leaves the reward out.
+
+    Args:
+        levels: of the states that the reward is looked ahead from.
+    """
+    if gamma != "measured" and not gamma_table(gamma, process)[levels].any():
+        raise UserError(
+            "method.gamma: 0 at every step leaves the reward out, and the policy would stay the "
+            "reference; set method.gamma=one"
+        )
 
 
 def forward_looking(
@@ -136,6 +151,9 @@ class ForwardLooking(Estimator):
 
     def check(self, process: ReverseProcess) -> None:
         check_gamma(self.gamma, process)
+
+    def check_reward_counts(self, process: ReverseProcess, levels: Int[Tensor, "steps"]) -> None:
+        check_gamma_counts(self.gamma, process, levels)
 
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
         strength = beta * gamma_table(self.gamma, networks.model.process, networks.measured_gamma)

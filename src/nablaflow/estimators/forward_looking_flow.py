@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import ClassVar, Literal, final
 
 import torch
+from jaxtyping import Int
 from pydantic import Field
+from torch import Tensor
 
 from nablaflow.diffusion import kernel_mean, score_of_state
 from nablaflow.diffusion.process import ReverseProcess, at
@@ -21,7 +23,13 @@ from nablaflow.estimators.contract import (
     TrainingBatch,
     ValueGradients,
 )
-from nablaflow.estimators.forward_looking import Gamma, Predictor, check_gamma, gamma_table
+from nablaflow.estimators.forward_looking import (
+    Gamma,
+    Predictor,
+    check_gamma,
+    check_gamma_counts,
+    gamma_table,
+)
 from nablaflow.typing import Latents
 
 
@@ -41,6 +49,10 @@ class ForwardLookingFlow(Estimator):
 
     def check(self, process: ReverseProcess) -> None:
         check_gamma(self.gamma, process)
+
+    def check_reward_counts(self, process: ReverseProcess, levels: Int[Tensor, "steps"]) -> None:
+        """The flow network learns of the reward by the policy alone, which must have it first."""
+        check_gamma_counts(self.gamma, process, levels)
 
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:
         strength = beta * gamma_table(self.gamma, networks.model.process, networks.measured_gamma)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -182,6 +182,10 @@ class Method(Settings, abc.ABC):
             flow: whether there is a flow-score network.
             on_policy: whether the policy that trains is the one that sampled.
         """
+
+    def idle(self, *, flow: bool) -> Iterator[tuple[str, str]]:
+        """Settings that others leave without any effect, and what would give them one."""
+        yield from ()
 
     def old_policy_decay(self, update: int) -> float | None:
         """What the old policy keeps of itself after an update; None: there is no old policy.

@@ -17,6 +17,7 @@ Log probabilities and KL are means over a state's values, see `nablaflow.methods
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal, final
 
 from pydantic import Field
@@ -76,6 +77,10 @@ class DDPO(PolicyGradient):
                 "method.kl_to_go: without a KL term there is nothing to take off; set "
                 "method.kl_weight=1 or method.kl_to_go=false"
             )
+
+    def idle(self, *, flow: bool) -> Iterator[tuple[str, str]]:
+        if self.form == "score-function":
+            yield "clip_range", "there is no ratio to clip; set method.form=importance-sampling"
 
     @property
     def credit_group(self) -> CreditGroup:  # pyright: ignore[reportIncompatibleVariableOverride]

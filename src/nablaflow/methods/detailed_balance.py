@@ -15,6 +15,7 @@ its beta counts as many times as there are values.
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -83,6 +84,10 @@ class DetailedBalance(StepwiseMethod, abc.ABC):
             raise UserError(
                 f"flow: {self.name} learns log F with the flow network; switch it on, or use ddpo"
             )
+
+    def idle(self, *, flow: bool) -> Iterator[tuple[str, str]]:
+        if self.gamma == 0:
+            yield "forward_looking_predictor", "nothing is looked ahead; set method.gamma=one"
 
     def balance(self, batch: TrainingBatch, networks: Networks) -> Balance:
         model, t = networks.model, batch.transitions

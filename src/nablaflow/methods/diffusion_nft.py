@@ -18,6 +18,7 @@ images, as reward-weighted regression has none; beta has no part in it, and the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, final
 
 import torch
@@ -88,6 +89,13 @@ class DiffusionNFT(StepwiseMethod):
     def old_policy_decay(self, update: int) -> float:
         rounds = max(0, update - self.decay_flat)
         return min(self.decay_rise * rounds, self.decay_most)
+
+    def idle(self, *, flow: bool) -> Iterator[tuple[str, str]]:
+        stays = [name for name in ("decay_rise", "decay_most") if getattr(self, name) == 0]
+        for zero in stays:
+            others = {"decay_flat", "decay_rise", "decay_most"} - set(stays)
+            for name in sorted(others):
+                yield name, f"the old policy is the last one; set method.{zero} above 0"
 
     def fresh_levels(self, process: ReverseProcess) -> Bool[Tensor, "levels"]:
         return torch.arange(process.steps + 1) > 0

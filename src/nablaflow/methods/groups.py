@@ -30,6 +30,17 @@ def by_group(
     return found
 
 
+def tells_apart(scores: Scores, prompts: list[str]) -> bool:
+    """Whether scores differ among the images of a prompt, or of all where each has one.
+
+    Of a single image that cannot be told, and nothing is held against it.
+    """
+    if len(set(prompts)) == len(prompts):
+        prompts = [""] * len(prompts)
+    alike = by_group(lambda own, _: (own == own[0]).float(), prompts, scores, None)
+    return len(scores) == 1 or not bool(alike.all())
+
+
 def standardized(scores: Scores) -> Scores:
     """Mean 0, standard deviation 1; all 0 where the scores are equal."""
     return (scores - scores.mean()) / (scores.std(correction=0) + EPSILON)

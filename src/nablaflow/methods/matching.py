@@ -13,6 +13,7 @@ says it should be, with the same weight.
 from __future__ import annotations
 
 import abc
+import re
 from typing import ClassVar, final
 
 import torch
@@ -67,6 +68,11 @@ class Matching(StepwiseMethod, abc.ABC):
     def value_estimator(self) -> Estimator: ...
 
     @property
+    def weighs_by_reward(self) -> bool:
+        """Whether the reward counts in the trajectories' weights, whatever the estimator is."""
+        return False
+
+    @property
     def uses_flow(self) -> bool:
         return self.value_estimator().uses_flow
 
@@ -75,6 +81,8 @@ class Matching(StepwiseMethod, abc.ABC):
         check_step(self.step, process)
         estimator = self.value_estimator()
         estimator.check(process)
+        if not self.weighs_by_reward:
+            estimator.check_reward_counts(process, self.value_step(process).level[1:])
         if estimator.uses_flow and not flow:
             raise UserError(
                 f"flow: {self.name} bootstraps from a flow network; switch it on, or use "
@@ -146,5 +154,6 @@ class ValueMatching(Matching):
         try:
             super().check(process, flow=flow, on_policy=on_policy)
         except UserError as error:  # other methods have the estimator's settings as their own
-            line = str(error).replace("method.gamma", "method.estimator.gamma", 1)
+            own = [name for name in type(self.estimator).model_fields if name != "name"]
+            line = re.sub(rf"\bmethod\.({'|'.join(own)})\b", r"method.estimator.\1", str(error))
             raise UserError(line) from error

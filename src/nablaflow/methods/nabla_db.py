@@ -13,6 +13,7 @@ the normal N(x_K / sqrt(alpha_bar_K), (1 - alpha_bar_K) / alpha_bar_K I), far wi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal, final
 
 import torch
@@ -76,6 +77,10 @@ class NablaDB(StepwiseMethod):
                 "sampler: x_1 and x_0 have the same noise, so the noising kernel between them has "
                 "no density; set steps_offset to 1 or set_alpha_to_one in the model's scheduler"
             )
+
+    def idle(self, *, flow: bool) -> Iterator[tuple[str, str]]:
+        if self.forward_weight == 0:
+            yield "forward_flow", "there is no forward residual; set method.forward_weight=1"
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
         assert networks.flow is not None

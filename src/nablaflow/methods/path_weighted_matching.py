@@ -47,6 +47,10 @@ class PathWeightedMatching(Matching):
     def value_estimator(self) -> DenoisingAdjoint:
         return DenoisingAdjoint(adjoint_above=self.adjoint_above)
 
+    @property
+    def weighs_by_reward(self) -> bool:
+        return self.effective_share < 1
+
     def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
         super().check(process, flow=flow, on_policy=on_policy)
         if self.output_regularization > 0:

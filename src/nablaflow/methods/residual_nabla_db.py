@@ -19,6 +19,7 @@ but beta.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar, Literal, final
 
@@ -36,6 +37,7 @@ from nablaflow.estimators import (
     TrainingBatch,
     Weighting,
     check_gamma,
+    check_gamma_counts,
     gamma_table,
     step_weight,
 )
@@ -169,15 +171,25 @@ class ResidualNablaDB(StepwiseMethod):
                 "nothing; set method.reverse_weight=0, or switch the flow network on"
             )
 
-    def _check_reward_counts(self, process: ReverseProcess) -> None:
-        """With a flow network, or by the published step, the reward counts at x_0 at the least."""
-        if self.step != "exact" or self.gamma == "measured" or self.uses_flow:
-            return
-        if not gamma_table(self.gamma, process)[1:].any():
-            raise UserError(
-                "method.gamma: 0 at every step leaves the reward out, and the policy would stay "
-                "the reference; set method.gamma=one"
+    def idle(self, *, flow: bool) -> Iterator[tuple[str, str]]:
+        if self.reverse_weight == 0:
+            yield "reverse_last", "there is no reverse residual; set method.reverse_weight=1"
+        if self.forward_weight == 0:
+            yield "forward_flow", "there is no forward residual; set method.forward_weight=1"
+        if self.gamma == 0:
+            yield "forward_looking_predictor", "nothing is looked ahead; set method.gamma=one"
+        for name in () if flow or self.needs_log_flow else ("terminal_weight", "forward_flow"):
+            yield (
+                name,
+                "there is no flow network; set method.reverse_weight=1, not flow=null",
             )
+
+    def _check_reward_counts(self, process: ReverseProcess) -> None:
+        """By the published step it counts at x_0 at the least; the flow network's part has none."""
+        levels = torch.arange(1, process.steps + 1)
+        if self.forward_weight > 0:
+            levels = self.value_step(process).level[1:]
+        check_gamma_counts(self.gamma, process, levels)
 
     def _check_contrastive(self) -> None:
         """The fit has gamma's place and the flow network's, and is of the reference at x_k."""

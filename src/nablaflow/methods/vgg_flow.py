@@ -21,6 +21,7 @@ for unit normal images and a linear reward it moves them by pi / 2 times as much
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal, final
 
 import torch
@@ -73,6 +74,10 @@ class VGGFlow(StepwiseMethod):
         gt=0,
         description="largest norm of the reward's gradient at a state; longer ones are scaled down",
     )
+
+    def idle(self, *, flow: bool) -> Iterator[tuple[str, str]]:
+        for name in () if flow else ("consistency_weight", "terminal_weight"):
+            yield name, "there is no flow network to train; leave flow=null out"
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
         t = batch.transitions

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nablaflow.errors import UserError
+from nablaflow.quiet import quiet_libraries
 
 _VECTORS: Any = TextualInversionLoaderMixin()
 SHOWN = 2  # prompts that a note names
@@ -24,7 +25,8 @@ def content(tokenizer: Any, prompt: str) -> list[int]:
 
     A word that textual inversion gave several vectors is all of them, as in the stock pipelines.
     """
-    prompt = _VECTORS.maybe_convert_prompt(prompt, tokenizer)
+    with quiet_libraries():  # what is too long is said by `note_cuts`, and nothing fails of it
+        prompt = _VECTORS.maybe_convert_prompt(prompt, tokenizer)
     return tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -93,6 +94,10 @@ class SamplerSettings(Settings):
         return self
 
 
+OF_A_LORA = ("rank", "alpha", "rslora", "dora", "targets")
+"""What `AdapterSettings` has that is of no use where every weight trains."""
+
+
 class AdapterSettings(Settings):
     """What trains: a LoRA, or the whole network."""
 
@@ -145,6 +150,11 @@ class AdapterSettings(Settings):
                 "adapter.start: every weight trains, and no LoRA; leave it out, or kind=lora"
             )
         return self
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """Settings that others leave without any effect, and what would give them one."""
+        for name in OF_A_LORA if self.kind == "full" else ():
+            yield name, "every weight trains, and no LoRA; set adapter.kind=lora"
 
     @field_validator("targets", mode="before")
     @classmethod

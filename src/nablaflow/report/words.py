@@ -46,6 +46,12 @@ def loss_name(key: str) -> str:
     return _LOSSES.get(key) or key.removeprefix("loss_").replace("_", " ")
 
 
+SAME_REWARD = (
+    "the reward is the same for all images of a prompt: it tells none from another, and the policy "
+    "learns nothing by it; use another reward"
+)
+
+
 def warnings(look: Mapping[str, Any], budgets: Mapping[str, float | None]) -> dict[str, str]:
     """A line for each budget of the guard that a look exceeds, by its metric."""
     found = {}

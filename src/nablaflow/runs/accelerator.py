@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from nablaflow.runs.meeting import meeting, meeting_place
 # The others wait while the main process saves the policy and compares its image with the stock
 # pipeline's, or while one of them writes its share of a slow reward's scores.
 PATIENCE = timedelta(hours=2)
+_UNDER_WAY = threading.Lock()
 
 
 @contextmanager
@@ -34,16 +36,31 @@ def fresh_accelerator() -> Iterator[None]:
     """Accelerate keeps its device and precision for the process; the next run chooses anew.
 
     An error of one process ends them all, see `ending_together`.
+
+    Raises:
+        UserError: a run is under way, in another thread or around this call.
     """
+    if not _UNDER_WAY.acquire(blocking=False):
+        raise UserError(
+            "a run is under way in this process, which has room for one: let it end, or begin the "
+            "other in a process of its own"
+        )
     try:
         with ending_together():
             yield
     finally:
-        if PartialState._shared_state.get("num_processes", 1) > 1:
-            # A thread of gloo may want Python's lock for its last tensors, while the destructor of
-            # the group waits for that thread and has the lock.
-            time.sleep(0.2)
-        AcceleratorState._reset_state(reset_partial_state=True)
+        try:
+            _forget()
+        finally:
+            _UNDER_WAY.release()
+
+
+def _forget() -> None:
+    if PartialState._shared_state.get("num_processes", 1) > 1:
+        # A thread of gloo may want Python's lock for its last tensors, while the destructor of
+        # the group waits for that thread and has the lock.
+        time.sleep(0.2)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def make_accelerator(training: TrainingSettings, run: Path) -> Accelerator:

@@ -14,10 +14,11 @@ from rich.console import Console
 from torch import Tensor
 
 from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
 from nablaflow.models import LivePipeline
 from nablaflow.models.rehearsal import rehearse
 from nablaflow.progress import Progress, Work, show
-from nablaflow.report.words import warnings
+from nablaflow.report.words import SAME_REWARD, warnings
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.agreement import check_same
@@ -69,6 +70,10 @@ def run(
         TrainingStopped: training cannot go on; the last checkpoint is whole.
         Interrupted: after Ctrl-C, with a checkpoint.
     """
+    if resume and overwrite:
+        raise UserError(
+            "--overwrite: it replaces the run that --resume goes on with; give one of the two"
+        )
     launch = Launch.read(os.environ, config.training)  # one that is none says so before all else
     if launch.goes_on(config.output_dir):
         resume, overwrite = True, False
@@ -268,7 +273,16 @@ def _guard_told(parts: Parts) -> str:
 
 
 def _new_warnings(parts: Parts, warned: set[str]) -> list[str]:
-    """What a guard that only warns has to say for the first time; ``warned`` are its metrics."""
+    """What is to be said for the first time; ``warned`` has the guard's metrics besides."""
+    told = []
+    if parts.trainer.alike and "same reward" not in warned:
+        warned.add("same reward")
+        told.append(f"after update {parts.trainer.update}: {SAME_REWARD}")
+    return told + _of_guard(parts, warned)
+
+
+def _of_guard(parts: Parts, warned: set[str]) -> list[str]:
+    """What a guard that only warns has to say."""
     guard = parts.trainer.guard
     if guard is None or guard.last is None or guard.settings.action != "warn":
         return []

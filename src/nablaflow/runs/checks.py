@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import psutil
@@ -19,15 +20,18 @@ from nablaflow.rewards import NamedReward, probe, require_gradient
 _FLOAT = 4  # bytes
 
 
-def check_settings(config: Config, evaluated: list[str]) -> None:
+def check_settings(config: Config, evaluated: list[str], *, fresh: bool) -> None:
     """What can be told without the model.
 
     Args:
         evaluated: the prompts to measure on.
+        fresh: whether nothing was trained by it yet.
 
     Raises:
         UserError: settings that do not fit each other.
     """
+    if fresh:
+        refuse_idle(config)
     check_evaluation(config, evaluated)
     check_group(config.method, config)
     check_precision(config.method, config)
@@ -49,6 +53,20 @@ def check_model(
     on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
     method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
     check_reward(method, reward, model, prompts)
+
+
+def refuse_idle(config: Config) -> None:
+    """Refuse what was given and could do nothing: another value than the default."""
+    of_method = config.method.idle(flow=config.flow is not None)
+    for place, group, idle in (
+        ("adapter", config.adapter, config.adapter.idle()),
+        ("method", config.method, of_method),
+    ):
+        for name, remedy in idle:
+            default = type(group).model_fields[name].default
+            if getattr(group, name) != default:
+                left = json.dumps(default).strip('"')
+                raise UserError(f"{place}.{name}: {remedy}, or leave it at {left}")
 
 
 def check_shares(training: TrainingSettings, processes: int) -> None:
@@ -108,8 +126,14 @@ def check_decoder(method: Method, training: TrainingSettings) -> None:
 
 
 def check_group(method: Method, config: Config) -> None:
-    """Refuse one image a prompt for a method that compares a prompt's images."""
-    if not method.needs_group or config.training.images_per_prompt > 1:
+    """Refuse one image a prompt, or one in all, for a method that compares them."""
+    each, prompts = config.training.images_per_prompt, config.training.prompts_per_update
+    if method.credit_group == "batch" and each * prompts == 1:
+        raise UserError(
+            f"training.images_per_prompt: {method.name} compares the images of an update and needs "
+            "2 or more"
+        )
+    if not method.needs_group or each > 1:
         return
     others = ", ".join(name for name, kind in METHODS.items() if kind.credit_group is None)
     raise UserError(

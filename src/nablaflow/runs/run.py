@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from nablaflow.config.arguments import folder_of_run
 from nablaflow.config.recipe import Config
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, in_python
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline, load_pipeline
 from nablaflow.models.export import LORA_FILE
@@ -55,6 +56,7 @@ class Run:
     reward: NamedReward | None = field(default=None, repr=False)
 
     @classmethod
+    @in_python
     def open(
         cls,
         folder: str | Path,
@@ -74,7 +76,7 @@ class Run:
         Raises:
             UserError: the folder holds no finished run.
         """
-        folder = at_home(folder)
+        folder = folder_of_run(folder)
         summary = folder / SUMMARY
         saved = next((folder / name for name in (LORA, MODEL) if (folder / name).is_dir()), None)
         if saved is None or not summary.is_file():
@@ -117,6 +119,7 @@ class Run:
         """The page to look at."""
         return self.folder / REPORT
 
+    @in_python
     @quiet_libraries()
     def pipeline(self, dtype: torch.dtype | None = None) -> Any:
         """The policy as a stock diffusers pipeline, which shares nothing with any other.
@@ -138,6 +141,7 @@ class Run:
         pipeline.load_lora_weights(self.lora)
         return pipeline
 
+    @in_python
     def export(
         self,
         form: str,

@@ -177,7 +177,7 @@ def prepare(
         seed=config.seed,
     )
     prompts, evaluated, notes = sets.training, sets.evaluation, sets.notes
-    check_settings(config, evaluated)
+    check_settings(config, evaluated, fresh=checkpoint is None)
     reward = _load_reward(config, reward)
     accelerator = make_accelerator(config.training, run)
     read = {"prompts": prompts, "evaluation.prompts": evaluated}

@@ -19,8 +19,11 @@ LAUNCHED = "TORCHELASTIC_RUN_ID"
 """In the environment of what torchrun, or accelerate by it, has started."""
 
 
-class Interrupted(Exception):
-    """One of `STOPS`: the run stopped between two updates, with a checkpoint."""
+class Interrupted(KeyboardInterrupt):
+    """One of `STOPS`: the run stopped between two updates, with a checkpoint.
+
+    It is what Ctrl-C is in any program, so that a loop that goes on after an `Exception` ends too.
+    """
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import TrainingStopped
 from nablaflow.evaluation.guard import Guard
 from nablaflow.methods import Networks, TrainingBatch
+from nablaflow.methods.groups import tells_apart
 from nablaflow.models import FlowScore
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress, unseen
@@ -43,6 +44,7 @@ class Trainer:
         clock: seconds from some moment on, by which training is timed.
         seconds: of training so far, earlier sessions of a resumed run included.
         spent: share of `training.minutes` so far, the same on all processes; 0 without.
+        alike: whether no prompt's images have differed in reward so far, in this session.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Trainer:
         self.clock: Callable[[], float] = time.perf_counter
         self.seconds = 0.0
         self.spent = 0.0
+        self.alike = True
 
     # --- one update -------------------------------------------------------------------------------
 
@@ -144,6 +147,8 @@ class Trainer:
 
     def _observe(self, rollout: Rollout) -> None:
         """Let the reward remember the scores of all processes, in their order, on each of them."""
+        if self.alike:
+            self.alike = not on_any(self.accelerator, tells_apart(rollout.scores, rollout.prompts))
         gathered: Any = self.accelerator.gather(rollout.components)
         observe(self.reward, gathered)
 

@@ -1,0 +1,93 @@
+"""What the functions of `nablaflow.api` are called with, checked as a command's options are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from nablaflow.config.settings import Count, Positive, Seed
+from nablaflow.errors import UserError, one_line, show
+from nablaflow.places import at_home
+from nablaflow.settings import Settings, explain
+
+
+class SampleArguments(Settings):
+    """Of `nablaflow.sample`."""
+
+    n: Count
+    seed: Seed
+    checkpoint: str | None
+    strength: float | None = Field(ge=0)
+    sampler: str | None
+    height: Count | None
+    width: Count | None
+
+
+class EvaluateArguments(Settings):
+    """Of `nablaflow.evaluate`."""
+
+    n: Count | None
+    features: str
+    metrics: list[str] | None
+
+
+class CompareArguments(Settings):
+    """Of `nablaflow.compare`."""
+
+    methods: list[str]
+    reward: list[str]
+    seeds: Count | None
+    minutes: Positive | None
+    beta: Positive | None
+    n: Count | None
+    held_out: str | None
+    metrics: list[str]
+
+
+Arguments = TypeVar("Arguments", bound=Settings)
+
+
+def checked(kind: type[Arguments], **values: Any) -> Arguments:
+    """The arguments as plain values.
+
+    Raises:
+        UserError: one line that names the argument, what is wrong, the remedy.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(one_line(explain(error, kind, ()))) from None
+
+
+def names(given: Any) -> Any:
+    """One text or several as a list; what is neither is for the check."""
+    if isinstance(given, str):
+        return [given]
+    several = isinstance(given, Iterable) and not isinstance(given, bytes | Mapping)
+    return list(given) if several else given
+
+
+def texts(prompts: Any) -> list[str]:
+    """Prompts themselves: one or several; none are the default.
+
+    Raises:
+        UserError: they are something else.
+    """
+    found = names(() if prompts is None else prompts)
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise UserError(f"prompts: must be a text or a list of texts, not {show(prompts)}")
+    return found
+
+
+def folder_of_run(value: Any) -> Path:
+    """The folder of a run that was named by it.
+
+    Raises:
+        UserError: it is no path.
+    """
+    if not isinstance(value, str | Path):
+        raise UserError(f"run: must be a run or the folder of one, not {show(value)}")
+    return at_home(value)

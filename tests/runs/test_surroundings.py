@@ -1,0 +1,110 @@
+"""A run in a program that has tensors of its own: neither changes the other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nablaflow as nf
+
+pytestmark = pytest.mark.usefixtures("lean_runs", "train_only")
+Align = Callable[..., nf.Run]
+
+
+@pytest.fixture
+def align(tiny_model: Path, tmp_path: Path) -> Align:
+    asked: dict[str, Any] = {
+        "model": str(tiny_model),
+        "reward": "brightness",
+        "prompts": ["a circle", "a star"],
+        "method": nf.ResidualNablaDB(beta=10.0),
+        "sampler": {"steps": 4},
+        "adapter": {"rank": 2},
+        "guard": None,
+        "evaluation": {"n": 4},
+        "updates": 1,
+        "training": {
+            "prompts_per_update": 1,
+            "images_per_prompt": 2,
+            "transition_fraction": 0.5,
+            "trackers": [],
+            "device": "cpu",
+        },
+    }
+    return lambda name, **given: nf.align(**asked, output_dir=tmp_path / name, **given)
+
+
+def figures(run: nf.Run) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if "seconds" not in k} for record in run.metrics]
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_what_is_set_for_other_tensors_does_not_reach_it(align: Align):
+    expected = figures(align("plain"))
+    surroundings: dict[str, AbstractContextManager[Any]] = {
+        "float64": float64(),
+        "no_grad": torch.no_grad(),
+        "inference": torch.inference_mode(),
+        "autocast": torch.autocast("cpu", dtype=torch.bfloat16),
+        "device": torch.device("meta"),
+        "other seed": nullcontext(torch.manual_seed(7)),
+    }
+    for name, inside in surroundings.items():
+        with inside:
+            grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+            assert figures(align(name)) == expected, name
+            assert (torch.is_grad_enabled(), torch.get_default_dtype()) == (grad, dtype)
+
+
+def test_random_numbers_after_it_are_those_that_would_have_come(align: Align):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    align("run")
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_one_within_another_is_refused_and_the_other_goes_on(align: Align):
+    found: list[str] = []
+
+    def again(record: dict[str, Any]) -> None:
+        for begin in (lambda: align("inner"), lambda: in_a_thread(lambda: align("beside"))):
+            with pytest.raises(nf.UserError, match="a run is under way in this process") as caught:
+                begin()
+            found.append(str(caught.value))
+
+    assert len(align("outer", on_update=again).metrics) == 1
+    assert len(found) == 2
+    assert in_a_thread(lambda: align("after")).metrics
+
+
+def in_a_thread(work: Callable[[], Any]) -> Any:
+    """What it gives or raises."""
+    found: list[Any] = []
+
+    def told() -> None:
+        try:
+            found.append(work())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=told)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
