@@ -50,7 +50,7 @@ def _tell(error: BaseException) -> None:
     store = last_meeting()
     if store is None:
         return
-    stopped = isinstance(error, KeyboardInterrupt | Interrupted)
+    stopped = isinstance(error, KeyboardInterrupt)
     kind, line = (STOPPED, str(error) or "stopped") if stopped else in_words(error)
     with suppress(RuntimeError):  # whoever keeps the words is gone
         store.compare_set(KEY, "", json.dumps([_process(), kind, line]))
@@ -74,7 +74,7 @@ def _left() -> list[Any] | None:
     return None
 
 
-def _told() -> Exception:
+def _told() -> BaseException:
     found = _left()
     if found is None:
         return TrainingStopped(
