@@ -22,6 +22,7 @@ VARIANTS = {
     "20 steps, the C library's default allocator": ["--plain-allocator", "sampler.steps=20"],
     "with flow network and reverse residual": [
         "flow={channels: [64, 128]}",
+        "method.step=published",
         "method.reverse_weight=1",
     ],
     "the policy's own x0_hat": ["method.forward_looking_predictor=policy"],

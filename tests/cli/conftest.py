@@ -32,6 +32,7 @@ def settings(tiny_model: Path) -> dict[str, Any]:
         "method": {
             "name": "residual-nabla-db",
             "beta": 5.0,
+            "step": "published",
             "reverse_weight": 1.0,
             "gamma": "measured",
         },

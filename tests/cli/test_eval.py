@@ -123,7 +123,7 @@ def test_held_out_prompts_are_what_is_measured(run: Path, recipe: Path, cli: Cli
     assert found["prompts"] == 2
 
 
-PLAIN = ("method.reverse_weight=0", "method.gamma=one", "flow=null")
+PLAIN = ("method.step=exact", "method.reverse_weight=0", "method.gamma=one", "flow=null")
 
 
 def test_the_default_methods_fit_is_measured_and_said(recipe: Path, cli: Cli):

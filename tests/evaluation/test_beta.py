@@ -65,7 +65,7 @@ def test_what_is_no_strength_is_refused(
 def test_a_run_saves_the_number_and_goes_on_with_it(
     make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["method.beta=auto", "flow=null", "method.reverse_weight=0"]
+    small = ["method.beta=auto", "flow=null", "method.step=exact", "method.reverse_weight=0"]
     config = make_config(*small, "training.updates=1")
     run(config)
     saved = load_config(config.output_dir / "config.yaml", [], {})

@@ -52,7 +52,7 @@ def test_steps_that_are_drawn_stand_for_the_others():
     [
         ResidualNablaDB.published(BETA, 0.0),
         ResidualNablaDB(beta=BETA, gamma="measured"),
-        ResidualNablaDB(beta=BETA, reverse_weight=1.0),
+        ResidualNablaDB(beta=BETA, step="published", reverse_weight=1.0),
         AdjointMatching(beta=BETA, step="exact"),
     ],
     ids=["published", "measured", "flow", "sampled"],

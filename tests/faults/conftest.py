@@ -24,6 +24,7 @@ __all__ = ["cli", "here", "recipe", "settings"]
 Cli = Callable[..., Result]
 SHORT = (
     "flow=null",
+    "method.step=exact",
     "method.reverse_weight=0",
     "sampler.steps=2",
     "prompts=[a circle]",

@@ -19,7 +19,7 @@ from nablaflow.methods import (
 from nablaflow.models import Condition
 from tests.support.balance import COVARIANCE, DIRECTION, MEAN
 from tests.support.chain import x0_hat_of
-from tests.support.gaussian import AffineFlow, GaussianModel, MeanShift, linear_reward
+from tests.support.gaussian import GaussianModel, MeanShift, linear_reward
 from tests.support.numeric import finite_difference
 from tests.support.schedules import STABLE_DIFFUSION
 
@@ -100,20 +100,6 @@ def loss_on(method: Method, model: GaussianModel) -> float:
     size = torch.stack([value_gradient(model, k).square().mean() for k in levels.tolist()])[which]
     inner = batch.transitions.k > 1  # at k = 1 the tables of float32 leave few digits
     return (losses / (scale * size))[inner].max().item()
-
-
-def test_the_flow_score_is_added_at_the_same_state() -> None:
-    """g_phi supplies what gamma leaves out, and is read at x_k, not at x_{k-1}."""
-    model = aligned("ddim", 5)
-    offset = torch.zeros(6, 2, dtype=torch.float64)
-    for k in range(1, 6):
-        offset[k] = 0.5 * value_gradient(model, k)
-    flow = AffineFlow(model.process, offset)
-    networks = Networks(model, linear_reward(DIRECTION), flow, flow)
-    method = ResidualNablaDB(beta=BETA, gamma=0.5, reverse_weight=1.0)
-    path = path_through(model)
-    terms = method.losses(path.batch(), networks).terms
-    assert terms["forward"][path.transitions.k > 1].max() < 1e-5
 
 
 def test_where_x0_hat_is_clamped_nothing_is_asked_and_nothing_moves() -> None:

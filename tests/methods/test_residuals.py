@@ -9,7 +9,7 @@ from torch.distributions import Normal
 
 from nablaflow.diffusion import build_process, kernel_mean
 from nablaflow.errors import UserError
-from nablaflow.methods import Method, NablaDB, Networks, TrainingBatch
+from nablaflow.methods import Method, NablaDB, Networks, ResidualNablaDB, TrainingBatch
 from nablaflow.models import Condition
 from nablaflow.rewards import NamedReward
 from tests.support.gaussian import (
@@ -350,8 +350,6 @@ def test_settings_that_would_train_nothing_are_refused(networks: Networks) -> No
     ("settings", "counts"),
     [
         ({"step": "exact", "reverse_weight": 0.0}, False),
-        ({"step": "exact", "reverse_weight": 1.0}, False),
-        ({"step": "exact", "reverse_weight": 0.0, "forward_flow": "attached"}, False),
         ({"reverse_weight": 1.0, "forward_weight": 0.0, "reverse_policy_graph": True}, False),
         ({"reverse_weight": 0.0}, True),
         ({"reverse_weight": 1.0}, True),
@@ -369,6 +367,25 @@ def test_a_gamma_of_0_is_refused_where_the_loss_then_has_no_reward_in_it(
             continue
         with pytest.raises(UserError, match=r"^method\.gamma: 0 at every step"):
             methods[1].check(networks.model.process, flow=True, on_policy=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"reverse_weight": 1.0}, "reverse_weight"),
+        ({"reverse_weight": 0.0, "forward_flow": "attached"}, "forward_flow"),
+        ({"reverse_weight": 1.0, "reverse_policy_graph": True}, "reverse_weight"),
+    ],
+)
+def test_by_the_exact_step_a_flow_network_is_refused(
+    settings: dict[str, Any], name: str, networks: Networks
+) -> None:
+    """Its reverse condition makes grad V_k (c_k / sigma_k^2) J^T grad V_k: only 0 fits."""
+    method = ResidualNablaDB(beta=BETA, **settings)
+    with pytest.raises(UserError, match=rf"^method\.{name}: .*method\.step=published"):
+        method.check(networks.model.process, flow=True, on_policy=True)
+    published = method.model_copy(update={"step": "published"})
+    published.check(networks.model.process, flow=True, on_policy=True)
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -23,7 +23,7 @@ from nablaflow.training.memory_plan import GIB
 
 MakeParts = Callable[..., Parts]
 MakeConfig = Callable[..., Config]
-PLAIN = ["method.reverse_weight=0", "method.gamma=one", "flow=null"]
+PLAIN = ["method.step=exact", "method.reverse_weight=0", "method.gamma=one", "flow=null"]
 
 
 def plan(parts: Parts, gib: float) -> dict[str, int | None]:
@@ -134,7 +134,7 @@ def test_every_published_size_has_a_plan(
 
 
 SLOW_KINDS = [
-    {"name": "residual-nabla-db", "beta": 1.0, "reverse_weight": 1.0},
+    {"name": "residual-nabla-db", "beta": 1.0, "step": "published", "reverse_weight": 1.0},
     {"name": "nabla-db", "beta": 1.0},
     {"name": "draft", "beta": 1.0},
     {"name": "ddpo", "beta": 1.0},

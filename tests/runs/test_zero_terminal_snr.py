@@ -17,7 +17,12 @@ from tests.support.pipelines import stable_diffusion
 
 MakeParts = Callable[..., Parts]
 NAMES = sorted(set(METHODS) - {"value-matching"})
-ESTIMATORS = ["n-step", "denoising-adjoint", "forward-looking", "forward-looking-flow"]
+ESTIMATORS = [
+    "n-step",
+    "denoising-adjoint, adjoint_above: 0.5",
+    "forward-looking",
+    "forward-looking-flow",
+]
 KINDS = [f"{{name: {name}, beta: 5.0}}" for name in NAMES] + [
     f"{{name: value-matching, beta: 5.0, estimator: {{name: {name}}}}}" for name in ESTIMATORS
 ]
@@ -54,7 +59,7 @@ def test_updates_that_share_a_rollout_begin_a_trajectory_where_no_image_is_left(
 ) -> None:
     """There the exact step takes the value gradient of x_{K-1}, which is the policy's to make."""
     own = ("method=residual-nabla-db", "method.beta=5.0", "method.gamma=one")
-    method = (*own, "method.reverse_weight=0", "flow=null")
+    method = (*own, "method.step=exact", "method.reverse_weight=0", "flow=null")
     parts, _ = one_update(make_parts, zero_snr, *method, "training.images_per_prompt=16")
     trainer, model = parts.trainer, parts.model
     assert parts.config.updates_per_rollout > 1

@@ -98,6 +98,7 @@ def settings(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
         "method": {
             "name": "residual-nabla-db",
             "beta": 100.0,
+            "step": "published",
             "reverse_weight": 1.0,
             "gamma": "measured",
         },

@@ -24,7 +24,13 @@ MakeParts = Callable[..., Parts]
 MakeConfig = Callable[..., Config]
 
 FITTED = (
-    *("method.gamma=one", "method.reverse_weight=0", "method.value=contrastive", "flow=null"),
+    *(
+        "method.gamma=one",
+        "method.step=exact",
+        "method.reverse_weight=0",
+        "method.value=contrastive",
+        "flow=null",
+    ),
     *("method.beta=4.0", "training.value_samples=96"),
 )
 

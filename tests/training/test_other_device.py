@@ -24,7 +24,13 @@ FEW: list[dict[str, Any]] = [
 ]
 FITTED: dict[str, Any] = {"name": "residual-nabla-db", "beta": 100.0, "value": "contrastive"}
 MANY: list[dict[str, Any]] = [
-    {"name": "residual-nabla-db", "beta": 100.0, "reverse_weight": 1.0, "gamma": "measured"},
+    {
+        "name": "residual-nabla-db",
+        "beta": 100.0,
+        "step": "published",
+        "reverse_weight": 1.0,
+        "gamma": "measured",
+    },
     FITTED,
     *({"name": name, "beta": 10.0} for name in [*NAMES, "diffusion-nft"]),
 ]

@@ -27,7 +27,13 @@ MakeParts = Callable[..., Parts]
 MakeConfig = Callable[..., Config]
 
 SHARED = (
-    *("method=residual-nabla-db", "method.gamma=one", "method.reverse_weight=0", "flow=null"),
+    *(
+        "method=residual-nabla-db",
+        "method.gamma=one",
+        "method.step=exact",
+        "method.reverse_weight=0",
+        "flow=null",
+    ),
     "training.updates_per_rollout=3",
 )
 
@@ -168,7 +174,7 @@ def test_what_cannot_share_is_refused(make_parts: MakeParts, changes: list[str],
 
 
 def test_left_open_four_updates_share_one_where_they_can(make_config: MakeConfig):
-    able = ("method=residual-nabla-db", "method.reverse_weight=0")
+    able = ("method.step=exact", "method.reverse_weight=0")
     assert make_config(*able, "method.gamma=one").updates_per_rollout == 4
     assert make_config(*able, "method.gamma=measured").updates_per_rollout == 4
     assert make_config(*able, "training.updates_per_rollout=2").updates_per_rollout == 2

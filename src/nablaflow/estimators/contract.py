@@ -278,10 +278,13 @@ class Estimator(Settings, abc.ABC):
     Attributes:
         needs_states: whether it reads `Path.states`.
         uses_flow: whether it reads the flow network, and says what that should be.
+        reads_kernels: whether it says so from how far the policy's kernels are moved, which is
+            grad V where the published step has moved them.
     """
 
     needs_states: ClassVar[bool] = False
     uses_flow: ClassVar[bool] = False
+    reads_kernels: ClassVar[bool] = False
 
     @abc.abstractmethod
     def estimate(self, path: Path, networks: Networks, beta: float) -> ValueGradients:

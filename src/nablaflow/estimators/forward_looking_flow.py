@@ -39,6 +39,7 @@ class ForwardLookingFlow(Estimator):
 
     name: Literal["forward-looking-flow"] = "forward-looking-flow"
     uses_flow: ClassVar[bool] = True
+    reads_kernels: ClassVar[bool] = True
 
     gamma: Gamma = Field(
         default="alpha_bar", description="gamma_k, trust in the forward-looking reward"

@@ -81,6 +81,11 @@ class Matching(StepwiseMethod, abc.ABC):
         check_step(self.step, process)
         estimator = self.value_estimator()
         estimator.check(process)
+        if self.step == "exact" and estimator.reads_kernels:
+            raise UserError(
+                "method.step: this estimator's flow network learns from kernels that the published "
+                "step has moved; set method.step=published, or another method.estimator"
+            )
         if not self.weighs_by_reward:
             estimator.check_reward_counts(process, self.value_step(process).level[1:])
         if estimator.uses_flow and not flow:

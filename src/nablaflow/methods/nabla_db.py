@@ -23,6 +23,7 @@ from nablaflow.diffusion import kernel_mean, noising_scores, score_of_next, scor
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
 from nablaflow.estimators import Networks, TrainingBatch, Weighting, step_weight
+from nablaflow.estimators.bootstrap import target_flow
 from nablaflow.estimators.reference import reward_gradient
 from nablaflow.methods.contract import (
     Losses,
@@ -129,8 +130,7 @@ class NablaDB(StepwiseMethod):
         """Grad log F at x_{k-1}: the flow score, or at x_0 the reward's own gradient."""
         used = flow_next
         if self.forward_flow == "detached-ema":
-            assert networks.flow_target is not None
-            with torch.no_grad():
-                used = flow_scores(networks.flow_target, networks.model.process, batch)[1]
+            t = batch.transitions
+            used = target_flow(networks, t.x_next, t.k - 1, batch.condition)
         last = (batch.transitions.k == 1).reshape(-1, *[1] * (used.ndim - 1))
         return torch.where(last, terminal, used)

@@ -41,6 +41,7 @@ from nablaflow.estimators import (
     gamma_table,
     step_weight,
 )
+from nablaflow.estimators.bootstrap import target_flow
 from nablaflow.methods.contract import (
     Losses,
     StepwiseMethod,
@@ -157,6 +158,7 @@ class ResidualNablaDB(StepwiseMethod):
         check_residuals(self.forward_weight, self.reverse_weight, self.reverse_policy_graph)
         check_gamma(self.gamma, process)
         check_step(self.step, process)
+        self._check_flow()
         self._check_reward_counts(process)
         if self.needs_log_flow:
             self._check_contrastive()
@@ -183,6 +185,22 @@ class ResidualNablaDB(StepwiseMethod):
                 name,
                 "there is no flow network; set method.reverse_weight=1, not flow=null",
             )
+
+    def _check_flow(self) -> None:
+        """The reverse condition is that of kernels which sigma_k^2 grad V_{k-1} has moved.
+
+        Along those of the exact step it makes grad V_k J^T (c_k / sigma_k^2) grad V_k, which no
+        reward has a part in.
+        """
+        if self.step != "exact" or not self.uses_flow or self.needs_log_flow:
+            return
+        name, off = "forward_flow", "detached-ema"
+        if self.reverse_weight > 0:
+            name, off = "reverse_weight", "0"
+        raise UserError(
+            f"method.{name}: the flow network learns from kernels that the published step has "
+            f"moved; set method.step=published, or method.{name}={off}"
+        )
 
     def _check_reward_counts(self, process: ReverseProcess) -> None:
         """By the published step it counts at x_0 at the least; the flow network's part has none."""
@@ -273,14 +291,11 @@ class ResidualNablaDB(StepwiseMethod):
             fit, model = networks.fitted_value, networks.model
             return nothing, nothing, fit.score(model, transitions.x, transitions.k, batch.condition)
         here, following = flow_scores(networks.flow, process, batch)
-        used_here, used_next = here, following
+        used = following
         if self.forward_flow == "detached-ema":
-            assert networks.flow_target is not None
-            with torch.no_grad():
-                used_here, used_next = flow_scores(networks.flow_target, process, batch)
-        shape = (-1, *[1] * (here.ndim - 1))
-        used = torch.where((batch.level == transitions.k).reshape(shape), used_here, used_next)
-        return here, following, torch.where((batch.level == 0).reshape(shape), 0.0, used)
+            used = target_flow(networks, transitions.x_next, transitions.k - 1, batch.condition)
+        last = (transitions.k == 1).reshape(-1, *[1] * (here.ndim - 1))
+        return here, following, torch.where(last, 0.0, used)
 
     def _residuals(self, networks: Networks, step: ValueStep) -> Residuals:
         process = networks.model.process
