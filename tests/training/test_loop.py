@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nablaflow.config.recipe import Config
-from nablaflow.errors import TrainingStopped
+from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.estimators import Path
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs.setup import Parts, prepare
@@ -79,6 +79,19 @@ def test_a_part_of_a_batch_goes_along_few_trajectories(
     train(trainer, 1)
     assert rows
     assert max(rows) <= 2, "four transitions, of steps enough for each trajectory to have some"
+
+
+@pytest.mark.parametrize("method", ["refl", "draft", "alignprop"])
+def test_a_method_of_one_transition_has_it_whatever_share_is_asked_for(
+    make_parts: MakeParts, make_config: Callable[..., Config], method: str
+):
+    least = "training.transition_fraction=0.01"  # of four steps none
+    assert make_config(f"method={method}", least).transitions_each == 1
+    parts = make_parts(f"method={method}", least)
+    rollout, _ = parts.trainer.batches.rollouts(0)
+    assert len(rollout.transitions) == len(rollout)
+    with pytest.raises(UserError, match=r"training\.transition_fraction: .*no transition"):
+        make_config(least)
 
 
 def test_another_seed_gives_other_figures(make_parts: MakeParts):

@@ -148,7 +148,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _some_transition_is_trained(self) -> Config:
-        if self.strata < 1:
+        if self.strata < 1 and not self.method.one_transition:
             steps = self.sampler.steps
             raise ValueError(
                 f"training.transition_fraction: {self.training.transition_fraction:g} of "
@@ -170,6 +170,12 @@ class Config(Settings):
     def strata(self) -> int:
         """Transitions trained in each trajectory: one from each stratum of its steps."""
         return round(self.training.transition_fraction * self.sampler.steps)
+
+    @property
+    def transitions_each(self) -> int:
+        """Transitions of each trajectory that are trained."""
+        always_last = bool(getattr(self.method, "always_last", False))
+        return 1 if self.method.one_transition else self.strata + always_last
 
     @field_serializer("method")
     def _with_its_name(self, method: Method) -> dict[str, Any]:

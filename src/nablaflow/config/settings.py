@@ -61,7 +61,11 @@ class TrainingSettings(Settings):
         default=4, description="images, that is trajectories, for each prompt of a rollout"
     )
     transition_fraction: float = Field(
-        default=0.2, gt=0, le=1, description="share of a trajectory's transitions that are trained"
+        default=0.2,
+        gt=0,
+        le=1,
+        description="share of a trajectory's transitions that are trained; refl, draft and "
+        "alignprop train one, whatever it says",
     )
     updates_per_rollout: Count | None = Field(
         default=None,

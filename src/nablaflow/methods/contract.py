@@ -74,6 +74,7 @@ class Method(Settings, abc.ABC):
         credit_group: whose trajectories are compared for `credits`: each prompt's by themselves, or
             all of the batch; None: there are no credits.
         needs_path_ratio: whether `credits` reads the trajectories' log ratio.
+        one_transition: whether one of each trajectory is trained, whatever share is asked for.
         sampler_noise: what the method makes of the sampler's: most align kernels, which are none
             without noise; `any` learns from clean states alone; `none` controls the ODE.
     """
@@ -83,6 +84,7 @@ class Method(Settings, abc.ABC):
     needs_states: ClassVar[bool] = False
     credit_group: ClassVar[CreditGroup | None] = None
     needs_path_ratio: ClassVar[bool] = False
+    one_transition: ClassVar[bool] = False
     sampler_noise: ClassVar[SamplerNoise] = "needed"
 
     beta: TiltStrength = Field(

@@ -30,6 +30,7 @@ class ReFL(Method):
 
     name: ClassVar[str] = "refl"
     needs_reward_gradient: ClassVar[bool] = True
+    one_transition: ClassVar[bool] = True
 
     first: int | float = Field(
         default=1, gt=0, description="least k that is drawn: a step, or as 0.1 a share of them"

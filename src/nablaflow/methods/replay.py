@@ -50,6 +50,7 @@ class Replay(Method, abc.ABC):
 
     needs_reward_gradient: ClassVar[bool] = True
     needs_states: ClassVar[bool] = True
+    one_transition: ClassVar[bool] = True
 
     kl_weight: float = Field(
         default=0.0,

@@ -186,7 +186,7 @@ def check_fits(config: Config, model: PipelineModel) -> None:
     """
     training, evaluation = config.training, config.evaluation
     state = _FLOAT * math.prod(model.state_shape)
-    trajectory = (2 * config.strata + 1) * state
+    trajectory = (2 * config.transitions_each + 1) * state
     group = training.images_per_prompt * trajectory
     check_count("training.images_per_prompt", training.images_per_prompt, trajectory)
     check_count("training.prompts_per_update", training.prompts_per_update, group)

@@ -180,14 +180,21 @@ class _Rehearsal:
         policy = sum(value.numel() for value in trainable_parameters(self.model.network))
         flow = 0 if self.flow is None else sum(value.numel() for value in _all(self.flow))
         copies = 1 + (self.config.adapter.ema_decay is not None)
+        if self.core.networks.old_policy is not None:
+            copies += 2  # itself, and the policy's own while the old one has its place
         moments = 2 * (1 if self.config.optimizer.name == "adamw8bit" else FLOAT)
         return FLOAT * copies * policy + moments * (policy + flow)
 
     def _kept(self) -> int:
-        """x_0 and four tensors of each transition; every state where a method reads them."""
-        states = self.model.process.steps + 1 if self.core.keeps_states else 0
-        trained = self._draw(1).shape[1]
-        return FLOAT * math.prod(self.model.state_shape) * (1 + 4 * trained + states)
+        """x_0, four tensors of each transition, and what trajectory and transitions are given.
+
+        Every state where a method or its estimator reads them, for each transition of a method.
+        """
+        states, trained = self.model.process.steps + 1, self._draw(1).shape[1]
+        held = states * self.core.keeps_states + states * trained * self.method.needs_states
+        # A batch has the x_0 of each transition's own trajectory besides.
+        rows = FLOAT * math.prod(self.model.state_shape) * (1 + 5 * trained + held)
+        return rows + (1 + trained) * self.model.condition(["a"]).bytes()
 
     def _draw(self, n: int) -> Int[Tensor, "trajectory transition"]:
         generator = torch.Generator().manual_seed(0)
