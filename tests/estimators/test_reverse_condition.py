@@ -19,7 +19,7 @@ from nablaflow.estimators import (
 from nablaflow.methods import Losses, Method, NablaTD
 from tests.support.numeric import normal_quadrature
 from tests.support.paper import paper
-from tests.support.paths import Bent, bent_problem, path_of, random_states
+from tests.support.paths import Bent, bent_problem, path_of, random_states, training_batch
 
 STEPS = 4
 STATE = torch.tensor([0.4, -0.9], dtype=torch.float64)
@@ -122,7 +122,7 @@ def flow_gradient(bent: Bent, method: Method, term: str, path: Path) -> list[Ten
     """Of the flow network's parameters by the expectation of one term of the loss."""
     flow = bent.networks.flow
     assert flow is not None
-    batch = path.training_batch(method.value_estimator(), bent.networks, bent.beta)
+    batch = training_batch(path, method.value_estimator(), bent.networks, bent.beta)
     losses: Losses = method.losses(batch, bent.networks)
     expected = (WEIGHTS[path.transitions.trajectory] * losses.terms[term]).sum()
     return list(torch.autograd.grad(expected, list(flow.parameters())))

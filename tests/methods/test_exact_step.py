@@ -21,6 +21,7 @@ from tests.support.balance import COVARIANCE, DIRECTION, MEAN
 from tests.support.chain import x0_hat_of
 from tests.support.gaussian import GaussianModel, MeanShift, linear_reward
 from tests.support.numeric import finite_difference
+from tests.support.paths import training_batch
 from tests.support.schedules import STABLE_DIFFUSION
 
 BETA = 1.4
@@ -93,7 +94,7 @@ def loss_on(method: Method, model: GaussianModel) -> float:
         path.transitions,
         levels=method.value_step(model.process).level,
     )
-    batch = path.training_batch(method.value_estimator(), networks, method.beta)
+    batch = training_batch(path, method.value_estimator(), networks, method.beta)
     losses = method.losses(batch, networks).total
     scale = method.value_step(model.process).scale[batch.transitions.k]
     levels, which = batch.transitions.k.unique(return_inverse=True)

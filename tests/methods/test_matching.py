@@ -26,7 +26,7 @@ from tests.support.gaussian import (
     any_transitions,
     linear_reward,
 )
-from tests.support.paths import Bent, bent_problem, path_of, random_states
+from tests.support.paths import Bent, bent_problem, path_of, random_states, training_batch
 from tests.support.schedules import STABLE_DIFFUSION
 
 BETA = 2.0
@@ -104,8 +104,8 @@ def test_the_flow_term_by_hand_and_the_sum_of_all() -> None:
     bent = bent_problem()
     process, flow = bent.model.process, bent.networks.flow
     assert flow is not None
-    batch = bent.random_path([[5, 1], [2, 4, 4]]).training_batch(
-        TemporalDifference(), bent.networks, bent.beta
+    batch = training_batch(
+        bent.random_path([[5, 1], [2, 4, 4]]), TemporalDifference(), bent.networks, bent.beta
     )
     t = batch.transitions
     t.epsilon.add_(0.3)
@@ -136,8 +136,8 @@ def test_the_flow_term_by_hand_and_the_sum_of_all() -> None:
 
 def test_each_network_is_trained_by_its_own_term() -> None:
     bent = bent_problem()
-    batch = bent.random_path([[5, 1], [2, 4]]).training_batch(
-        TemporalDifference(), bent.networks, bent.beta
+    batch = training_batch(
+        bent.random_path([[5, 1], [2, 4]]), TemporalDifference(), bent.networks, bent.beta
     )
     networks = {
         "forward": bent.model.network,
@@ -242,7 +242,7 @@ def losses_of(
     """On any paths: the target of a linear reward is the same everywhere."""
     networks = networks_of(model, flow)
     path = path_of(random_states(STEPS, 3, 2, seed=6), ALL_STEPS)
-    batch = path.training_batch(method.value_estimator(), networks, BETA)
+    batch = training_batch(path, method.value_estimator(), networks, BETA)
     return method.losses(batch, networks), batch
 
 
@@ -299,7 +299,7 @@ def test_the_terminal_method_is_zero_at_the_optimum_of_a_standard_normal() -> No
 
 def trained_gradient(bent: Bent, method: Method, term: str) -> tuple[Tensor, list[Tensor]]:
     path = bent.random_path([[5, 1], [2, 4, 4], [3, 5]])
-    batch = path.training_batch(method.value_estimator(), bent.networks, bent.beta)
+    batch = training_batch(path, method.value_estimator(), bent.networks, bent.beta)
     loss = method.losses(batch, bent.networks).terms[term]
     gradient = torch.autograd.grad(loss.sum(), list(bent.model.network.parameters()))
     return loss.detach(), list(gradient)

@@ -19,7 +19,7 @@ from nablaflow.estimators import (
 )
 from nablaflow.methods import AdjointMatching, NablaTD, PathWeightedMatching, TerminalMatching
 from nablaflow.methods.matching import Matching, ValueMatching
-from tests.support.paths import bent_problem
+from tests.support.paths import bent_problem, training_batch
 from tests.support.schedules import STABLE_DIFFUSION
 
 
@@ -86,7 +86,7 @@ def test_named_methods_are_value_matching_with_an_estimator(
     named = ValueMatching.model_validate({"beta": 1.0, "estimator": estimator.model_dump()})
     assert named.value_estimator() == estimator
     bent = bent_problem()
-    batch = bent.random_path([[5, 1], [2, 4]]).training_batch(estimator, bent.networks, 1.0)
+    batch = training_batch(bent.random_path([[5, 1], [2, 4]]), estimator, bent.networks, 1.0)
     found, expected = (part.losses(batch, bent.networks).total for part in (named, method))
     assert torch.equal(found, expected)
 
@@ -97,7 +97,6 @@ def test_named_methods_are_value_matching_with_an_estimator(
         (ForwardLooking(gamma=0.0), "exact", "gamma"),
         (ForwardLooking(gamma=0.0), "published", None),
         (ForwardLooking(gamma=[1.0, 0.0, 0.0, 0.0, 0.0, 0.5]), "exact", None),
-        (ForwardLookingFlow(gamma=0.0), "exact", "gamma"),
         (ForwardLookingFlow(gamma=0.0), "published", None),
         (TemporalDifference(gamma=0.0, td_lambda=0.0), "exact", None),
         (NStep(gamma=0.0), "exact", None),
@@ -142,3 +141,15 @@ def refused(method: Matching, process: ReverseProcess) -> str:
     with pytest.raises(UserError) as caught:
         method.check(process, flow=False, on_policy=True)
     return str(caught.value)
+
+
+def test_a_flow_network_that_learns_from_the_kernels_is_refused_by_the_exact_step(
+    process: ReverseProcess,
+) -> None:
+    """Its target is grad V_k where the kernels are moved by sigma_k^2 grad V_{k-1} alone."""
+    method = ValueMatching(beta=1.0, estimator=ForwardLookingFlow(), step="exact")
+    with pytest.raises(UserError, match=r"^method\.step: .*set method\.step=published"):
+        method.check(process, flow=True, on_policy=True)
+    ValueMatching(beta=1.0, estimator=ForwardLookingFlow()).check(
+        process, flow=True, on_policy=True
+    )

@@ -28,6 +28,7 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
 from tests.support.gaussian import rows
 from tests.support.paper import paper
+from tests.support.paths import training_batch
 from tests.support.pipelines import WIDTH, perturb, stable_diffusion, unconditional
 
 STEPS = 4
@@ -89,7 +90,7 @@ def rollout(model: PipelineModel) -> TrainingBatch:
 
 def estimated(model: PipelineModel, method: Method, networks: Networks) -> TrainingBatch:
     """A rollout with the method's value gradients, if it has an estimator."""
-    return sample(model).training_batch(method.value_estimator(), networks, method.beta)
+    return training_batch(sample(model), method.value_estimator(), networks, method.beta)
 
 
 def test_an_untrained_policy_is_the_reference_under_guidance() -> None:

@@ -1,13 +1,13 @@
 """Trajectories by hand, a bent problem that has prompts, and what its estimators should say."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from nablaflow.diffusion import Transitions, build_process
-from nablaflow.estimators import Networks, Path
+from nablaflow.estimators import Estimator, Networks, Path, TrainingBatch
 from nablaflow.models import Condition
 from nablaflow.rewards import NamedReward
 from tests.support.gaussian import GaussianModel, NetworkFlow, SmallNetwork, level_of
@@ -155,6 +155,14 @@ def bent_problem(sampler: str = "ddim", eta: float = 1.0, steps: int = 5) -> Ben
     model = PromptedModel(process, mean, covariance, SmallNetwork(steps, 2, seed=1), bend=0.3)
     flow, target = (PromptedFlow(process, SmallNetwork(steps, 2, seed=seed)) for seed in (2, 3))
     return Bent(model, Networks(model, NamedReward("bent", bent_reward), flow, target))
+
+
+def training_batch(
+    path: Path, estimator: Estimator | None, networks: Networks, beta: float
+) -> TrainingBatch:
+    """The path's transitions, with the estimator's value gradients where there is one."""
+    estimate = None if estimator is None else estimator.estimate(path, networks, beta)
+    return replace(path.batch(), estimate=estimate)
 
 
 def rows_of(path: Path) -> list[tuple[int, int, int, str]]:

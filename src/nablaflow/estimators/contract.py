@@ -237,21 +237,6 @@ class Path:
             levels=parts[0].levels,
         )
 
-    def training_batch(
-        self,
-        estimator: Estimator | None,
-        networks: Networks,
-        beta: float,
-        credits: Float[Tensor, "trajectory"] | None = None,
-        *,
-        with_states: bool = False,
-    ) -> TrainingBatch:
-        """`batch`, with the estimator's value gradients where there is one."""
-        batch = self.batch(credits, with_states=with_states)
-        if estimator is None:
-            return batch
-        return replace(batch, estimate=estimator.estimate(self, networks, beta))
-
     def states_at(self, rows: Tensor, k: Steps) -> Latents:
         """x_k of the trajectories ``rows``, a k for each."""
         assert self.states is not None

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nablaflow.diffusion import mean_per_score
+from nablaflow.diffusion import mean_per_score, noised
 from nablaflow.diffusion.process import at
 from nablaflow.errors import UserError
 from nablaflow.estimators.contract import Path
-from nablaflow.estimators.denoising_adjoint import kept_signal, left_over, per_left_over
+from nablaflow.estimators.denoising_adjoint import left_over, per_left_over
 from nablaflow.models import DiffusionModel
 
 REPEATS = 4
@@ -54,9 +54,8 @@ def pull_samples(
     levels = levels & (process.alpha_bar > 0)  # pure noise is pulled nowhere
     for level in levels.nonzero()[:, 0].tolist() * REPEATS:
         k = torch.full((len(path),), level, device=x0.device)
-        kept = kept_signal(process)[level].item()
         noise = torch.randn(x0.shape, generator=generator).to(x0)
-        x = kept**0.5 * x0 + (1.0 - kept) ** 0.5 * noise
+        x = noised(process, x0, k, noise)
         shift = at(per_left_over(process), k, x) * left_over(model, x0, x, k, path.condition)
         asked = at(per_score, k, x) * shift
         found[:, level, 0] += (asked * x).flatten(1).sum(1).cpu() / REPEATS

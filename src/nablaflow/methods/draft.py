@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from nablaflow.diffusion import noised
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
 from nablaflow.estimators import Networks, TrainingBatch
@@ -78,8 +79,7 @@ class Draft(Replay):
         """x_0 to x_1 by the forward process, and back by the policy's kernel, with its graph."""
         model = networks.model
         k = torch.ones_like(batch.transitions.k)
-        ratio = at(model.process.alpha_bar, k, x0) / at(model.process.alpha_bar, k - 1, x0)
-        x = ratio.sqrt() * x0 + (1.0 - ratio).sqrt() * noise[0]
+        x = noised(model.process, x0, k, noise[0])
         mean = policy_mean(model, x, k, batch.condition, checkpointing=self.checkpointing)
         return mean + at(model.process.sigma, k, x0) * noise[1]
 
