@@ -103,11 +103,12 @@ def with_batches(
         if training.micro_batch is None and counts.transitions > MOST:
             config = _with_training(config, micro_batch=MOST)
         return config, []
-    allowed = allowance(config, model.device)
+    there = device_memory(model.device)
+    allowed = allowance(config, there)
     plan = plan_for(config, model, reward, flow, allowed, processes)
     if plan.peak > allowed:
         raise too_small(config, plan, allowed)
-    _check_here(plan, model.device)
+    check_there(plan, there)
     line = f"memory: {plan.peak / GIB:.2f} of {allowed / GIB:.2f} GB planned; " + ", ".join(
         f"{name} {value}" for name, value in plan.batches.items() if value is not None
     )
@@ -211,21 +212,28 @@ def too_small(config: Config, least: MemoryPlan, allowed: float) -> UserError:
     )
 
 
-def _check_here(plan: MemoryPlan, device: torch.device) -> None:
-    """Refuse a budget that this machine does not have, where the plan makes use of it."""
-    there = device_memory(device)
-    if plan.peak > there:
+def check_there(plan: MemoryPlan, memory: float) -> None:
+    """Refuse a budget that a machine does not have, where the plan makes use of it.
+
+    Args:
+        memory: of the device, bytes.
+    """
+    if plan.peak > memory:
         raise UserError(
             f"training.memory_budget_gb: {plan.peak / GIB:.2f} GB are planned, and there are "
-            f"{there / GIB:.2f} here; set training.memory_budget_gb={SHARE * there / GIB:.2f} or "
-            "less (nablaflow doctor RECIPE plans for another machine)"
+            f"{memory / GIB:.2f}; set training.memory_budget_gb={SHARE * memory / GIB:.2f} or "
+            "less (nablaflow doctor RECIPE --for cuda --memory 24 plans for a card of 24 GB)"
         )
 
 
-def allowance(config: Config, device: torch.device) -> float:
-    """Bytes that training may take: the budget, or what a device has but for a reserve."""
+def allowance(config: Config, memory: float) -> float:
+    """Bytes that training may take: the budget, or what a device has but for a reserve.
+
+    Args:
+        memory: of the device, bytes.
+    """
     budget = config.training.memory_budget_gb
-    return SHARE * device_memory(device) if budget is None else budget * GIB
+    return SHARE * memory if budget is None else budget * GIB
 
 
 def device_memory(device: torch.device) -> int:
