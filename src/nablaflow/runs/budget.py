@@ -16,6 +16,7 @@ from nablaflow.errors import UserError
 from nablaflow.models import FlowScore
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
+from nablaflow.shapes import META, Shapes
 from nablaflow.training.memory_plan import GIB, Needs, needs_of
 
 MOST = 64
@@ -134,9 +135,12 @@ def plan_for(
     decode = training.decode_batch
     if decode is None and model.image_size[0] * model.image_size[1] >= LARGE_IMAGE:
         decode = 1
+    of_reward = reward_weights(reward, model.image_size)
     needs = needs_of(config, model, reward, flow, decode, device)
     here = model.device.type != "meta"
     always = _always(needs, counts, device, needs.weights if here else 0)
+    if not (here and device.type == "cpu"):  # a run's own process has them, and is looked at
+        always["the reward's weights"] = of_reward
     factor = HEAP if device.type == "cpu" else 1.0
     room = (allowed - sum(always.values())) / factor
 
@@ -184,6 +188,20 @@ def _always(needs: Needs, counts: _Counts, device: torch.device, here: int) -> d
         "adapter and optimizer": needs.trained,
         "rollout, kept": needs.kept * counts.trajectories,
     }
+
+
+def reward_weights(reward: NamedReward, size: tuple[int, int]) -> int:
+    """Bytes that a reward keeps where the images are, once it has scored one; 0 of what it hides.
+
+    A learned scorer reads its network at its first call on a device, so this is to be asked before
+    anything else is done with it on shapes. One that is elsewhere keeps nothing here.
+    """
+    with Shapes() as shapes:
+        try:
+            reward(torch.zeros(1, 3, *size, device=META), ["a"])
+        except Exception:  # whatever a user's function does with what has no data; the plan says so
+            return 0
+        return shapes.now
 
 
 def too_small(config: Config, least: MemoryPlan, allowed: float) -> UserError:
