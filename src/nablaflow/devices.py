@@ -36,24 +36,33 @@ def is_here(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def find_device(name: str, field: str) -> torch.device:
-    """The device that a user names.
+def named_device(name: str, field: str) -> torch.device:
+    """The device that a user names, which may be another machine's.
 
     Args:
-        name: ``auto``, the best there is, or ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        name: ``auto``, the best there is here, or ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         field: the option or setting it was given in, for the message.
 
     Raises:
-        UserError: it is no device, or this machine has none of it.
+        UserError: it is no device.
     """
     if name == AUTO:
         return best_device()
     try:
-        device = torch.device(name)
+        return torch.device(name)
     except RuntimeError:
         raise UserError(
             f"{field}: no such device {name!r}; give auto, cpu, cuda, cuda:1 or mps"
         ) from None
+
+
+def find_device(name: str, field: str) -> torch.device:
+    """The device that a user names, see `named_device`.
+
+    Raises:
+        UserError: it is no device, or this machine has none of it.
+    """
+    device = named_device(name, field)
     if not is_here(device):
         raise UserError(f"{field}: there is no {name} here; use auto or cpu")
     return device

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nablaflow.evaluation.bank_size import BankSize, look_at_bank
+from nablaflow.evaluation.bank_size import BankSize, bank_for_tilt, look_at_bank
 from nablaflow.evaluation.sampled import Sampled
 from nablaflow.metrics.summary import SampleSet
 from nablaflow.typing import Latents
@@ -74,3 +74,15 @@ def test_what_was_left_out_is_said():
     (line,) = size.note(1000, "without --n all are")
     assert "1,000 of its 8,192 images" in line
     assert line.endswith("without --n all are")
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_some_images_say_how_many_are_enough(beta: float):
+    index = torch.arange(1024) % PROMPTS
+    asked = bank_for_tilt(REWARDS[:1024], index, beta)
+    needed = 200 * PROMPTS * math.exp(beta**2)
+    assert asked % PROMPTS == 0
+    assert needed <= asked <= 2 * needed
+    found, _ = look(BankSize.all_of(asked), beta)
+    weights = [torch.softmax(beta * found.samples.rewards[p::PROMPTS], 0) for p in range(PROMPTS)]
+    assert all(1.0 / w.square().sum() >= 200 for w in weights)

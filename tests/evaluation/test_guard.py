@@ -284,6 +284,58 @@ def test_it_names_what_happens_and_lets_the_run_end(
     assert "after update 1: divergence" in shown
 
 
+AUTO = ("guard.every=auto", "guard.n=auto", "guard.action=warn", "training.minutes=1")
+
+
+def ticking(parts: Parts, update: float) -> None:
+    """A clock by which an update takes so many seconds, and a look none."""
+    trainer = parts.trainer
+    trainer.clock = lambda: update * trainer.update
+
+
+@pytest.mark.parametrize(
+    ("updates", "seconds", "expected"),
+    [
+        (1000, 7.0, [2, 4, 6, 7, 9]),  # 12, 24, 36, 48 seconds are behind, and all 60
+        (1000, 40.0, [1, 2]),
+        (10, 1.0, [2, 4, 6, 8, 10]),  # its updates end it
+    ],
+)
+def test_a_run_by_time_is_looked_at_five_times(
+    make_parts: MakeParts, tmp_path: Path, updates: int, seconds: float, expected: list[int]
+):
+    found = timed(make_parts(*AUTO, f"training.updates={updates}"), tmp_path, seconds)
+    assert found == expected
+
+
+def test_a_resumed_run_by_time_looks_when_it_would_have(make_parts: MakeParts, tmp_path: Path):
+    parts = make_parts(*AUTO, "training.updates=1000")
+    first = timed(parts, tmp_path, 7.0, until=5)
+    again = make_parts(*AUTO, "training.updates=1000")
+    again.trainer.restore(parts.trainer.checkpoint())
+    assert not again.trainer.owed_look(tmp_path, nothing)
+    assert [*first, *timed(again, tmp_path, 7.0)] == [2, 4, 6, 7, 9]
+    more = make_parts(*AUTO, "training.updates=1000", "training.minutes=2")
+    more.trainer.restore(again.trainer.checkpoint())
+    assert timed(more, tmp_path, 7.0) == [11, 14, 18], "24 seconds apart, the last at the end"
+
+
+def timed(parts: Parts, run: Path, seconds: float, until: int | None = None) -> list[int]:
+    """The updates that the guard looked at, by a clock of so many seconds for each."""
+    trainer, guard = parts.trainer, parts.trainer.guard
+    assert guard is not None
+    ticking(parts, seconds)
+    trainer.begin_guard(nothing)
+    found: list[int] = []
+
+    def on_update(record: dict[str, Any]) -> bool:
+        found.extend([record["update"]] * ("guard_diversity" in record))
+        return record["update"] == until
+
+    trainer.train(run, on_update, lambda: None)
+    return found
+
+
 def test_left_to_itself_it_looks_five_times_at_a_few_prompts(make_parts: MakeParts):
     prompts = json.dumps([f"shape {number}" for number in range(40)])
     auto = ("guard.every=auto", "guard.n=auto", f"prompts={prompts}", "evaluation.n=80")

@@ -7,7 +7,7 @@ from html import unescape
 import pytest
 from rich.console import Console
 
-from nablaflow.report.table import MISSING, html_table, notes, plus_minus, rich_table, rows
+from nablaflow.report.table import MISSING, html_table, no_tilt, notes, plus_minus, rich_table, rows
 
 
 def _printed(summary) -> str:
@@ -56,6 +56,20 @@ def test_an_untrusted_tilt_is_a_dash_and_says_why(untrusted):
     assert "57 effective" in notes(untrusted)[0]
     assert "200 are needed" in notes(untrusted)[0]
     assert not any("closes" in note for note in notes(untrusted))
+
+
+def test_a_tilt_that_was_not_measured_says_how_it_would_be(summary, untrusted):
+    without = {"exact_tilt": None, "closing": None, "bank_for_tilt": 2400}
+    small = no_tilt(untrusted | without)
+    none = no_tilt(summary | without | {"effective_sample_size": None})
+    assert small is not None
+    assert none is not None
+    assert "57 effective" in small
+    assert "evaluation.bank is 0" in none
+    for told in (small, none):
+        assert "--resume evaluation.bank=2400 (in Python resume=True, " in told
+    assert small in notes(untrusted | without)
+    assert no_tilt(summary | {"bank_for_tilt": 2400}) is None
 
 
 def test_the_way_closed_is_said_and_overshoot_is_called_that(summary):

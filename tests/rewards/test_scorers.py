@@ -18,6 +18,8 @@ from nablaflow.rewards import NamedReward, hpsv2, image_reward, load, probe, sco
 from nablaflow.rewards.aesthetic import Aesthetic
 from nablaflow.rewards.ahead import Queue
 from nablaflow.rewards.scorer import Scorer
+from nablaflow.runs.budget import reward_weights
+from nablaflow.shapes import META, Shapes
 from tests.support import blip
 
 TINY = {"height": 32, "width": 32}
@@ -56,6 +58,21 @@ def clip_embeddings(
 @pytest.fixture
 def aesthetic(clip_folder, head_file) -> dict[str, Any]:
     return {"name": "aesthetic", "weights": str(head_file), "backbone": str(clip_folder)}
+
+
+def test_a_plan_counts_a_scorer_and_its_weights(aesthetic):
+    """On shapes, as the plan of a run's memory calls it; of a scorer elsewhere nothing is here."""
+    settings = {key: value for key, value in aesthetic.items() if key != "name"}
+    network = Aesthetic(**settings).network()
+    weights = sum(value.nbytes for value in (*network.parameters(), *network.buffers()))
+    assert reward_weights(load(aesthetic), (64, 64)) == weights
+    assert reward_weights(load({**aesthetic, "device": "cpu"}), (64, 64)) == 0
+    reward = load(aesthetic)
+    with Shapes() as shapes:
+        leaf = torch.zeros(1, 3, 64, 64, device=META, requires_grad=True)
+        reward(leaf, ["a"]).sum().backward()
+    assert leaf.grad is not None
+    assert shapes.peak > weights
 
 
 # The mean or deviation of ImageNet in place of CLIP's is 0.05 off or more.

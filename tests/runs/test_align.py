@@ -152,6 +152,23 @@ def test_prompts_from_a_file_are_found_from_anywhere(
     assert evaluate_run(tmp_path / "run", 6)["policy"]["n"] == 6
 
 
+def test_a_run_without_a_bank_says_what_measures_the_exact_tilt(
+    arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    arguments["evaluation"]["batch"] = 128
+    run = nf.align(**arguments, updates=1, training=SMALL)
+    line = f"--resume evaluation.bank={run.summary['bank_for_tilt']}"
+    assert run.summary["exact_tilt"] is None
+    told = (capsys.readouterr().err, (run.folder / "log.txt").read_text(), run.report.read_text())
+    assert all(line in text for text in told)
+    assert evaluate_run(run.folder, 6)["bank_for_tilt"]
+    assert "bank_for_tilt" not in evaluate_run(run.folder, 6, prompts=["a star"])
+    bank = {"bank": run.summary["bank_for_tilt"], **arguments.pop("evaluation")}
+    again = nf.align(**arguments, updates=1, training=SMALL, evaluation=bank, resume=True)
+    assert again.summary["exact_tilt"] is not None
+    assert line not in capsys.readouterr().err
+
+
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a notebook, where nothing holds the arguments against the annotations."""

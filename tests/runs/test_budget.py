@@ -61,7 +61,7 @@ def test_a_budget_is_of_this_machine_where_the_plan_uses_it(
     make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(budget, "device_memory", lambda device: 2**20)
-    words = r"training\.memory_budget_gb: .* GB are planned, and there are 0\.00 here; set"
+    words = r"training\.memory_budget_gb: .* GB are planned, and there are 0\.00; set"
     with pytest.raises(UserError, match=words):
         make_parts(*PLAIN, "training.memory_budget_gb=1e9")
     monkeypatch.setattr(budget, "device_memory", lambda device: 2**40)
@@ -108,6 +108,38 @@ def test_the_plan_of_a_published_size_needs_no_weights(recipe: Callable[..., Pat
     assert found["parts"]["weights"] * GIB == pytest.approx(
         4 * (859.5e6 + 83.7e6 + 123e6), rel=0.01
     )
+
+
+@pytest.fixture
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("nablaflow.devices", "nablaflow.runs.doctor_recipe"):
+        monkeypatch.setattr(f"{module}.is_here", lambda device: device.type == "cpu")
+
+
+@pytest.mark.usefixtures("no_card")
+def test_a_plan_for_a_card_that_is_not_here(recipe: Callable[..., Path]):
+    """Each byte counts once on a card, 1.4 times on a processor; nine tenths of it are allowed."""
+    path = recipe(*PLAIN, "training.device=cuda")
+    card = plan_of_recipe(path, [], trusted=True, elsewhere="cuda", memory=24)
+    here = plan_of_recipe(path, ["training.device=cpu"], trusted=True, memory=24)
+    assert (card["device"], here["device"]) == ("cuda", "cpu")
+    assert card["budget_gib"] == here["budget_gib"] == 21.6
+    for name in ("rollout", "losses and gradients"):
+        assert here["stages"][name] == pytest.approx(1.4 * card["stages"][name], abs=2e-4)
+    with pytest.raises(UserError, match=r"^training\.device: .*, or --for cuda --memory GB$"):
+        plan_of_recipe(path, [], trusted=True)
+    with pytest.raises(UserError, match=r"^--memory: there is no cuda here"):
+        plan_of_recipe(path, [], trusted=True, elsewhere="cuda")
+    with pytest.raises(UserError, match=r"^--memory: must be above 0, not nan$"):
+        plan_of_recipe(path, [], trusted=True, elsewhere="cuda", memory=float("nan"))
+
+
+@pytest.mark.usefixtures("no_card")
+def test_a_budget_is_held_against_the_card_that_is_named(recipe: Callable[..., Path]):
+    path = recipe(*PLAIN, "training.memory_budget_gb=50")
+    assert plan_of_recipe(path, [], trusted=True, elsewhere="cuda")["budget_gib"] == 50
+    with pytest.raises(UserError, match=r"are planned, and there are 0\.10; set"):
+        plan_of_recipe(path, [], trusted=True, elsewhere="cuda", memory=0.1)
 
 
 # GiB of weights in bf16, the autoencoder's in float32: denoiser, autoencoder, text encoders.

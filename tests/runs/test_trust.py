@@ -189,3 +189,10 @@ def test_the_users_own_reward_is_the_word_for_it_and_for_nothing_else(run: Path,
     assert "score.py" not in str(caught.value)
     with pytest.raises(UserError, match=r"method\.beta"):
         parts_of_run(["method.beta=2"])
+
+
+def test_what_is_measured_is_changed_by_resuming():
+    with pytest.raises(UserError, match=r"train it with --resume evaluation\.bank=9 to measure"):
+        parts_of_run(["evaluation.bank=9"])
+    with pytest.raises(UserError, match=r"the rest is its own$"):
+        parts_of_run(["evaluation.hold_out=0.5"])

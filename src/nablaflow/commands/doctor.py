@@ -30,6 +30,18 @@ def doctor(
         ),
     ] = "nano",
     settings: KeyValues = None,
+    elsewhere: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="DEVICE",
+            help="plan a recipe for cuda, mps or cpu, here or not; default: its training.device",
+        ),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="GB (2^30 bytes) of the device that is planned for; default: as here"),
+    ] = None,
     trust_run: TrustRun = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -41,13 +53,20 @@ def doctor(
             with importing():
                 from nablaflow.runs.doctor_recipe import plan_of_recipe, plan_table
 
-            found = plan_of_recipe(at_home(model), settings or [], trusted=trust_run)
+            found = plan_of_recipe(
+                at_home(model),
+                settings or [],
+                trusted=trust_run,
+                elsewhere=elsewhere,
+                memory=memory,
+            )
             shown = plan_table
         else:
             with importing():
                 from nablaflow.runs.doctor import examine, refuse_settings, table
 
-            refuse_settings(settings or [])
+            given = {"--for": elsewhere, "--memory": memory}
+            refuse_settings(settings or [], [name for name, of in given.items() if of is not None])
             found, shown = examine(model), table
         print(json.dumps(found)) if as_json else console().print(shown(found))
 

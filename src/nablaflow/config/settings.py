@@ -199,7 +199,9 @@ class GuardSettings(Settings):
     """What is looked at during training, on the same prompts and noise each time, and budgets."""
 
     every: Count | Literal["auto"] = Field(
-        default=50, description="updates between two looks; auto: five looks; one is at the end"
+        default=50,
+        description="updates between two looks; auto: five looks, by time where training.minutes "
+        "is set; one is at the end",
     )
     n: Count | Literal["auto"] = Field(
         default=64,

@@ -7,6 +7,7 @@ keep it, but for the tilt itself, which is known from enough of the bank or not 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,17 @@ from nablaflow.typing import Latents
 
 _AIM = 1.25 * MIN_EFFECTIVE_SAMPLE_SIZE
 """What a larger part is chosen for: the effective size of a small one is known to some percent."""
+
+
+def bank_for_tilt(rewards: Tensor, prompt_index: Tensor, beta: float) -> int:
+    """How large a bank is enough for the exact tilt, by what some images of the reference say.
+
+    Few images say little of it, and then it may come to more; see `BankSize.after`.
+    """
+    tilt = ImportanceWeights.of_rewards(rewards, prompt_index, beta)
+    prompts = len(tilt.effective_sample_sizes)
+    each = math.ceil(len(rewards) * _AIM / tilt.effective_sample_size / prompts)
+    return each * prompts
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,9 @@ class Guard:
     Attributes:
         n: images of a look.
         every: updates between two looks.
+        looks: in all, evenly over a run's updates or its time, whichever is further; None:
+            ``every`` says when.
+        looked: seconds of training before the latest one.
         reference: the reference's own figures, diversity not as a share; None before `begin`.
         best: of the looks within all budgets the one of most reward, the reference's included.
         last: the latest one.
@@ -64,6 +67,7 @@ class Guard:
         held_out: NamedReward | None,
         batch: int,
         reference_states: ReferenceStates,
+        looks: int | None = None,
     ) -> None:
         self.settings, self.prompts, self.model = settings, prompts, model
         self.reward, self.held_out, self._batch = reward, held_out, batch
@@ -71,6 +75,7 @@ class Guard:
         assert settings.n != "auto"
         assert settings.every != "auto"
         self.n, self.every = settings.n, settings.every
+        self.looks, self.looked = looks, 0.0
         self.plan = EvaluationPlan.of(
             list(settings.budgets),
             PIXELS,
@@ -244,11 +249,12 @@ class Guard:
         """Plain data for a checkpoint."""
         kept = {"best": self.best, "last": self.last, "trip": self.trip}
         plain = {name: None if part is None else asdict(part) for name, part in kept.items()}
-        return {"reference": self.reference, **plain}
+        return {"reference": self.reference, "looked": self.looked, **plain}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.reference = state["reference"]
+        self.looked = state.get("looked", 0.0)  # which an earlier version did not keep
         self.best = state["best"] and Look(**state["best"])
         self.last = state["last"] and Look(**state["last"])
         self.trip = state["trip"] and Trip(**state["trip"])

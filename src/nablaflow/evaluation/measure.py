@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.evaluation.bank import reference_bank, sample_states, spread
-from nablaflow.evaluation.bank_size import BankSize, look_at_bank
+from nablaflow.evaluation.bank_size import BankSize, bank_for_tilt, look_at_bank
 from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.sampled import ImageLook, Sampled
 from nablaflow.evaluation.shares import in_shares
@@ -186,6 +186,9 @@ def evaluate(
     summary = summarize(reference.samples, policy.samples, found, subject.beta)
     if bank is None:
         summary = _without_tilt(summary)
+    if summary["exact_tilt"] is None:
+        enough = bank_for_tilt(found.rewards, found.prompt_index, subject.beta)
+        summary["bank_for_tilt"] = enough
     looked_at = 0 if bank is None else len(bank)
     if not plan.metrics:
         return Evaluation(summary, reference, policy, looked_at)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nablaflow.devices import without_autocast
 from nablaflow.typing import Features, Images
 
 Feature = Callable[[Tensor], Tensor]
@@ -34,7 +35,7 @@ class FeatureExtractor:
         The graph goes from the features to the pixels where the images ask for a gradient.
         Half-precision images are raised to float32 and autocast is off.
         """
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             return self.function(images.float())
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -39,6 +39,7 @@ class Summary(TypedDict):
             None without a bank.
         closing: how much of the way to the tilt's reward is closed, see the function of that name.
         closing_se: its standard error.
+        bank_for_tilt: how large a bank would be enough, where there is no exact tilt.
     """
 
     reference: Column
@@ -47,6 +48,7 @@ class Summary(TypedDict):
     effective_sample_size: float | None
     closing: float | None
     closing_se: float | None
+    bank_for_tilt: NotRequired[int]
 
 
 @dataclass(frozen=True)

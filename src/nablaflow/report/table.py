@@ -92,7 +92,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             _closing(summary),
             _fit(summary),
             _guard(summary),
-            _refusal(summary),
+            no_tilt(summary),
             _basis(summary),
         )
         if note
@@ -189,11 +189,26 @@ def _basis(summary: Mapping[str, Any]) -> str | None:
     return f"One standard error beside each figure; from {', '.join(counts)}." if counts else None
 
 
-def _refusal(summary: Mapping[str, Any]) -> str | None:
-    size = summary.get("effective_sample_size")
-    if summary.get("exact_tilt") or size is None or size >= MIN_EFFECTIVE_SAMPLE_SIZE:
+def no_tilt(summary: Mapping[str, Any]) -> str | None:
+    """Why there are no figures of the exact tilt, and what would measure them; None: there are."""
+    if summary.get("exact_tilt"):
+        return None
+    size, enough = summary.get("effective_sample_size"), summary.get("bank_for_tilt")
+    remedy = "" if enough is None else f"; {_measured_by(enough)}"
+    if size is None:
+        return f"No figures of the exact tilt: evaluation.bank is 0{remedy}." if enough else None
+    if size >= MIN_EFFECTIVE_SAMPLE_SIZE:
         return None
     return (
         f"No figures of the exact tilt: at this beta the reference samples count for only "
-        f"{size:.0f} effective ones in some prompt, and {MIN_EFFECTIVE_SAMPLE_SIZE} are needed."
+        f"{size:.0f} effective ones in some prompt, and {MIN_EFFECTIVE_SAMPLE_SIZE} are "
+        f"needed{remedy}."
+    )
+
+
+def _measured_by(bank: int) -> str:
+    return (
+        f"train it again with --resume evaluation.bank={bank} (in Python resume=True, "
+        f"evaluation={{'bank': {bank}}}): by the rewards seen here, so many images of the "
+        "reference are enough"
     )

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nablaflow.devices import is_here
+from nablaflow.devices import is_here, without_autocast
 from nablaflow.errors import UserError
 from nablaflow.rewards.ahead import Begun, GoesAhead, Queue
 from nablaflow.rewards.contract import NamedReward
@@ -147,7 +147,7 @@ class Scorer(GoesAhead):
         device = next(network.parameters()).device
         images = images.to(device, torch.float32)
         # The caller's device may be another one, for which autocast is off already.
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device):
             if self.settings.gradient_checkpointing and images.requires_grad:
                 found: Any = checkpoint(network, images, prompts, use_reentrant=False)
                 return found

@@ -16,6 +16,7 @@ from nablaflow.errors import UserError
 from nablaflow.models import FlowScore
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
+from nablaflow.shapes import META, Shapes
 from nablaflow.training.memory_plan import GIB, Needs, needs_of
 
 MOST = 64
@@ -103,11 +104,12 @@ def with_batches(
         if training.micro_batch is None and counts.transitions > MOST:
             config = _with_training(config, micro_batch=MOST)
         return config, []
-    allowed = allowance(config, model.device)
+    there = device_memory(model.device)
+    allowed = allowance(config, there)
     plan = plan_for(config, model, reward, flow, allowed, processes)
     if plan.peak > allowed:
         raise too_small(config, plan, allowed)
-    _check_here(plan, model.device)
+    check_there(plan, there)
     line = f"memory: {plan.peak / GIB:.2f} of {allowed / GIB:.2f} GB planned; " + ", ".join(
         f"{name} {value}" for name, value in plan.batches.items() if value is not None
     )
@@ -133,9 +135,12 @@ def plan_for(
     decode = training.decode_batch
     if decode is None and model.image_size[0] * model.image_size[1] >= LARGE_IMAGE:
         decode = 1
+    of_reward = reward_weights(reward, model.image_size)
     needs = needs_of(config, model, reward, flow, decode, device)
     here = model.device.type != "meta"
     always = _always(needs, counts, device, needs.weights if here else 0)
+    if not (here and device.type == "cpu"):  # a run's own process has them, and is looked at
+        always["the reward's weights"] = of_reward
     factor = HEAP if device.type == "cpu" else 1.0
     room = (allowed - sum(always.values())) / factor
 
@@ -185,6 +190,20 @@ def _always(needs: Needs, counts: _Counts, device: torch.device, here: int) -> d
     }
 
 
+def reward_weights(reward: NamedReward, size: tuple[int, int]) -> int:
+    """Bytes that a reward keeps where the images are, once it has scored one; 0 of what it hides.
+
+    A learned scorer reads its network at its first call on a device, so this is to be asked before
+    anything else is done with it on shapes. One that is elsewhere keeps nothing here.
+    """
+    with Shapes() as shapes:
+        try:
+            reward(torch.zeros(1, 3, *size, device=META), ["a"])
+        except Exception:  # whatever a user's function does with what has no data; the plan says so
+            return 0
+        return shapes.now
+
+
 def too_small(config: Config, least: MemoryPlan, allowed: float) -> UserError:
     """What to say where not even single rows fit.
 
@@ -211,21 +230,28 @@ def too_small(config: Config, least: MemoryPlan, allowed: float) -> UserError:
     )
 
 
-def _check_here(plan: MemoryPlan, device: torch.device) -> None:
-    """Refuse a budget that this machine does not have, where the plan makes use of it."""
-    there = device_memory(device)
-    if plan.peak > there:
+def check_there(plan: MemoryPlan, memory: float) -> None:
+    """Refuse a budget that a machine does not have, where the plan makes use of it.
+
+    Args:
+        memory: of the device, bytes.
+    """
+    if plan.peak > memory:
         raise UserError(
             f"training.memory_budget_gb: {plan.peak / GIB:.2f} GB are planned, and there are "
-            f"{there / GIB:.2f} here; set training.memory_budget_gb={SHARE * there / GIB:.2f} or "
-            "less (nablaflow doctor RECIPE plans for another machine)"
+            f"{memory / GIB:.2f}; set training.memory_budget_gb={SHARE * memory / GIB:.2f} or "
+            "less (nablaflow doctor RECIPE --for cuda --memory 24 plans for a card of 24 GB)"
         )
 
 
-def allowance(config: Config, device: torch.device) -> float:
-    """Bytes that training may take: the budget, or what a device has but for a reserve."""
+def allowance(config: Config, memory: float) -> float:
+    """Bytes that training may take: the budget, or what a device has but for a reserve.
+
+    Args:
+        memory: of the device, bytes.
+    """
     budget = config.training.memory_budget_gb
-    return SHARE * device_memory(device) if budget is None else budget * GIB
+    return SHARE * memory if budget is None else budget * GIB
 
 
 def device_memory(device: torch.device) -> int:

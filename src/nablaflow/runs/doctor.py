@@ -87,10 +87,12 @@ HOW = (
 )
 
 
-def refuse_settings(settings: Sequence[str]) -> None:
-    """A model has no settings here; a recipe does."""
+def refuse_settings(settings: Sequence[str], options: Sequence[str]) -> None:
+    """A model has no settings here, and no plan; a recipe does."""
     if settings:
         raise UserError(f"{settings[0]}: only a recipe has settings; give doctor RECIPE.yaml")
+    if options:
+        raise UserError(f"{options[0]}: only a recipe is planned; give doctor RECIPE.yaml")
 
 
 def _version(package: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from rich.table import Table
 
 from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
-from nablaflow.devices import find_device
+from nablaflow.devices import find_device, is_here, named_device
+from nablaflow.errors import UserError
 from nablaflow.models import load_model
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.random_weights import RANDOM, random_by_name
 from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import load
-from nablaflow.runs.budget import allowance, plan_for, too_small
+from nablaflow.runs.budget import allowance, check_there, device_memory, plan_for, too_small
 from nablaflow.runs.pretrained import dtype_of, load_pretrained
 from nablaflow.runs.setup import flow_beside, suit
 from nablaflow.runs.trust import check_recipe, methods_of_recipe
@@ -26,28 +28,43 @@ from nablaflow.training.memory_plan import GIB
 
 
 @quiet_libraries()
-def plan_of_recipe(recipe: Path, settings: Sequence[str], *, trusted: bool) -> dict[str, Any]:
+def plan_of_recipe(
+    recipe: Path,
+    settings: Sequence[str],
+    *,
+    trusted: bool,
+    elsewhere: str | None = None,
+    memory: float | None = None,
+) -> dict[str, Any]:
     """Its memory, GiB, and the batches that it would train with; `MemoryPlan.as_dict` and more.
 
     The pretrained weights are read where the recipe names some, and not kept; of ``random:NAME``
     there are none.
 
+    Args:
+        elsewhere: a device that need not be here, in place of the recipe's, which has to be.
+        memory: of the device, GiB; None: what it has here.
+
     Raises:
-        UserError: a mistake in the recipe, or nothing fits in the budget that it sets.
+        UserError: a mistake in the recipe, or nothing fits in the budget that it sets; or a device
+            that is not here and whose memory is not said.
     """
     config = load_config(recipe, settings, {}, methods_of_recipe(recipe, trusted=trusted))
     check_recipe(recipe, config, settings, trusted=trusted)
-    device = find_device(config.training.device, "training.device")
+    device = _device(config, elsewhere)
+    there = _memory(config, device, memory)
     reward = load(config.reward)
     with torch.random.fork_rng(devices=[]):
         model = _on_shapes(config)
         suit(model, config)
         with Shapes():  # embeds a prompt, on shapes too
             config, flow, _ = flow_beside(config, model)
-        allowed = allowance(config, device)
+        allowed = allowance(config, there)
         plan = plan_for(config, model, reward, flow, allowed, device=device)
     if plan.peak > allowed and config.training.memory_budget_gb is not None:
         raise too_small(config, plan, allowed)
+    if config.training.memory_budget_gb is not None:
+        check_there(plan, there)
     return {
         "recipe": str(recipe),
         "model": config.model,
@@ -57,6 +74,31 @@ def plan_of_recipe(recipe: Path, settings: Sequence[str], *, trusted: bool) -> d
         "fits": plan.peak <= allowed,
         **plan.as_dict(),
     }
+
+
+def _device(config: Config, elsewhere: str | None) -> torch.device:
+    """Where training would run."""
+    if elsewhere is not None:
+        return named_device(elsewhere, "--for")
+    try:
+        return find_device(config.training.device, "training.device")
+    except UserError as error:
+        raise UserError(f"{error}, or --for {config.training.device} --memory GB") from None
+
+
+def _memory(config: Config, device: torch.device, gib: float | None) -> float:
+    """Of a device, bytes; without end where a budget is planned for and no device is named."""
+    if gib is not None:
+        if not 0 < gib < math.inf:
+            raise UserError(f"--memory: must be above 0, not {gib:g}")
+        return gib * GIB
+    if config.training.memory_budget_gb is not None:
+        return math.inf
+    if not is_here(device):
+        raise UserError(
+            f"--memory: there is no {device} here that could be asked; say how many GB it has"
+        )
+    return device_memory(device)
 
 
 def _on_shapes(config: Config) -> PipelineModel:

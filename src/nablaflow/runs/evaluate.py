@@ -114,7 +114,10 @@ def evaluate_run(
     if not main:
         return {}
     looked_at = {"bank": evaluation.bank, "fit": fit, "protocol": protocol.as_dict()}
-    return {**evaluation.summary, **looked_at}
+    figures = {**evaluation.summary, **looked_at}
+    if prompts is not None or not own_reward:  # the run's own tilt is another one
+        figures.pop("bank_for_tilt", None)
+    return figures
 
 
 def _to_measure(

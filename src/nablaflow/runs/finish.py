@@ -17,6 +17,7 @@ from nablaflow.report.loading import Saved
 from nablaflow.report.meaning import About
 from nablaflow.report.pictures import before_after, save_picture
 from nablaflow.report.privacy import without_folders, without_folders_in
+from nablaflow.report.table import no_tilt
 from nablaflow.runs.pretrained import fused_lora
 from nablaflow.runs.run import LORA, Run
 from nablaflow.runs.setup import Parts
@@ -35,6 +36,9 @@ def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
     main = parts.accelerator.is_main_process
 
     def write() -> dict[str, Any]:
+        said = no_tilt(evaluation.summary)
+        if said is not None:
+            progress.say(said)
         summary = _summary(parts, folder, evaluation, time.perf_counter() - started)
         write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
         _write_pictures(parts, folder, evaluation, summary, saved)

@@ -109,6 +109,7 @@ def make_guard(
         return None
     if settings.prompts is not None:
         prompts = load_prompts(settings.prompts, Path(), config.seed)
+    by_time = settings.every == "auto" and config.training.minutes is not None
     if settings.every == "auto":
         every = -(-config.training.updates // LOOKS)
         settings = settings.model_copy(update={"every": every})
@@ -126,7 +127,8 @@ def make_guard(
         held_out = _held_out(config, settings.held_out.reward, reward.name, model, prompts)
     of_reference = ReferenceStates(model, config.sampler, fingerprint)
     batch = config.evaluation.batch
-    return Guard(settings, prompts, model, reward, held_out, batch, of_reference)
+    looks = LOOKS if by_time else None
+    return Guard(settings, prompts, model, reward, held_out, batch, of_reference, looks)
 
 
 def _held_out(

@@ -201,8 +201,10 @@ def parts_of_run(settings: Sequence[str], others: Sequence[str] = ("reward",)) -
         path, _ = parse_override(text)
         if path[0] not in others:
             may = " or ".join(f"{name}=…" for name in others)
+            again = f"; train it with --resume {text} to measure it so"
             raise UserError(
                 f"{'.'.join(path)}: only {may} can be given beside a run; the rest is its own"
+                f"{again * (path[0] == 'evaluation' and path[-1] != 'hold_out')}"
             )
         if len(path) == 1:
             replaced.add(path[0])

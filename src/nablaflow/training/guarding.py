@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import final
 
+from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import TrainingStopped
 from nablaflow.evaluation.guard import Guard, Look, as_record
 from nablaflow.storage.checkpoint import best_folder, load_checkpoint
@@ -19,8 +20,26 @@ from nablaflow.training.stepper import Record
 class Guarding:
     """Of a run that has a guard."""
 
-    def __init__(self, guard: Guard, keeper: Keeper) -> None:
-        self.guard, self._keeper = guard, keeper
+    def __init__(self, guard: Guard, keeper: Keeper, training: TrainingSettings) -> None:
+        self.guard, self._keeper, self._training = guard, keeper, training
+
+    def is_due(self, update: int, spent: float) -> bool:
+        """Whether it is the guard's turn; the same after a resume, since all it reads is kept.
+
+        Args:
+            update: how many are done.
+            spent: share of ``training.minutes`` so far, the same on all processes.
+        """
+        guard, minutes = self.guard, self._training.minutes
+        if guard.looks is None or minutes is None:
+            return update % guard.every == 0
+        last = 0 if guard.last is None else guard.last.update
+        before = self._passed(guard.looks, last, guard.looked / (60.0 * minutes))
+        return self._passed(guard.looks, update, spent) > before
+
+    def _passed(self, looks: int, update: int, spent: float) -> int:
+        """How many of the looks' times are behind; a run ends by its updates or by its time."""
+        return max(looks * update // self._training.updates, int(looks * spent))
 
     def begin(self, on_look: Callable[[int], None]) -> None:
         """Measure the reference, unless a resumed run has done so.
@@ -34,7 +53,12 @@ class Guarding:
         self.guard.restore(from_main(self.guard.state()))
 
     def turn(
-        self, run: Path, update: int, seconds: float, on_look: Callable[[int], None]
+        self,
+        run: Path,
+        update: int,
+        seconds: float,
+        on_look: Callable[[int], None],
+        spent: float = 0.0,
     ) -> Record:
         """Look at the policy, keep it if it is the best, put the best in its place if it must be.
 
@@ -42,12 +66,14 @@ class Guarding:
             update: how many are done.
             seconds: of training so far.
             on_look: told how many more images are done.
+            spent: share of ``training.minutes`` so far, as in `is_due`.
 
         Raises:
             TrainingStopped: a state that the policy samples is not finite.
         """
         guard = self.guard
         look = from_main(self._look(update, on_look))
+        guard.looked = 60.0 * (self._training.minutes or 0.0) * spent
         if guard.judge(look):
             self._keeper.save_best(run, update, seconds)
         if guard.trip is not None and guard.settings.action == "roll-back":

@@ -80,7 +80,7 @@ class Trainer:
         self._keeper = Keeper(
             config, model, self.networks, self.batches, self.stepper, guard, accelerator
         )
-        self._guarding = None if guard is None else Guarding(guard, self._keeper)
+        self._guarding = None if guard is None else Guarding(guard, self._keeper, config.training)
         self.update = 0
         self._applied = 0
         self.clock: Callable[[], float] = time.perf_counter
@@ -284,10 +284,12 @@ class Trainer:
     def _look(self, run: Path, on_look: Callable[[int], None]) -> Record:
         """The guard's figures, if it is its turn."""
         guarding = self._guarding
-        if guarding is None or (self.update % guarding.guard.every and not self.finished):
+        if guarding is None:
+            return {}
+        if not (self.finished or guarding.is_due(self.update, self.spent)):
             return {}
         started = self.clock()
-        record = guarding.turn(run, self.update, self.seconds, on_look)
+        record = guarding.turn(run, self.update, self.seconds, on_look, self.spent)
         seconds = self.clock() - started
         self._spend(seconds)
         return {**record, "guard_seconds": seconds}
