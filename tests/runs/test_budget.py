@@ -38,6 +38,20 @@ def test_more_memory_is_never_smaller_batches(make_parts: MakeParts):
     assert (little, some, much) == (1, 8, 8), "one row at least, and no more than there are"
 
 
+def test_what_the_processes_divide_is_planned_divided(make_parts: MakeParts):
+    """docs/scaling.md: of 24 bytes a parameter 12 + 16 / P, of which reference and gradient are
+    counted elsewhere.
+    """
+    parts = make_parts(*PLAIN, "adapter={kind: full, ema_decay: 0.9}")
+    given = parts.config, parts.model, parts.reward, None, 1e12
+    size = sum(p.numel() for p in parts.model.network.parameters() if p.requires_grad)
+    for processes in (1, 2, 4):
+        sharded = plan_for(*given, processes, sharded=True).parts["adapter and optimizer"]
+        whole = plan_for(*given, processes).parts["adapter and optimizer"]
+        assert whole == 16 * size
+        assert sharded == (16 * size if processes == 1 else 4 * size + 16 * size // processes)
+
+
 @pytest.mark.slow
 def test_the_same_budget_is_the_same_batches(make_parts: MakeParts):
     first, again = (make_parts("training.memory_budget_gb=50").config for _ in range(2))

@@ -81,9 +81,7 @@ class _Counts:
     def of(config: Config, processes: int) -> _Counts:
         training = config.training
         n = max(1, training.prompts_per_update * training.images_per_prompt // processes)
-        method: Any = config.method
-        each = config.strata + bool(getattr(method, "always_last", False))
-        return _Counts(n, max(1, n * each // training.steps_per_rollout))
+        return _Counts(n, max(1, n * config.transitions_each // training.steps_per_rollout))
 
 
 def with_batches(
@@ -92,8 +90,13 @@ def with_batches(
     reward: NamedReward,
     flow: FlowScore | None,
     processes: int = 1,
+    *,
+    sharded: bool = False,
 ) -> tuple[Config, list[str]]:
     """With the batches that it leaves to the run, and a line about them where they were planned.
+
+    Args:
+        sharded: whether the processes divide what trains among them.
 
     Raises:
         UserError: not even single rows fit in the budget; it says the least that would.
@@ -106,7 +109,7 @@ def with_batches(
         return config, []
     there = device_memory(model.device)
     allowed = allowance(config, there)
-    plan = plan_for(config, model, reward, flow, allowed, processes)
+    plan = plan_for(config, model, reward, flow, allowed, processes, sharded=sharded)
     if plan.peak > allowed:
         raise too_small(config, plan, allowed)
     check_there(plan, there)
@@ -124,11 +127,14 @@ def plan_for(
     allowed: float,
     processes: int = 1,
     device: torch.device | None = None,
+    *,
+    sharded: bool = False,
 ) -> MemoryPlan:
     """The plan with the largest batches in ``allowed`` bytes; of 1 where nothing fits.
 
     Args:
         device: that it is for; None: the model's.
+        sharded: whether the processes divide what trains among them.
     """
     device = device or model.device
     training, counts = config.training, _Counts.of(config, processes)
@@ -136,7 +142,8 @@ def plan_for(
     if decode is None and model.image_size[0] * model.image_size[1] >= LARGE_IMAGE:
         decode = 1
     of_reward = reward_weights(reward, model.image_size)
-    needs = needs_of(config, model, reward, flow, decode, device)
+    shares = processes if sharded else 1
+    needs = needs_of(config, model, reward, flow, decode, device, shares)
     here = model.device.type != "meta"
     always = _always(needs, counts, device, needs.weights if here else 0)
     if not (here and device.type == "cpu"):  # a run's own process has them, and is looked at

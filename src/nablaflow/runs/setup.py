@@ -194,9 +194,9 @@ def prepare(
     config, choices = settle(config, model, reward, prompts, seen)
     suit(model, config)
     config, flow, sizes = flow_beside(config, model)
-    config, fitted = with_batches(config, model, reward, flow, accelerator.num_processes)
+    processes, sharded = accelerator.num_processes, Launch.read(os.environ, config.training).sharded
+    config, fitted = with_batches(config, model, reward, flow, processes, sharded=sharded)
     guard = make_guard(config, prompts, model, reward, mark)
-    sharded = Launch.read(os.environ, config.training).sharded
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard, sharded=sharded)
     source, ahead = source_of(config, pipeline), _ahead_told(config, model, reward)
     told = (*_reference_told(source, model), *choices, *sizes, *fitted, *ahead)

@@ -86,16 +86,18 @@ def needs_of(
     flow: FlowScore | None,
     decode_batch: int | None,
     device: torch.device,
+    shares: int = 1,
 ) -> Needs:
     """The needs of a configuration, by its parts as they would train.
 
     Args:
         decode_batch: images at once through the decoder under a reward's gradient; None: all.
         device: whose memory it is; encoders that rest on the CPU are in a CPU's.
+        shares: processes that divide what trains among them (FSDP2).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a layer that draws does so here, not in the run
-        return _Rehearsal(config, model, reward, flow, decode_batch, device).needs()
+        return _Rehearsal(config, model, reward, flow, decode_batch, device, shares).needs()
 
 
 @final
@@ -110,8 +112,9 @@ class _Rehearsal:
         flow: FlowScore | None,
         decode_batch: int | None,
         device: torch.device,
+        shares: int,
     ) -> None:
-        self.config, self.flow, self.device = config, flow, device
+        self.config, self.flow, self.device, self.shares = config, flow, device, shares
         self.model = without_data(model)
         method = config.method
         method = method if isinstance(method.beta, int | float) else _with_some_beta(method)
@@ -179,11 +182,14 @@ class _Rehearsal:
     def _trained(self) -> int:
         policy = sum(value.numel() for value in trainable_parameters(self.model.network))
         flow = 0 if self.flow is None else sum(value.numel() for value in _all(self.flow))
-        copies = 1 + (self.config.adapter.ema_decay is not None)
+        whole, parts = 1, int(self.config.adapter.ema_decay is not None)
+        if self.shares > 1:
+            parts += 1  # the weights between steps, beside those that are gathered for the passes
         if self.core.networks.old_policy is not None:
-            copies += 2  # itself, and the policy's own while the old one has its place
+            whole += 2  # itself, and the policy's own while the old one has its place
         moments = 2 * (1 if self.config.optimizer.name == "adamw8bit" else FLOAT)
-        return FLOAT * copies * policy + moments * (policy + flow)
+        divided = (FLOAT * parts + moments) * policy // self.shares
+        return FLOAT * whole * policy + divided + moments * flow
 
     def _kept(self) -> int:
         """x_0, four tensors of each transition, and what trajectory and transitions are given.
