@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import nablaflow as nf
-from nablaflow.errors import ARGUMENTS, as_arguments
+from nablaflow.errors import ARGUMENTS, as_arguments, as_told, in_python
 from nablaflow.runs.stopping import Interrupted
 
 SPOKEN = (nf.align, nf.evaluate, nf.sample, nf.compare, nf.Run.export)
@@ -51,3 +51,14 @@ def test_messages_of_python_name_its_arguments(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("nablaflow.api.run", stopped)
     with pytest.raises(nf.Interrupted, match=r"^stopped after update 2; go on with resume=True$"):
         nf.align(**asked, output_dir=tmp_path / "stopped")
+
+
+def test_notes_of_python_name_its_arguments_too():
+    note = "reference bank: 8 images are looked at; without --n all are"
+
+    @in_python
+    def inner(deeper: bool) -> str:
+        return inner(False) if deeper else as_told(note)
+
+    assert inner(True).endswith("without n all are")
+    assert as_told(note) == note, "and the command line's its own, afterwards"

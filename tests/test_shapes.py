@@ -90,3 +90,19 @@ def test_a_layer_that_is_computed_again_saves_the_same():
         result = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
         (gradient,) = torch.autograd.grad(result.sum(), x)
     assert gradient.shape == x.shape
+
+
+def test_a_view_of_what_was_there_before_is_no_memory():
+    """A linear layer looks at its weight from the other side; a view of what is new keeps it."""
+    layer = nn.Linear(100, 100, bias=False, device=META)
+    with Shapes() as shapes:
+        x = torch.zeros(1, 100, device=META, requires_grad=True)
+        y = layer(x)
+        assert shapes.now == shapes.peak == 4 * (len(x[0]) + len(y[0]))
+        y.sum().backward()
+        assert layer.weight.grad is not None
+        assert shapes.now >= 4 * 100 * 100, "its gradient is new"
+        view = torch.zeros(50, device=META).view(5, 10)
+        before = shapes.now
+        del view
+        assert shapes.now == before - 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -90,11 +91,20 @@ def as_arguments(text: str) -> str:
     return re.sub(option, argument, text)
 
 
+_IN_PYTHON: ContextVar[bool] = ContextVar("in_python", default=False)
+
+
+def as_told(text: str) -> str:
+    """A note for the user, in the words of whoever called: the command line's, or Python's."""
+    return as_arguments(text) if _IN_PYTHON.get() else text
+
+
 def in_python(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """Have the messages of what a function raises name its arguments."""
+    """Have the messages of what a function raises, and its notes, name its arguments."""
 
     @wraps(function)
     def told(*args: Given.args, **named: Given.kwargs) -> Returned:
+        token = _IN_PYTHON.set(True)
         try:
             return function(*args, **named)
         except (UserError, ExportError, TrainingStopped, KeyboardInterrupt) as error:
@@ -102,5 +112,7 @@ def in_python(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
                 as_arguments(part) if isinstance(part, str) else part for part in error.args
             )
             raise
+        finally:
+            _IN_PYTHON.reset(token)
 
     return told

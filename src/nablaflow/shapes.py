@@ -65,15 +65,17 @@ class Shapes(TorchDispatchMode):
             if func is _aten.nonzero.default:
                 return _all_of(args[0])
             args, kwargs = _on_meta(func, args, kwargs, all(value.is_meta for value in given))
+        there = {_place(value) for value in given if value.is_meta}
         out = func(*args, **kwargs)
         for value in tree_leaves(out):
-            if isinstance(value, Tensor) and value.is_meta:
+            # A view of a weight, say, is of what was there before, and no byte more.
+            if isinstance(value, Tensor) and value.is_meta and _place(value) not in there:
                 self._note(value)
         return out
 
     def _note(self, value: Tensor) -> None:
         storage = value.untyped_storage()
-        key = storage._cdata
+        key = _place(value)
         if key in self._sizes:
             return
         self._sizes[key] = storage.nbytes()
@@ -112,6 +114,11 @@ def _fused_attention() -> Iterator[None]:
         yield
     finally:
         functional.scaled_dot_product_attention = plain
+
+
+def _place(value: Tensor) -> int:
+    """Which storage a tensor is a view of."""
+    return value.untyped_storage()._cdata
 
 
 def _told(dtype: torch.dtype) -> bool | int | float:

@@ -45,6 +45,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert list(here.iterdir()) == []
 
 
+def test_the_same_run_twice_is_one(cli: Cli, ready: Ready, here: Path):
+    ready("one")
+    refused = cli("compare", "one", "./one", "--out", "both")
+    assert_refused(refused, "compare: one is given twice; give each run once")
+    assert not (here / "both").exists()
+
+
 def test_two_runs_side_by_side(cli: Cli, ready: Ready, here: Path):
     ready("one")
     ready("two", "method.gamma=one")

@@ -151,7 +151,7 @@ def in_one_line(result: Result, *words: str) -> str:
     [
         (("--format", "khoya"), ("--format", "did you mean kohya?")),
         (("--dtype", "fp16"), ("--dtype", "float16")),
-        (("--checkpoint", "step-9"), ("--checkpoint", "step-000002")),
+        (("--checkpoint", "step-9"), ("--checkpoint", "use last, best or one of step-000001")),
         (("--checkpoint", "best"), ("--checkpoint", "guard")),
         (("--checkpoint", "reference"), ("--checkpoint", "base model")),
         (("--out", "lora.safetensors"), ("--out", "give a folder")),

@@ -64,6 +64,7 @@ def test_a_checkpoint_goes_by_its_update(images: Callable[..., bytes]):
         (("--checkpoint", "first"), "use last, best, reference"),
         (("--strength", "-1"), "from 0 on"),
         (("--strength", "nan"), "from 0 on"),
+        (("--strength", "1e30"), "--strength: with 1e+30 of what was trained"),
         (("--strength", "0.5", "--checkpoint", "reference"), "leave it or --checkpoint out"),
     ],
 )

@@ -101,3 +101,18 @@ def test_a_reward_without_gradient_is_refused_before_anything_runs(tmp_path: Pat
     assert "jpeg_compressibility" in str(caught.value)
     assert "ddpo" in str(caught.value)  # of those that can
     assert not (tmp_path / "o").exists()
+
+
+def test_cells_of_other_settings_are_refused_before_the_bank_is_scored(
+    small_race: Race, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where beta is left to the bank too, it is the finished cells' until the bank is known."""
+    study = ComparisonStudy.named(["refl"], [], tmp_path / "out", seeds=1, beta=3.0)
+    study.store(study.cells[0], {"points": []})
+    monkeypatch.setattr(race, "_gauge", lambda *_: pytest.fail("a bank was scored"))
+    for beta in (3.0, None):
+        with pytest.raises(UserError, match=r"holds figures of other settings \(evaluation\.bank"):
+            small_race("refl", beta=beta)
+    study.path(study.cells[0]).write_text("{")
+    with pytest.raises(UserError, match="is not a finished cell"):
+        small_race("refl", beta=None)

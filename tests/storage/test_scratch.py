@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nablaflow.storage.scratch import PREFIX, scratch_folder
+from nablaflow.errors import UserError
+from nablaflow.storage.scratch import PREFIX, check_holds, scratch_folder
 
 
 def begin_and_die(place: Path) -> None:
@@ -48,3 +49,18 @@ def test_what_is_in_use_or_another_s_stays(tmp_path: Path):
         with scratch_folder(tmp_path) as second:
             assert {first, second, link, other} == set(tmp_path.iterdir())
     assert (link / "mine").read_text() == "mine"
+
+
+def test_a_place_that_takes_no_folder_is_told_by_its_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As ``/proc``, in which root may do everything by its permissions."""
+    check_holds(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+    def refuse(*_: object, **__: object) -> str:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(UserError, match=r"^output_dir: no folder can be made in .* \(No such file"):
+        check_holds(tmp_path)

@@ -58,6 +58,7 @@ def compare_runs(
         UserError: a folder is no run, or has no checkpoint; or the runs are of different models,
             prompts, samplers, rewards or beta.
     """
+    _check_once(folders)
     plain = [_config(folder, metrics, settings, trusted=trusted) for folder in folders]
     configs = plain if n is None else [with_images(config, n) for config in plain]
     for folder, config in zip(folders, configs, strict=True):
@@ -75,6 +76,15 @@ def compare_runs(
             cells.append(_measure(parts, folder, label, gauge, progress))
     assert gauge is not None
     return outcome_of(gauge, tilt_curve(gauge, out, progress.start), cells)
+
+
+def _check_once(folders: Sequence[Path]) -> None:
+    """The same run twice would be two runs of one seed, with a spread of nothing."""
+    seen: set[Path] = set()
+    for folder in folders:
+        if folder.resolve() in seen:
+            raise UserError(f"compare: {folder} is given twice; give each run once")
+        seen.add(folder.resolve())
 
 
 def _config(

@@ -48,6 +48,8 @@ def race(study: ComparisonStudy, progress: Progress, *, overwrite: bool = False)
     held_out = held_out_reward(study.held_out, embedded=True)
     for reward in rewards:
         _check_gradients(study, reward)
+        if not overwrite:
+            check_finished(study, reward.name)
     return [_race(study, reward, held_out, progress, overwrite) for reward in rewards]
 
 
@@ -68,6 +70,23 @@ def _race(
         work(1)
     curve = tilt_curve(gauge, own.room(reward.name), progress.start)
     return outcome_of(gauge, curve, [own.finished(cell) for cell in own.cells])
+
+
+def check_finished(study: ComparisonStudy, reward: str) -> None:
+    """Find out whether finished cells may stay, before thousands of images are scored.
+
+    Where nobody says a beta, theirs is taken for it: the reference bank has yet to tell.
+
+    Raises:
+        UserError: one has figures of other settings, or cannot be read.
+    """
+    provisional = study.of_reward(reward, study.beta or 1.0)
+    for cell in provisional.cells:
+        if not provisional.path(cell).is_file():
+            continue
+        beta = study.beta or provisional.read(cell).get("beta")
+        if isinstance(beta, int | float):
+            study.of_reward(reward, beta).is_done(cell)
 
 
 def held_out_reward(spec: str | None, *, embedded: bool) -> NamedReward | None:

@@ -43,6 +43,7 @@ from nablaflow.storage.checkpoint import list_checkpoints
 from nablaflow.storage.files import append_line
 from nablaflow.storage.records import append_record, complete_record, drop_records_after
 from nablaflow.storage.run_folder import LOG
+from nablaflow.storage.scratch import check_holds
 from nablaflow.storage.whole import checkpoint_to_resume, retire_after
 from nablaflow.training.processes import by_main, on_any
 from nablaflow.training.stepper import Record
@@ -129,6 +130,7 @@ def _rehearsed(parts: Parts, progress: Progress) -> None:
     run = parts.config.output_dir.absolute()
     place = next(folder for folder in run.parents if folder.is_dir())
     told = progress.start("rehearse sampling and saving", 1)
+    check_holds(place)
     note = rehearse(parts.model, parts.source, place)
     told(1)
     if note is not None:

@@ -27,7 +27,7 @@ from nablaflow.report.card import Card, card_text
 from nablaflow.report.loading import base_lines, fusing
 from nablaflow.report.privacy import without_folders_in
 from nablaflow.runs.folder import check_is_run
-from nablaflow.runs.policy import LAST, REFERENCE, load_policy
+from nablaflow.runs.policy import BEST, LAST, REFERENCE, load_policy
 from nablaflow.runs.pretrained import fused_lora, source_of
 from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage import checksums
@@ -104,7 +104,7 @@ def export_run(
     _check_out(final, overwrite=overwrite)
     given = {"trusted": trusted, "pipeline": pipeline, "method": method, "settings": settings}
     model, config, folder = load_policy(
-        run, THE_MODEL, checkpoint=checkpoint, average=average, **given
+        run, THE_MODEL, checkpoint=checkpoint, average=average, choices=(LAST, BEST), **given
     )
     update = int(folder.name.partition("-")[2])
     source = source_of(config, pipeline)

@@ -45,6 +45,7 @@ def load_policy(
     pipeline: LivePipeline | None = None,
     method: type[Method] | None = None,
     settings: Sequence[str] = (),
+    choices: Collection[str] = (LAST, BEST, REFERENCE),
 ) -> tuple[PipelineModel, Config, Path]:
     """The policy of a run, the run's configuration, and the folder of the checkpoint.
 
@@ -58,6 +59,7 @@ def load_policy(
         pipeline: the one that the run was begun with, where it has no name.
         method: the class of the one that it was begun with, where it has no file.
         settings: ``model=…``, ``model_lora=…``, where the same model and LoRA are now.
+        choices: of ``checkpoint``, which a message names besides the steps.
 
     Raises:
         UserError: the folder holds no such checkpoint, or one of another model; or the strength is
@@ -76,7 +78,7 @@ def load_policy(
     if average and config.adapter.ema_decay is None:
         raise UserError(f"--ema: {run} keeps no average (adapter.ema_decay); leave it out")
     own = "policy_average" if average else "policy"
-    folder, state = _read(run, checkpoint, (own, KERNELS) if analytic else (own,))
+    folder, state = _read(run, checkpoint, choices, (own, KERNELS) if analytic else (own,))
     steps = config.sampler
     if sampler is not None:
         steps = steps.model_copy(update={"name": sampler, "eta": 1.0})
@@ -91,7 +93,7 @@ def load_policy(
 
 
 def _read(
-    run: Path, checkpoint: str, groups: Sequence[str]
+    run: Path, checkpoint: str, choices: Collection[str], groups: Sequence[str]
 ) -> tuple[Path, dict[str, dict[str, Tensor]]]:
     """A checkpoint's folder and some of its tensors; the reference's kernels are in every one."""
 
@@ -100,7 +102,7 @@ def _read(
 
     if checkpoint in (LAST, REFERENCE):
         return last_whole(run, read)
-    return read(_best(run) if checkpoint == BEST else _step(run, checkpoint))
+    return read(_best(run) if checkpoint == BEST else _step(run, checkpoint, choices))
 
 
 def _best(run: Path) -> Path:
@@ -115,13 +117,13 @@ def _best(run: Path) -> Path:
     return folder
 
 
-def _step(run: Path, checkpoint: str) -> Path:
+def _step(run: Path, checkpoint: str, choices: Collection[str]) -> Path:
     found = {int(path.name.removeprefix("step-")): path for path in list_checkpoints(run)}
     digits = checkpoint.removeprefix("step-")
     if checkpoint.startswith("step-") and digits.isdecimal() and int(digits) in found:
         return found[int(digits)]
     there = ", ".join(path.name for path in found.values())
     raise UserError(
-        f"--checkpoint: {run} has no {checkpoint}; use last, best, reference"
+        f"--checkpoint: {run} has no {checkpoint}; use {', '.join(choices)}"
         + (f" or one of {there}" if there else "; there is no checkpoint yet")
     )

@@ -219,6 +219,11 @@ def sample_images(
         )
         parts = states.to(model.device).split(BATCH)
         images = torch.cat([model.decode(part).cpu() for part in parts])
+    strength = (of_run or {}).get("strength", 1.0)
+    if not images.isfinite().all() and strength > 1.0:
+        raise UserError(
+            f"--strength: with {strength:g} of what was trained the images are not finite; use less"
+        )
     if not images.isfinite().all():
         raise UserError(
             f"{source}: its images are not finite; its weights or its scheduler are at fault, get "

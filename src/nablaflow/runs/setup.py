@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from nablaflow.config.recipe import Config
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, as_told
 from nablaflow.evaluation.bank_size import BankSize
 from nablaflow.evaluation.guard import Guard
 from nablaflow.evaluation.measure import Subject
@@ -90,7 +90,7 @@ class Parts:
         """Print lines for the user, on the main process."""
         if self.accelerator.is_main_process:
             for line in lines:
-                print(line, file=sys.stderr)
+                print(as_told(line), file=sys.stderr)
 
 
 def make_guard(
@@ -213,7 +213,8 @@ def _reference_told(source: ModelSource, model: PipelineModel) -> list[str]:
     if not is_read_alike(model.pipeline, model.part(), source.file):
         told.append(
             f"model_lora: {source.file} has names, shapes or scales of layers that diffusers by "
-            "itself reads otherwise or not; --format merged exports the policy with it inside"
+            "itself reads otherwise or not; an export as merged (--format) has the policy with it "
+            "inside"
         )
     return told
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from nablaflow.errors import UserError
+
 PREFIX = ".nablaflow-scratch-"
 
 
@@ -42,3 +44,18 @@ def _remove_if_left(folder: Path) -> None:
                 shutil.rmtree(folder)
         finally:
             os.close(number)
+
+
+def check_holds(place: Path) -> None:
+    """Find out whether a folder can be made in a place, which its permissions do not always tell.
+
+    Raises:
+        UserError: so it is not, as in ``/proc``.
+    """
+    try:
+        with scratch_folder(place):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output_dir: no folder can be made in {place} ({error.strerror}); give another place"
+        ) from error
