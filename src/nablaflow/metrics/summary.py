@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -29,7 +29,16 @@ Column = dict[str, float | int | None]
 """Of reference, policy or exact tilt: figures by name, each with its ``*_se`` beside it, and n."""
 
 
-class Summary(TypedDict):
+class _Figures(TypedDict):
+    reference: Column
+    policy: Column
+    exact_tilt: Column | None
+    effective_sample_size: float | None
+    closing: float | None
+    closing_se: float | None
+
+
+class Summary(_Figures, total=False):
     """What ``summary.json`` holds of figures, ready for ``json.dump``.
 
     Attributes:
@@ -42,13 +51,7 @@ class Summary(TypedDict):
         bank_for_tilt: how large a bank would be enough, where there is no exact tilt.
     """
 
-    reference: Column
-    policy: Column
-    exact_tilt: Column | None
-    effective_sample_size: float | None
-    closing: float | None
-    closing_se: float | None
-    bank_for_tilt: NotRequired[int]
+    bank_for_tilt: int
 
 
 @dataclass(frozen=True)
