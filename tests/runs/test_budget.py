@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,8 +62,20 @@ def test_the_same_budget_is_the_same_batches(make_parts: MakeParts):
 
 def test_a_budget_that_nothing_fits_in_says_the_least_that_would(make_parts: MakeParts):
     line = r"training.memory_budget_gb: nothing fits in 0.01 GB; the least that would is .* GB"
-    with pytest.raises(UserError, match=line):
+    with pytest.raises(UserError, match=line) as caught:
         make_parts(*PLAIN, "training.memory_budget_gb=0.01")
+    said = str(caught.value)
+    for setting in ("gradient_checkpointing=true", "decoder=tiny", "offload_encoders=true"):
+        assert re.search(rf"training\.{setting} \(.*\d GB", said), said
+    assert "smaller images than 16 x 16 (sampler.height, sampler.width)" in said
+
+
+def test_settings_that_are_so_already_are_no_remedy(make_parts: MakeParts):
+    own = ["training.gradient_checkpointing=true", "training.offload_encoders=true"]
+    with pytest.raises(UserError, match="a lower adapter") as caught:
+        make_parts("method=refl", *own, "training.memory_budget_gb=0.01")
+    assert "gradient_checkpointing" not in str(caught.value)
+    assert "offload_encoders" not in str(caught.value)
 
 
 def test_batches_that_are_given_and_do_not_fit_are_named(make_parts: MakeParts):

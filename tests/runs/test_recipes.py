@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import AutoencoderTiny
+from transformers import CLIPConfig, CLIPModel
 
 from nablaflow.comparison import ComparisonStudy
 from nablaflow.config.defaults import demo_settings
@@ -15,7 +18,10 @@ from nablaflow.config.recipe import Config, parse_config
 from nablaflow.methods import ResidualNablaDB
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.rewards import CONFIGURABLE
+from nablaflow.rewards.aesthetic import Aesthetic, AestheticNetwork, LinearHead
 from nablaflow.rewards.settings import parse_settings
+from nablaflow.runs.doctor_recipe import plan_of_recipe
+from nablaflow.runs.folder import differences
 
 OLD_NAME = ["method={name: tilted-matching, beta: 2.0}"]
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -165,3 +171,47 @@ def test_a_recipe_with_a_methods_older_name_is_read_and_told(capsys: pytest.Capt
 def test_the_recipe_for_sdxl_is_whole() -> None:
     sampler = load_recipe("sdxl_aesthetic").sampler
     assert (sampler.height, sampler.width, sampler.original_size) == (1024, 1024, [1024, 1024])
+
+
+def test_the_recipe_for_one_card_is_sdxls_but_for_its_memory() -> None:
+    whole, small = (load_recipe(name).model_dump() for name in ("sdxl_aesthetic", "sdxl_24gb"))
+    assert list(differences(whole, small)) == [
+        "output_dir",
+        "training.decoder",
+        "evaluation.batch",
+    ]
+
+
+def _clip_on_shapes(settings: Aesthetic) -> AestheticNetwork:
+    """CLIP ViT-L/14 at its published size, without data."""
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+    vision |= {"num_attention_heads": 16, "patch_size": 14, "image_size": 224}
+    with torch.device("meta"):
+        clip = CLIPModel(CLIPConfig(vision_config=vision, projection_dim=768))
+        return AestheticNetwork(clip, LinearHead())
+
+
+def _small_decoder_on_shapes(*_: object) -> AutoencoderTiny:
+    with torch.device("meta"):
+        found = AutoencoderTiny()  # as it comes it is taesdxl's
+    found.encoder = None
+    return found.eval().requires_grad_(False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sdxl_fits_on_a_card_of_24_gb_with_its_scorer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On shapes: neither weights nor memory for them."""
+    monkeypatch.setattr(Aesthetic, "network", _clip_on_shapes)
+    decoder = "nablaflow.models.text_to_image.load_small_decoder"
+    monkeypatch.setattr(decoder, _small_decoder_on_shapes)
+    recipe = tmp_path / "recipe.yaml"
+    text = (RECIPES / "sdxl_24gb.yaml").read_text()
+    recipe.write_text(re.sub(r"(?m)^model: .*$", "model: random:sdxl", text))
+    found = plan_of_recipe(recipe, [], trusted=True, elsewhere="cuda", memory=24)
+    assert found["counts_the_reward"]
+    assert found["parts"]["the reward's weights"] > 1.0
+    assert found["peak_gib"] <= found["budget_gib"] == 21.6
+    assert found["batches"]["micro_batch"] >= 8

@@ -5,6 +5,7 @@ What is chosen stands in the run's config.yaml: a resumed run sums in the same o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +112,7 @@ def with_batches(
     allowed = allowance(config, there)
     plan = plan_for(config, model, reward, flow, allowed, processes, sharded=sharded)
     if plan.peak > allowed:
-        raise too_small(config, plan, allowed)
+        raise too_small(config, model, plan, allowed)
     check_there(plan, there)
     line = f"memory: {plan.peak / GIB:.2f} of {allowed / GIB:.2f} GB planned; " + ", ".join(
         f"{name} {value}" for name, value in plan.batches.items() if value is not None
@@ -211,7 +212,7 @@ def reward_weights(reward: NamedReward, size: tuple[int, int]) -> int:
         return shapes.now
 
 
-def too_small(config: Config, least: MemoryPlan, allowed: float) -> UserError:
+def too_small(config: Config, model: PipelineModel, least: MemoryPlan, allowed: float) -> UserError:
     """What to say where not even single rows fit.
 
     Args:
@@ -222,9 +223,6 @@ def too_small(config: Config, least: MemoryPlan, allowed: float) -> UserError:
     remedy = f"set training.memory_budget_gb={peak * 1.005 + 0.005:.2f} or more"
     if config.training.memory_budget_gb is None:
         remedy = "use a device with more"
-    others = "a lower adapter.rank, smaller images"
-    if not config.training.gradient_checkpointing:
-        others = "training.gradient_checkpointing=true, " + others
     if given:
         asked = ", ".join(f"training.{name}={least.batches[name]}" for name in given)
         return UserError(
@@ -233,8 +231,31 @@ def too_small(config: Config, least: MemoryPlan, allowed: float) -> UserError:
         )
     return UserError(
         f"training.memory_budget_gb: nothing fits in {allowed / GIB:.2f} GB; the least that would "
-        f"is {peak:.2f} GB, with batches of 1; {remedy}, or {others}"
+        f"is {peak:.2f} GB, with batches of 1; {remedy}, or "
+        f"{', '.join(_savings(config, model, least))}"
     )
+
+
+def _savings(config: Config, model: PipelineModel, least: MemoryPlan) -> Iterator[str]:
+    """Settings that would help, with what is known of how much."""
+    training = config.training
+    if not training.gradient_checkpointing:
+        held = (least.saved["policy"] + least.saved["reference"]) / GIB
+        yield f"training.gradient_checkpointing=true (a part of {held:.2f} GB)"
+    small = getattr(model, "small_decoder", None) is not None
+    if small and training.decoder == "full" and config.method.needs_reward_gradient:
+        held = least.saved["decoder"] / GIB
+        yield f"training.decoder=tiny (more than {held:.2f} GB, which the full one keeps)"
+    heavy = training.offload_encoders is None and model.heavy_encoders
+    if model.encoders and not (training.offload_encoders or heavy):
+        parts = [getattr(model.pipeline, name, None) for name in model.encoders]
+        held = sum(
+            value.nbytes for part in parts if part is not None for value in part.parameters()
+        )
+        yield f"training.offload_encoders=true ({held / GIB:.2f} GB of an accelerator)"
+    height, width = model.image_size
+    yield f"smaller images than {height} x {width} (sampler.height, sampler.width)"
+    yield "a lower adapter.rank"
 
 
 def check_there(plan: MemoryPlan, memory: float) -> None:

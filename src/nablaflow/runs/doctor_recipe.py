@@ -62,7 +62,7 @@ def plan_of_recipe(
         allowed = allowance(config, there)
         plan = plan_for(config, model, reward, flow, allowed, device=device)
     if plan.peak > allowed and config.training.memory_budget_gb is not None:
-        raise too_small(config, plan, allowed)
+        raise too_small(config, model, plan, allowed)
     if config.training.memory_budget_gb is not None:
         check_there(plan, there)
     return {
