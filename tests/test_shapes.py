@@ -7,7 +7,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nablaflow.shapes import META, Shapes
+from nablaflow.shapes import META, Shapes, weights_come_back
 
 
 def saved_bytes(network: nn.Module, x: Tensor) -> int:
@@ -106,3 +106,21 @@ def test_a_view_of_what_was_there_before_is_no_memory():
         before = shapes.now
         del view
         assert shapes.now == before - 200
+
+
+def test_a_network_that_is_moved_to_where_shapes_are_has_its_weights_after() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with weights_come_back():
+        network.to(META)
+        network.to(META)  # as a reward does that is called twice
+        other = nn.Linear(2, 2).to(META)
+        assert network[0].weight.is_meta
+    assert other.weight.is_meta, "nothing is kept of what was made meanwhile"
+    assert network.state_dict().keys() == before.keys()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert network[0].weight.requires_grad
+    with weights_come_back():
+        network.to(torch.float64)
+    assert network[0].weight.dtype == torch.float64, "any other move is as it was asked for"

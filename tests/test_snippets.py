@@ -17,7 +17,7 @@ from nablaflow.config.recipe import Config
 from nablaflow.exact import Problem
 from nablaflow.nano.pretrain.text import build_tokenizer
 from nablaflow.rewards.probe import probe
-from nablaflow.shapes import META, Shapes
+from nablaflow.shapes import META, Shapes, weights_come_back
 
 ROOT = Path(__file__).parents[1]
 FIRST_PAGES = ["README.md", "docs/index.md"]
@@ -101,7 +101,7 @@ def test_a_network_as_a_reward(tmp_path: Path) -> None:
     block = _block("docs/bring_a_reward.md", "python", "# my_clip.py")
     names: dict[str, Any] = {}
     exec(block.replace("path/to/clip", str(tmp_path)), names)
-    with Shapes():
+    with weights_come_back(), Shapes():  # as a plan asks it
         images = torch.zeros(1, 3, 32, 32, device=META, requires_grad=True)
         names["score"](images, ["a"]).sum().backward()
     prompts = ["a circle", "a star"]

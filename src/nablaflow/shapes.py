@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -85,6 +85,41 @@ class Shapes(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
+
+
+@contextmanager
+def weights_come_back() -> Iterator[None]:
+    """Networks that are moved to the meta device within this context have their weights after it.
+
+    A user's reward may move its network to wherever the images are, and would have lost them. A
+    network that is made within it stays where it is.
+    """
+    held: list[tuple[dict[str, Any], str, Tensor]] = []
+    made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    module: Any = nn.Module
+    apply, init = module._apply, module.__init__
+
+    def applied(network: nn.Module, *args: Any, **named: Any) -> nn.Module:
+        if network not in made:
+            for values in (network._parameters, network._buffers):
+                kept = {name: value for name, value in values.items() if value is not None}
+                held.extend(
+                    (values, name, value) for name, value in kept.items() if not value.is_meta
+                )
+        return apply(network, *args, **named)
+
+    def begun(network: nn.Module, *args: Any, **named: Any) -> None:
+        init(network, *args, **named)
+        made.add(network)
+
+    module._apply, module.__init__ = applied, begun
+    try:
+        yield
+    finally:
+        module._apply, module.__init__ = apply, init
+        for values, name, value in reversed(held):  # the first that was there comes last
+            if (now := values.get(name)) is not None and now.is_meta:
+                values[name] = value
 
 
 @contextmanager

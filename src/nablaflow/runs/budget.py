@@ -17,7 +17,7 @@ from nablaflow.errors import UserError
 from nablaflow.models import FlowScore
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
-from nablaflow.shapes import META, Shapes
+from nablaflow.shapes import META, Shapes, weights_come_back
 from nablaflow.training.memory_plan import GIB, Needs, needs_of
 
 MOST = 64
@@ -142,9 +142,10 @@ def plan_for(
     decode = training.decode_batch
     if decode is None and model.image_size[0] * model.image_size[1] >= LARGE_IMAGE:
         decode = 1
-    of_reward = reward_weights(reward, model.image_size)
-    shares = processes if sharded else 1
-    needs = needs_of(config, model, reward, flow, decode, device, shares)
+    with weights_come_back():
+        of_reward = reward_weights(reward, model.image_size)
+        shares = processes if sharded else 1
+        needs = needs_of(config, model, reward, flow, decode, device, shares)
     here = model.device.type != "meta"
     always = _always(needs, counts, device, needs.weights if here else 0)
     if not (here and device.type == "cpu"):  # a run's own process has them, and is looked at
