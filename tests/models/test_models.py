@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, PNDMScheduler
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
@@ -17,6 +17,7 @@ from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_
 from nablaflow.models.adapters import load_trainable_state, swapped, trainable_state
 from nablaflow.models.lora_targets import automatic_targets
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.report.loading import Saved
 from tests.support.pipelines import (
     LATENT,
     PIXELS,
@@ -62,6 +63,34 @@ def test_sampling_gives_the_stock_pipelines_image(
     ]
     torch.testing.assert_close(sample(model, [3, 8]), torch.cat(expected), rtol=0, atol=1e-4)
     assert (expected[0] - expected[1]).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("told", [{}, {"clip_sample": False}], ids=["unsaid", "said"])
+def test_the_reports_lines_sample_as_the_policy_whatever_scheduler_the_folder_has(
+    tmp_path: Path, told: dict[str, bool]
+) -> None:
+    """Stable Diffusion 1.5 names PNDM, which adds no noise, and says nothing of clipping."""
+    pipeline = stable_diffusion()
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    pipeline.scheduler = PNDMScheduler(**betas, skip_prk_steps=True, steps_offset=1)
+    pipeline.scheduler.register_to_config(**told)
+    pipeline.save_pretrained(tmp_path)
+    model = load(tmp_path, guidance_scale=5.0)
+    call = model.stock_call(PROMPT) | model.stock_steps()
+    kind, scheduler = type(pipeline).__name__, model.stock_scheduler()
+    code = Saved(tmp_path, False, kind, "", call, scheduler=scheduler).code()
+    names: dict[str, Any] = {}
+    exec("\n".join(code.splitlines()[:-1]), names)
+    assert "eta=1.0" in code.splitlines()[-1]
+    found = render(names["pipeline"], steps=4, seed=3, guidance_scale=5.0, eta=1.0)
+    torch.testing.assert_close(found, sample(model, [3]), rtol=0, atol=1e-4)
+
+
+def test_a_folders_own_scheduler_is_left_where_it_takes_the_steps(
+    folders: dict[str, Path],
+) -> None:
+    assert load(folders["sd"]).stock_scheduler() is None
+    assert load(folders["ddpm"]).stock_scheduler() is None, "its pipeline asks for no noise"
 
 
 @pytest.mark.parametrize("family", ["sd", "sd2"])

@@ -9,6 +9,7 @@ from inspect import signature
 from typing import Any, ClassVar
 
 import torch
+from diffusers import DDIMScheduler
 from diffusers.loaders.lora_base import LoraBaseMixin
 from jaxtyping import Float
 from torch import Tensor
@@ -247,9 +248,23 @@ class PipelineModel(DiffusionModel):
         """Further ones, by which it takes the sampler's steps, and its noise where it asks."""
         call: dict[str, Any] = {"num_inference_steps": self.process.steps}
         asked = (type(self.pipeline).__call__, self.pipeline.scheduler.step)
-        if self._sampler.name == "ddim" and all("eta" in signature(f).parameters for f in asked):
+        own = all("eta" in signature(f).parameters for f in asked)
+        if self.stock_scheduler() is not None or (self._sampler.name == "ddim" and own):
             call["eta"] = self._sampler.eta
         return call
+
+    def stock_scheduler(self) -> tuple[str, dict[str, Any]] | None:
+        """Class in diffusers that takes the sampler's steps, and what it needs to be told.
+
+        None where the folder's own takes them, or the pipeline's call would ask for no noise.
+        """
+        scheduler: Any = self.pipeline.scheduler
+        takes_noise = "eta" in signature(type(self.pipeline).__call__).parameters
+        if self._sampler.name != "ddim" or not takes_noise or isinstance(scheduler, DDIMScheduler):
+            return None
+        # Where the folder says nothing of it, diffusers' default would clip latents.
+        told = {} if "clip_sample" in scheduler.config else {"clip_sample": False}
+        return DDIMScheduler.__name__, told
 
     @torch.no_grad()
     def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:

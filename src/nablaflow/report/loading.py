@@ -27,6 +27,8 @@ class Saved:
             absolute path, its last part after `FOLDER_LEFT_OUT`.
         fused: a LoRA that belongs to the reference, and its scale.
         call: arguments by which the pipeline samples as the policy was trained to.
+        scheduler: that it takes for it, of diffusers, and settings in place of the folder's own;
+            None where its own will do.
     """
 
     folder: str | Path
@@ -35,6 +37,7 @@ class Saved:
     model: str
     call: Mapping[str, Any]
     fused: tuple[str, float] | None = None
+    scheduler: tuple[str, Mapping[str, Any]] | None = None
 
     def code(self) -> str:
         """Lines that load it and make an image."""
@@ -50,7 +53,8 @@ class Saved:
                 f"from diffusers import {self.pipeline}",
                 f"pipeline = {self.pipeline}.from_pretrained({str(self.folder)!r})",
             ]
-        return "\n".join([*loaded, f"image = pipeline({given}).images[0]"])
+        lines = [*loaded, *_scheduling(self.scheduler), f"image = pipeline({given}).images[0]"]
+        return "\n".join(lines)
 
 
 def base_lines(pipeline: str, model: str) -> list[str]:
@@ -72,6 +76,15 @@ def base_lines(pipeline: str, model: str) -> list[str]:
         return ["import nablaflow as nf", first, f"pipeline = {pipeline}.from_pretrained({place})"]
     load = "from_single_file" if model.endswith(".safetensors") else "from_pretrained"
     return [first, f"pipeline = {pipeline}.{load}({model!r})"]
+
+
+def _scheduling(scheduler: tuple[str, Mapping[str, Any]] | None) -> list[str]:
+    if scheduler is None:
+        return []
+    name, told = scheduler
+    asked = "".join(f", {key}={value!r}" for key, value in told.items())
+    made = f"{name}.from_config(pipeline.scheduler.config{asked})"
+    return [f"from diffusers import {name}", f"pipeline.scheduler = {made}  # as it was trained"]
 
 
 def fusing(lora: tuple[str, float] | None) -> list[str]:

@@ -105,6 +105,7 @@ def _write_pictures(
             model=without_folders(config.model),
             call=parts.model.stock_call(evaluation.prompts[0]) | parts.model.stock_steps(),
             fused=fused_lora(parts.source),
+            scheduler=parts.model.stock_scheduler(),
         ),
         about=_about(parts),
     )
