@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ Column = dict[str, float | int | None]
 """Of reference, policy or exact tilt: figures by name, each with its ``*_se`` beside it, and n."""
 
 
-class Summary(TypedDict):
+class _Figures(TypedDict):
     """What ``summary.json`` holds of figures, ready for ``json.dump``.
 
     Attributes:
@@ -39,7 +39,6 @@ class Summary(TypedDict):
             None without a bank.
         closing: how much of the way to the tilt's reward is closed, see the function of that name.
         closing_se: its standard error.
-        bank_for_tilt: how large a bank would be enough, where there is no exact tilt.
     """
 
     reference: Column
@@ -48,7 +47,16 @@ class Summary(TypedDict):
     effective_sample_size: float | None
     closing: float | None
     closing_se: float | None
-    bank_for_tilt: NotRequired[int]
+
+
+class Summary(_Figures, total=False):
+    """All of it.
+
+    Attributes:
+        bank_for_tilt: how large a bank would be enough, where there is no exact tilt.
+    """
+
+    bank_for_tilt: int
 
 
 @dataclass(frozen=True)
