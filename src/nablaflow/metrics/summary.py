@@ -30,15 +30,6 @@ Column = dict[str, float | int | None]
 
 
 class _Figures(TypedDict):
-    reference: Column
-    policy: Column
-    exact_tilt: Column | None
-    effective_sample_size: float | None
-    closing: float | None
-    closing_se: float | None
-
-
-class Summary(_Figures, total=False):
     """What ``summary.json`` holds of figures, ready for ``json.dump``.
 
     Attributes:
@@ -48,6 +39,20 @@ class Summary(_Figures, total=False):
             None without a bank.
         closing: how much of the way to the tilt's reward is closed, see the function of that name.
         closing_se: its standard error.
+    """
+
+    reference: Column
+    policy: Column
+    exact_tilt: Column | None
+    effective_sample_size: float | None
+    closing: float | None
+    closing_se: float | None
+
+
+class Summary(_Figures, total=False):
+    """All of it.
+
+    Attributes:
         bank_for_tilt: how large a bank would be enough, where there is no exact tilt.
     """
 
