@@ -42,7 +42,7 @@ def test_messages_of_python_name_its_arguments(tmp_path: Path, monkeypatch: pyte
         nf.align(**asked, output_dir=tmp_path)
     with pytest.raises(nf.UserError, match=r"^resume=True: .* holds no run; leave resume=True out"):
         nf.align(**asked, output_dir=tmp_path / "none", resume=True)
-    with pytest.raises(nf.UserError, match=r"^out: .*mine\.txt is a file; give a folder"):
+    with pytest.raises(nf.UserError, match=r"^out: .*mine\.txt is not a directory"):
         nf.sample("nano", out=tmp_path / "mine.txt")
 
     def stopped(*_: object, **__: object) -> None:

@@ -30,16 +30,7 @@ Column = dict[str, float | int | None]
 
 
 class _Figures(TypedDict):
-    """What ``summary.json`` holds of figures, ready for ``json.dump``.
-
-    Attributes:
-        exact_tilt: None below the least effective sample size, as is then each
-            ``distance_to_tilt``.
-        effective_sample_size: of the bank under the tilt, the smallest over prompts, either way;
-            None without a bank.
-        closing: how much of the way to the tilt's reward is closed, see the function of that name.
-        closing_se: its standard error.
-    """
+    """Those of every run."""
 
     reference: Column
     policy: Column
@@ -50,9 +41,15 @@ class _Figures(TypedDict):
 
 
 class Summary(_Figures, total=False):
-    """All of it.
+    """What ``summary.json`` holds of figures, ready for ``json.dump``.
 
     Attributes:
+        exact_tilt: None below the least effective sample size, as is then each
+            ``distance_to_tilt``.
+        effective_sample_size: of the bank under the tilt, the smallest over prompts, either way;
+            None without a bank.
+        closing: how much of the way to the tilt's reward is closed, see the function of that name.
+        closing_se: its standard error.
         bank_for_tilt: how large a bank would be enough, where there is no exact tilt.
     """
 
