@@ -9,7 +9,7 @@ from inspect import isabstract
 from numbers import Integral
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from nablaflow.errors import UserError, nearest, one_line, show
@@ -30,14 +30,6 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_numbers(cls, values: Any) -> Any:
-        """Whole numbers of numpy's as Python has them, for they are no other value."""
-        if not isinstance(values, Mapping):
-            return values
-        return {name: _plain(value) for name, value in values.items()}
-
     def __init__(self, /, **values: Any) -> None:
         """Check the values.
 
@@ -45,10 +37,15 @@ class Settings(BaseModel):
             UserError: one line: the setting, what is wrong, the remedy.
         """
         try:
-            super().__init__(**values)
+            super().__init__(**_plain(values))
         except ValidationError as error:
             kind = type(self)
             raise UserError(one_line(explain(error, kind, (kind.__name__,)))) from None
+
+    @classmethod
+    def model_validate(cls, obj: Any, **how: Any) -> Any:
+        """As pydantic's, of what has numpy's numbers too."""
+        return super().model_validate(_plain(obj), **how)
 
     # So that pydantic makes a group inside another without it: the error then names both.
     __init__.__pydantic_base_init__ = True  # pyright: ignore[reportFunctionMemberAccess]
@@ -60,7 +57,12 @@ class Settings(BaseModel):
 
 
 def _plain(value: Any) -> Any:
-    """A number of another class than Python's own that stands for a whole one, as that."""
+    """Whole numbers of another class than Python's own, such as numpy's, as that.
+
+    Not by a validator of pydantic's, with which JSON's lists would be no tuples.
+    """
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
     whole = isinstance(value, Integral) and not isinstance(value, int)
     return int(value) if whole else value
 

@@ -95,7 +95,7 @@ def test_a_damaged_adapter_is_not_loaded(run: Path):
     whole = file.read_bytes()
     for damage in (whole[:-1] + b"!", whole[:100], b""):
         file.write_bytes(damage)
-        with pytest.raises(UserError, match=r"weights\.safetensors is damaged; .*--resume"):
+        with pytest.raises(UserError, match=r"weights\.safetensors is damaged; .*resume=True"):
             Run.open(run, trusted=True).pipeline()
     file.unlink()
     with pytest.raises(UserError, match="is damaged"):

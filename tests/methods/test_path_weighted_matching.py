@@ -57,7 +57,7 @@ def test_what_was_never_predicted_is_not_asked_about() -> None:
 def test_one_image_a_prompt_and_a_wrong_sampler_are_refused() -> None:
     assert PathWeightedMatching(beta=1.0).needs_group
     bent = bent_problem(eta=0.4)
-    with pytest.raises(UserError, match=r"^sampler\.eta: "):
+    with pytest.raises(UserError, match=r"^sampler: "):
         PathWeightedMatching(beta=1.0).check(bent.model.process, flow=False, on_policy=True)
 
 
