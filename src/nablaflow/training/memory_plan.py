@@ -122,8 +122,9 @@ class _Rehearsal:
         self.reward, self.rewarded = reward, self._reads_shapes(reward)
         self.decode_batch = decode_batch
         self.core = Update(method, self._networks(model))
-        with Shapes():
+        with Shapes() as shapes:
             self.model.condition(["a"])  # embedded once, and kept
+        self._embedding = shapes.peak
 
     def _networks(self, model: PipelineModel) -> Networks:
         reward = self.reward if self.rewarded else NamedReward(self.reward.name, _mean)
@@ -250,7 +251,14 @@ class _Rehearsal:
         encoders = sum(_bytes(value) for part in parts if part is not None for value in _all(part))
         with computing_in_float32(self.model.network):
             drawn = self._predict(1)
-        return encoders + max(drawn, self._decode(1))
+        return encoders + self._stocks_own() + max(self._embedding, drawn, self._decode(1))
+
+    def _stocks_own(self) -> int:
+        """Of the stock pipeline that it is compared with: what the two do not share, in float32."""
+        shared = (self.model.denoiser, *self.model.encoders)
+        parts = {n: p for n, p in self.model.pipeline.components.items() if n not in shared}
+        networks = [part for part in parts.values() if _is_network(part)]
+        return sum(FLOAT * value.numel() for part in networks for value in _all(part))
 
     @torch.no_grad()
     def _decode(self, n: int) -> int:
