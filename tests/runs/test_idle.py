@@ -13,7 +13,7 @@ from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config, parse_config
 from nablaflow.methods import METHODS
 from nablaflow.methods.variants import VARIANTS
-from nablaflow.runs.checks import refuse_idle
+from nablaflow.runs.checks import idle_settings, refuse_idle
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 GIVEN = ["reward=warmth", "prompts=[a cat]"]
@@ -124,7 +124,7 @@ def test_the_kind_takes_the_place_of_what_an_earlier_layer_says_of_the_other():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_no_recipe_holds_one(path: Path):
-    refuse_idle(load_config(path, GIVEN, {}))
+    assert list(idle_settings(load_config(path, GIVEN, {}))) == []
 
 
 def test_no_default_is_one():
@@ -134,7 +134,8 @@ def test_no_default_is_one():
         kind.model_validate({"beta": 1.0, **given.get(name, {})}) for name, kind in METHODS.items()
     ]
     for method in methods:
-        refuse_idle(parse_config({**RECIPE, **_sampled(method.name), "method": method}))
+        config = parse_config({**RECIPE, **_sampled(method.name), "method": method})
+        assert list(idle_settings(config)) == []
 
 
 def _sampled(name: str) -> dict[str, Any]:

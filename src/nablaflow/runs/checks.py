@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterator
 
 import psutil
 import torch
@@ -56,7 +57,13 @@ def check_model(
 
 
 def refuse_idle(config: Config) -> None:
-    """Refuse what was given and could do nothing: another value than the default."""
+    """Refuse what was given and could do nothing."""
+    for line in idle_settings(config):
+        raise UserError(line)
+
+
+def idle_settings(config: Config) -> Iterator[str]:
+    """A line about each setting that has another value than the default, and could do nothing."""
     of_method = config.method.idle(flow=config.flow is not None)
     for place, group, idle in (
         ("adapter", config.adapter, config.adapter.idle()),
@@ -66,7 +73,7 @@ def refuse_idle(config: Config) -> None:
             default = type(group).model_fields[name].default
             if getattr(group, name) != default:
                 left = json.dumps(default).strip('"')
-                raise UserError(f"{place}.{name}: {remedy}, or leave it at {left}")
+                yield f"{place}.{name}: {remedy}, or leave it at {left}"
 
 
 def check_shares(training: TrainingSettings, processes: int) -> None:

@@ -278,13 +278,14 @@ class Update:
             UserError: the reward's gradient is not finite.
             FloatingPointError: it is, and what the networks make of it is not.
         """
-        batch = rollout.batch(credits, with_states=self.method.needs_states)
-        if self.estimator is not None:
-            batch = replace(batch, estimate=self.estimates(rollout, size))
         if self.method.needs_states:
             # Those of a trajectory together: a part of the batch then goes along as few as can be.
-            batch = batch[batch.transitions.trajectory.argsort(stable=True)]
-        return batch
+            order = rollout.transitions.trajectory.argsort(stable=True)
+            rollout = replace(rollout, transitions=rollout.transitions[order])
+        batch = rollout.batch(credits, with_states=self.method.needs_states)
+        if self.estimator is None:
+            return batch
+        return replace(batch, estimate=self.estimates(rollout, size))
 
     def estimates(self, path: Path, size: int | None = None) -> ValueGradients:
         """Value gradients at ``path.transitions``, in their order, for `batch`."""
