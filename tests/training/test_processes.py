@@ -32,7 +32,7 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ENGINES = {"ddp": {}, "fsdp2": FSDP2}
 FULL = (
     *("adapter.kind=full", "adapter.ema_decay=0.9", "optimizer.learning_rate=1e-4"),
-    # By the published step FSDP2 is further off, see docs/scaling.md.
+    # The published step makes more of where gathered weights lie in memory: see docs/scaling.md.
     *("method.step=exact", "method.reverse_weight=0", "flow=null"),
 )
 
