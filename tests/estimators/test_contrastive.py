@@ -65,14 +65,13 @@ def fitted(
     model, reward = normal_model(), NamedReward("square", square)
     generator = torch.Generator().manual_seed(2)
     found = samples_of(model, reward, samples)
-    return model, fit_log_flow(network, model, reward, beta, found, generator)
+    return model, fit_log_flow(network, model, reward, beta, found, generator, batch=samples)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what does not depend on how well the network is fitted."""
     monkeypatch.setattr(contrastive, "ITERATIONS", 20)
-    monkeypatch.setattr(contrastive, "AT_ONCE", 2**20)
 
 
 @pytest.mark.usefixtures("quick")

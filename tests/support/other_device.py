@@ -108,7 +108,6 @@ def memory(model: str, overrides: Sequence[str]) -> list[Figures]:
         with accelerator.fresh_accelerator():
             parts = prepare(config, config.output_dir)
             torch.backends.cuda.enable_flash_sdp(False)  # `CARD` has no fused attention
-            plan = plan_for(parts.config, parts.model, parts.reward, None, 1e12, device=CARD)
             found = {"held": MEMORY.now}
             found["rehearsal"] = most_in(lambda: rehearse(parts.model, parts.source, Path(folder)))
             merged = Path(folder) / "merged"
@@ -117,10 +116,11 @@ def memory(model: str, overrides: Sequence[str]) -> list[Figures]:
             )
             found["merged export"] = most_in(export)
             if config.training.precision == "float32":  # `CARD` has no autocast
+                plan = plan_for(parts.config, parts.model, parts.reward, None, 1e12, device=CARD)
+                found["planned rehearsal"] = found["held"] + plan.stages["rehearsal"]
+                found["planned update"] = plan.peak - plan.parts["the process"]
                 parts.trainer.step()  # the optimizer's moments are there from then on
                 found["update"] = most_in(parts.trainer.step)
-            found["planned rehearsal"] = found["held"] + plan.stages["rehearsal"]
-            found["planned update"] = plan.peak - plan.parts["the process"]
             return [{name: float(value) for name, value in found.items()}]
 
 
