@@ -211,7 +211,7 @@ def test_files_that_are_no_lora_are_refused(folders: dict[str, Path], tmp_path: 
     assert "another base" in said["cut"]
     assert "changes the text encoder too" in said["text"]
     assert "is a LoHa and no LoRA" in said["loha"]
-    assert "save_lora_weights" in said["peft"]
+    assert "adapter_config.json that has its scale is not beside it" in said["peft"]
     assert "values of down_blocks" in said["broken"]
     assert "diffusers leaves out" in said["dora"]
     assert "it holds conv_in.weight" in said["weights"]

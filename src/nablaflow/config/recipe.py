@@ -69,8 +69,8 @@ class Config(Settings):
         default=None,
         min_length=1,
         description="a LoRA that is fused into the model first, so that the two are the reference, "
-        "which the KL and the tilt are of: a .safetensors file as diffusers, kohya's scripts or "
-        "ComfyUI have it, or a folder with one; null: none",
+        "which the KL and the tilt are of: a .safetensors file as diffusers, peft, kohya's scripts "
+        "or ComfyUI have it, or a folder with one; null: none",
     )
     model_lora_scale: float = Field(
         default=1.0, description="strength at which model_lora is fused; 1 is as it was trained"

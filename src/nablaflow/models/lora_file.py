@@ -1,4 +1,4 @@
-"""A LoRA of the user's in a file: as diffusers saves it, or as kohya's scripts and ComfyUI have it.
+"""A LoRA of the user's in a file: as diffusers, peft, kohya's scripts or ComfyUI have it.
 
 See `nablaflow.models.lora_loading` for how it is read, and what is refused.
 """
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.models.lora_loading import ADAPTER, layers_of, load_into, without_weights
 from nablaflow.models.lora_names import names_in
 from nablaflow.models.lora_places import OF_TEXT, Denoiser
+from nablaflow.models.peft_form import is_pefts, settings_beside
 from nablaflow.places import at_home
 
 NAMES = ("pytorch_lora_weights.safetensors", "kohya_lora.safetensors")
@@ -70,6 +72,17 @@ def find_lora(path: str, setting: str) -> Path:
     if place.suffix != ".safetensors":
         raise UserError(f"{setting}: {path} is no .safetensors file; save the LoRA as one")
     return place
+
+
+def files_of(file: Path) -> list[Path]:
+    """All that a LoRA is read from: its file, and where that is peft's the one with its scales."""
+    beside = settings_beside(file)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            pefts = is_pefts(opened.keys())
+    except SafetensorError:  # which is told when it is read
+        pefts = False
+    return [file, beside] if pefts and beside.is_file() else [file]
 
 
 def _in_folder(folder: Path, setting: str) -> Path:

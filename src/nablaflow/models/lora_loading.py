@@ -31,6 +31,7 @@ from nablaflow.errors import UserError
 from nablaflow.models.kohya_scales import ALPHA, has_kohyas_form, stock_keeps, without_scales
 from nablaflow.models.lora_names import check_names, says_its_scales
 from nablaflow.models.lora_places import OF_TEXT, Denoiser, by_place
+from nablaflow.models.peft_form import is_pefts, with_scales
 from nablaflow.quiet import quiet_libraries
 
 ADAPTER = "given"
@@ -70,6 +71,8 @@ def _what_it_takes(pipeline: Any, denoiser: Denoiser, file: Path) -> tuple[Any, 
     if says_its_scales(file):
         return in_file
     state = load_file(file)
+    if is_pefts(state):
+        state = with_scales(state, file)
     scaled = without_scales(state)
     text = {name: value for name, value in scaled.items() if name.startswith(OF_TEXT)}
     rest = {name: value for name, value in scaled.items() if name not in text}

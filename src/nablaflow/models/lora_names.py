@@ -9,11 +9,10 @@ from safetensors import SafetensorError, safe_open
 
 from nablaflow.errors import UserError
 from nablaflow.models.kohya_scales import ALPHA, alone
+from nablaflow.models.peft_form import check_settings, is_pefts
 
 OTHERS = {"hada_": "a LoHa", "lokr_": "a LoKr", "oft_": "an OFT"}
 """Other adapters than LoRAs, by what the names of their tensors have in them."""
-PEFT = "base_model.model."
-"""What peft's own ``save_pretrained`` puts before the path of a layer."""
 
 
 def names_in(file: Path, setting: str) -> list[str]:
@@ -42,12 +41,8 @@ def check_names(file: Path, setting: str) -> None:
     for mark, kind in OTHERS.items():
         if any(mark in name for name in names):
             raise UserError(f"{setting}: {file} is {kind} and no LoRA; give a LoRA")
-    if any(name.startswith(PEFT) for name in names):
-        raise UserError(
-            f"{setting}: {file} is as peft's save_pretrained writes it, which load_lora_weights "
-            "does not read; load it with peft, and write get_peft_model_state_dict(…) by the "
-            "pipeline's save_lora_weights"
-        )
+    if is_pefts(names):
+        check_settings(file, setting)
     for name in alone(names):
         raise UserError(
             f"{setting}: {file} has a scale, {name}, that is beside no factors of a layer and "

@@ -126,8 +126,8 @@ class AdapterSettings(Settings):
         default=None,
         min_length=1,
         description="a LoRA that the policy begins at, while the reference is still the base "
-        "model: a .safetensors file as diffusers, kohya's scripts or ComfyUI have it, or a folder "
-        "with one, such as a run's lora; null: it begins at the reference",
+        "model: a .safetensors file as diffusers, peft, kohya's scripts or ComfyUI have it, or a "
+        "folder with one, such as a run's lora; null: it begins at the reference",
     )
     start_hash: str | None = Field(
         default=None,

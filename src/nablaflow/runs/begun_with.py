@@ -12,7 +12,7 @@ from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings
 from nablaflow.models.file_mark import PREFIX
 from nablaflow.models.fused import SETTING as FUSED
-from nablaflow.models.lora_file import find_lora
+from nablaflow.models.lora_file import files_of, find_lora
 from nablaflow.models.lora_start import SETTING as START
 from nablaflow.places import at_home
 from nablaflow.storage import checksums
@@ -93,7 +93,7 @@ def _is_gone(path: str) -> bool:
 
 
 def known_lora(path: str, setting: str, known: str | None) -> tuple[Path, str]:
-    """The file of a LoRA and its SHA-256.
+    """The file of a LoRA and its SHA-256, that of the scales beside it included.
 
     Args:
         setting: that holds the path, for the message.
@@ -109,7 +109,7 @@ def known_lora(path: str, setting: str, known: str | None) -> tuple[Path, str]:
             raise
         raise UserError(f"{error}, or give its new place ({setting}=…)") from error
     try:
-        found = checksums.of_file(file)
+        found = checksums.of_parts(files_of(file))
     except OSError as error:
         raise UserError(f"{setting}: {file} cannot be read ({error.strerror})") from error
     if known not in (None, found):

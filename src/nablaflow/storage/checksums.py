@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,16 @@ def of_file(path: Path) -> str:
         while part := file.read(_PART):
             digest.update(part)
     return digest.hexdigest()
+
+
+def of_parts(paths: Sequence[Path]) -> str:
+    """SHA-256 of what is one thing in several files, in their order; of one file its own.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    found = [of_file(path) for path in paths]
+    return found[0] if len(found) == 1 else of_bytes("".join(found).encode())
 
 
 def of_bytes(content: bytes) -> str:

@@ -1,0 +1,86 @@
+"""A LoRA as peft's ``save_pretrained`` writes it: a file, and beside it one with its scales.
+
+The tensors go by the paths of the layers in the network that peft was given, without a word of
+their scale. That is alpha over rank, or over its root (rsLoRA), by ``adapter_config.json``, in
+which some layers may have an alpha of their own (``alpha_pattern``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils.other import get_pattern_key
+from torch import Tensor
+
+from nablaflow.errors import UserError
+from nablaflow.models.kohya_scales import ALPHA
+
+PREFIX = "base_model.model."
+"""Before the path of a layer."""
+SETTINGS = "adapter_config.json"
+DOWN = ".lora_A.weight"
+
+
+def is_pefts(names: Collection[str]) -> bool:
+    """By the names of a file's tensors."""
+    return any(name.startswith(PREFIX) for name in names)
+
+
+def settings_beside(file: Path) -> Path:
+    """Where such a file's scales stand."""
+    return file.with_name(SETTINGS)
+
+
+def check_settings(file: Path, setting: str) -> None:
+    """Refuse such a file whose scales are not beside it, or are of another kind of adapter.
+
+    Raises:
+        UserError: one line, with the remedy.
+    """
+    beside = settings_beside(file)
+    if not beside.is_file():
+        raise UserError(
+            f"{setting}: {file} is as peft's save_pretrained writes it, and the {SETTINGS} that "
+            "has its scale is not beside it; put it there"
+        )
+    try:
+        found = _settings(file)
+        _scale(found, "", 1)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{setting}: {beside} is no configuration of a LoRA ({error!r}); get it again"
+        ) from error
+    kind = "a DoRA" if found.get("use_dora") else f"a {found.get('peft_type')} of peft"
+    if found.get("peft_type") != "LORA" or found.get("use_dora"):
+        raise UserError(
+            f"{setting}: {file} is {kind}, which is not read by peft's names; load it with peft, "
+            "and write get_peft_model_state_dict(…) by the pipeline's save_lora_weights"
+        )
+
+
+def with_scales(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The tensors by the layers' paths alone, and each layer's scale as kohya's files have it."""
+    settings = _settings(file)
+    found = {name.removeprefix(PREFIX): value for name, value in state.items()}
+    ranks = {n.removesuffix(DOWN): len(v) for n, v in found.items() if n.endswith(DOWN)}
+    scales = {path: _scale(settings, path, rank) for path, rank in ranks.items()}
+    alphas = {f"{path}{ALPHA}": torch.tensor(scales[path] * ranks[path]) for path in ranks}
+    return found | alphas
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    return json.loads(settings_beside(file).read_text(encoding="utf-8"))
+
+
+def _scale(settings: Mapping[str, Any], path: str, rank: int) -> float:
+    own = settings.get("alpha_pattern") or {}
+    alpha = own.get(get_pattern_key(list(own), path), settings["lora_alpha"])
+    if not isinstance(alpha, Real) or not math.isfinite(alpha):
+        raise ValueError(f"lora_alpha is {alpha!r}")
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
