@@ -85,3 +85,11 @@ def test_runs_that_one_gauge_cannot_measure(
     ready("one", small)
     ready("two", small, change)
     assert_refused(cli("compare", "one", "two"), *words)
+
+
+def test_runs_of_other_models_under_one_name(cli: Cli, ready: Ready, here: Path):
+    ready("one", "training.updates=1")
+    ready("two", "training.updates=1")
+    config = here / "two" / "config.yaml"
+    config.write_text(config.read_text().replace("model_hash: files:", "model_hash: files:0"))
+    assert_refused(cli("compare", "one", "two"), "model_hash", "two")

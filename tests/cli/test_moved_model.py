@@ -13,9 +13,12 @@ from safetensors.torch import load_file, save_file
 import nablaflow as nf
 from nablaflow.config.overrides import load_config
 from nablaflow.errors import UserError
+from nablaflow.models.export import LORA_FILE
 from nablaflow.models.file_mark import PIECES, SIZE, mark_of_files
 from tests.cli.conftest import Cli
 from tests.support.cli_runs import READERS, train
+
+COMMITS = ("0" * 40, "1" * 40)
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
@@ -118,6 +121,40 @@ def test_a_run_that_recorded_no_mark_records_one_when_it_goes_on(
     assert "model_hash" not in sampled.stderr
 
 
+@pytest.fixture
+def on_hub(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cached repository ``owner/name``, whose default branch is at the first commit of two."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "cache" / "models--owner--name"
+    for commit in COMMITS:
+        shutil.copytree(tiny_model, root / "snapshots" / commit)
+    change_weights(root / "snapshots" / COMMITS[1])
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(COMMITS[0])
+    return root
+
+
+def test_of_the_hub_it_stays_at_the_commit_that_it_was_begun_with(
+    cli: Cli, recipe: Path, here: Path, on_hub: Path
+) -> None:
+    begun = ("train", recipe, "model=owner/name", "training.updates=2")
+    assert cli(*begun, "output_dir=whole").exit_code == 0
+    assert cli(*begun, "output_dir=run", "training.updates=1").exit_code == 0
+    (on_hub / "refs" / "main").write_text(COMMITS[1])  # as when its author gives it other weights
+    done = cli(*begun, "output_dir=run", "--resume")
+    assert done.exit_code == 0, done.stderr
+    policies = [here / run / "lora" / LORA_FILE for run in ("whole", "run")]
+    assert policies[0].read_bytes() == policies[1].read_bytes()
+    assert load_config(here / "run" / "config.yaml", [], {}).model_hash == f"commit:{COMMITS[0]}"
+    loaded = f"from_pretrained(&#x27;owner/name&#x27;, revision=&#x27;{COMMITS[0]}&#x27;)"
+    assert loaded in (here / "run" / "report.html").read_text()
+    refused = cli("sample", "run", "model=owner/name@main", "--out", "seen")
+    assert refused.exit_code == 2
+    assert f"is not commit {COMMITS[0]} on the hub" in refused.stderr
+    drawn = cli("sample", "run", f"model=owner/name@{COMMITS[0]}", "--n", "1", "--out", "seen")
+    assert drawn.exit_code == 0, drawn.stderr
+
+
 def test_its_recipe_begins_another_run_with_another_model(
     cli: Cli, run: Path, tmp_path: Path, here: Path
 ) -> None:
@@ -134,7 +171,7 @@ def test_a_mark_is_of_what_the_files_hold(tmp_path: Path, tiny_model: Path) -> N
     (copied / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read")
     assert mark_of_files(str(copied)) == mark_of_files(str(tiny_model))
     assert mark_of_files("nano") is None
-    assert mark_of_files("owner/name") is None
+    assert mark_of_files("folder") is None
     large = tmp_path / "large.safetensors"
     large.write_bytes(bytes(3 * PIECES * SIZE))
     before = mark_of_files(str(large))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from nablaflow.models import from_hub, load_pipeline
 from tests.support.mistakes import line_of
-from tests.support.pipelines import stable_diffusion
+from tests.support.pipelines import perturb, stable_diffusion
 
 REPO, SHA = "owner/name", "0" * 40
 
@@ -50,8 +50,8 @@ def test_what_is_not_here_is_told_with_what_brings_it(snapshot: Path) -> None:
     assert "hub cannot be reached" in line
     assert "hf download owner/name" in line
     assert line.endswith("give model=FOLDER")
-    line = line_of(lambda: load_pipeline("owner/name@v1"))
-    assert line == "model: 'owner/name@v1' is neither a path nor a hub id"
+    line = line_of(lambda: load_pipeline("owner/na me"))
+    assert line == "model: 'owner/na me' is neither a path nor a hub id"
 
 
 def test_weights_that_are_not_here_are_named(snapshot: Path) -> None:
@@ -84,11 +84,11 @@ def test_of_the_hub_the_best_choice_of_files_that_is_there_is_fetched(
         assert "hf download" in line_of(lambda: from_hub.folder_from_hub(REPO, ["safety_checker"]))
         return
     assert from_hub.folder_from_hub(REPO, ["safety_checker"]) == snapshot
-    assert asked[-1] == {**from_hub.CHOICES[there], "safety_checker": None}
+    assert asked[-1] == {**from_hub.CHOICES[there], "safety_checker": None, "revision": None}
 
 
 def test_a_repository_without_a_pipeline_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(*_: Any) -> str:
+    def none(*_: Any, **__: Any) -> str:
         raise EntryNotFoundError("no such file")
 
     monkeypatch.setattr(from_hub, "hf_hub_download", none)
@@ -101,7 +101,7 @@ def test_out_of_reach_is_one_line_without_the_clients_tries(
     told: list[bool] = []
     client = logging.get_logger("huggingface_hub.utils._http")
 
-    def out_of_reach(*_: Any) -> str:
+    def out_of_reach(*_: Any, **__: Any) -> str:
         told.append(client.isEnabledFor(logging.WARNING))
         raise LocalEntryNotFoundError("not cached")
 
@@ -113,3 +113,18 @@ def test_out_of_reach_is_one_line_without_the_clients_tries(
     )
     assert told == [False]
     assert logging.get_verbosity() == before
+
+
+def test_a_revision_is_the_one_that_is_asked_for(snapshot: Path) -> None:
+    """A branch, a tag or a commit after the name; the default branch without."""
+    pipelines = {"1" * 40: stable_diffusion(), SHA: stable_diffusion()}
+    for commit, pipeline in pipelines.items():
+        perturb(pipeline.unet, seed=int(commit[0]))
+        pipeline.save_pretrained(snapshot.parent / commit)
+    (snapshot.parents[1] / "refs" / "v1").write_text("1" * 40)
+    for revision, commit in (("", SHA), ("@v1", "1" * 40), ("@" + "1" * 40, "1" * 40)):
+        found = load_pipeline(f"{REPO}{revision}")
+        assert torch.equal(weights(found), weights(pipelines[commit]))
+        assert from_hub.commit_on_hub(f"{REPO}{revision}") == commit
+    line = line_of(lambda: load_pipeline(f"{REPO}@v2"))
+    assert "`hf download owner/name --revision v2 --local-dir FOLDER`" in line

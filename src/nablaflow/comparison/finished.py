@@ -106,12 +106,14 @@ def _config(
 
 def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:
     """Figures of runs can be compared only where one gauge measures them all."""
+    known = all(config.model_hash is not None for config in configs)
 
     def beta(config: Config) -> Any:
         return method_settings(config.method).get("beta")
 
     for name, value in (
         ("model", lambda config: config.model),
+        ("model_hash", lambda config: config.model_hash if known else None),
         ("model_lora", lambda config: (config.model_lora_hash, config.model_lora_scale)),
         ("prompts", lambda config: load_prompts(config.prompts, Path(), config.seed)),
         ("reward", lambda config: config.reward),

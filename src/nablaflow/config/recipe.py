@@ -57,13 +57,14 @@ class Config(Settings):
     model: str = Field(
         default="nano",
         min_length=1,
-        description='"nano" or "flow" (embedded), a folder in diffusers format, or a hub id',
+        description='"nano" or "flow" (embedded), a folder in diffusers format, or a hub id, with '
+        "@REVISION for another than its default branch",
     )
     model_hash: str | None = Field(
         default=None,
-        description="of the files of a model's folder, or of the weights of a pipeline that was "
-        "handed over in Python, which a run records and checks when it is resumed, measured or "
-        "sampled; null: they are not checked",
+        description="of the files of a model's folder, the commit of a hub id, or of the weights "
+        "of a pipeline that was handed over in Python, which a run records and checks when it is "
+        "resumed, measured or sampled; null: they are not checked",
     )
     model_lora: str | None = Field(
         default=None,

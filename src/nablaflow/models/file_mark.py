@@ -1,4 +1,4 @@
-"""What tells a model's folder from any other, whatever its name, without reading all of it."""
+"""What tells a model from any other, whatever its name, without reading all of it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 
 from nablaflow import nano
 from nablaflow.models.folder import files_of
+from nablaflow.models.from_hub import at_revision, commit_on_hub, is_hub_id
 from nablaflow.places import at_home
 
-PREFIX = "files:"
+FILES, COMMIT = "files:", "commit:"
 """Before such a mark, which is of other make than a hash of all weights."""
 PIECES, SIZE = 64, 4096  # bytes of a file that are looked at, evenly spread
 
 
 def mark_of_files(model: str) -> str | None:
-    """A hash of the sizes of a model's files and of pieces of them; None for one without a path.
+    """Of a folder or a file a hash of sizes and of pieces; of what is on the hub its commit.
 
     Weights that were trained differ in every piece, so that a few are enough; a copy has the same
     mark, and the folder saved once more in other shards another.
@@ -23,19 +24,37 @@ def mark_of_files(model: str) -> str | None:
     Args:
         model: as a configuration has it.
 
+    Returns:
+        None for a model that is of the package, or nowhere.
+
     Raises:
-        UserError: it is a folder without a pipeline.
+        UserError: it is a folder without a pipeline, or the hub has none of that name.
     """
     place = at_home(model)
-    if model in nano.MODELS or not place.exists():
+    if model in nano.MODELS:
         return None
+    if not place.exists():
+        return f"{COMMIT}{commit_on_hub(model)}" if is_hub_id(model) else None
     digest = hashlib.sha256()
     files = [place] if place.is_file() else files_of(place)
     for file in sorted(files):
         name = "" if file == place else file.relative_to(place).as_posix()
         digest.update(f"{name}\0{file.stat().st_size}\0".encode())
         digest.update(_pieces(file))
-    return f"{PREFIX}{digest.hexdigest()[:24]}"
+    return f"{FILES}{digest.hexdigest()[:24]}"
+
+
+def is_of_files(mark: str | None) -> bool:
+    """Whether a ``model_hash`` is such a mark, which another place of the model may have."""
+    return mark is not None and mark.startswith((FILES, COMMIT))
+
+
+def pinned(model: str, mark: str | None) -> str:
+    """A model's name with the commit that its mark has, for a hub id that names no other."""
+    if mark is None or not mark.startswith(COMMIT) or at_home(model).exists():
+        return model
+    repo, revision = at_revision(model)
+    return model if revision else f"{repo}@{mark.removeprefix(COMMIT)}"
 
 
 def _pieces(file: Path) -> bytes:

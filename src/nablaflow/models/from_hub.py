@@ -25,15 +25,40 @@ CHOICES: tuple[dict[str, Any], ...] = (
 """Of files, the better first; where the hub has none of the first, the next are fetched."""
 
 
+def is_hub_id(model: str) -> bool:
+    """Whether a name may be one on the hub: ``owner/name``, or ``owner/name@revision``."""
+    return model.partition("@")[0].count("/") == 1 and not model.startswith((".", "/", "~"))
+
+
+def at_revision(model: str) -> tuple[str, str | None]:
+    """The repository; and the branch, the tag or the commit, None for the default branch."""
+    repo, _, revision = model.partition("@")
+    return repo, revision or None
+
+
 def index_on_hub(model: str) -> dict[str, Any]:
     """The list of a pipeline's parts; its weights stay there for now.
 
     Raises:
         UserError: there is none, or it is not in the cache and the hub cannot be reached.
     """
+    return parts_in(_index(model))
+
+
+def commit_on_hub(model: str) -> str:
+    """The commit that a pipeline is at.
+
+    Raises:
+        UserError: as `index_on_hub`.
+    """
+    return _index(model).parent.name  # the cache has a folder for each
+
+
+def _index(model: str) -> Path:
+    repo, revision = at_revision(model)
     try:
         with untold_tries():
-            return parts_in(Path(hf_hub_download(model, INDEX)))
+            return Path(hf_hub_download(repo, INDEX, revision=revision))
     except REFUSALS as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise UserError(
@@ -52,12 +77,14 @@ def folder_from_hub(model: str, without: Collection[str]) -> Path:
     Raises:
         UserError: they cannot be fetched.
     """
+    repo, revision = at_revision(model)
     failed: Exception | None = None
     for choice in CHOICES:
         try:
             with untold_tries():
                 given = dict.fromkeys(without)
-                return Path(DiffusionPipeline.download(model, **choice, **given))
+                found = DiffusionPipeline.download(repo, revision=revision, **choice, **given)
+                return Path(found)
         except (*REFUSALS, ValueError) as error:  # the last of a variant that is not there
             failed = failed or error
     assert failed is not None
@@ -65,5 +92,6 @@ def folder_from_hub(model: str, without: Collection[str]) -> Path:
 
 
 def _refusal(model: str, error: Exception) -> UserError:
-    told = str(Wanted(model, ("*",), None, "model").refusal(error))
+    repo, revision = at_revision(model)
+    told = str(Wanted(repo, ("*",), revision, "model").refusal(error))
     return UserError(told if told.startswith("model: ") else f"model: {told}")

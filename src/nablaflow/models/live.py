@@ -18,6 +18,7 @@ from torch import nn
 
 from nablaflow.errors import UserError
 from nablaflow.models.folder import INDEX
+from nablaflow.models.from_hub import is_hub_id
 from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
 
@@ -53,8 +54,7 @@ class LivePipeline:
         folder = at_home(origin)
         if origin and (folder / INDEX).is_file():
             return str(folder.absolute())
-        is_hub_id = origin.count("/") == 1 and not origin.startswith((".", "/", "~"))
-        return origin if is_hub_id else LIVE + type(self.pipeline).__name__
+        return origin if is_hub_id(origin) else LIVE + type(self.pipeline).__name__
 
     def borrow(self, dtype: torch.dtype) -> Any:
         """A pipeline of its own around the same weights; for what leaves the weights alone."""

@@ -22,7 +22,7 @@ from nablaflow.models.folder import (
     find_variant,
     read_index,
 )
-from nablaflow.models.from_hub import folder_from_hub, index_on_hub
+from nablaflow.models.from_hub import folder_from_hub, index_on_hub, is_hub_id
 from nablaflow.models.fused import WithLora, fuse
 from nablaflow.models.live import LIVE, LivePipeline
 from nablaflow.models.network_files import load_encoders, load_own
@@ -140,7 +140,7 @@ def check_is_there(model: str) -> bool:
     """
     if model.startswith((LIVE, RANDOM)) or at_home(model).exists():
         return True
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if not is_hub_id(model):
         raise UserError(f"model: there is no folder {model}; check the path, or give a hub id")
     return False
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nablaflow import nano
+from nablaflow.models.from_hub import at_revision, is_hub_id
 from nablaflow.models.live import LIVE
 from nablaflow.models.random_weights import RANDOM, SMALL
 
@@ -74,8 +75,11 @@ def base_lines(pipeline: str, model: str) -> list[str]:
     if model in nano.MODELS:
         place = f"nf.nano.path({model!r})"
         return ["import nablaflow as nf", first, f"pipeline = {pipeline}.from_pretrained({place})"]
-    load = "from_single_file" if model.endswith(".safetensors") else "from_pretrained"
-    return [first, f"pipeline = {pipeline}.{load}({model!r})"]
+    if model.endswith(".safetensors"):
+        return [first, f"pipeline = {pipeline}.from_single_file({model!r})"]
+    repo, revision = at_revision(model) if is_hub_id(model) else (model, None)
+    given = repr(repo) + (f", revision={revision!r}" if revision else "")
+    return [first, f"pipeline = {pipeline}.from_pretrained({given})"]
 
 
 def _scheduling(scheduler: tuple[str, Mapping[str, Any]] | None) -> list[str]:

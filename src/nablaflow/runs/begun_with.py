@@ -10,7 +10,7 @@ from nablaflow.config.overrides import plain_config
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings
-from nablaflow.models.file_mark import PREFIX
+from nablaflow.models.file_mark import is_of_files
 from nablaflow.models.fused import SETTING as FUSED
 from nablaflow.models.lora_file import files_of, find_lora
 from nablaflow.models.lora_start import SETTING as START
@@ -34,7 +34,7 @@ def newly_marked(old: Any, new: Any) -> Iterator[str]:
     """
     for mark in MARKED.values():
         found = value_at(new, mark)
-        of_weights = mark == "model_hash" and found is not None and not found.startswith(PREFIX)
+        of_weights = mark == "model_hash" and not is_of_files(found)
         if found is not None and value_at(old, mark) is None and not of_weights:
             yield mark
 

@@ -20,7 +20,9 @@ from nablaflow.hub import is_local
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline, ModelSource
 from nablaflow.models.export import LORA_FILE
+from nablaflow.models.file_mark import pinned
 from nablaflow.models.formats import DTYPES, FORMATS, KOHYA_FILE, write_policy
+from nablaflow.models.from_hub import at_revision
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.written import write_checksums
 from nablaflow.report.card import Card, card_text
@@ -213,8 +215,8 @@ def _card(
     average: bool,
 ) -> Card:
     plain = without_folders_in(plain_config(config))
-    base = plain["model"]
-    hub_id = None if is_local(config.model) else config.model
+    base = pinned(plain["model"], config.model_hash)
+    hub_id = None if is_local(config.model) else at_revision(config.model)[0]
     kind, lora = type(model.pipeline).__name__, fused_lora(source)
     facts = {
         "base model": base,

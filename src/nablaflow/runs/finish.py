@@ -12,6 +12,7 @@ from nablaflow.evaluation.measure import Evaluation, evaluate
 from nablaflow.models.adapters import swapped
 from nablaflow.models.divided import whole_of
 from nablaflow.models.export import save_policy
+from nablaflow.models.file_mark import pinned
 from nablaflow.progress import Progress
 from nablaflow.report.loading import Saved
 from nablaflow.report.meaning import About
@@ -102,7 +103,7 @@ def _write_pictures(
             saved.name,
             as_lora=saved.name == LORA,
             pipeline=type(parts.model.pipeline).__name__,
-            model=without_folders(config.model),
+            model=without_folders(pinned(config.model, config.model_hash)),
             call=parts.model.stock_call(evaluation.prompts[0]) | parts.model.stock_steps(),
             fused=fused_lora(parts.source),
             scheduler=parts.model.stock_scheduler(),

@@ -16,8 +16,9 @@ from nablaflow.models import (
     load_pipeline,
     model_source,
 )
-from nablaflow.models.file_mark import PREFIX, mark_of_files
+from nablaflow.models.file_mark import COMMIT, is_of_files, mark_of_files, pinned
 from nablaflow.models.fused import SETTING as FUSED
+from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
 from nablaflow.report.privacy import without_folders
 from nablaflow.runs.begun_with import known_lora
@@ -31,7 +32,7 @@ def source_of(config: Config, given: LivePipeline | None) -> ModelSource:
     Raises:
         UserError: there is no such LoRA, or another one than the run was begun with.
     """
-    base = given or model_source(config.model)
+    base = given or model_source(pinned(config.model, config.model_hash))
     if config.model_lora is None:
         return base
     file = known_lora(config.model_lora, FUSED, config.model_lora_hash)[0]
@@ -102,25 +103,28 @@ def with_mark(config: Config) -> Config:
     return config.model_copy(update={"model_hash": mark_of_files(config.model)})
 
 
-def is_of_files(mark: str | None) -> bool:
-    """Whether a ``model_hash`` is of a folder's files, which another name for it may have."""
-    return mark is not None and mark.startswith(PREFIX)
-
-
 def _check_files(config: Config, given: LivePipeline | None) -> None:
-    """Refuse another model than the folder or file that a run was begun with."""
+    """Refuse another model than the folder, file or commit that a run was begun with."""
+    mark = config.model_hash or ""
     if given is not None:
         raise UserError(
             f"model: the run was begun with {config.model}; give where that is now (model=…), and "
             "no pipeline"
         )
-    found = mark_of_files(config.model)
+    on_hub = mark.startswith(COMMIT)
+    is_there = on_hub or at_home(config.model).exists()
+    found = mark_of_files(pinned(config.model, mark)) if is_there else None
     if found is None:
         raise UserError(
             f"model: there is no {config.model}, which the run was begun with; give where it is "
             "now (model=…)"
         )
-    if found != config.model_hash:
+    if found != mark and on_hub:
+        raise UserError(
+            f"model: {config.model} is not commit {mark.removeprefix(COMMIT)} on the hub, which "
+            "the run was begun with; give the hub id (model=…), which is loaded at that"
+        )
+    if found != mark:
         raise UserError(
             f"model: {config.model} is not what the run was begun with, by its files of weights "
             "and configurations; give that one (model=…), or begin another run"

@@ -15,6 +15,7 @@ from nablaflow.errors import UserError, in_python
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline, load_pipeline
 from nablaflow.models.export import LORA_FILE
+from nablaflow.models.file_mark import is_of_files
 from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import NamedReward
@@ -23,7 +24,6 @@ from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import (
     check_may_be_given,
     copy_of_live,
-    is_of_files,
     reference_of,
 )
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
