@@ -14,7 +14,6 @@ from nablaflow.config.overrides import (
     parse_override,
     plain_config,
     read_recipe,
-    read_yaml,
 )
 from nablaflow.config.recipe import (
     Config,
@@ -23,6 +22,7 @@ from nablaflow.config.recipe import (
     method_settings,
     parse_config,
 )
+from nablaflow.config.yaml_text import read_yaml
 from nablaflow.errors import UserError
 from nablaflow.models.fused import SETTING as FUSED
 from nablaflow.runs.begun_with import (
