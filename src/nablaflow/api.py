@@ -25,13 +25,15 @@ from nablaflow.config.arguments import (
 )
 from nablaflow.config.defaults import DEFAULTS
 from nablaflow.config.overrides import merge, refuse_idle_flow
-from nablaflow.config.recipe import Config, parse_config, suggest
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.config.settings import (
     EvaluationSettings,
     GuardSettings,
     OptimizerSettings,
     TrainingSettings,
 )
+from nablaflow.config.suggestions import suggest
 from nablaflow.errors import UserError, in_python, nearest
 from nablaflow.methods import Method
 from nablaflow.methods.own import load_method

@@ -10,7 +10,8 @@ import pytest
 import nablaflow as nf
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import load_config
-from nablaflow.config.recipe import Config, parse_config
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.methods import METHODS
 from nablaflow.methods.variants import VARIANTS
 from nablaflow.runs.checks import idle_settings, refuse_idle

@@ -14,7 +14,8 @@ from transformers import CLIPConfig, CLIPModel
 from nablaflow.comparison import ComparisonStudy
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import load_config
-from nablaflow.config.recipe import Config, parse_config
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.methods import ResidualNablaDB
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.rewards import CONFIGURABLE

@@ -12,7 +12,8 @@ from nablaflow import nano
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
 from nablaflow.comparison.race import curve_of_run, held_out_reward
-from nablaflow.config.recipe import Config, method_settings
+from nablaflow.config.named_method import method_settings
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank_size import BankSize
 from nablaflow.evaluation.policy_state import put_policy

@@ -11,15 +11,15 @@ from pydantic import BaseModel
 
 from nablaflow.addresses import masked
 from nablaflow.config.aliases import ALIASES
-from nablaflow.config.recipe import (
-    Config,
+from nablaflow.config.named_method import (
     FindMethod,
     find_none,
     is_own,
     method_settings,
-    parse_config,
     registered_methods,
 )
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.config.yaml_text import dump_values, read_yaml
 from nablaflow.errors import UserError
 from nablaflow.methods import Method

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from nablaflow.config.named_method import FindMethod, find_none, method_settings
 from nablaflow.config.overrides import (
     dump_config,
     load_config,
@@ -15,13 +16,8 @@ from nablaflow.config.overrides import (
     plain_config,
     read_recipe,
 )
-from nablaflow.config.recipe import (
-    Config,
-    FindMethod,
-    find_none,
-    method_settings,
-    parse_config,
-)
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.config.yaml_text import read_yaml
 from nablaflow.errors import UserError
 from nablaflow.models.fused import SETTING as FUSED
