@@ -21,13 +21,7 @@ from nablaflow.config.recipe import Config
 from nablaflow.config.yaml_text import read_yaml
 from nablaflow.errors import UserError
 from nablaflow.models.fused import SETTING as FUSED
-from nablaflow.runs.begun_with import (
-    MARKED,
-    check_lora_stays,
-    elsewhere,
-    newly_marked,
-    value_at,
-)
+from nablaflow.runs.begun_with import MARKED, check_lora_stays, elsewhere, newly_marked, value_at
 from nablaflow.runs.trust import NeedsWord, paths_read
 from nablaflow.storage.checkpoint import DamagedCheckpoint, list_checkpoints, read_manifest
 from nablaflow.storage.files import folder_fault, write_whole
