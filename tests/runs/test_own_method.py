@@ -19,7 +19,7 @@ from nablaflow.errors import UserError
 from nablaflow.methods.own import load_method
 from nablaflow.runs import align
 from nablaflow.runs.evaluate import evaluate_run
-from nablaflow.runs.folder import load_run_config
+from nablaflow.runs.saved_config import load_run_config
 from nablaflow.runs.trust import methods_of, methods_of_recipe
 from tests.support.tiny_run import unmeasured
 

@@ -22,7 +22,7 @@ from nablaflow.rewards import CONFIGURABLE
 from nablaflow.rewards.aesthetic import Aesthetic, AestheticNetwork, LinearHead
 from nablaflow.rewards.settings import parse_settings
 from nablaflow.runs.doctor_recipe import plan_of_recipe
-from nablaflow.runs.folder import differences
+from nablaflow.runs.saved_config import differences
 
 OLD_NAME = ["method={name: tilted-matching, beta: 2.0}"]
 RECIPES = Path(__file__).parents[2] / "recipes"

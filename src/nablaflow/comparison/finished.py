@@ -21,8 +21,8 @@ from nablaflow.progress import Progress
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.evaluate import with_images
-from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import check_may_be_given
+from nablaflow.runs.saved_config import load_run_config
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import list_checkpoints, load_policy, read_manifest

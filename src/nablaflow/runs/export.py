@@ -26,9 +26,9 @@ from nablaflow.models.written import write_checksums
 from nablaflow.report.card import Card, card_text
 from nablaflow.report.loading import base_lines, fusing
 from nablaflow.report.privacy import without_folders_in
-from nablaflow.runs.folder import check_is_run
 from nablaflow.runs.policy import BEST, LAST, REFERENCE, load_policy
 from nablaflow.runs.pretrained import fused_lora, source_of
+from nablaflow.runs.saved_config import check_is_run
 from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage import checksums
 from nablaflow.storage.files import (
