@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.config.defaults import demo_settings
-from nablaflow.config.recipe import parse_config
+from nablaflow.config.parse import parse_config
 from nablaflow.diffusion import trajectory_noise, value_step
 from nablaflow.estimators import Adjoint, ForwardLooking, Networks
 from nablaflow.estimators import Path as Trajectories

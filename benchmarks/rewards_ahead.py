@@ -20,7 +20,7 @@ from typing import Any
 
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import apply_overrides
-from nablaflow.config.recipe import parse_config
+from nablaflow.config.parse import parse_config
 from nablaflow.runs import setup
 from nablaflow.training import scoring
 from nablaflow.training.batches import Batches

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import apply_overrides
-from nablaflow.config.recipe import parse_config
+from nablaflow.config.parse import parse_config
 from nablaflow.diffusion import trajectory_noise
 from nablaflow.runs.setup import Parts, prepare
 

@@ -39,7 +39,7 @@ def measure(updates: int, overrides: list[str]) -> dict[str, float] | None:
 
     from nablaflow.config.defaults import demo_settings
     from nablaflow.config.overrides import apply_overrides
-    from nablaflow.config.recipe import parse_config
+    from nablaflow.config.parse import parse_config
     from nablaflow.runs import setup
 
     quiet = ["training.trackers=[]", "evaluation.bank=0", "guard=null", "training.device=cpu"]

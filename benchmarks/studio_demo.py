@@ -264,7 +264,7 @@ def scored(run: Path) -> tuple[Any, Any]:
     from nablaflow.evaluation.policy_state import put_policy
     from nablaflow.progress import show
     from nablaflow.runs.accelerator import fresh_accelerator
-    from nablaflow.runs.folder import load_run_config
+    from nablaflow.runs.saved_config import load_run_config
     from nablaflow.runs.setup import prepare
     from nablaflow.storage.checkpoint import list_checkpoints, load_policy
 

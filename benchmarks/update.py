@@ -33,7 +33,7 @@ def measure(updates: int, overrides: list[str], plain_allocator: bool) -> dict[s
     """Median seconds of an update and of its rollout; the first two updates are not counted."""
     from nablaflow.config.defaults import demo_settings
     from nablaflow.config.overrides import apply_overrides
-    from nablaflow.config.recipe import parse_config
+    from nablaflow.config.parse import parse_config
     from nablaflow.runs import accelerator, setup
 
     if plain_allocator:

@@ -48,7 +48,7 @@ def test_messages_of_python_name_its_arguments(tmp_path: Path, monkeypatch: pyte
     def stopped(*_: object, **__: object) -> None:
         raise Interrupted("stopped after update 2; go on with --resume")
 
-    monkeypatch.setattr("nablaflow.api.run", stopped)
+    monkeypatch.setattr("nablaflow.api.align.run", stopped)
     with pytest.raises(nf.Interrupted, match=r"^stopped after update 2; go on with resume=True$"):
         nf.align(**asked, output_dir=tmp_path / "stopped")
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-import nablaflow.api
 from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
 from nablaflow.exact import Problem
@@ -48,7 +47,7 @@ def test_the_recipe_and_the_call_in_python_are_one_run(
         configs.append(config)
         raise _Begun
 
-    monkeypatch.setattr(nablaflow.api, "run", begin)
+    monkeypatch.setattr("nablaflow.api.align.run", begin)
     with pytest.raises(_Begun):
         exec(_block(page, "python", "nf.align("), {})
     assert configs == [load_config(Path("my.yaml"), [], {})]

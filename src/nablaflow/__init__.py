@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nablaflow import exact, models, nano
-    from nablaflow.api import align, compare, evaluate, sample
+    from nablaflow.api.align import align
+    from nablaflow.api.compare import compare
+    from nablaflow.api.evaluate import evaluate
+    from nablaflow.api.sample import sample
     from nablaflow.config.settings import (
         EvaluationSettings,
         GuardSettings,
@@ -117,7 +120,10 @@ __all__ = [
 # Where names are that `nablaflow.methods` does not have. All are loaded on first use, so that
 # `import nablaflow` and the command line answer at once.
 _HOMES = {
-    "nablaflow.api": ("align", "compare", "evaluate", "sample"),
+    "nablaflow.api.align": ("align",),
+    "nablaflow.api.compare": ("compare",),
+    "nablaflow.api.evaluate": ("evaluate",),
+    "nablaflow.api.sample": ("sample",),
     "nablaflow.config.settings": (
         "EvaluationSettings",
         "GuardSettings",

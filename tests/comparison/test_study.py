@@ -10,7 +10,7 @@ import pytest
 
 from nablaflow.comparison import BYSTANDERS, ENTRANTS, ComparisonCell, ComparisonStudy
 from nablaflow.comparison.study import CELL
-from nablaflow.config.recipe import method_settings
+from nablaflow.config.named_method import method_settings
 from nablaflow.errors import UserError
 from nablaflow.methods import METHODS, UNTRAINED
 from nablaflow.storage.study import slug

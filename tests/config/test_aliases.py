@@ -6,7 +6,7 @@ import pytest
 
 from nablaflow.config.aliases import ALIASES
 from nablaflow.config.overrides import apply_overrides
-from nablaflow.config.recipe import parse_config
+from nablaflow.config.parse import parse_config
 from nablaflow.errors import UserError
 
 SETTINGS = {

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from nablaflow.config.overrides import dump_config, load_config, parse_override
-from nablaflow.config.recipe import Config, parse_config
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from tests.support.recipes import MINIMAL, First, load, refusal
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from nablaflow.config.recipe import Config, parse_config
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.evaluation.guard import Look
 from nablaflow.metrics.diversity import diversity

@@ -11,8 +11,8 @@ from click.testing import Result
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.run import Run
+from nablaflow.runs.saved_config import load_run_config
 from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.records import read_records
 from nablaflow.storage.whole import last_whole

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from nablaflow.config.overrides import apply_overrides
-from nablaflow.config.recipe import Config, parse_config
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.runs import align
 from nablaflow.storage.run_folder import is_begun

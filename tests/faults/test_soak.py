@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from nablaflow.config.overrides import apply_overrides
-from nablaflow.config.recipe import Config, parse_config
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.setup import prepare
 from nablaflow.storage.checkpoint import list_checkpoints

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nablaflow.config.recipe import parse_config
+from nablaflow.config.parse import parse_config
 from nablaflow.models.costs import STABLE_DIFFUSION_1, STABLE_DIFFUSION_2, speed, update_flops
 from nablaflow.models.flops import counted
 from nablaflow.models.flow_size import denoiser_flops

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nablaflow as nf
-from nablaflow.config.recipe import parse_config
+from nablaflow.config.parse import parse_config
 from nablaflow.errors import UserError
 from nablaflow.models import fingerprint, load_pipeline
 from nablaflow.models.architectures import ARCHITECTURES

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nablaflow.config.recipe import parse_config
+from nablaflow.config.parse import parse_config
 from nablaflow.errors import UserError
 from nablaflow.prompts.sets import find_prompts, load_prompts, prompt_metadata
 from nablaflow.prompts.source import absolute

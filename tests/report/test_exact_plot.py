@@ -16,14 +16,10 @@ from torch import Tensor
 
 from nablaflow.exact import Problem, named_problem
 from nablaflow.exact.study import LabCell
-from nablaflow.report.exact_plot import (
-    POINTS,
-    method_colours,
-    pareto_figure,
-    samples_figure,
-    viewing_plane,
-    write_plots,
-)
+from nablaflow.report.exact_costs import pareto_figure
+from nablaflow.report.exact_look import method_colours
+from nablaflow.report.exact_plot import write_plots
+from nablaflow.report.exact_samples import POINTS, samples_figure, viewing_plane
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 

@@ -80,7 +80,7 @@ def test_a_group_as_an_object_is_taken_as_it_is_and_a_mapping_changes_the_defaul
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     seen: list[Config] = []
-    monkeypatch.setattr("nablaflow.api.run", _not_run(seen))
+    monkeypatch.setattr("nablaflow.api.align.run", _not_run(seen))
     whole = nf.OptimizerSettings(learning_rate=0.5)
     nf.align(**arguments, optimizer=whole, updates=7, training=nf.TrainingSettings(device="cpu"))
     nf.align(**arguments, optimizer={"learning_rate": 0.5})
@@ -114,7 +114,7 @@ def test_a_path_is_a_model_from_anywhere(
     arguments: dict[str, Any], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen: list[Config] = []
-    monkeypatch.setattr("nablaflow.api.run", _not_run(seen))
+    monkeypatch.setattr("nablaflow.api.align.run", _not_run(seen))
     monkeypatch.chdir(tiny_model.parent)
     nf.align(**{**arguments, "model": Path(tiny_model.name)})
     assert seen[0].model == str(tiny_model)
@@ -207,7 +207,7 @@ def test_prompts_may_be_a_file_or_anything_that_gives_them(
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     seen: list[Config] = []
-    monkeypatch.setattr("nablaflow.api.run", _not_run(seen))
+    monkeypatch.setattr("nablaflow.api.align.run", _not_run(seen))
     file = tmp_path / "prompts.txt"
     for prompts in (file, (name for name in ("a", "b")), np.array(["a", "b"])):
         nf.align(**{**arguments, "prompts": prompts})
@@ -219,7 +219,7 @@ def test_whole_numbers_of_numpy_are_numbers(
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     seen: list[Config] = []
-    monkeypatch.setattr("nablaflow.api.run", _not_run(seen))
+    monkeypatch.setattr("nablaflow.api.align.run", _not_run(seen))
     sampler = nf.SamplerSettings(steps=np.int64(4))  # pyright: ignore[reportArgumentType]
     nf.align(
         **{**arguments, "sampler": sampler, "seed": np.uint8(3), "evaluation": {"n": np.int32(8)}},

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nablaflow.config.recipe import Config, parse_config
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.runs import budget
 from nablaflow.runs.budget import MOST, plan_for
@@ -223,7 +224,7 @@ import json, re, sys
 from pathlib import Path
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import apply_overrides
-from nablaflow.config.recipe import parse_config
+from nablaflow.config.parse import parse_config
 from nablaflow.runs import budget, setup
 
 quiet = ["training.trackers=[]", "evaluation.bank=0", "guard=null", "output_dir=runs/x"]

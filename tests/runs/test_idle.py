@@ -10,7 +10,8 @@ import pytest
 import nablaflow as nf
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import load_config
-from nablaflow.config.recipe import Config, parse_config
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.methods import METHODS
 from nablaflow.methods.variants import VARIANTS
 from nablaflow.runs.checks import idle_settings, refuse_idle
@@ -148,7 +149,7 @@ def test_a_call_that_gives_a_flow_network_to_a_method_without_use_for_one_is_ref
     def not_run(config: Config, **_: Any) -> nf.Run:
         return nf.Run(config.output_dir, config, {}, config.output_dir)
 
-    monkeypatch.setattr("nablaflow.api.run", not_run)
+    monkeypatch.setattr("nablaflow.api.align.run", not_run)
     asked: dict[str, Any] = {"reward": "warmth", "prompts": ["a cat"], "output_dir": tmp_path}
     method = nf.TerminalMatching(beta=1.0)
     cases: tuple[tuple[dict[str, Any], str], ...] = (

@@ -11,13 +11,15 @@ import yaml
 from pydantic import Field
 
 import nablaflow as nf
+from nablaflow.config.named_method import method_settings
 from nablaflow.config.overrides import apply_overrides, load_config
-from nablaflow.config.recipe import method_settings, parse_config, parse_method
+from nablaflow.config.parse import parse_config
+from nablaflow.config.parse_method import parse_method
 from nablaflow.errors import UserError
 from nablaflow.methods.own import load_method
 from nablaflow.runs import align
 from nablaflow.runs.evaluate import evaluate_run
-from nablaflow.runs.folder import load_run_config
+from nablaflow.runs.saved_config import load_run_config
 from nablaflow.runs.trust import methods_of, methods_of_recipe
 from tests.support.tiny_run import unmeasured
 

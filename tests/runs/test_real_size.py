@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from nablaflow.config.recipe import parse_config
+from nablaflow.config.parse import parse_config
 from nablaflow.nano.pretrain.text import build_tokenizer
 from nablaflow.runs.align import run
 

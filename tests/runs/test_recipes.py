@@ -14,14 +14,15 @@ from transformers import CLIPConfig, CLIPModel
 from nablaflow.comparison import ComparisonStudy
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import load_config
-from nablaflow.config.recipe import Config, parse_config
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.methods import ResidualNablaDB
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.rewards import CONFIGURABLE
 from nablaflow.rewards.aesthetic import Aesthetic, AestheticNetwork, LinearHead
 from nablaflow.rewards.settings import parse_settings
 from nablaflow.runs.doctor_recipe import plan_of_recipe
-from nablaflow.runs.folder import differences
+from nablaflow.runs.saved_config import differences
 
 OLD_NAME = ["method={name: tilted-matching, beta: 2.0}"]
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nablaflow.config.recipe import Config, parse_config
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.rewards.references import Reference, references
 from nablaflow.runs import trust

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
-from nablaflow.api import evaluate, sample
+from nablaflow.api.evaluate import evaluate
+from nablaflow.api.sample import sample
 from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
 from nablaflow.models.formats import write_policy

@@ -15,7 +15,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from nablaflow.config.overrides import apply_overrides
-from nablaflow.config.recipe import Config, parse_config
+from nablaflow.config.parse import parse_config
+from nablaflow.config.recipe import Config
 from nablaflow.nano.pretrain.text import TEXT_LENGTH, build_tokenizer
 from nablaflow.runs import align
 from nablaflow.runs.run import Run

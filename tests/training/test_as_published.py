@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from nablaflow.config.recipe import parse_config
+from nablaflow.config.parse import parse_config
 from nablaflow.runs.setup import Parts, prepare
 from tests.support.benchmarks import benchmark
 from tests.support.pipelines import perturb

@@ -14,7 +14,8 @@ from nablaflow.diffusion import draw_transitions, trajectory_noise
 from nablaflow.runs.setup import Parts
 from nablaflow.training.batches import RolloutPlan, Share
 from nablaflow.training.loop import Trainer
-from nablaflow.training.update import Rollout, Update
+from nablaflow.training.rollout import Rollout
+from nablaflow.training.update import Update
 from tests.support.pipelines import perturb
 from tests.training.updates import ESTIMATING, TRAJECTORIES, assert_close, train
 

@@ -20,7 +20,8 @@ from nablaflow.estimators import TrainingBatch
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.training.loop import Trainer
-from nablaflow.training.update import Rollout, Update
+from nablaflow.training.rollout import Rollout
+from nablaflow.training.update import Update
 from tests.support.pipelines import perturb, unconditional
 from tests.training.updates import ESTIMATING, TRAJECTORIES, figures, train
 

@@ -19,8 +19,9 @@ from nablaflow.runs.setup import Parts, prepare
 from nablaflow.training import stepper
 from nablaflow.training.loop import Trainer
 from nablaflow.training.optimization import Objective
+from nablaflow.training.rollout import Rollout
 from nablaflow.training.stepper import Stepper
-from nablaflow.training.update import Rollout, Update
+from nablaflow.training.update import Update
 from tests.training.updates import assert_close, figures, train
 
 MakeParts = Callable[..., Parts]

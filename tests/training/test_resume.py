@@ -17,7 +17,7 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs import align, evaluate
-from nablaflow.runs.folder import load_run_config
+from nablaflow.runs.saved_config import load_run_config
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import (
     Checkpoint,
@@ -348,7 +348,7 @@ def test_a_run_of_before_a_setting_came_goes_on(
     copy = yaml.safe_load(read_manifest(list_checkpoints(config.output_dir)[-1])["config"])
     del copy["training"]["decoder"], copy["optimizer"]["name"], copy["sampler"]["clip_skip"]
     older = {"config": yaml.safe_dump(copy)}
-    monkeypatch.setattr("nablaflow.runs.folder.read_manifest", lambda path: older)
+    monkeypatch.setattr("nablaflow.runs.saved_config.read_manifest", lambda path: older)
     capsys.readouterr()
     load_run_config(config.output_dir)
     assert capsys.readouterr().err == ""

@@ -20,7 +20,7 @@ from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
 from nablaflow.storage.records import read_records
 from nablaflow.training.batches import Share
 from nablaflow.training.loop import Trainer
-from nablaflow.training.update import Rollout
+from nablaflow.training.rollout import Rollout
 from tests.training.updates import TRAJECTORIES, train
 
 MakeParts = Callable[..., Parts]

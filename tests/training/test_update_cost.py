@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nablaflow.config.recipe import parse_config
+from nablaflow.config.parse import parse_config
 from nablaflow.runs.setup import prepare
 from tests.support.benchmarks import benchmark
 

@@ -12,7 +12,8 @@ from nablaflow import nano
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
 from nablaflow.comparison.race import curve_of_run, held_out_reward
-from nablaflow.config.recipe import Config, method_settings
+from nablaflow.config.named_method import method_settings
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank_size import BankSize
 from nablaflow.evaluation.policy_state import put_policy
@@ -20,8 +21,8 @@ from nablaflow.progress import Progress
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.evaluate import with_images
-from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import check_may_be_given
+from nablaflow.runs.saved_config import load_run_config
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import list_checkpoints, load_policy, read_manifest

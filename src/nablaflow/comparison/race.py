@@ -22,7 +22,8 @@ from nablaflow.metrics.summary import Column
 from nablaflow.progress import Progress, Work
 from nablaflow.rewards import NamedReward, load, probe, require_gradient
 from nablaflow.runs.accelerator import fresh_accelerator
-from nablaflow.runs.folder import goes_on, open_run
+from nablaflow.runs.folder import open_run
+from nablaflow.runs.saved_config import goes_on
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.stopping import Interrupted, stopping
 from nablaflow.seeds import stream

@@ -1,29 +1,18 @@
 """Every setting of a run, each with its meaning and its unit; a mistake is one line that names it.
 
-A configuration is immutable. ``parse_config`` turns a nested mapping into one; ``overrides.py``
-builds that mapping from a recipe and the command line.
+A configuration is immutable. ``parse.py`` turns a nested mapping into one; ``overrides.py`` builds
+that mapping from a recipe and the command line.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    Field,
-    InstanceOf,
-    ValidationError,
-    field_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, InstanceOf, field_serializer, model_validator
 
-from nablaflow import methods
-from nablaflow.config.aliases import ALIASES
+from nablaflow.config.named_method import method_settings
 from nablaflow.config.settings import (
     EvaluationSettings,
     GuardSettings,
@@ -31,22 +20,17 @@ from nablaflow.config.settings import (
     Seed,
     TrainingSettings,
 )
-from nablaflow.config.values import RewardSpec, check_path, check_scalar
-from nablaflow.errors import UserError, nearest, one_line, show
+from nablaflow.config.values import RewardSpec
 from nablaflow.methods import Method
 from nablaflow.methods.contract import check_noise
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings
 from nablaflow.places import at_home
 from nablaflow.prompts.source import PromptSource
-from nablaflow.rewards.custom import is_custom
-from nablaflow.settings import Kinds, Settings, dotted, explain, group_of, named_kinds, nearest_key
+from nablaflow.settings import Settings
 
 SHARED_ROLLOUT = 4
 """Updates that share one, where they can: sampling is then a small part of the work."""
 
-# Settings whose text is a path; a list of prompts is none.
-PATHS = {("model",), ("output_dir",), ("prompts",), ("evaluation", "prompts"), ("guard", "prompts")}
-PATHS |= {("model_lora",), ("adapter", "start")}
 # Validation is strict, but YAML has text for paths.
 AnyPath = Annotated[Path, Field(strict=False), AfterValidator(at_home)]
 
@@ -187,213 +171,3 @@ def _least_fraction(steps: int) -> float:
     """The smallest share with two significant digits that selects one of ``steps``."""
     digits = math.ceil(math.log10(steps)) + 1
     return math.ceil(10**digits / steps) / 10**digits
-
-
-# --- the method: a name and the settings of the class registered under it ------------------------
-
-Group = TypeVar("Group", bound=BaseModel)
-
-
-def registered_methods() -> Mapping[str, type[Method]]:
-    """Name to class."""
-    return methods.METHODS
-
-
-FindMethod = Callable[[str], type[Method]]
-"""From ``path/to/file.py:Class`` to the class; running the file is only for whoever may."""
-
-
-def find_none(spec: str) -> type[Method]:
-    """For settings that are data: no file is run for them."""
-    raise UserError(f"method.name: {spec!r} is code, which is not run here; name a method")
-
-
-def method_settings(method: Method) -> dict[str, Any]:
-    """A method as plain data: its name, then its settings.
-
-    Raises:
-        UserError: it is no method, or its class has no name.
-    """
-    from nablaflow.methods import Method
-    from nablaflow.methods.own import own_name
-
-    if not isinstance(method, Method):
-        raise UserError(f"method: {type(method).__name__} is none; derive it from nablaflow.Method")
-    name = own_name(type(method)) if is_own(method) else method.name
-    return {"name": name, **method.model_dump(mode="json", exclude={"name"})}
-
-
-def is_own(value: BaseModel) -> bool:
-    """Whether it is a method of the user's own, of a class that is not in the list."""
-    return isinstance(value, Method) and type(value) not in registered_methods().values()
-
-
-RENAMED = {"tilted-matching": "path-weighted-matching"}
-"""Methods by the name that older recipes have; Tilt Matching (arXiv 2512.21829) is another."""
-
-
-def _by_present_name(value: Any) -> Any:
-    """The same choice of a method by the name that it has now, which is said."""
-    name = value.get("name") if isinstance(value, Mapping) else value
-    if not isinstance(name, str) or name not in RENAMED:
-        return value
-    print(f"method.name: {name} is called {RENAMED[name]} now", file=sys.stderr)
-    return {**value, "name": RENAMED[name]} if isinstance(value, Mapping) else RENAMED[name]
-
-
-def parse_method(value: Any, find: FindMethod = find_none) -> Method:
-    """A method from its name, from a mapping with ``name`` and settings, or itself.
-
-    Args:
-        find: finds the class of a user's own.
-
-    Raises:
-        UserError: unknown name, unknown setting, a setting of another method, a wrong value.
-    """
-    if isinstance(value, Method):
-        method_settings(value)
-        return value
-    value = _by_present_name(value)
-    _check_is_method(value)
-    kind, settings = _chosen(_kinds_for(value, find), value, "method")
-    for name, field in kind.model_fields.items():
-        kinds, inner = named_kinds(kind, name), settings.get(name)
-        asked = name in settings or field.is_required()
-        if kinds and asked and not isinstance(inner, BaseModel):
-            chosen, given = _chosen(kinds, inner, f"method.{name}")
-            settings[name] = {"name": chosen.model_fields["name"].default, **given}
-    try:
-        return kind.model_validate(settings)
-    except ValidationError as error:
-        raise _refusal(explain(error, kind, ("method",), suggest)) from None
-
-
-def _check_is_method(value: Any) -> None:
-    """Say of an object that is no method what it is."""
-    if isinstance(value, type):
-        raise UserError(f"method: {value.__name__} is a class; make one, {value.__name__}(beta=…)")
-    if isinstance(value, BaseModel):
-        raise UserError(f"method: {type(value).__name__} trains nothing; give a method to train by")
-
-
-def _kinds_for(value: Any, find: FindMethod) -> Mapping[str, type[Method]]:
-    """The methods of the list, and the user's own if one is asked for."""
-    name = value.get("name") if isinstance(value, Mapping) else value
-    if isinstance(name, str) and is_custom(name):
-        return {**registered_methods(), name: find(name)}
-    return registered_methods()
-
-
-def _chosen(
-    kinds: Mapping[str, type[Group]], value: Any, place: str
-) -> tuple[type[Group], dict[str, Any]]:
-    """The class and the settings that a name, or a mapping with ``name``, asks for at ``place``.
-
-    Raises:
-        UserError: unknown name, unknown setting, a setting of another of the ``kinds``.
-    """
-    settings = {"name": value} if isinstance(value, str) else value
-    if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
-        raise UserError(f"{place}.name: missing; {nearest('', kinds)}")
-    name = settings["name"]
-    if name not in kinds:
-        what = place.rpartition(".")[2]
-        raise _refusal(f"{place}.name: no {what} {show(name)}; {nearest(name, kinds)}")
-    given = {key: inner for key, inner in settings.items() if key != "name"}
-    for key in given:
-        if key not in kinds[name].model_fields:
-            raise _refusal(_not_a_setting(kinds, name, str(key), place))
-    return kinds[name], given
-
-
-def _not_a_setting(kinds: Kinds, name: str, key: str, place: str) -> str:
-    owners = [other for other, kind in kinds.items() if key in kind.model_fields]
-    own = [field for field in kinds[name].model_fields if field != "name"]
-    if not owners:
-        return f"{place}.{key}: unknown key for {name}; {nearest(key, own)}"
-    remedy = f"leave it out or set {place}.name={owners[0]}"
-    return f"{place}.{key}: a setting of {', '.join(owners)}, not of {name}; {remedy}"
-
-
-def parse_group(kind: type[Group], values: Mapping[str, Any], place: str) -> Group:
-    """One group of settings by itself.
-
-    Raises:
-        UserError: one line: the dotted key, what is wrong, the remedy.
-    """
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        raise _refusal(explain(error, kind, (place,), suggest)) from None
-
-
-# --- from a mapping to a configuration, or to one line --------------------------------------------
-
-
-def parse_config(values: Mapping[str, Any], find: FindMethod = find_none) -> Config:
-    """The configuration that a nested mapping describes.
-
-    Args:
-        find: finds the class of a method of the user's own; by default there is none.
-
-    Raises:
-        UserError: one line: the dotted key, what is wrong, the remedy.
-    """
-    unknown = [str(key) for key in values if key not in Config.model_fields]
-    if unknown:
-        raise _refusal(f"{unknown[0]}: unknown key; {suggest(unknown[0], Config)}")
-    _check_values(values)
-    settings = dict(values)
-    if settings.get("method") is not None:
-        settings["method"] = parse_method(settings["method"], find)
-    try:
-        config = Config.model_validate(settings)
-    except ValidationError as error:
-        raise _refusal(explain(error, Config, (), suggest)) from None
-    # What is saved says what there is; flow settings that a recipe shares among methods may stay.
-    return config if config.method.uses_flow else config.model_copy(update={"flow": None})
-
-
-def _check_values(value: Any, place: tuple[int | str, ...] = ()) -> None:
-    """No number or text of which something would go wrong far from here."""
-    try:
-        check_scalar(value)
-        if place in PATHS:
-            check_path(value)
-        if place in PATHS and place[-1] != "prompts" and value == "":
-            raise ValueError("is empty; give a path")
-    except ValueError as error:
-        raise _refusal(f"{dotted(place)}: {error}") from None
-    inner: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, Mapping):
-        inner = value.items()
-    elif isinstance(value, list | tuple):
-        inner = enumerate(value)
-    for key, part in inner:
-        _check_values(part, (*place, key))
-
-
-def _refusal(text: str) -> UserError:
-    """One line, whatever the user's keys and values hold."""
-    return UserError(one_line(text))
-
-
-def suggest(word: str, group: type[BaseModel]) -> str:
-    """The nearest key beside the unknown one, the same one in another group, or what is meant."""
-    hint = nearest_key(word, group)
-    elsewhere = [key for key in _leaves(Config) if key.rsplit(".", 1)[-1] == word]
-    if elsewhere and not hint.startswith("did you mean"):
-        return f"did you mean {elsewhere[0]}?"
-    return f"did you mean {ALIASES[word]}?" if word in ALIASES else hint
-
-
-def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of all settings that hold a value, those of every method included."""
-    for name in model.model_fields:
-        group = group_of(model, name)
-        kinds = registered_methods() if name == "method" else named_kinds(model, name)
-        groups = [group] if group else list((kinds or {}).values())
-        for inner in groups:
-            yield from _leaves(inner, f"{prefix}{name}.")
-        if not groups:
-            yield prefix + name

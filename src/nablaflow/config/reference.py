@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from nablaflow.config.recipe import Config, registered_methods
+from nablaflow.config.named_method import registered_methods
+from nablaflow.config.recipe import Config
 from nablaflow.settings import group_of, named_kinds
 
 HEAD = """# Settings

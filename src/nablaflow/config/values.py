@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from nablaflow.errors import show
+from nablaflow.errors import UserError, one_line, show
 
 
 def check_reward(value: Any) -> str | dict[str, Any]:
@@ -87,3 +87,8 @@ def is_number(value: Any) -> bool:
     """Whether a float can hold it: no truth value, no NaN, no infinity, no integer beyond."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and abs(value) <= sys.float_info.max
+
+
+def refusal(text: str) -> UserError:
+    """One line, whatever the user's keys and values hold."""
+    return UserError(one_line(text))

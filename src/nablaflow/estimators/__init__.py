@@ -5,13 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from nablaflow.estimators.adjoint import Adjoint
-from nablaflow.estimators.contract import (
-    Estimator,
-    Networks,
-    Path,
-    TrainingBatch,
-    ValueGradients,
-)
+from nablaflow.estimators.contract import Estimator, Networks
 from nablaflow.estimators.contrastive import LogFlowFit, fit_log_flow
 from nablaflow.estimators.contrasts import ReferenceSamples, draw_reference
 from nablaflow.estimators.denoising_adjoint import DenoisingAdjoint
@@ -28,6 +22,7 @@ from nablaflow.estimators.forward_looking_flow import ForwardLookingFlow
 from nablaflow.estimators.measured_gamma import measure_gamma
 from nablaflow.estimators.n_step import NStep
 from nablaflow.estimators.nabla_td import TemporalDifference
+from nablaflow.estimators.path import Path, TrainingBatch, ValueGradients
 from nablaflow.estimators.path_ratio import path_log_ratio, tempered_weights
 from nablaflow.estimators.terminal import Terminal
 from nablaflow.estimators.weighting import WEIGHTINGS, Weighting, by_band, step_weight

@@ -15,7 +15,8 @@ from torch import Tensor
 from nablaflow.diffusion import has_posterior_means
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
-from nablaflow.estimators.contract import Estimator, Networks, Path, ValueGradients
+from nablaflow.estimators.contract import Estimator, Networks
+from nablaflow.estimators.path import Path, ValueGradients
 from nablaflow.estimators.reference import reference_step, reward_gradient
 from nablaflow.typing import Latents
 

@@ -30,7 +30,8 @@ from torch import Tensor
 from nablaflow.diffusion import has_posterior_means, jump_mean, mean_per_score, mean_per_x0
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
-from nablaflow.estimators.contract import Estimator, Networks, Path, ValueGradients
+from nablaflow.estimators.contract import Estimator, Networks
+from nablaflow.estimators.path import Path, ValueGradients
 from nablaflow.estimators.reference import reference_step, reward_gradient
 from nablaflow.models import Condition, DiffusionModel
 from nablaflow.typing import Latents, Steps

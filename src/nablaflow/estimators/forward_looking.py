@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.errors import UserError
-from nablaflow.estimators.contract import Estimator, Networks, Path, ValueGradients
+from nablaflow.estimators.contract import Estimator, Networks
+from nablaflow.estimators.path import Path, ValueGradients
 from nablaflow.estimators.reference import reward_gradient, vector_jacobian
 from nablaflow.models import Condition
 from nablaflow.typing import Latents, Steps

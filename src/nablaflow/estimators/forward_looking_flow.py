@@ -16,13 +16,7 @@ from torch import Tensor
 from nablaflow.diffusion import kernel_mean, score_of_state
 from nablaflow.diffusion.process import ReverseProcess, at
 from nablaflow.estimators.bootstrap import bootstrap, looked_ahead
-from nablaflow.estimators.contract import (
-    Estimator,
-    Networks,
-    Path,
-    TrainingBatch,
-    ValueGradients,
-)
+from nablaflow.estimators.contract import Estimator, Networks
 from nablaflow.estimators.forward_looking import (
     Gamma,
     Predictor,
@@ -30,6 +24,7 @@ from nablaflow.estimators.forward_looking import (
     check_gamma_counts,
     gamma_table,
 )
+from nablaflow.estimators.path import Path, TrainingBatch, ValueGradients
 from nablaflow.typing import Latents
 
 

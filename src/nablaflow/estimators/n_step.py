@@ -15,8 +15,9 @@ from pydantic import Field
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.estimators.adjoint import carry
 from nablaflow.estimators.bootstrap import bootstrap, looked_ahead
-from nablaflow.estimators.contract import Estimator, Networks, Path, TrainingBatch, ValueGradients
+from nablaflow.estimators.contract import Estimator, Networks
 from nablaflow.estimators.forward_looking import Gamma, check_gamma, gamma_table
+from nablaflow.estimators.path import Path, TrainingBatch, ValueGradients
 from nablaflow.typing import Latents
 
 

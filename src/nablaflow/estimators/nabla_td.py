@@ -22,8 +22,9 @@ from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.estimators.bootstrap import target_flow
-from nablaflow.estimators.contract import Estimator, Networks, Path, ValueGradients
+from nablaflow.estimators.contract import Estimator, Networks
 from nablaflow.estimators.forward_looking import Gamma, check_gamma, forward_looking, gamma_table
+from nablaflow.estimators.path import Path, ValueGradients
 from nablaflow.estimators.reference import ReferenceStep, reference_step, reward_gradient
 from nablaflow.typing import Latents
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nablaflow.diffusion import kernel_mean
 from nablaflow.diffusion.process import at
-from nablaflow.estimators.contract import Path
+from nablaflow.estimators.path import Path
 from nablaflow.models import DiffusionModel
 from nablaflow.typing import Batch
 

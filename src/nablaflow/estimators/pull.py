@@ -20,8 +20,8 @@ from torch import Tensor
 from nablaflow.diffusion import mean_per_score, noised
 from nablaflow.diffusion.process import at
 from nablaflow.errors import UserError
-from nablaflow.estimators.contract import Path
 from nablaflow.estimators.denoising_adjoint import left_over, per_left_over
+from nablaflow.estimators.path import Path
 from nablaflow.models import DiffusionModel
 
 REPEATS = 4

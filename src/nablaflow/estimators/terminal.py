@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess, at
-from nablaflow.estimators.contract import Estimator, Networks, Path, ValueGradients
+from nablaflow.estimators.contract import Estimator, Networks
+from nablaflow.estimators.path import Path, ValueGradients
 from nablaflow.estimators.reference import reward_gradient
 
 Scale = Literal["one", "sqrt_alpha_bar", "alpha_bar", "sigma"]

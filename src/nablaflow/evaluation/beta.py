@@ -105,7 +105,7 @@ def choose_beta(
     Raises:
         UserError: a mistake in any of these, or a reward that is constant or not finite.
     """
-    from nablaflow.config.recipe import parse_group
+    from nablaflow.config.parse import parse_group
     from nablaflow.models import model_source
 
     if effective_share is not None and nats is not None:

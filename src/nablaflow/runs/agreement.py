@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from nablaflow.config.overrides import plain_config
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.runs.folder import differences
+from nablaflow.runs.saved_config import differences
 
 
 def check_agreement(config: Config, read: Mapping[str, Sequence[str]]) -> None:

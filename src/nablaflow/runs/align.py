@@ -26,10 +26,11 @@ from nablaflow.runs.begun_with import told_of_marks, with_checksums
 from nablaflow.runs.callback import Callback, OnUpdate
 from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import finish
-from nablaflow.runs.folder import check_run, open_run, saved_config
+from nablaflow.runs.folder import check_run, open_run
 from nablaflow.runs.launch import Launch
 from nablaflow.runs.pretrained import of_live, with_mark
 from nablaflow.runs.run import Run
+from nablaflow.runs.saved_config import saved_config
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.sheets import write_missing_sheet, write_sheet
 from nablaflow.runs.stopping import (

@@ -17,7 +17,7 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.checks import note_on_speed
-from nablaflow.runs.folder import saved_config
+from nablaflow.runs.saved_config import saved_config
 
 BATCHES = ("micro_batch", "rollout_batch", "estimate_batch", "decode_batch")
 

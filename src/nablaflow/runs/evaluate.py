@@ -30,8 +30,8 @@ from nablaflow.report.protocol import protocol_curves
 from nablaflow.rewards import CALLABLE, NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.agreement import check_same
-from nablaflow.runs.folder import check_is_run, load_run_config
 from nablaflow.runs.pretrained import check_may_be_given
+from nablaflow.runs.saved_config import check_is_run, load_run_config
 from nablaflow.runs.setup import prepare
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import guards_best

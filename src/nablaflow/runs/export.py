@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,25 +11,15 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from nablaflow import nano
-from nablaflow.config.overrides import plain_config
-from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError, nearest, show
-from nablaflow.hub import is_local
 from nablaflow.methods import Method
-from nablaflow.models import LivePipeline, ModelSource
-from nablaflow.models.export import LORA_FILE
-from nablaflow.models.file_mark import pinned
-from nablaflow.models.formats import DTYPES, FORMATS, KOHYA_FILE, write_policy
-from nablaflow.models.from_hub import at_revision
-from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models import LivePipeline
+from nablaflow.models.formats import DTYPES, FORMATS, write_policy
 from nablaflow.models.written import write_checksums
-from nablaflow.report.card import Card, card_text
-from nablaflow.report.loading import base_lines, fusing
-from nablaflow.report.privacy import without_folders_in
-from nablaflow.runs.folder import check_is_run
+from nablaflow.runs.export_card import card_of, summary_of, text_of
 from nablaflow.runs.policy import BEST, LAST, REFERENCE, load_policy
-from nablaflow.runs.pretrained import fused_lora, source_of
+from nablaflow.runs.pretrained import source_of
+from nablaflow.runs.saved_config import check_is_run
 from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage import checksums
 from nablaflow.storage.files import (
@@ -42,7 +31,6 @@ from nablaflow.storage.files import (
     write_whole,
 )
 from nablaflow.storage.header import put_in_order
-from nablaflow.storage.run_folder import SUMMARY
 
 CARD, MANIFEST = "README.md", "export.json"
 
@@ -111,15 +99,15 @@ def export_run(
     update = int(folder.name.partition("-")[2])
     source = source_of(config, pipeline)
     # At once: later the run may be another, by a training with --overwrite beside this.
-    figures = None if average else _summary_of(run, update)  # an average was not measured
+    figures = None if average else summary_of(run, update)  # an average was not measured
     with _beside(final) as partial:
         write_policy(model, source, partial, form, DTYPES[dtype])
         for path in sorted(partial.rglob("*.safetensors")):
             put_in_order(path)
         if form == "merged":
             write_checksums(partial)
-        card = _card(config, model, source, update, form, dtype, figures, average=average)
-        write_whole(partial / CARD, _text(card, run))
+        card = card_of(config, model, source, update, form, dtype, figures, average=average)
+        write_whole(partial / CARD, text_of(card, run))
         files = _checksums(partial)
         exported = Exported(final, form, dtype, update, files)
         write_whole(partial / MANIFEST, checksums.sealed(_manifest(exported)))
@@ -198,122 +186,3 @@ def _beside(final: Path) -> Iterator[Path]:
         raise UserError(f"--out: cannot write {final} ({what_failed(error)})") from error
     finally:
         remove_tree(partial)
-
-
-# --- the card -------------------------------------------------------------------------------------
-
-
-def _card(
-    config: Config,
-    model: PipelineModel,
-    source: ModelSource,
-    update: int,
-    form: str,
-    dtype: str,
-    figures: dict[str, Any] | None,
-    *,
-    average: bool,
-) -> Card:
-    plain = without_folders_in(plain_config(config))
-    base = pinned(plain["model"], config.model_hash)
-    hub_id = None if is_local(config.model) else at_revision(config.model)[0]
-    kind, lora = type(model.pipeline).__name__, fused_lora(source)
-    facts = {
-        "base model": base,
-        "pipeline": kind,
-        **_fused_told(lora),
-        "reward": _shown(plain["reward"]),
-        "method": plain["method"]["name"],
-        "beta": f"{config.method.beta:g}" if isinstance(config.method.beta, float) else "none",
-        "sampler": f"{config.sampler.name}, {config.sampler.steps} steps",
-        "guidance scale": _guidance_told(config),
-        "adapter": str(model.adapter.coverage).removeprefix("adapter: "),
-        "updates": str(update),
-        "weights": dtype,
-        **_average_told(config, average=average),
-    }
-    return Card(
-        f"the embedded model {base}" if base in nano.MODELS else base,
-        hub_id,
-        _CONTENT[form],
-        kind,
-        facts,
-        figures,
-        _loading(form, kind, base, lora),
-    )
-
-
-_CONTENT = {
-    "diffusers": f"A LoRA in diffusers format, `{LORA_FILE}`; its scale is in its weights.",
-    "kohya": f"A LoRA by kohya's names, `{KOHYA_FILE}`, for ComfyUI and A1111.",
-    "merged": "A whole pipeline in diffusers format; nothing has to be loaded beside it.",
-}
-
-
-def _guidance_told(config: Config) -> str:
-    sampler = config.sampler
-    told = [f"{sampler.guidance_scale:g}"]
-    told += [f"rescaled by {sampler.guidance_rescale:g}"] if sampler.guidance_rescale else []
-    told += [f"clip skip {sampler.clip_skip}"] if sampler.clip_skip is not None else []
-    return ", ".join(told)
-
-
-def _average_told(config: Config, *, average: bool) -> dict[str, str]:
-    """Which of the two it is, where a run has both."""
-    decay = config.adapter.ema_decay
-    if decay is None:
-        return {}
-    kept = f"its average over the updates, decay {decay:g}"
-    return {"policy": kept if average else "as the last update left it"}
-
-
-def _fused_told(lora: tuple[str, float] | None) -> dict[str, str]:
-    return {} if lora is None else {"fused into the base model": f"{lora[0]} at {lora[1]:g}"}
-
-
-def _loading(form: str, kind: str, base: str, lora: tuple[str, float] | None) -> str:
-    """How what was written is loaded, and what has to be loaded besides."""
-    if form == "kohya":
-        first = "" if lora is None else f" beside {lora[0]} at strength {lora[1]:g}"
-        return (
-            f"Put `{KOHYA_FILE}` into the folder of LoRAs (ComfyUI: `models/loras`; A1111: "
-            f"`models/Lora`), and load it at strength 1 on the base model{first}."
-        )
-    if form == "merged":
-        lines = [
-            f"from diffusers import {kind}",
-            f'pipeline = {kind}.from_pretrained("this/folder")',
-        ]
-    else:
-        lines = [*base_lines(kind, base), *fusing(lora)]
-        lines += ['pipeline.load_lora_weights("this/folder")']
-    return "\n".join(["```python", *lines, "```"])
-
-
-def _shown(spec: Any) -> str:
-    return spec if isinstance(spec, str) else json.dumps(spec, sort_keys=True)
-
-
-def _summary_of(run: Path, update: int) -> dict[str, Any] | None:
-    """The figures of the run, if they are of the policy after this update."""
-    file = run / SUMMARY
-    if not file.is_file():
-        return None
-    try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-        return summary if summary["updates"] == update else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(file, error) from None
-
-
-def _text(card: Card, run: Path) -> str:
-    try:
-        return card_text(card)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(run / SUMMARY, error) from None
-
-
-def _damaged(file: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{file} is damaged ({type(error).__name__}); remove it to export without its figures"
-    )

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nablaflow.config.overrides import dump_values, plain_config
+from nablaflow.config.overrides import plain_config
+from nablaflow.config.yaml_text import dump_values
 from nablaflow.evaluation.measure import Evaluation, evaluate
 from nablaflow.models.adapters import swapped
 from nablaflow.models.divided import whole_of

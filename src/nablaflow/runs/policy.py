@@ -17,8 +17,8 @@ from nablaflow.methods import Method
 from nablaflow.models import LivePipeline, load_model
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.runs.begun_with import as_begun
-from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import check_may_be_given, reference_of
+from nablaflow.runs.saved_config import load_run_config
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.checkpoint import (
     best_folder,

@@ -20,12 +20,12 @@ from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.export import export_run
-from nablaflow.runs.folder import load_run_config
 from nablaflow.runs.pretrained import (
     check_may_be_given,
     copy_of_live,
     reference_of,
 )
+from nablaflow.runs.saved_config import load_run_config
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.files import read_text
 from nablaflow.storage.header import is_whole

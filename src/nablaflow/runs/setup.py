@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from nablaflow.config.recipe import Config
-from nablaflow.errors import UserError, as_told
+from nablaflow.errors import as_told
 from nablaflow.evaluation.bank_size import BankSize
-from nablaflow.evaluation.guard import Guard
 from nablaflow.evaluation.measure import Subject
-from nablaflow.evaluation.reference_states import ReferenceStates
 from nablaflow.models import (
     FlowScore,
     LivePipeline,
@@ -30,21 +27,21 @@ from nablaflow.models import (
 from nablaflow.models.lora_loading import is_read_alike
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress, unseen
-from nablaflow.prompts.sets import load_prompts, prompt_metadata, prompt_sets
-from nablaflow.rewards import NamedReward, goes_ahead, load, probe, tell_metadata
+from nablaflow.prompts.sets import prompt_sets
+from nablaflow.rewards import NamedReward
 from nablaflow.runs.accelerator import make_accelerator
 from nablaflow.runs.agreement import check_agreement
 from nablaflow.runs.begun_with import as_begun
 from nablaflow.runs.budget import with_batches
 from nablaflow.runs.checks import check_metrics, check_model, check_settings, check_shares
 from nablaflow.runs.choices import settle
+from nablaflow.runs.guard import make_guard
 from nablaflow.runs.launch import Launch
 from nablaflow.runs.pretrained import load_pretrained, source_of
+from nablaflow.runs.rewards import ahead_told, load_reward
 from nablaflow.storage.whole import last_whole
 from nablaflow.training.kernels import find_kernels, load_kernels
 from nablaflow.training.loop import Trainer
-
-LOOKS, LOOKED_AT = 5, 32  # of a guard that is left to itself: looks, and images of each
 
 
 @dataclass(frozen=True)
@@ -93,65 +90,6 @@ class Parts:
                 print(as_told(line), file=sys.stderr)
 
 
-def make_guard(
-    config: Config, prompts: list[str], model: PipelineModel, reward: NamedReward, fingerprint: str
-) -> Guard | None:
-    """The guard that the configuration asks for.
-
-    Args:
-        fingerprint: of the pretrained weights; empty where none of their samples are kept.
-
-    Raises:
-        UserError: too few images for its prompts, or a held-out reward that is not one.
-    """
-    settings = config.guard
-    if settings is None:
-        return None
-    if settings.prompts is not None:
-        prompts = load_prompts(settings.prompts, Path(), config.seed)
-    by_time = settings.every == "auto" and config.training.minutes is not None
-    if settings.every == "auto":
-        every = -(-config.training.updates // LOOKS)
-        settings = settings.model_copy(update={"every": every})
-    if settings.n == "auto":
-        prompts = list(dict.fromkeys(prompts))[: LOOKED_AT // 2]
-        settings = settings.model_copy(update={"n": LOOKED_AT})
-    assert settings.n != "auto"
-    if settings.n < 2 * len(prompts):
-        raise UserError(
-            f"guard.n: {settings.n} images are fewer than 2 for each of the {len(prompts)} "
-            f"prompts; use {2 * len(prompts)} or more"
-        )
-    held_out = None
-    if settings.held_out is not None:
-        held_out = _held_out(config, settings.held_out.reward, reward.name, model, prompts)
-    of_reference = ReferenceStates(model, config.sampler, fingerprint)
-    batch = config.evaluation.batch
-    looks = LOOKS if by_time else None
-    return Guard(settings, prompts, model, reward, held_out, batch, of_reference, looks)
-
-
-def _held_out(
-    config: Config,
-    spec: str | dict[str, float],
-    trained: str,
-    model: PipelineModel,
-    prompts: list[str],
-) -> NamedReward:
-    try:
-        found = load(spec)
-        tell_metadata(found, lambda: _metadata(config))
-        height, width = model.image_size
-        probe(found, height=height, width=width, device=model.device, prompts=prompts)
-    except UserError as error:
-        raise UserError(f"guard.held_out.reward: {error}") from error
-    if found.name == trained:
-        raise UserError(
-            f"guard.held_out.reward: {trained} is the reward that is trained; use another"
-        )
-    return found
-
-
 def prepare(
     config: Config,
     run: Path,
@@ -180,7 +118,7 @@ def prepare(
     )
     prompts, evaluated, notes = sets.training, sets.evaluation, sets.notes
     check_settings(config, evaluated, fresh=checkpoint is None)
-    reward = _load_reward(config, reward)
+    reward = load_reward(config, reward)
     accelerator = make_accelerator(config.training, run)
     read = {"prompts": prompts, "evaluation.prompts": evaluated}
     check_agreement(config, {**read, "checkpoint": [] if checkpoint is None else [checkpoint.name]})
@@ -198,7 +136,7 @@ def prepare(
     config, fitted = with_batches(config, model, reward, flow, processes, sharded=sharded)
     guard = make_guard(config, prompts, model, reward, mark)
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard, sharded=sharded)
-    source, ahead = source_of(config, pipeline), _ahead_told(config, model, reward)
+    source, ahead = source_of(config, pipeline), ahead_told(config, model, reward)
     told = (*_reference_told(source, model), *choices, *sizes, *fitted, *ahead)
     return Parts(
         config, prompts, model, reward, source, mark, trainer, accelerator, evaluated, notes, told
@@ -217,33 +155,6 @@ def _reference_told(source: ModelSource, model: PipelineModel) -> list[str]:
             "inside"
         )
     return told
-
-
-def _ahead_told(config: Config, model: PipelineModel, reward: NamedReward) -> list[str]:
-    """A line about a reward that scores beside the sampling."""
-    if not goes_ahead(reward, model.device):
-        return []
-    training = config.training
-    whole = training.prompts_per_update * training.images_per_prompt
-    at_once = min(training.rollout_batch or whole, training.decode_batch or whole)
-    how = "it scores images while others are made"
-    if at_once == whole:
-        how += ", once training.rollout_batch=… has a rollout made in parts"
-    return [f"reward: the work of {reward.name} is done elsewhere; {how}"]
-
-
-def _metadata(config: Config) -> dict[str, Any]:
-    """What stands beside each prompt that a reward of this run may see."""
-    guards = None if config.guard is None else config.guard.prompts
-    sources = (config.prompts, config.evaluation.prompts, guards)
-    return prompt_metadata(*sources, seed=config.seed)
-
-
-def _load_reward(config: Config, given: NamedReward | None) -> NamedReward:
-    """The reward, told what stands beside the prompts; a given one is in place of the settings'."""
-    reward = replace(given or load(config.reward), timeout=config.training.reward_timeout)
-    tell_metadata(reward, lambda: _metadata(config))
-    return reward
 
 
 def _load_model(

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from nablaflow import nano
+from nablaflow.config.named_method import FindMethod
 from nablaflow.config.overrides import parse_override
-from nablaflow.config.recipe import Config, FindMethod
+from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.methods import Method
 from nablaflow.methods.own import load_method, own_name

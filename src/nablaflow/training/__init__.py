@@ -8,7 +8,8 @@ from nablaflow.training.optimization import (
     clip_gradients,
     make_optimizer,
 )
-from nablaflow.training.update import Rollout, Update
+from nablaflow.training.rollout import Rollout
+from nablaflow.training.update import Update
 
 __all__ = [
     "Average",

@@ -19,8 +19,9 @@ from nablaflow.memory import halving
 from nablaflow.methods import TrainingBatch
 from nablaflow.prompts.sets import prompt_batch
 from nablaflow.seeds import stream
+from nablaflow.training.rollout import Rollout
 from nablaflow.training.scoring import ScoringAhead
-from nablaflow.training.update import Rollout, Update
+from nablaflow.training.update import Update
 
 T = TypeVar("T")
 

@@ -28,8 +28,9 @@ from nablaflow.training.guarding import Guarding
 from nablaflow.training.keeping import Keeper
 from nablaflow.training.optimization import Average
 from nablaflow.training.processes import mean_figures, mean_of, on_any, wide
+from nablaflow.training.rollout import Rollout
 from nablaflow.training.stepper import Record, Stepper
-from nablaflow.training.update import Rollout, Update
+from nablaflow.training.update import Update
 
 
 class Trainer:

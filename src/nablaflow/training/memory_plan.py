@@ -2,7 +2,8 @@
 
 Each stage of an update runs on a twin of the model without data (`nablaflow.shapes`), for one row
 and for two: its peak grows by the same bytes for each further row. So the plan follows the code,
-whatever the method, the adapter or the family, and costs seconds, not memory.
+whatever the method, the adapter or the family, and costs seconds, not memory. Weights and what
+trains of them are counted (`nablaflow.training.held`).
 """
 
 from __future__ import annotations
@@ -23,17 +24,23 @@ from nablaflow.estimators import LogFlowFit, Networks, Path, TrainingBatch
 from nablaflow.methods import Method
 from nablaflow.methods.contract import StepwiseMethod
 from nablaflow.models import FlowScore, make_log_flow
-from nablaflow.models.adapters import trainable_parameters
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.raised import computing_in_float32
 from nablaflow.models.twin import network_without_data, without_data
 from nablaflow.rewards import NamedReward
 from nablaflow.shapes import META, Shapes
+from nablaflow.training.held import (
+    FLOAT,
+    resting_encoders,
+    resting_held,
+    stocks_own,
+    trained_held,
+    weights_held,
+)
 from nablaflow.training.update import Update
 from nablaflow.typing import Batch, Images
 
 GIB = 2**30
-FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -114,12 +121,13 @@ class _Rehearsal:
         device: torch.device,
         shares: int,
     ) -> None:
-        self.config, self.flow, self.device, self.shares = config, flow, device, shares
+        self.config, self.flow, self.shares = config, flow, shares
         self.model = without_data(model)
         method = config.method
         method = method if isinstance(method.beta, int | float) else _with_some_beta(method)
         self.method = method
         self.reward, self.rewarded = reward, self._reads_shapes(reward)
+        self._resting = resting_encoders(config, self.model, device)
         self.decode_batch = decode_batch
         self.core = Update(method, self._networks(model))
         with Shapes() as shapes:
@@ -148,10 +156,11 @@ class _Rehearsal:
         return True
 
     def needs(self) -> Needs:
-        estimator = self.core.estimator
+        config, model, flow, estimator = self.config, self.model, self.flow, self.core.estimator
+        old_policy = self.core.networks.old_policy is not None
         return Needs(
-            weights=self._weights(),
-            trained=self._trained(),
+            weights=weights_held(model, flow, self._resting),
+            trained=trained_held(config, model, flow, self.shares, old_policy=old_policy),
             kept=self._kept(),
             rollout=_line(self._predict),
             decode=_line(self._decode),
@@ -162,35 +171,7 @@ class _Rehearsal:
             rewarded=self.rewarded,
         )
 
-    # --- what is held -----------------------------------------------------------------------------
-
-    def _weights(self) -> int:
-        networks = [part for part in vars(self.model.adapter).values() if _is_network(part)]
-        networks += [part for part in vars(self.model).values() if _is_network(part)]
-        components, resting = self.model.pipeline.components, self._resting()
-        networks += [part for name, part in components.items() if name not in resting]
-        own = {id(value): value for part in networks if _is_network(part) for value in _all(part)}
-        total = sum(_bytes(value) for value in own.values())
-        flow = 0 if self.flow is None else 2 * sum(map(_bytes, _all(self.flow)))
-        return total - sum(map(_bytes, trainable_parameters(self.model.network))) + flow
-
-    def _resting(self) -> tuple[str, ...]:
-        """Text encoders that are on the CPU but while they have something to do."""
-        asked = self.config.training.offload_encoders
-        offloads = self.model.heavy_encoders if asked is None else asked
-        return self.model.encoders if offloads and self.device.type != "cpu" else ()
-
-    def _trained(self) -> int:
-        policy = sum(value.numel() for value in trainable_parameters(self.model.network))
-        flow = 0 if self.flow is None else sum(value.numel() for value in _all(self.flow))
-        whole, parts = 1, int(self.config.adapter.ema_decay is not None)
-        if self.shares > 1:
-            parts += 1  # the weights between steps, beside those that are gathered for the passes
-        if self.core.networks.old_policy is not None:
-            whole += 2  # itself, and the policy's own while the old one has its place
-        moments = 2 * (1 if self.config.optimizer.name == "adamw8bit" else FLOAT)
-        divided = (FLOAT * parts + moments) * policy // self.shares
-        return FLOAT * whole * policy + divided + moments * flow
+    # --- what is kept of a rollout ----------------------------------------------------------------
 
     def _kept(self) -> int:
         """x_0, four tensors of each transition, and what trajectory and transitions are given.
@@ -247,18 +228,10 @@ class _Rehearsal:
 
     def _rehearsal(self) -> int:
         """An image by a stock pipeline's call, in float32 (`nablaflow.models.same_image`)."""
-        parts = [getattr(self.model.pipeline, name, None) for name in self._resting()]
-        encoders = sum(_bytes(value) for part in parts if part is not None for value in _all(part))
+        encoders = resting_held(self.model, self._resting)
         with computing_in_float32(self.model.network):
             drawn = self._predict(1)
-        return encoders + self._stocks_own() + max(self._embedding, drawn, self._decode(1))
-
-    def _stocks_own(self) -> int:
-        """Of the stock pipeline that it is compared with: what the two do not share, in float32."""
-        shared = (self.model.denoiser, *self.model.encoders)
-        parts = {n: p for n, p in self.model.pipeline.components.items() if n not in shared}
-        networks = [part for part in parts.values() if _is_network(part)]
-        return sum(FLOAT * value.numel() for part in networks for value in _all(part))
+        return encoders + stocks_own(self.model) + max(self._embedding, drawn, self._decode(1))
 
     @torch.no_grad()
     def _decode(self, n: int) -> int:
@@ -328,15 +301,3 @@ def _with_some_beta(method: Method) -> Method:
 def _line(work: Callable[[int], int]) -> Line:
     one, two = work(1), work(2)
     return Line(one - (two - one), two - one)
-
-
-def _is_network(part: Any) -> bool:
-    return isinstance(part, torch.nn.Module)
-
-
-def _all(network: torch.nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
-
-
-def _bytes(value: Tensor) -> int:
-    return value.numel() * value.element_size()

@@ -1,0 +1,60 @@
+"""What the functions of this room are given: a model, prompts, a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from nablaflow.config.arguments import folder_of_run
+from nablaflow.errors import UserError
+from nablaflow.methods import Method
+from nablaflow.models import AnyPipeline, LivePipeline, hand_over
+from nablaflow.places import at_home
+from nablaflow.rewards import NamedReward
+from nablaflow.runs.run import Run
+
+Model = str | Path | AnyPipeline
+"""``nano``, ``flow``, a diffusers folder, a hub id, or a pipeline that is in memory."""
+Prompts = Iterable[str] | str | Path | Mapping[str, str] | None
+
+
+def model_of(model: Model) -> tuple[str, LivePipeline | None]:
+    """Its name, and the pipeline if it is one."""
+    if isinstance(model, str):
+        return model, None
+    if isinstance(model, Path):
+        return str(at_home(model).absolute()), None
+    live = hand_over(model)
+    return live.name, live
+
+
+def text_of(path: Any) -> Any:
+    """A path as text; what is none is for the settings' own check."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+def prompts_of(prompts: Any) -> Any:
+    """Prompts as a recipe has them; what are none are for the settings' own check."""
+    if isinstance(prompts, Set):
+        raise UserError(
+            "prompts: a set has another order in every session, and so would the run; give a list"
+        )
+    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+        return text_of(prompts)
+    return list(prompts)
+
+
+def parts_of(
+    of: Run | str | Path,
+) -> tuple[Path, NamedReward | None, LivePipeline | None, type[Method] | None]:
+    """The folder; and of what was handed over in this session reward, pipeline, method."""
+    if isinstance(of, Run):
+        return of.folder, of.reward, of.live, of.method
+    return folder_of_run(of), None, None, None
+
+
+def those_given(**values: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}

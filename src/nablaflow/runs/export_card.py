@@ -1,0 +1,147 @@
+"""What the card of an exported policy says, from the run that it is of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nablaflow import nano
+from nablaflow.config.overrides import plain_config
+from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
+from nablaflow.hub import is_local
+from nablaflow.models import ModelSource
+from nablaflow.models.export import LORA_FILE
+from nablaflow.models.file_mark import pinned
+from nablaflow.models.formats import KOHYA_FILE
+from nablaflow.models.from_hub import at_revision
+from nablaflow.models.pipelines import PipelineModel
+from nablaflow.report.card import Card, card_text
+from nablaflow.report.loading import base_lines, fusing
+from nablaflow.report.privacy import without_folders_in
+from nablaflow.runs.pretrained import fused_lora
+from nablaflow.storage.run_folder import SUMMARY
+
+
+def card_of(
+    config: Config,
+    model: PipelineModel,
+    source: ModelSource,
+    update: int,
+    form: str,
+    dtype: str,
+    figures: dict[str, Any] | None,
+    *,
+    average: bool,
+) -> Card:
+    """What the card says.
+
+    Args:
+        update: after which the policy was taken.
+        figures: of the run, if they are of this very policy.
+        average: whether it is the policy's average over the updates.
+    """
+    plain = without_folders_in(plain_config(config))
+    base = pinned(plain["model"], config.model_hash)
+    hub_id = None if is_local(config.model) else at_revision(config.model)[0]
+    kind, lora = type(model.pipeline).__name__, fused_lora(source)
+    facts = {
+        "base model": base,
+        "pipeline": kind,
+        **_fused_told(lora),
+        "reward": _shown(plain["reward"]),
+        "method": plain["method"]["name"],
+        "beta": f"{config.method.beta:g}" if isinstance(config.method.beta, float) else "none",
+        "sampler": f"{config.sampler.name}, {config.sampler.steps} steps",
+        "guidance scale": _guidance_told(config),
+        "adapter": str(model.adapter.coverage).removeprefix("adapter: "),
+        "updates": str(update),
+        "weights": dtype,
+        **_average_told(config, average=average),
+    }
+    return Card(
+        f"the embedded model {base}" if base in nano.MODELS else base,
+        hub_id,
+        _CONTENT[form],
+        kind,
+        facts,
+        figures,
+        _loading(form, kind, base, lora),
+    )
+
+
+_CONTENT = {
+    "diffusers": f"A LoRA in diffusers format, `{LORA_FILE}`; its scale is in its weights.",
+    "kohya": f"A LoRA by kohya's names, `{KOHYA_FILE}`, for ComfyUI and A1111.",
+    "merged": "A whole pipeline in diffusers format; nothing has to be loaded beside it.",
+}
+
+
+def _guidance_told(config: Config) -> str:
+    sampler = config.sampler
+    told = [f"{sampler.guidance_scale:g}"]
+    told += [f"rescaled by {sampler.guidance_rescale:g}"] if sampler.guidance_rescale else []
+    told += [f"clip skip {sampler.clip_skip}"] if sampler.clip_skip is not None else []
+    return ", ".join(told)
+
+
+def _average_told(config: Config, *, average: bool) -> dict[str, str]:
+    """Which of the two it is, where a run has both."""
+    decay = config.adapter.ema_decay
+    if decay is None:
+        return {}
+    kept = f"its average over the updates, decay {decay:g}"
+    return {"policy": kept if average else "as the last update left it"}
+
+
+def _fused_told(lora: tuple[str, float] | None) -> dict[str, str]:
+    return {} if lora is None else {"fused into the base model": f"{lora[0]} at {lora[1]:g}"}
+
+
+def _loading(form: str, kind: str, base: str, lora: tuple[str, float] | None) -> str:
+    """How what was written is loaded, and what has to be loaded besides."""
+    if form == "kohya":
+        first = "" if lora is None else f" beside {lora[0]} at strength {lora[1]:g}"
+        return (
+            f"Put `{KOHYA_FILE}` into the folder of LoRAs (ComfyUI: `models/loras`; A1111: "
+            f"`models/Lora`), and load it at strength 1 on the base model{first}."
+        )
+    if form == "merged":
+        lines = [
+            f"from diffusers import {kind}",
+            f'pipeline = {kind}.from_pretrained("this/folder")',
+        ]
+    else:
+        lines = [*base_lines(kind, base), *fusing(lora)]
+        lines += ['pipeline.load_lora_weights("this/folder")']
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _shown(spec: Any) -> str:
+    return spec if isinstance(spec, str) else json.dumps(spec, sort_keys=True)
+
+
+def summary_of(run: Path, update: int) -> dict[str, Any] | None:
+    """The figures of the run, if they are of the policy after this update."""
+    file = run / SUMMARY
+    if not file.is_file():
+        return None
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        return summary if summary["updates"] == update else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(file, error) from None
+
+
+def text_of(card: Card, run: Path) -> str:
+    try:
+        return card_text(card)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(run / SUMMARY, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{file} is damaged ({type(error).__name__}); remove it to export without its figures"
+    )

@@ -1,0 +1,80 @@
+"""Bytes of what a run holds, counted: its networks, and what trains of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nablaflow.config.recipe import Config
+from nablaflow.models import FlowScore
+from nablaflow.models.adapters import trainable_parameters
+from nablaflow.models.pipelines import PipelineModel
+
+FLOAT = 4
+
+
+def weights_held(model: PipelineModel, flow: FlowScore | None, resting: tuple[str, ...]) -> int:
+    """All networks, but for what trains and for encoders that rest elsewhere."""
+    networks = [part for part in vars(model.adapter).values() if _is_network(part)]
+    networks += [part for part in vars(model).values() if _is_network(part)]
+    networks += [part for name, part in model.pipeline.components.items() if name not in resting]
+    own = {id(value): value for part in networks if _is_network(part) for value in _all(part)}
+    total = sum(_bytes(value) for value in own.values())
+    of_flow = 0 if flow is None else 2 * sum(map(_bytes, _all(flow)))
+    return total - sum(map(_bytes, trainable_parameters(model.network))) + of_flow
+
+
+def resting_encoders(config: Config, model: PipelineModel, device: torch.device) -> tuple[str, ...]:
+    """Text encoders that are on the CPU but while they have something to do."""
+    asked = config.training.offload_encoders
+    offloads = model.heavy_encoders if asked is None else asked
+    return model.encoders if offloads and device.type != "cpu" else ()
+
+
+def trained_held(
+    config: Config, model: PipelineModel, flow: FlowScore | None, shares: int, *, old_policy: bool
+) -> int:
+    """What trains, the optimizer's moments and averages.
+
+    Args:
+        shares: processes that divide what trains among them (FSDP2).
+        old_policy: whether the method has one.
+    """
+    policy = sum(value.numel() for value in trainable_parameters(model.network))
+    of_flow = 0 if flow is None else sum(value.numel() for value in _all(flow))
+    whole, parts = 1, int(config.adapter.ema_decay is not None)
+    if shares > 1:
+        parts += 1  # the weights between steps, beside those that are gathered for the passes
+    if old_policy:
+        whole += 2  # itself, and the policy's own while the old one has its place
+    moments = 2 * (1 if config.optimizer.name == "adamw8bit" else FLOAT)
+    divided = (FLOAT * parts + moments) * policy // shares
+    return FLOAT * whole * policy + divided + moments * of_flow
+
+
+def resting_held(model: PipelineModel, resting: tuple[str, ...]) -> int:
+    """Encoders that rest elsewhere, while they are at work."""
+    parts = [getattr(model.pipeline, name, None) for name in resting]
+    return sum(_bytes(value) for part in parts if part is not None for value in _all(part))
+
+
+def stocks_own(model: PipelineModel) -> int:
+    """Of the stock pipeline that it is compared with: what the two do not share, in float32."""
+    shared = (model.denoiser, *model.encoders)
+    parts = {n: p for n, p in model.pipeline.components.items() if n not in shared}
+    networks = [part for part in parts.values() if _is_network(part)]
+    return sum(FLOAT * value.numel() for part in networks for value in _all(part))
+
+
+def _is_network(part: Any) -> bool:
+    return isinstance(part, torch.nn.Module)
+
+
+def _all(network: torch.nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
+
+
+def _bytes(value: Tensor) -> int:
+    return value.numel() * value.element_size()
