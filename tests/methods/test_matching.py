@@ -54,7 +54,7 @@ def random_batch(model: GaussianModel, each: int = 2, *, flow: bool = False) -> 
     generator = torch.Generator().manual_seed(8)
     parts = torch.randn(2, *batch.transitions.x.shape, generator=generator, dtype=torch.float64)
     estimate = ValueGradients(3 * parts[0], 2 * parts[1] if flow else None)
-    return TrainingBatch(batch.transitions, batch.condition, batch.prompts, estimate)
+    return TrainingBatch(batch.transitions, batch.conditions, batch.prompts, estimate)
 
 
 def targets(batch: TrainingBatch) -> Tensor:

@@ -91,7 +91,7 @@ def parts() -> Parts:
         model,
         bare.unet.requires_grad_(False),
         flow,
-        TrainingBatch(transitions, condition[rows], prompts),
+        TrainingBatch(transitions, condition, prompts),
     )
 
 

@@ -47,7 +47,7 @@ def gaussian(name: str = "ddim", config: dict[str, Any] = STABLE_DIFFUSION) -> G
 
 
 def with_prompts(batch: TrainingBatch, prompts: list[str]) -> TrainingBatch:
-    return TrainingBatch(batch.transitions, batch.condition, prompts)
+    return TrainingBatch(batch.transitions, batch.conditions, prompts)
 
 
 def test_each_transitions_reward_gradient_is_that_of_its_own_prompt() -> None:

@@ -174,4 +174,4 @@ def any_transitions(model: DiffusionModel, each: int = 1, seed: int = 0) -> Trai
 def rows(batch: TrainingBatch, index: Tensor) -> TrainingBatch:
     """Some rows of a batch, in the order asked for."""
     prompts = [batch.prompts[row] for row in index.tolist()]
-    return TrainingBatch(batch.transitions[index], batch.condition[index], prompts)
+    return TrainingBatch(batch.transitions[index], batch.conditions, prompts)

@@ -44,6 +44,8 @@ class TrainingBatch:
     """A flat batch of transitions with what each one is conditioned on.
 
     Attributes:
+        conditions: one row for each trajectory that the transitions count; embeddings are large,
+            so those of a transition are copied when it is trained.
         prompts: the prompt of each transition's own trajectory.
         estimate: value gradients that were found along whole trajectories, for methods with an
             estimator.
@@ -54,7 +56,7 @@ class TrainingBatch:
     """
 
     transitions: Transitions
-    condition: Condition
+    conditions: Condition
     prompts: list[str]
     estimate: ValueGradients | None = None
     credit: Float[Tensor, "batch"] | None = None
@@ -64,6 +66,11 @@ class TrainingBatch:
 
     def __len__(self) -> int:
         return len(self.transitions)
+
+    @property
+    def condition(self) -> Condition:
+        """That of each transition's own trajectory."""
+        return self.conditions[self.transitions.trajectory]
 
     @property
     def level(self) -> Steps:
@@ -86,7 +93,7 @@ class TrainingBatch:
         index = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
         return TrainingBatch(
             self.transitions[rows],
-            self.condition[rows],
+            self.conditions,
             [self.prompts[row] for row in index],
             None if self.estimate is None else self.estimate[rows],
             None if self.credit is None else self.credit[rows],
@@ -138,7 +145,7 @@ class Path:
         assert self.states is not None or not with_states
         return TrainingBatch(
             self.transitions,
-            self.condition[rows],
+            self.condition,
             [self.prompts[row] for row in rows.tolist()],
             credit=None if credits is None else credits.to(rows.device)[rows],
             states=self.states[:, rows] if with_states and self.states is not None else None,

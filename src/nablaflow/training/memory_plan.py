@@ -174,7 +174,7 @@ class _Rehearsal:
     # --- what is kept of a rollout ----------------------------------------------------------------
 
     def _kept(self) -> int:
-        """x_0, four tensors of each transition, and what trajectory and transitions are given.
+        """x_0 and what it is conditioned on, and four tensors of each transition.
 
         Every state where a method or its estimator reads them, for each transition of a method.
         """
@@ -182,7 +182,7 @@ class _Rehearsal:
         held = states * self.core.keeps_states + states * trained * self.method.needs_states
         # A batch has the x_0 of each transition's own trajectory besides.
         rows = FLOAT * math.prod(self.model.state_shape) * (1 + 5 * trained + held)
-        return rows + (1 + trained) * self.model.condition(["a"]).bytes()
+        return rows + self.model.condition(["a"]).bytes()
 
     def _draw(self, n: int) -> Int[Tensor, "trajectory transition"]:
         generator = torch.Generator().manual_seed(0)
