@@ -1,7 +1,6 @@
 """Fetching and reading weights, with a cache made by hand and no network."""
 
 import errno
-import errno
 import pickle
 from pathlib import Path
 from socket import gaierror

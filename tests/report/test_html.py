@@ -149,7 +149,8 @@ def test_the_lines_that_load_the_lora_are_python(write):
     assert lines.group().splitlines() == [
         "import torch",
         "from diffusers import StableDiffusionPipeline",
-        "pipeline = StableDiffusionPipeline.from_pretrained('some/model', torch_dtype=torch.float32)",
+        "pipeline = StableDiffusionPipeline"
+        ".from_pretrained('some/model', torch_dtype=torch.float32)",
         'pipeline.load_lora_weights("runs/it\'s/lora")',
         "image = pipeline(prompt='a circle', guidance_scale=2.0).images[0]",
     ]

@@ -269,9 +269,7 @@ def _fused_told(lora: tuple[str, float] | None) -> dict[str, str]:
     return {} if lora is None else {"fused into the base model": f"{lora[0]} at {lora[1]:g}"}
 
 
-def _loading(
-    form: str, kind: str, base: str, lora: tuple[str, float] | None, dtype: str
-) -> str:
+def _loading(form: str, kind: str, base: str, lora: tuple[str, float] | None, dtype: str) -> str:
     """How what was written is loaded, and what has to be loaded besides."""
     if form == "kohya":
         first = "" if lora is None else f" beside {lora[0]} at strength {lora[1]:g}"
