@@ -3,6 +3,7 @@
 import errno
 import pickle
 from pathlib import Path
+from socket import gaierror
 from unittest.mock import Mock
 
 import huggingface_hub.constants
@@ -91,6 +92,39 @@ def test_what_is_downloaded_is_announced_with_its_size(cache, monkeypatch, capsy
     with pytest.raises(UserError):
         fetch_folder(REPO, ["model*"])
     assert capsys.readouterr().err == "downloading model* of owner/name, 3 MB\n"
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [gaierror(-2, "Name or service not known"), ConnectionRefusedError(errno.ECONNREFUSED, "no")],
+)
+def test_a_hub_out_of_reach_is_told_by_the_first_request(cache, monkeypatch, capsys, cause):
+    def unreachable(self, repo, **_):
+        try:
+            raise cause
+        except OSError as error:
+            raise fetch.CLIENT_ERROR("no connection") from error
+
+    def tries_again(*args, local_files_only=False, **_):
+        assert local_files_only, "a download was begun, whose client tries many times"
+        raise LocalEntryNotFoundError("not cached")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    monkeypatch.setattr(fetch, "snapshot_download", tries_again)
+    with pytest.raises(UserError, match="not in the cache, and the hub cannot be reached"):
+        fetch_folder(REPO, ["model*"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_slow_hub_is_tried_by_the_download(cache, monkeypatch, capsys):
+    def slow(self, repo, **_):
+        raise fetch.CLIENT_ERROR("timed out") from TimeoutError("timed out")
+
+    monkeypatch.setattr(HfApi, "model_info", slow)
+    monkeypatch.setattr(fetch, "snapshot_download", lambda *_, **__: str(cache))
+    with pytest.raises(UserError):
+        fetch_folder(REPO, ["model*"])
+    assert capsys.readouterr().err == "downloading model* of owner/name\n"
 
 
 def test_other_processes_of_a_machine_say_nothing(cache, monkeypatch, capsys):

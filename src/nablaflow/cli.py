@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,9 +98,27 @@ def _quiet_libraries() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
+def _unfit_surroundings() -> str | None:
+    """What the libraries would end by with a trace, or without a word of Python; and its remedy."""
+    if sys.flags.optimize > 1:
+        return (
+            "Python is told to leave out docstrings, which transformers needs: unset "
+            "PYTHONOPTIMIZE, or run it without -OO"
+        )
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working directory is no longer there: go to another with cd"
+    return None
+
+
 def main() -> None:
     """Parse the command line and do what it says."""
     steady_streams()
+    mistake = _unfit_surroundings()
+    if mistake is not None:
+        print(f"nablaflow: {mistake}", file=sys.stderr)
+        sys.exit(2)
     _quiet_libraries()
     app()
 

@@ -126,6 +126,20 @@ def test_the_card_says_what_it_is(cli: Cli, trained: Path, tiny_model: Path) -> 
     assert abs(shown - figures["reward_mean"]) < figures["reward_mean_se"]
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_the_cards_lines_load_it_whatever_its_precision(
+    cli: Cli, trained: Path, dtype: str, unchecked: None
+) -> None:
+    options = ("--format", "merged", "--dtype", dtype, "--out", "this/folder")
+    assert cli("export", trained, *options).exit_code == 0
+    code = Path("this/folder/README.md").read_text().split("```python")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    parts = names["pipeline"].components.values()
+    found = {part.dtype for part in parts if isinstance(part, torch.nn.Module)}
+    assert found == {HALVES[dtype]}
+
+
 def test_python_has_the_same(trained: Path, here: Path) -> None:
     folder = Run.open(trained).export("kohya", dtype="float16")
     assert folder == Path("exports", "run-kohya")

@@ -21,6 +21,25 @@ def test_the_version_is_the_packages(cli: Cli):
     assert (result.exit_code, result.stdout) == (0, f"nablaflow {nablaflow.__version__}\n")
 
 
+def test_where_the_libraries_cannot_be_imported_is_a_line(tmp_path: Path):
+    def said(*command: str) -> str:
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        return line
+
+    command = (sys.executable, "-m", "nablaflow", "--version")
+    assert "unset PYTHONOPTIMIZE" in said(command[0], "-OO", *command[1:])
+    # The folder goes only when Python, which would not begin without one, has begun.
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = (
+        f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); "
+        "from nablaflow.__main__ import main; main()"
+    )
+    assert "no longer there" in said(sys.executable, "-c", code)
+
+
 def test_the_module_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "nablaflow", "--version"], capture_output=True, text=True, check=True

@@ -146,7 +146,7 @@ def test_of_the_hub_it_stays_at_the_commit_that_it_was_begun_with(
     policies = [here / run / "lora" / LORA_FILE for run in ("whole", "run")]
     assert policies[0].read_bytes() == policies[1].read_bytes()
     assert load_config(here / "run" / "config.yaml", [], {}).model_hash == f"commit:{COMMITS[0]}"
-    loaded = f"from_pretrained(&#x27;owner/name&#x27;, revision=&#x27;{COMMITS[0]}&#x27;)"
+    loaded = f"from_pretrained(&#x27;owner/name&#x27;, revision=&#x27;{COMMITS[0]}&#x27;, "
     assert loaded in (here / "run" / "report.html").read_text()
     refused = cli("sample", "run", "model=owner/name@main", "--out", "seen")
     assert refused.exit_code == 2

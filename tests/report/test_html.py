@@ -143,12 +143,14 @@ def test_tiny_pictures_keep_their_pixels_and_large_ones_are_made_smaller(write):
 
 def test_the_lines_that_load_the_lora_are_python(write):
     code = Page(write(saved=replace(LORA, folder="runs/it's/lora"))).text
-    lines = re.search(r"from diffusers.*images\[0\]", code, re.DOTALL)
+    lines = re.search(r"import torch.*images\[0\]", code, re.DOTALL)
     assert lines is not None
     compile(lines.group(), "snippet", "exec")
     assert lines.group().splitlines() == [
+        "import torch",
         "from diffusers import StableDiffusionPipeline",
-        "pipeline = StableDiffusionPipeline.from_pretrained('some/model')",
+        "pipeline = StableDiffusionPipeline"
+        ".from_pretrained('some/model', torch_dtype=torch.float32)",
         'pipeline.load_lora_weights("runs/it\'s/lora")',
         "image = pipeline(prompt='a circle', guidance_scale=2.0).images[0]",
     ]
@@ -168,7 +170,7 @@ CLASSES = {"flow": "StableDiffusion3Pipeline"}
 def test_a_reference_that_no_line_can_load_is_left_to_whoever_has_it(write):
     code = replace(LORA, model="python:StableDiffusionPipeline").code()
     assert code.splitlines()[0].startswith("pipeline = ...  # the StableDiffusionPipeline that")
-    assert "from_single_file('…/a.safetensors')" in replace(LORA, model="…/a.safetensors").code()
+    assert "from_single_file('…/a.safetensors', " in replace(LORA, model="…/a.safetensors").code()
     elsewhere, here = (
         Page(write(saved=replace(LORA, model=model))).text for model in ("…/sd15", "models/sd15")
     )
@@ -181,7 +183,7 @@ def test_a_whole_model_is_loaded_by_its_own_pipeline(write):
     saved = Saved("runs/x/model", False, "DDPMPipeline", "google/ddpm", call={})
     text = Page(write(saved=saved)).text
     assert "a whole DDPMPipeline, is in runs/x/model" in text
-    assert "pipeline = DDPMPipeline.from_pretrained('runs/x/model')" in text
+    assert "pipeline = DDPMPipeline.from_pretrained('runs/x/model', " in text
     assert "image = pipeline().images[0]" in text
     assert "lora" not in text.lower()
 

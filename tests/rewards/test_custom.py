@@ -126,6 +126,16 @@ def test_a_file_that_fails_to_run_is_explained(tmp_path, source, error):
     assert caught.value.__cause__ is not None
 
 
+@pytest.mark.parametrize("beside", ["mine_too.py", "mine_too/__init__.py"])
+def test_a_module_beside_it_is_not_searched_and_that_is_said(tmp_path: Path, beside: str):
+    (tmp_path / beside).parent.mkdir(exist_ok=True)
+    (tmp_path / beside).touch()
+    (tmp_path / "score.py").write_text("from mine_too.parts import f\n")
+    with pytest.raises(UserError, match="mine_too is beside it") as caught:
+        load_function(f"{tmp_path / 'score.py'}:f")
+    assert str(caught.value).endswith(f"set PYTHONPATH={tmp_path}")
+
+
 def test_the_source_runs_and_not_a_compiled_copy_beside_it(tmp_path: Path):
     """One of an earlier text, or put there by somebody else, has the source's time and size."""
     file = tmp_path / "mine.py"

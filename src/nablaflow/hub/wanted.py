@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
+from socket import gaierror
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
@@ -20,6 +22,23 @@ from rich.console import Console
 from nablaflow.errors import UserError
 
 _CONNECTION = (ConnectionError, TimeoutError)
+
+
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED)
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether there was no connection at all: no such name, no way there, or nobody answers.
+
+    One that was slow, broke off or ran out of time is none of those.
+    """
+    while error is not None:
+        if isinstance(error, gaierror):
+            return True
+        if isinstance(error, OSError) and error.errno in _NO_WAY:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_first() -> bool:
@@ -51,10 +70,18 @@ class Wanted:
         return "on its default branch" if self.revision is None else f"at {self.revision}"
 
     def announce(self) -> None:
-        """Say on standard error what will be fetched."""
+        """Say on standard error what will be fetched.
+
+        Raises:
+            UserError: the hub cannot be reached. The hub's client would try that again and again
+                before it lists a repository's files, which is for a hub that is busy.
+        """
         if not is_first():
             return
-        size = self._size()
+        try:
+            size = self._size()
+        except ConnectionError as error:
+            raise self.refusal(error) from error
         told = f", {size / 1e6:,.0f} MB" if size else ""
         announce(f"downloading {', '.join(self.patterns)} of {self.repo}{told}")
 
@@ -119,10 +146,16 @@ class Wanted:
         return " ".join(["hf download", self.repo, *wanted, *revision])
 
     def _size(self) -> int:
-        """Bytes on the hub, 0 if it does not say; then the download itself tells why."""
+        """Bytes on the hub, 0 if it does not say; then the download itself tells why.
+
+        Raises:
+            ConnectionError: no connection to it can be made.
+        """
         try:
             info = HfApi().model_info(self.repo, revision=self.revision, files_metadata=True)
-        except Exception:  # whatever it is, the download meets it again
+        except Exception as error:  # whatever else it is, the download meets it again
+            if _is_unreachable(error):
+                raise ConnectionError(str(error)) from error
             return 0
         return sum(
             file.size or 0

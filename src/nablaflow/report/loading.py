@@ -50,10 +50,7 @@ class Saved:
                 f"pipeline.load_lora_weights({str(self.folder)!r})",
             ]
         else:
-            loaded = [
-                f"from diffusers import {self.pipeline}",
-                f"pipeline = {self.pipeline}.from_pretrained({str(self.folder)!r})",
-            ]
+            loaded = folder_lines(self.pipeline, str(self.folder))
         lines = [*loaded, *_scheduling(self.scheduler), f"image = pipeline({given}).images[0]"]
         return "\n".join(lines)
 
@@ -75,11 +72,28 @@ def base_lines(pipeline: str, model: str) -> list[str]:
     if model in nano.MODELS:
         place = f"nf.nano.path({model!r})"
         return ["import nablaflow as nf", first, f"pipeline = {pipeline}.from_pretrained({place})"]
-    if model.endswith(".safetensors"):
-        return [first, f"pipeline = {pipeline}.from_single_file({model!r})"]
-    repo, revision = at_revision(model) if is_hub_id(model) else (model, None)
-    given = repr(repo) + (f", revision={revision!r}" if revision else "")
-    return [first, f"pipeline = {pipeline}.from_pretrained({given})"]
+    return folder_lines(pipeline, model)
+
+
+def folder_lines(pipeline: str, model: str, dtype: str = "float32") -> list[str]:
+    """Lines that load a pipeline's folder or file, every part of it in the same dtype.
+
+    Said, since what is left unsaid is float32 to diffusers and to transformers what is in the file:
+    of a folder in half precision the text encoder would then not fit the denoiser.
+
+    Args:
+        pipeline: its class.
+        model: a folder, a hub id or one file.
+        dtype: by torch's name.
+    """
+    load = "from_single_file" if model.endswith(".safetensors") else "from_pretrained"
+    place, revision = at_revision(model) if is_hub_id(model) else (model, None)
+    given = repr(place) + (f", revision={revision!r}" if revision else "")
+    return [
+        "import torch",
+        f"from diffusers import {pipeline}",
+        f"pipeline = {pipeline}.{load}({given}, torch_dtype=torch.{dtype})",
+    ]
 
 
 def _scheduling(scheduler: tuple[str, Mapping[str, Any]] | None) -> list[str]:

@@ -108,10 +108,17 @@ def _run(path: Path, modified: int) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(
-            f"file {path} fails when imported ({summary(error)}); mend it until "
-            "`python` runs it without an error"
+            f"file {path} fails when imported ({summary(error)}); {_remedy(path, error)}"
         ) from error
     return module
+
+
+def _remedy(path: Path, error: BaseException) -> str:
+    """What to do about a file that fails; `python` alone also looks for modules beside it."""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if name and any((path.parent / beside).exists() for beside in (f"{name}.py", name)):
+        return f"{name} is beside it, which is not searched: set PYTHONPATH={path.parent}"
+    return "mend it until `python` runs it without an error"
 
 
 class _FromSource(SourceFileLoader):

@@ -18,7 +18,7 @@ from nablaflow.models.formats import KOHYA_FILE
 from nablaflow.models.from_hub import at_revision
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.report.card import Card, card_text
-from nablaflow.report.loading import base_lines, fusing
+from nablaflow.report.loading import base_lines, folder_lines, fusing
 from nablaflow.report.privacy import without_folders_in
 from nablaflow.runs.pretrained import fused_lora
 from nablaflow.storage.run_folder import SUMMARY
@@ -67,7 +67,7 @@ def card_of(
         kind,
         facts,
         figures,
-        _loading(form, kind, base, lora),
+        _loading(form, kind, base, lora, dtype),
     )
 
 
@@ -99,7 +99,7 @@ def _fused_told(lora: tuple[str, float] | None) -> dict[str, str]:
     return {} if lora is None else {"fused into the base model": f"{lora[0]} at {lora[1]:g}"}
 
 
-def _loading(form: str, kind: str, base: str, lora: tuple[str, float] | None) -> str:
+def _loading(form: str, kind: str, base: str, lora: tuple[str, float] | None, dtype: str) -> str:
     """How what was written is loaded, and what has to be loaded besides."""
     if form == "kohya":
         first = "" if lora is None else f" beside {lora[0]} at strength {lora[1]:g}"
@@ -108,10 +108,7 @@ def _loading(form: str, kind: str, base: str, lora: tuple[str, float] | None) ->
             f"`models/Lora`), and load it at strength 1 on the base model{first}."
         )
     if form == "merged":
-        lines = [
-            f"from diffusers import {kind}",
-            f'pipeline = {kind}.from_pretrained("this/folder")',
-        ]
+        lines = folder_lines(kind, "this/folder", dtype)
     else:
         lines = [*base_lines(kind, base), *fusing(lora)]
         lines += ['pipeline.load_lora_weights("this/folder")']
