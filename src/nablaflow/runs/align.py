@@ -28,6 +28,7 @@ from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import finish
 from nablaflow.runs.folder import check_run, open_run
 from nablaflow.runs.launch import Launch
+from nablaflow.runs.own_code import told_of_code
 from nablaflow.runs.pretrained import of_live, with_mark
 from nablaflow.runs.run import Run
 from nablaflow.runs.saved_config import saved_config
@@ -105,7 +106,9 @@ def run(
         with _opened(parts, launch, resume=resume, overwrite=overwrite):
             if resume:
                 _restore(parts, folder)
-            marks = told_of_marks(config, saved)
+            update = parts.trainer.update
+            code = by_main(parts.accelerator, lambda: told_of_code(config, folder, update))
+            marks = (*told_of_marks(config, saved), *code)
             parts.tell((*parts.notes, *parts.choices, *marks, *_nothing_left(parts)))
             with disk_full_is_the_users(folder), _progress(parts, console, folder) as progress:
                 _train(parts, folder, progress, callback)

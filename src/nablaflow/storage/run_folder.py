@@ -23,10 +23,11 @@ CURVES, POINTS, CELL = "evaluation.png", "points.json", "cell.json"
 CHECKPOINTS, SAMPLES, LOGS = "checkpoints", "samples", "logs"
 AVERAGE = "ema"  # the policy's average over the updates
 CHECKSUMS = "nablaflow-checksums.json"  # of a whole pipeline's weights
+CODE_FILES = "code.json"  # of the user's own, with their checksums
 LOG = "log.txt"  # what a terminal or a pipe is told of the work, line by line
 REPLACED, MOVING = ".replaced", ".replacing"
 
-_FILES = (CONFIG, METRICS, LOG, SUMMARY, REPORT, CURVES, POINTS, CELL)
+_FILES = (CONFIG, METRICS, LOG, SUMMARY, REPORT, CURVES, POINTS, CELL, CODE_FILES)
 _MODEL = (
     *("model_index.json", CHECKSUMS, f"{PARTIAL}{CHECKSUMS}"),
     *(f"*/*.{kind}" for kind in ("json", "txt", "model", "safetensors")),
