@@ -96,7 +96,7 @@ def test_the_plan_is_what_an_update_takes(family: str, side: int, checkpointing:
 
 
 def memory(model: str, asked: list[list[str]]) -> list[dict[str, float]]:
-    """For each list of overrides the bytes that the device holds; in float32 what is planned too."""
+    """For each list of overrides what the device holds, bytes; in float32 what is planned too."""
     return [found["card"][0] for found in on_device("memory", model, asked)]
 
 

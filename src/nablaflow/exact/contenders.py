@@ -97,8 +97,11 @@ def fits(each: Contender, process: ReverseProcess) -> None:
     method.check(process, flow=method.uses_flow, on_policy=on_policy)
 
 
-def contender(name: str) -> Contender:
+def contender(name: str, field: str = "--method") -> Contender:
     """A contender of the list, or a method of the user's own, ``path/to/file.py:Class``.
+
+    Args:
+        field: what the name is called where it comes from.
 
     Raises:
         UserError: there is none of the name, or the class is not whole.
@@ -107,5 +110,5 @@ def contender(name: str) -> Contender:
         own = load_method(name)
         return Contender(lambda beta: own(beta=beta))
     if name not in CONTENDERS:
-        raise UserError(f"--method: no method {name!r} here; {nearest(name, CONTENDERS)}")
+        raise UserError(f"{field}: no method {name!r} here; {nearest(name, CONTENDERS)}")
     return CONTENDERS[name]
