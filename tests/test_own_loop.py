@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from nablaflow import nano
+from nablaflow.models.export import save_policy
+
 PAGE = Path(__file__).parents[1] / "docs" / "own_loop.md"
 
 
@@ -55,3 +58,10 @@ def test_its_images_are_the_policys(loop: dict[str, Any]) -> None:
     assert images.shape == (len(loop["prompts"]), 3, 64, 64)
     assert images.min() >= 0.0
     assert images.max() <= 1.0
+
+
+def test_its_policy_is_saved_to_a_folder_that_is_a_text(
+    loop: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = str(tmp_path)
+    assert save_policy(loop["model"], str(nano.path()), folder) == tmp_path / "lora"

@@ -49,7 +49,7 @@ def test_every_named_problem_builds(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_unknown_name_is_answered_with_one_that_is_near() -> None:
-    with pytest.raises(UserError, match=r"^--problem: no problem 'rings'.*did you mean ring\?$"):
+    with pytest.raises(UserError, match=r"^name: no problem 'rings'.*did you mean ring\?$"):
         named_problem("rings")
     with pytest.raises(UserError, match="choose one of 32-dimensional, bumps, grid"):
         named_problem("xyzzy")

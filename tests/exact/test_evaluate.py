@@ -163,8 +163,8 @@ def test_every_contender_can_be_named_and_takes_any_beta(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "adjoint-match"}, r"--method: no method 'adjoint-match'.*; did you mean .*"),
-        ({"method": ""}, r"--method: no method ''.*; choose one of .*adjoint-matching.*"),
+        ({"method": "adjoint-match"}, r"method: no method 'adjoint-match'.*; did you mean .*"),
+        ({"method": ""}, r"method: no method ''.*; choose one of .*adjoint-matching.*"),
         (
             {"method": AdjointMatching(beta=2.0)},
             r"method: its beta is 2, the problem's 1; give both the same",

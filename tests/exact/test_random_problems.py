@@ -131,9 +131,7 @@ def test_different_numbers_are_different_problems(family: list[Problem]) -> None
 
 @pytest.mark.parametrize("name", ["random", "random-", "random--1", "random-07", "random-x"])
 def test_a_random_problem_without_a_number_is_refused(name: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"^--problem: no problem '{name}'; random ones are random-"
-    ):
+    with pytest.raises(UserError, match=rf"^name: no problem '{name}'; random ones are random-"):
         named_problem(name)
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from nablaflow.comparison import BYSTANDERS, ENTRANTS
+from nablaflow.comparison.entrants import check_entrant, entrant_method, entrant_settings
+from nablaflow.errors import UserError
+from nablaflow.estimators import Terminal
 from nablaflow.exact import CONTENDERS
+from nablaflow.exact.contenders import contender
 from nablaflow.methods import METHODS, UNTRAINED, Draft, RewardWeightedRegression
+from nablaflow.methods.matching import Matching
 from nablaflow.methods.variants import UNTRAINED_VARIANTS, VARIANTS
 
 
@@ -41,3 +48,28 @@ def test_plain_names_are_as_published() -> None:
     assert VARIANTS["reward-weighted-regression"](2.0) == RewardWeightedRegression(
         beta=2.0, weights="reward"
     )
+
+
+class _New(Matching):
+    name: ClassVar[str] = "new"
+
+    def value_estimator(self) -> Terminal:
+        return Terminal()
+
+
+def test_a_new_method_of_the_list_runs_everywhere_before_it_has_a_line_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As CONTRIBUTING.md promises: one file and one line, and every command knows it by name."""
+    monkeypatch.setitem(METHODS, "new", _New)
+    assert contender("new").method(2.0) == _New(beta=2.0)
+    check_entrant("new")
+    assert entrant_method("new") == _New(beta=1.0)
+    given = entrant_settings("new", 2.0, None)["method"]
+    assert given == {"name": "new", "beta": 2.0}
+
+
+def test_what_has_no_defaults_is_not_taken_by_name() -> None:
+    for refuse in (contender, check_entrant):
+        with pytest.raises(UserError, match="no method 'value-matching' here"):
+            refuse("value-matching")

@@ -9,7 +9,7 @@ from typing import Any
 from nablaflow.errors import UserError, nearest
 from nablaflow.methods import BestOfN, Method, Untrained
 from nablaflow.methods.own import load_method
-from nablaflow.methods.variants import UNTRAINED_VARIANTS, VARIANTS
+from nablaflow.methods.variants import UNTRAINED_VARIANTS, VARIANTS, without_variant
 from nablaflow.rewards.custom import is_custom
 
 Changes = Mapping[str, Any]
@@ -82,7 +82,7 @@ ENTRANTS: dict[str, Entrant] = {
 """By name; adding an entrant is one line here."""
 
 OWN = Entrant("", 3e-3)
-"""How a method of the user's own is trained, ``path/to/file.py:Class`` by name."""
+"""How a method of the user's own is trained, or one of the list that has no line above yet."""
 
 SHARES = (0.25, 0.5, 1.0, 2.0)
 
@@ -104,15 +104,19 @@ DEFAULT = ("residual-nabla-db", "adjoint-matching", "ddpo", "draft", "best-of-n"
 def check_entrant(name: str) -> None:
     """Raise `UserError` where there is none of the name, and the user's own class is not whole."""
     known = [*ENTRANTS, *BYSTANDERS]
-    if is_custom(name):
-        load_method(name)
-    elif name not in known:
+    if _own(name) is None and name not in known:
         raise UserError(f"--method: no method {name!r} here; {nearest(name, known)}")
 
 
 def entrant_method(name: str) -> Method:
     """A trained entrant's method at beta 1, or the user's own."""
-    return load_method(name)(beta=1.0) if is_custom(name) else ENTRANTS[name].method(1.0)
+    own = _own(name)
+    return ENTRANTS[name].method(1.0) if own is None else own(beta=1.0)
+
+
+def _own(name: str) -> type[Method] | None:
+    """The class of a method that is trained as `OWN` is; None for those of the lists above."""
+    return load_method(name) if is_custom(name) else without_variant(name)
 
 
 def entrant_settings(name: str, beta: float, learning_rate: float | None) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def entrant_settings(name: str, beta: float, learning_rate: float | None) -> dic
     Args:
         learning_rate: in place of the entrant's own.
     """
-    entrant = OWN if is_custom(name) else ENTRANTS[name]
+    entrant = ENTRANTS[name] if _own(name) is None else OWN
     own = {"name": name, "beta": beta}
     rate = entrant.learning_rate if learning_rate is None else learning_rate
     return {

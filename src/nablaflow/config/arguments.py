@@ -47,6 +47,23 @@ class CompareArguments(Settings):
     metrics: list[str]
 
 
+class ProblemArguments(Settings):
+    """Of `nablaflow.exact.Problem`, whose own checks say how large they may be."""
+
+    beta: float = Field(allow_inf_nan=True)
+    steps: int
+    name: str
+
+
+class LabArguments(Settings):
+    """Of `nablaflow.exact.evaluate`, whose own checks say how many are enough."""
+
+    updates: int
+    batch: int
+    n: int
+    seed: Seed
+
+
 Arguments = TypeVar("Arguments", bound=Settings)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nablaflow.errors import UserError, nearest
+from nablaflow.errors import UserError, nearest, show
 from nablaflow.exact.mixture import GaussianMixture
 from nablaflow.exact.problem import Problem
 from nablaflow.exact.random_problems import random_number, random_problem
@@ -85,17 +85,22 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 """Adding a problem is one function and one line here."""
 
 
-def named_problem(name: str) -> Problem:
+def named_problem(name: str, field: str = "name") -> Problem:
     """A problem of the list, or ``random-<number>``.
+
+    Args:
+        field: what the name is called where it comes from.
 
     Raises:
         UserError: there is none of the name.
     """
+    if not isinstance(name, str):
+        raise UserError(f"{field}: must be a problem's name, not {show(name)}")
     number = random_number(name)
     if number is not None:
         return random_problem(number)
     if name.startswith("random"):
-        raise UserError(f"--problem: no problem {name!r}; random ones are random-0, random-1, ...")
+        raise UserError(f"{field}: no problem {name!r}; random ones are random-0, random-1, ...")
     if name not in PROBLEMS:
-        raise UserError(f"--problem: no problem {name!r}; {nearest(name, PROBLEMS)}")
+        raise UserError(f"{field}: no problem {name!r}; {nearest(name, PROBLEMS)}")
     return PROBLEMS[name]()

@@ -11,7 +11,7 @@ from nablaflow.exact.training import LabSettings
 from nablaflow.methods import Method, Untrained
 from nablaflow.methods.contract import check_noise
 from nablaflow.methods.own import load_method
-from nablaflow.methods.variants import UNTRAINED_VARIANTS, VARIANTS
+from nablaflow.methods.variants import UNTRAINED_VARIANTS, VARIANTS, without_variant
 from nablaflow.rewards.custom import is_custom
 
 
@@ -97,8 +97,11 @@ def fits(each: Contender, process: ReverseProcess) -> None:
     method.check(process, flow=method.uses_flow, on_policy=on_policy)
 
 
-def contender(name: str) -> Contender:
+def contender(name: str, field: str = "--method") -> Contender:
     """A contender of the list, or a method of the user's own, ``path/to/file.py:Class``.
+
+    Args:
+        field: what the name is called where it comes from.
 
     Raises:
         UserError: there is none of the name, or the class is not whole.
@@ -106,6 +109,9 @@ def contender(name: str) -> Contender:
     if is_custom(name):
         own = load_method(name)
         return Contender(lambda beta: own(beta=beta))
+    unlisted = without_variant(name)
+    if unlisted is not None:
+        return Contender(lambda beta: unlisted(beta=beta))
     if name not in CONTENDERS:
-        raise UserError(f"--method: no method {name!r} here; {nearest(name, CONTENDERS)}")
+        raise UserError(f"{field}: no method {name!r} here; {nearest(name, CONTENDERS)}")
     return CONTENDERS[name]

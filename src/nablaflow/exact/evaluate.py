@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nablaflow.errors import UserError
+from nablaflow.config.arguments import LabArguments, checked
+from nablaflow.errors import UserError, show
 from nablaflow.exact.contenders import CONTENDERS, DEFAULT, contender
 from nablaflow.exact.counter import PassCounter
 from nablaflow.exact.distances import (
@@ -108,6 +109,9 @@ def evaluate(
     Raises:
         UserError: a mistake in any of these.
     """
+    if not isinstance(problem, Problem):
+        raise UserError(f"problem: {show(problem)} is none; give a nf.exact.Problem")
+    checked(LabArguments, updates=updates, batch=batch, n=n, seed=seed)
     for name, value, least in (("updates", updates, 0), ("batch", batch, 1), ("n", n, 100)):
         if value < least:
             raise UserError(f"{name}: {value} is too few; use {least} or more")
@@ -231,6 +235,8 @@ def _chosen(
     problem: Problem, method: Method | Untrained | str | None, settings: LabSettings | None
 ) -> tuple[str, Method | Untrained, LabSettings]:
     """The method's label, itself, and how it is trained."""
+    if not isinstance(settings, LabSettings | None):
+        raise UserError(f"settings: must be nf.exact.LabSettings(…), not {show(settings)}")
     if isinstance(method, Method | Untrained):
         beta = getattr(method, "beta", problem.beta)
         if beta != problem.beta:
@@ -239,5 +245,7 @@ def _chosen(
             )
         return method.name, method, settings or _tuned(method)
     name = DEFAULT if method is None else method
-    found = contender(name)
+    if not isinstance(name, str):
+        raise UserError(f"method: must be a name or a method with its beta, not {show(method)}")
+    found = contender(name, "method")
     return name, found.method(problem.beta), settings or found.settings

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, show
 
 Points = Float[Tensor, "batch dim"]
 AlphaBar = float | Float[Tensor, "batch"]
@@ -28,6 +29,8 @@ def as_float64(name: str, value: Any) -> Tensor:
     """
     if isinstance(value, (list, tuple)):
         value = [part.tolist() if hasattr(part, "tolist") else part for part in value]
+    if "complex" in str(getattr(value, "dtype", "")):  # torch would drop the imaginary part
+        raise UserError(f"{name}: holds complex numbers; give real ones")
     try:
         tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -101,7 +104,12 @@ class GaussianMixture:
         )
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Points:
-        """``n`` independent points, float64; without a generator torch's global one is used."""
+        """``n`` independent points, float64; without a generator torch's global one is used.
+
+        Raises:
+            UserError: ``n`` is no whole number of at least 1.
+        """
+        check_count(n)
         which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.dim, dtype=torch.float64, generator=generator)
         x = torch.empty_like(noise)
@@ -115,7 +123,7 @@ class GaussianMixture:
         """Log density of the noised mixture at ``x``, in the dtype of ``x``.
 
         Raises:
-            UserError: the points are of another dimension.
+            UserError: they are no points of this dimension.
         """
         joint, _, _ = self._joint(x, alpha_bar)
         return joint.logsumexp(1)
@@ -141,8 +149,7 @@ class GaussianMixture:
 
     def _joint(self, x: Points, alpha_bar: AlphaBar) -> tuple[Tensor, Tensor, Tensor]:
         """Log of weight times density, coordinates along the axes, and precisions along them."""
-        if x.shape[1] != self.dim:  # one column would be broadcast
-            raise UserError(f"x: of dimension {x.shape[1]}; the mixture is of dimension {self.dim}")
+        check_points(x, self.dim, "mixture")  # one column would be broadcast
         levels = torch.as_tensor(alpha_bar, dtype=x.dtype, device=x.device).reshape(-1, 1, 1)
         means, axes = self.means.to(x), self.axes.to(x)
         centred = x[:, None] - levels.sqrt() * means
@@ -151,6 +158,21 @@ class GaussianMixture:
         exponent = -0.5 * (coordinates.square() * precisions - precisions.log()).sum(2)
         constant = self.weights.to(x).log() - 0.5 * self.dim * torch.log(x.new_tensor(2 * torch.pi))
         return exponent + constant, coordinates, precisions
+
+
+def check_count(n: Any) -> None:
+    """Raise `UserError` unless so many points can be drawn."""
+    if not isinstance(n, Integral) or n < 1:
+        raise UserError(f"n: {show(n)}; give a whole number of at least 1")
+
+
+def check_points(x: Any, dim: int, what: str) -> None:
+    """Raise `UserError` unless these are points of the dimension of a mixture or a reward."""
+    if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
+        found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else show(x)
+        raise UserError(f"x: {found}; give a tensor of real numbers, (batch, dim)")
+    if x.shape[1] != dim:
+        raise UserError(f"x: of dimension {x.shape[1]}; the {what} is of dimension {dim}")
 
 
 def _checked_weights(weights: Tensor, components: int) -> Tensor:

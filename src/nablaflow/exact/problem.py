@@ -8,8 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from nablaflow.config.arguments import ProblemArguments, checked
 from nablaflow.diffusion import ReverseProcess
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, show
 from nablaflow.exact.mixture import GaussianMixture, Points
 from nablaflow.exact.paths import PATHS, TIMESTEPS, NoisePath, Sampling
 from nablaflow.exact.process import exact_process
@@ -35,8 +36,8 @@ class Problem:
         sampler: of the path; None: its default.
 
     Raises:
-        UserError: the tilt cannot be normalised, dimensions disagree, fewer than 2 steps, more
-            than the schedule has, or a path, sampler or variance that is none.
+        UserError: the tilt cannot be normalised, dimensions or types disagree, fewer than 2 steps,
+            more than the schedule has, or a path, sampler or variance that is none.
     """
 
     prior: GaussianMixture
@@ -49,6 +50,14 @@ class Problem:
     sampler: str | None = None
 
     def __post_init__(self) -> None:
+        checked(ProblemArguments, beta=self.beta, steps=self.steps, name=self.name)
+        if not isinstance(self.prior, GaussianMixture):
+            raise UserError(f"prior: {show(self.prior)} is none; give a nf.exact.GaussianMixture")
+        if not isinstance(self.reward, ExactReward):
+            raise UserError(
+                f"reward: of {show(self.reward)} no tilt is known; give a LinearReward, "
+                "QuadraticReward or BumpReward of nf.exact"
+            )
         if self.steps < 2:
             raise UserError(f"steps: {self.steps}; a sampler has at least 2")
         if self.steps > TIMESTEPS:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nablaflow.errors import UserError
-from nablaflow.exact.mixture import GaussianMixture, Points
+from nablaflow.exact.mixture import GaussianMixture, Points, check_count
 
 NORMALISER_SAMPLES = 2**18
 LEAST_ACCEPTANCE = 1e-4
@@ -72,7 +72,12 @@ class RejectionTilt:
         return self.prior.log_prob(x) + self.log_tilt(x) - self.log_normaliser
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Points:
-        """``n`` independent points, float64; without a generator torch's global one is used."""
+        """``n`` independent points, float64; without a generator torch's global one is used.
+
+        Raises:
+            UserError: ``n`` is no whole number of at least 1.
+        """
+        check_count(n)
         kept: list[Tensor] = []
         missing = n
         while missing > 0:

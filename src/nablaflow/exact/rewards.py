@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nablaflow.errors import UserError
-from nablaflow.exact.mixture import GaussianMixture, Points, as_float64
+from nablaflow.errors import UserError, show
+from nablaflow.exact.mixture import GaussianMixture, Points, as_float64, check_points
 from nablaflow.exact.rejection import RejectionTilt, Target
 
 _SINGULAR = 1e-12  # the least precision over the largest: with less a covariance is rounding
@@ -67,6 +68,7 @@ class QuadraticReward:
         return len(self.b)
 
     def __call__(self, x: Points) -> Float[Tensor, "batch"]:
+        check_points(x, self.dim, "reward")
         A, b = self.A.to(x), self.b.to(x)
         return x @ b - 0.5 * ((x @ A) * x).sum(1)
 
@@ -77,7 +79,13 @@ class QuadraticReward:
         multiplied by |S P|^-1/2 exp of half the difference of the squared norms.
         """
         means, covariances, log_weights = self._components(prior, beta)
-        return GaussianMixture(means, covariances, log_weights.softmax(0))
+        weights = log_weights.softmax(0)
+        if not (means.isfinite().all() and weights.isfinite().all()):
+            raise UserError(
+                f"beta: {beta:g} is too much, the tilt's means or weights are no finite numbers; "
+                "use a smaller one"
+            )
+        return GaussianMixture(means, covariances, weights)
 
     def log_normaliser(self, prior: GaussianMixture, beta: float) -> float:
         """Log of E exp(beta r) under the prior.
@@ -148,7 +156,7 @@ class BumpReward:
     Args:
         centers: (bump, dim).
         heights: (bump,).
-        width: w, in the units of x.
+        width: w, a number, in the units of x.
 
     Raises:
         UserError: they do not fit together.
@@ -164,8 +172,9 @@ class BumpReward:
                 f"heights: shape {tuple(self.heights.shape)} for centers of shape "
                 f"{tuple(shape)}; give (bump,) and (bump, dim)"
             )
-        if not 0 < width < math.inf:
-            raise UserError(f"width: {width:g}; give a length above 0")
+        if not (isinstance(width, Real) and 0 < width < math.inf):
+            said = f"{width:g}" if isinstance(width, Real) else show(width)
+            raise UserError(f"width: {said}; give a length above 0")
         self.width = width
 
     @property
@@ -173,6 +182,7 @@ class BumpReward:
         return self.centers.shape[1]
 
     def __call__(self, x: Points) -> Float[Tensor, "batch"]:
+        check_points(x, self.dim, "reward")
         squares = (x[:, None] - self.centers.to(x)).square().sum(2)
         return (-0.5 * squares / self.width**2).exp() @ self.heights.to(x)
 

@@ -216,7 +216,7 @@ class LabStudy(Study[LabCell]):
 @cache
 def _problem(name: str, steps: int, sampling: Sampling) -> Problem:
     """With what it has found out about itself, which takes seconds for some."""
-    return replace(named_problem(name), steps=steps, **vars(sampling))
+    return replace(named_problem(name, "--problem"), steps=steps, **vars(sampling))
 
 
 def _suits(each: Contender, process: ReverseProcess) -> bool:

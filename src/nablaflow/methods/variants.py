@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from nablaflow.methods import METHODS
 from nablaflow.methods.adjoint_matching import AdjointMatching
 from nablaflow.methods.alignprop import AlignProp
 from nablaflow.methods.best_of_n import BestOfN
@@ -75,3 +76,15 @@ UNTRAINED_VARIANTS: Mapping[str, Callable[[float], Untrained]] = {
     "guided-sampling-exact": lambda beta: GuidedSampling(beta=beta, gamma="one", step="exact"),
 }
 """The same of the references that train nothing."""
+
+
+def without_variant(name: str) -> type[Method] | None:
+    """A method of the list that has no line above yet, if beta is all it needs; else None.
+
+    So a new one runs in laboratory and comparison at once, with the settings of any other.
+    """
+    kind = METHODS.get(name)
+    if kind is None or name in VARIANTS:
+        return None
+    needed = {key for key, field in kind.model_fields.items() if field.is_required()}
+    return kind if needed <= {"beta"} else None

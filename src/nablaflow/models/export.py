@@ -55,7 +55,7 @@ def _with_config(model: PipelineModel) -> Any:
     return network
 
 
-def save_policy(model: PipelineModel, source: ModelSource, folder: Path) -> Path:
+def save_policy(model: PipelineModel, source: ModelSource, folder: str | Path) -> Path:
     """Write the policy: ``folder/lora`` where a stock pipeline takes one, else ``folder/model``.
 
     Args:
@@ -68,7 +68,7 @@ def save_policy(model: PipelineModel, source: ModelSource, folder: Path) -> Path
         ExportError: the image of the stock pipeline differs; nothing is left behind.
         UserError: the disk is full.
     """
-    as_lora = model.saves_lora
+    as_lora, folder = model.saves_lora, Path(folder)
     final = folder / ("lora" if as_lora else "model")
     partial = folder / f".partial-{final.name}"
     remove_tree(partial)

@@ -13,6 +13,7 @@ from nablaflow.config.settings import OptimizerSettings
 from nablaflow.methods import Losses, Method, Networks, TrainingBatch
 from nablaflow.models.adapters import trainable_parameters, trainable_state
 from nablaflow.models.divided import whole_of
+from nablaflow.training.asked import check_decay
 from nablaflow.training.eight_bit import eight_bit_adamw
 
 
@@ -155,13 +156,18 @@ class Average:
     """An exponential moving average of a network's parameters that train.
 
     Args:
+        decay: share of the old average that an update keeps, from 0 up to, but not, 1.
         into: a copy of the network that holds it; None: plain tensors do.
 
     Attributes:
         values: the average, by the parameters' names.
+
+    Raises:
+        UserError: a decay with which it would not follow the network.
     """
 
     def __init__(self, network: nn.Module, decay: float, into: nn.Module | None = None) -> None:
+        check_decay(decay)
         self._network, self._decay = network, decay
         self.values = trainable_state(network)
         if into is not None:

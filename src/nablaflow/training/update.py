@@ -35,6 +35,7 @@ from nablaflow.estimators.pull import PullSamples, pull_samples
 from nablaflow.methods import Method
 from nablaflow.models import Condition, OldPolicy
 from nablaflow.rewards.contract import FoundOfAny
+from nablaflow.training.asked import check_credits, check_rollout
 from nablaflow.training.optimization import Objective
 from nablaflow.training.rollout import Rollout
 from nablaflow.training.scoring import ScoringAhead
@@ -79,9 +80,11 @@ class Update:
             size: trajectories at once, which takes a generator for each; None: all.
 
         Raises:
-            UserError: the reward breaks its contract, or one generator is given for parts.
+            UserError: the reward breaks its contract, prompts, noise and transitions do not fit
+                together, or one generator is given for parts.
             FloatingPointError: a state is not finite, so that no reward is blamed for it.
         """
+        check_rollout(prompts, noise, keep, self.model.process.steps, size)
         return self.scored(self.sampled(prompts, noise, keep, size), size)
 
     @torch.no_grad()
@@ -240,9 +243,10 @@ class Update:
             size: trajectories whose value gradients are found at once; None: all.
 
         Raises:
-            UserError: the reward's gradient is not finite.
+            UserError: the reward's gradient is not finite, or the credits are of another number.
             FloatingPointError: it is, and what the networks make of it is not.
         """
+        check_credits(credits, len(rollout))
         if self.method.needs_states:
             # Those of a trajectory together: a part of the batch then goes along as few as can be.
             order = rollout.transitions.trajectory.argsort(stable=True)

@@ -1,0 +1,62 @@
+"""A loop of one's own that asks for what does not fit together is told so, before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from torch import nn
+
+from nablaflow.training import Average
+from nablaflow.training.asked import check_credits, check_decay, check_rollout
+from tests.support.mistakes import line_of
+
+ASKED: dict[str, Any] = {
+    "prompts": ["a", "b"],
+    "noise": torch.Generator(),
+    "keep": torch.tensor([[1, 5], [2, 4]]),
+    "steps": 5,
+    "size": None,
+}
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook, where nothing holds the arguments against the annotations."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"prompts": "ab"}, "prompts: must be a list of texts, one or more, not 'ab'"),
+        ({"prompts": []}, "prompts: must be a list of texts, one or more, not []"),
+        ({"prompts": ["a", 3]}, "prompts: must be a list of texts, one or more, not ['a', 3]"),
+        ({"prompts": ["a"]}, "keep: of shape (2, 2) for 1 prompts; give method.draw(1, "),
+        ({"keep": torch.tensor([1, 2])}, "keep: of shape (2,) for 2 prompts; give method.draw(2, "),
+        ({"keep": None}, "keep: null for 2 prompts; give method.draw(2, "),
+        ({"keep": torch.tensor([[0], [1]])}, "keep: names steps outside 1 to 5"),
+        ({"keep": torch.tensor([[1], [6]])}, "keep: names steps outside 1 to 5"),
+        ({"noise": None}, "noise: null for 2 prompts; give one generator, or one for each"),
+        ({"noise": [torch.Generator()]}, "noise: 1 generators for 2 prompts; give one generator"),
+        ({"size": 0}, "size: 0; give 1 or more, or None for all at once"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_one_line(given: dict[str, Any], line: str) -> None:
+    check_rollout(**ASKED)
+    assert line_of(lambda: check_rollout(**(ASKED | given))).startswith(line)
+
+
+def test_credits_are_one_for_each_trajectory() -> None:
+    check_credits(None, 2)
+    check_credits(torch.ones(2), 2)
+    assert line_of(lambda: check_credits(torch.ones(5), 2)).startswith("credits: of shape (5,) for")
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan"), "a", None, True])
+def test_an_average_that_would_not_follow_is_refused(decay: Any) -> None:
+    check_decay(0)
+    assert line_of(lambda: Average(nn.Linear(1, 1), decay)).startswith("decay: ")
