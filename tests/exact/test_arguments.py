@@ -18,7 +18,7 @@ from nablaflow.exact import (
     evaluate,
     named_problem,
 )
-from nablaflow.exact.training import GAMMA_SEED, GAMMA_TRAJECTORIES, VALUE_SAMPLES
+from nablaflow.exact.training import before_training
 from nablaflow.methods import AdjointMatching
 from tests.support.mistakes import line_of
 
@@ -110,9 +110,7 @@ def test_the_rest() -> None:
 
 
 def test_what_is_measured_before_a_training_has_noise_of_its_own() -> None:
-    """The CPU's generator reads 32 bits: a seed above them is one that a training has."""
-    first = [torch.Generator().manual_seed(seed) for seed in (0, GAMMA_SEED)]
-    drawn = [torch.randn(4, generator=generator) for generator in first]
-    assert not torch.equal(*drawn)
-    last = GAMMA_SEED + max(GAMMA_TRAJECTORIES, VALUE_SAMPLES)
-    assert last < 2**32
+    """The CPU's generator reads 32 bits of a seed; those of the trainings are small numbers."""
+    read = [{seed % 2**32 for seed in before_training(own, 256)} for own in (0, 1)]
+    assert not read[0] & read[1]
+    assert not (read[0] | read[1]) & set(range(1000))

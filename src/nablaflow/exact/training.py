@@ -30,6 +30,7 @@ from nablaflow.methods import Method, Networks
 from nablaflow.methods.contract import check_noise
 from nablaflow.models import LogFlow
 from nablaflow.rewards import NamedReward
+from nablaflow.seeds import stream
 from nablaflow.settings import Settings
 from nablaflow.training.optimization import (
     Average,
@@ -42,8 +43,6 @@ from nablaflow.training.update import Update
 
 GAMMA_TRAJECTORIES = 1024
 VALUE_SAMPLES = 8192
-# Apart from the seeds of trainings. The CPU's generator reads 32 bits of a seed, so not above them.
-GAMMA_SEED = 2**31
 
 
 class LabSettings(Settings):
@@ -92,12 +91,20 @@ class Trained:
     records: list[dict[str, float]]
 
 
+def before_training(seed: int, trajectories: int) -> list[int]:
+    """Seeds of what a method is shown of the reference beforehand, others for each training.
+
+    Of all figures of such a method their draw is the largest part of the error.
+    """
+    return [stream("reference of the laboratory", seed, row) for row in range(trajectories)]
+
+
 def _fitted(
     network: LogFlow, model: MixtureModel, reward: NamedReward, beta: float, seed: int
 ) -> LogFlowFit:
     """The value that a method has fitted to the reference before the first update."""
     n, prompts = VALUE_SAMPLES, [""] * VALUE_SAMPLES
-    x0, rewards = draw_reference(model, reward, prompts, [GAMMA_SEED + i for i in range(n)], n)
+    x0, rewards = draw_reference(model, reward, prompts, before_training(seed, n), n)
     samples = ReferenceSamples.of(model, x0, rewards, prompts)
     generator = torch.Generator().manual_seed(seed)
     return fit_log_flow(network, model, reward, beta, samples, generator)
@@ -130,7 +137,7 @@ class LabTrainer:
         reward = problem.named_reward()
         gamma = None
         if method.needs_measured_gamma:
-            seeds = [GAMMA_SEED + row for row in range(GAMMA_TRAJECTORIES)]
+            seeds = before_training(seed, GAMMA_TRAJECTORIES)
             gamma = measure_gamma(self.model, reward, [""] * len(seeds), seeds, batch=len(seeds))
         fit = None
         if method.needs_log_flow:
