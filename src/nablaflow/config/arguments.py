@@ -105,6 +105,15 @@ def folder_of_run(value: Any) -> Path:
     Raises:
         UserError: it is no path.
     """
+    return place("run", value, "a run or the folder of one")
+
+
+def place(name: str, value: Any, kind: str = "a path") -> Path:
+    """An argument that is a path.
+
+    Raises:
+        UserError: it is none.
+    """
     if not isinstance(value, str | Path):
-        raise UserError(f"run: must be a run or the folder of one, not {show(value)}")
+        raise UserError(f"{name}: must be {kind}, not {show(value)}")
     return at_home(value)
