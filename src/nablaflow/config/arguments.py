@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from nablaflow.config.settings import Count, Positive, Seed
+from nablaflow.config.values import check_text
 from nablaflow.errors import UserError, one_line, show
 from nablaflow.places import at_home
 from nablaflow.settings import Settings, explain
@@ -96,6 +97,8 @@ def texts(prompts: Any) -> list[str]:
     found = names(() if prompts is None else prompts)
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise UserError(f"prompts: must be a text or a list of texts, not {show(prompts)}")
+    for text in found:
+        check_text("prompts", text)
     return found
 
 

@@ -281,6 +281,8 @@ def _write(images: Images, prompts: list[str], out: Path) -> Written:
 
 def image_name(index: int, prompt: str) -> str:
     """Of an image's file: its place, and the words of its prompt."""
+    of_files = sys.getfilesystemencoding()
+    prompt = prompt.encode(of_files, "replace").decode(of_files)  # ? for what no name can hold
     words = "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60]
     words = words.encode()[:120].decode(errors="ignore")  # a name has room for 255 bytes
     return f"{index:04d}-{words or 'image'}.png"
