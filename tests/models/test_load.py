@@ -108,7 +108,7 @@ def test_a_path_is_a_folder_and_never_a_hub_id(
 ) -> None:
     folder = next(iter(folders.values()))
     assert load_pipeline(folder).components
-    with pytest.raises(UserError, match="there is no folder /.*owner/name"):
+    with pytest.raises(UserError, match=r"there is no folder /.*owner/name"):
         load_pipeline(Path("owner/name"))
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(UserError, match="model: must be a folder, a file or a hub id, not 3"):
