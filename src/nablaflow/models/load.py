@@ -145,6 +145,10 @@ def check_is_there(model: str) -> bool:
     if model.startswith((LIVE, RANDOM)) or at_home(model).exists():
         return True
     if not is_hub_id(model):
+        if model.endswith("@") and is_hub_id(model[:-1]):
+            raise UserError(
+                f"model: {model} names no revision; give a branch, a tag or a commit after the @"
+            )
         raise UserError(f"model: there is no folder {model}; check the path, or give a hub id")
     return False
 
