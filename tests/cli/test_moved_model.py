@@ -155,9 +155,7 @@ def test_of_the_hub_it_stays_at_the_commit_that_it_was_begun_with(
     assert drawn.exit_code == 0, drawn.stderr
 
 
-def test_so_it_does_at_a_branch_or_a_tag(
-    cli: Cli, recipe: Path, here: Path, on_hub: Path
-) -> None:
+def test_so_it_does_at_a_branch_or_a_tag(cli: Cli, recipe: Path, here: Path, on_hub: Path) -> None:
     (on_hub / "refs" / "v1").write_text(COMMITS[0])
     begun = ("train", recipe, "model=owner/name@v1", "output_dir=run")
     assert cli(*begun, "training.updates=1").exit_code == 0

@@ -25,7 +25,12 @@ def test_a_reward_that_was_changed_is_told(cli: Cli, recipe: Path, here: Path) -
         done = cli(*given, f"training.updates={updates}", *resumed)
         assert done.exit_code == 0, done.stderr
         told[updates] = done.stderr
-    assert [LINE.format(file=file, update=n - 1) in told[n] for n in told] == [False, False, True, False]
+    assert [LINE.format(file=file, update=n - 1) in told[n] for n in told] == [
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_each_file_is_told_once_and_prompts_are_files_too(
