@@ -85,6 +85,7 @@ def test_other_prompts_leave_the_tilt_out(run: Path, cli: Cli, here: Path):
     [
         (("--metrics", "diversty"), ["--metrics", "did you mean diversity?"]),
         (("--features", "pixel"), ["--features", "did you mean pixels?"]),
+        (("--metrics", ""), ["--metric", "is empty"]),
         (("--metrics", "frechet"), ["frechet", "--n 193"]),
         (("--metrics", "precision"), ["precision", "--n 20"]),
         (("--n", "6", "--metrics", "vendi"), ["vendi", "--n 8"]),

@@ -155,6 +155,21 @@ def test_of_the_hub_it_stays_at_the_commit_that_it_was_begun_with(
     assert drawn.exit_code == 0, drawn.stderr
 
 
+def test_so_it_does_at_a_branch_or_a_tag(cli: Cli, recipe: Path, here: Path, on_hub: Path) -> None:
+    (on_hub / "refs" / "v1").write_text(COMMITS[0])
+    begun = ("train", recipe, "model=owner/name@v1", "output_dir=run")
+    assert cli(*begun, "training.updates=1").exit_code == 0
+    (on_hub / "refs" / "v1").write_text(COMMITS[1])
+    done = cli(*begun, "training.updates=2", "--resume")
+    assert done.exit_code == 0, done.stderr
+    loaded = f"from_pretrained(&#x27;owner/name&#x27;, revision=&#x27;{COMMITS[0]}&#x27;, "
+    assert loaded in (here / "run" / "report.html").read_text()
+    drawn = cli("sample", "run", "--n", "1", "--out", "seen")
+    assert drawn.exit_code == 0, drawn.stderr
+    refused = cli("sample", "run", f"model=owner/name@{COMMITS[1]}", "--out", "other")
+    assert f"is not commit {COMMITS[0]} on the hub" in refused.stderr
+
+
 def test_its_recipe_begins_another_run_with_another_model(
     cli: Cli, run: Path, tmp_path: Path, here: Path
 ) -> None:

@@ -11,7 +11,7 @@ from tests.cli.conftest import Cli
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
 REWARD = "def score(images, prompts):\n    return {scale} * images.mean((1, 2, 3))\n"
-LINE = "mine.py:score: its file is not what the run had before; from update {update} on it is"
+LINE = "{file}: this file is not what the run had before; from update {update} on what is there"
 
 
 def test_a_reward_that_was_changed_is_told(cli: Cli, recipe: Path, here: Path) -> None:
@@ -25,7 +25,32 @@ def test_a_reward_that_was_changed_is_told(cli: Cli, recipe: Path, here: Path) -
         done = cli(*given, f"training.updates={updates}", *resumed)
         assert done.exit_code == 0, done.stderr
         told[updates] = done.stderr
-    assert [LINE.format(update=n - 1) in told[n] for n in told] == [False, False, True, False]
+    assert [LINE.format(file=file, update=n - 1) in told[n] for n in told] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_each_file_is_told_once_and_prompts_are_files_too(
+    cli: Cli, recipe: Path, here: Path
+) -> None:
+    for name, text in (("mine.py", REWARD.format(scale=1)), ("p.txt", "a fox\na cat\n")):
+        (here / name).write_text(text)
+    given = ("train", recipe, "reward=mine.py:score + 0.5*warmth", "prompts=p.txt")
+    assert cli(*given, "training.updates=1").exit_code == 0
+    for name in ("mine.py", "p.txt"):
+        with (here / name).open("a") as file:
+            file.write("# more\n")
+    done = cli(*given, "training.updates=2", "--resume")
+    assert done.exit_code == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "what the run had before" in line]
+    assert sorted(told) == [
+        f"{name}: this file is not what the run had before; from update 1 on what is there now is "
+        "used"
+        for name in (str(here / "p.txt"), "mine.py")
+    ]
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", ""])
@@ -38,4 +63,4 @@ def test_where_it_is_not_known_it_is_not_taken_for_the_same(
     (here / "run" / "code.json").write_text(content)
     done = cli(*given, "training.updates=2", "--resume")
     assert done.exit_code == 0, done.stderr
-    assert LINE.format(update=1) in done.stderr
+    assert LINE.format(file=here / "mine.py", update=1) in done.stderr

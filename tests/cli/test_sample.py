@@ -13,6 +13,7 @@ from click.testing import Result
 from PIL import Image
 
 from nablaflow.models.adapters import FullAdapter, LoraAdapter
+from nablaflow.runs.sample import image_name
 from tests.support.cli_runs import train_far
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
@@ -62,6 +63,9 @@ def test_a_checkpoint_goes_by_its_update(images: Callable[..., bytes]):
         (("--checkpoint", "best"), "which a guard keeps"),
         (("--checkpoint", "step-7"), "one of step-000001, step-000002"),
         (("--checkpoint", "first"), "use last, best, reference"),
+        (("--sampler", "dim"), "unknown sampler 'dim'; did you mean ddim?"),
+        (("--sampler", "ddim"), "of flow matching also with euler"),
+        (("--height", "8"), "--height: a run is sampled as it was trained; leave it out"),
         (("--strength", "-1"), "from 0 on"),
         (("--strength", "nan"), "from 0 on"),
         (("--strength", "1e30"), "--strength: with 1e+30 of what was trained"),
@@ -117,3 +121,15 @@ def test_a_fully_trained_network_is_scaled_in_its_weights():
     torch.nn.init.constant_(adapter.network.weight, 6.0)
     adapter.scale(0.25)
     assert adapter.network.weight.item() == 3.0
+
+
+def test_a_name_holds_what_the_locale_has(monkeypatch: pytest.MonkeyPatch):
+    assert image_name(0, "ein grüner Kreis") == "0000-ein-grüner-Kreis.png"
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    assert image_name(0, "ein grüner Kreis") == "0000-ein-gr-ner-Kreis.png"
+
+
+def test_a_prompt_that_the_locale_cannot_read_is_one_line(cli: Cli):
+    result = cli("sample", "nano", "--prompt", "gr\udcc3\udcbcn")
+    assert result.exit_code == 2
+    assert "--prompt: holds half a character" in result.stderr

@@ -70,6 +70,21 @@ def test_a_mistake_is_one_line(override, line):
     assert refusal(override).startswith(line)
 
 
+def test_bytes_that_the_locale_has_not_are_told_as_such(monkeypatch: pytest.MonkeyPatch):
+    def line(text: str) -> str:
+        with pytest.raises(UserError) as caught:
+            load_config(None, [text], {})
+        return str(caught.value)
+
+    given = 'prompts=["gr\udcc3\udcbcn"]'
+    assert line(given).startswith("prompts: holds half a character")
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    assert line(given) == (
+        "prompts: the locale's encoding is ascii, and this text is not; set LC_ALL=C.UTF-8"
+    )
+    assert line("prompts=[a \ud800]").startswith("prompts: holds half a character")
+
+
 @pytest.mark.parametrize("key", ["reward", "prompts", "output_dir", "method", "training"])
 def test_what_is_required_is_named(key):
     values = {k: v for k, v in MINIMAL.items() if k != key}

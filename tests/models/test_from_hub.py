@@ -126,5 +126,6 @@ def test_a_revision_is_the_one_that_is_asked_for(snapshot: Path) -> None:
         found = load_pipeline(f"{REPO}{revision}")
         assert torch.equal(weights(found), weights(pipelines[commit]))
         assert from_hub.commit_on_hub(f"{REPO}{revision}") == commit
+    assert line_of(lambda: load_pipeline(f"{REPO}@")).startswith("model: owner/name@ names no re")
     line = line_of(lambda: load_pipeline(f"{REPO}@v2"))
     assert "`hf download owner/name --revision v2 --local-dir FOLDER`" in line

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
@@ -100,6 +101,18 @@ def test_a_damaged_folder_is_the_users_to_mend(
 def test_a_folder_that_does_not_exist_is_named(name: str) -> None:
     with pytest.raises(UserError, match=f"model: there is no folder {name}"):
         load_pipeline(name)
+
+
+def test_a_path_is_a_folder_and_never_a_hub_id(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = next(iter(folders.values()))
+    assert load_pipeline(folder).components
+    with pytest.raises(UserError, match=r"there is no folder /.*owner/name"):
+        load_pipeline(Path("owner/name"))
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(UserError, match="model: must be a folder, a file or a hub id, not 3"):
+        load_pipeline(3)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_file_is_not_a_model(tmp_path: Path) -> None:

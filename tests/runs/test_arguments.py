@@ -90,6 +90,19 @@ def test_compare_refuses_in_one_line(given: dict[str, Any], line: str, tmp_path:
     assert set(given) <= set(CompareArguments.model_fields)
 
 
+@pytest.mark.parametrize("value", [3, ["a"], b"a"], ids=str)
+def test_what_is_no_place_is_one_line(value: Any):
+    with pytest.raises(nf.UserError, match=r"^out: must be a path, not "):
+        nf.sample("nano", "a circle", n=1, out=value)
+    with pytest.raises(nf.UserError, match=r"^out: must be a path, not "):
+        nf.compare(methods="ddpo", out=value)
+
+
+def test_the_class_of_a_run_names_what_opens_one(tmp_path: Path):
+    with pytest.raises(nf.UserError, match=r"^Run: .* nf\.Run\.open\(folder\)"):
+        nf.Run(str(tmp_path))  # pyright: ignore[reportCallIssue]
+
+
 @pytest.mark.parametrize("value", [None, 3, ["a", "b"]])
 def test_what_is_no_run_is_one_line(value: Any):
     for function in (nf.Run.open, nf.evaluate, nf.compare):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jaxtyping
@@ -9,8 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from nablaflow.training import Average
-from nablaflow.training.asked import check_credits, check_decay, check_rollout
+from nablaflow.methods import Networks, TerminalMatching
+from nablaflow.models import DiffusionModel
+from nablaflow.rewards import load
+from nablaflow.training import Average, Update
+from nablaflow.training.asked import (
+    check_credits,
+    check_decay,
+    check_objects,
+    check_rollout,
+    check_size,
+)
 from tests.support.mistakes import line_of
 
 ASKED: dict[str, Any] = {
@@ -20,6 +30,8 @@ ASKED: dict[str, Any] = {
     "steps": 5,
     "size": None,
 }
+
+METHOD = TerminalMatching(beta=4.0)
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +66,47 @@ def test_credits_are_one_for_each_trajectory() -> None:
     check_credits(None, 2)
     check_credits(torch.ones(2), 2)
     assert line_of(lambda: check_credits(torch.ones(5), 2)).startswith("credits: of shape (5,) for")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_credit_that_is_not_finite_ends_the_update(value: float) -> None:
+    with pytest.raises(FloatingPointError, match="the credit of a trajectory"):
+        check_credits(torch.tensor([1.0, value]), 2)
+
+
+def test_a_size_is_one_or_more() -> None:
+    check_size(None)
+    for size in (0, -1):
+        assert line_of(lambda size=size: check_size(size)).startswith(f"size: {size}; give 1 or")
+
+
+class Model(DiffusionModel):
+    """None of it is used."""
+
+
+Model.__abstractmethods__ = frozenset()
+NETWORKS = Networks(Model.__new__(Model), load("warmth"))
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "line"),
+    [
+        (TerminalMatching, {}, "method: must be a method with its settings, such as Term"),
+        ("terminal", {}, "method: must be a method with its settings, such as Terminal"),
+        (METHOD, {"model": "nano"}, "Networks: model: must be what nablaflow.models.load_model"),
+        (METHOD, {"reward": "warmth"}, "Networks: reward: must be what nablaflow.rewards.load"),
+        (METHOD, {"reward": sum}, "Networks: reward: must be what nablaflow.rewards.load"),
+    ],
+    ids=str,
+)
+def test_an_update_is_of_a_method_and_networks(
+    method: Any, given: dict[str, Any], line: str
+) -> None:
+    check_objects(METHOD, NETWORKS)
+    networks = replace(NETWORKS, **given)
+    assert line_of(lambda: Update(method, networks)).startswith(line)
+    bare: Any = NETWORKS.model
+    assert line_of(lambda: Update(METHOD, bare)).startswith("networks: must be Networks(model, ")
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan"), "a", None, True])

@@ -8,9 +8,8 @@ from pathlib import Path
 from nablaflow.api.given import parts_of, those_given
 from nablaflow.comparison import Outcome, compare_asked
 from nablaflow.comparison.writing import write_outcome
-from nablaflow.config.arguments import CompareArguments, checked, names
+from nablaflow.config.arguments import CompareArguments, checked, names, place
 from nablaflow.errors import in_python
-from nablaflow.places import at_home
 from nablaflow.runs.run import Run
 from nablaflow.runs.surroundings import surrounded
 
@@ -55,7 +54,7 @@ def compare(
     Raises:
         UserError: a mistake in any of these.
     """
-    folder = at_home(out)
+    folder = place("out", out)
     lists = {"methods": names(methods), "reward": names(reward), "metrics": names(metrics)}
     given = {"seeds": seeds, "minutes": minutes, "beta": beta, "n": n, "held_out": held_out}
     asked = checked(CompareArguments, **lists, **given)

@@ -8,10 +8,9 @@ from pathlib import Path
 from PIL.Image import Image
 
 from nablaflow.api.given import Model, model_of, those_given
-from nablaflow.config.arguments import SampleArguments, checked, texts
+from nablaflow.config.arguments import SampleArguments, checked, place, texts
 from nablaflow.errors import in_python
 from nablaflow.models import ModelSource
-from nablaflow.places import at_home
 from nablaflow.report.pictures import to_picture
 from nablaflow.runs.run import Run
 from nablaflow.runs.sample import check_out, sample_images, write_images
@@ -53,7 +52,7 @@ def sample(
     Raises:
         UserError: a mistake in any of these.
     """
-    folder = None if out is None else at_home(out)
+    folder = None if out is None else place("out", out)
     if folder is not None:
         check_out(folder, overwrite=overwrite)
     given = {"sampler": sampler, "height": height, "width": width}

@@ -86,13 +86,13 @@ def compare(
         folders, changed = _parted(runs or [])
         outcomes = compare_asked(
             folders,
-            listed(method),
-            listed(reward),
+            listed("--method", method),
+            listed("--reward", reward),
             out,
             training={name: value for name, value in given.items() if value is not None},
             n=n,
             held_out=held_out,
-            metrics=listed(metrics),
+            metrics=listed("--metrics", metrics),
             settings=changed,
             overwrite=overwrite,
             trusted=trust_run,

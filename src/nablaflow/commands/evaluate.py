@@ -86,7 +86,7 @@ def evaluate(
             folder,
             n,
             features=features,
-            metrics=listed(metric) or None,
+            metrics=listed("--metric", metric) or None,
             only_last=checkpoints is Checkpoints.last,
             prompts=None if prompts is None else given_prompts(prompts),
             settings=settings or [],

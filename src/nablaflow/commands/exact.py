@@ -80,7 +80,8 @@ def exact(
 
         numbers = {"seeds": seeds, "updates": updates, "batch": batch, "n": n, "steps": steps}
         names = {"process": process, "sampler": sampler, "variance": variance}
-        study = LabStudy.named(listed(problem), listed(method), out, random, **names, **numbers)
+        wanted = listed("--problem", problem), listed("--method", method)
+        study = LabStudy.named(*wanted, out, random, **names, **numbers)
         rows = _shown(plan(study, workers=workers, overwrite=overwrite))
         pictures = write_plots(out, rows, study.samples) if plot else []
         if as_json:

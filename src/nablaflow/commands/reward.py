@@ -94,11 +94,13 @@ def score(
 
     def work() -> None:
         with importing():
+            from nablaflow.config.values import check_text
             from nablaflow.devices import find_device
             from nablaflow.fitting import score_folder
             from nablaflow.progress import show
             from nablaflow.report.fit_plot import score_table
 
+        check_text("--prompt", prompt)
         place, found = find_device(device, "--device"), _reward(reward, weights)
         with show() as progress:
             rows = score_folder(images, found, prompt, progress.start, device=place)

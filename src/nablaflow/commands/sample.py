@@ -51,8 +51,11 @@ def sample(
 
     def work() -> None:
         with importing():
+            from nablaflow.config.values import check_text
             from nablaflow.runs.sample import sample_to_folder
 
+        for text in prompt or []:
+            check_text("--prompt", text)
         given = {"sampler": sampler, "height": height, "width": width}
         own = {"checkpoint": checkpoint, "strength": strength, "settings": settings or None}
         written = sample_to_folder(

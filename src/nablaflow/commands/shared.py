@@ -57,10 +57,16 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False)
 
 
-def listed(given: Sequence[str] | None) -> list[str]:
-    """The names of an option that may come again and may hold several with commas."""
-    parts = (part.strip() for text in given or () for part in text.split(","))
-    return [part for part in parts if part]
+def listed(option: str, given: Sequence[str] | None) -> list[str]:
+    """The names of an option that may come again and may hold several with commas.
+
+    Raises:
+        UserError: one that was given names nothing, as by a variable of the shell that is empty.
+    """
+    found = [[name.strip() for name in text.split(",") if name.strip()] for text in given or ()]
+    if not all(found):
+        raise UserError(f"{option}: is empty; give a name, or leave it out")
+    return [name for names in found for name in names]
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def held_out_reward(spec: str | None, *, embedded: bool) -> NamedReward | None:
     """A reward by its spec; without one, for the embedded model, whether the shape is shown."""
     if spec is None and not embedded:
         return None
-    return load(spec or "shape_shown")
+    return load("shape_shown" if spec is None else spec)
 
 
 def _check_gradients(study: ComparisonStudy, reward: NamedReward) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from nablaflow.config.settings import Count, Positive, Seed
+from nablaflow.config.values import check_text
 from nablaflow.errors import UserError, one_line, show
 from nablaflow.places import at_home
 from nablaflow.settings import Settings, explain
@@ -96,6 +97,8 @@ def texts(prompts: Any) -> list[str]:
     found = names(() if prompts is None else prompts)
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise UserError(f"prompts: must be a text or a list of texts, not {show(prompts)}")
+    for text in found:
+        check_text("prompts", text)
     return found
 
 
@@ -105,6 +108,15 @@ def folder_of_run(value: Any) -> Path:
     Raises:
         UserError: it is no path.
     """
+    return place("run", value, "a run or the folder of one")
+
+
+def place(name: str, value: Any, kind: str = "a path") -> Path:
+    """An argument that is a path.
+
+    Raises:
+        UserError: it is none.
+    """
     if not isinstance(value, str | Path):
-        raise UserError(f"run: must be a run or the folder of one, not {show(value)}")
+        raise UserError(f"{name}: must be {kind}, not {show(value)}")
     return at_home(value)

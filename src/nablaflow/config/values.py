@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,16 +56,37 @@ def check_scalar(value: Any) -> None:
         raise ValueError(f"must be a number of at most {MOST}")
     if isinstance(value, str) and "\0" in value:
         raise ValueError("holds the character NUL; leave it out")
-    if isinstance(value, str) and not _has_utf8(value):
-        raise ValueError(f"holds half a character ({value[:60]!a}); write it in UTF-8")
+    if isinstance(value, str) and (fault := _utf8_fault(value)):
+        raise ValueError(fault)
 
 
-def _has_utf8(text: str) -> bool:
+def check_text(source: str, text: str) -> None:
+    """Refuse a text that no file of UTF-8 could hold.
+
+    Args:
+        source: what a message calls it.
+
+    Raises:
+        UserError: it is such.
+    """
+    if fault := _utf8_fault(text):
+        raise UserError(f"{source}: {fault}")
+
+
+def _utf8_fault(text: str) -> str | None:
+    """None: it has UTF-8. What Python could not decode, it leaves as halves of characters."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        encoding = sys.getfilesystemencoding()
+        if encoding == "utf-8" or not _ESCAPED.search(text):
+            return f"holds half a character ({text[:60]!a}); write it in UTF-8"
+        return f"the locale's encoding is {encoding}, and this text is not; set LC_ALL=C.UTF-8"
+    return None
+
+
+_ESCAPED = re.compile("[\udc80-\udcff]")
+"""A byte of the command line that the locale's encoding does not have."""
 
 
 def check_path(value: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from nablaflow.config.values import check_text
 from nablaflow.errors import UserError
 
 MOST_VALUES = 100_000  # that aliases may stand for
@@ -82,6 +83,7 @@ def read_yaml(text: str, source: str) -> Any:
     Raises:
         UserError: it is not valid, or its aliases make of it what no settings are.
     """
+    check_text(source, text)
     try:
         return copy.deepcopy(_constructed(text))
     except yaml.YAMLError as error:

@@ -50,11 +50,10 @@ def is_of_files(mark: str | None) -> bool:
 
 
 def pinned(model: str, mark: str | None) -> str:
-    """A model's name with the commit that its mark has, for a hub id that names no other."""
+    """A hub id at the commit that its mark has: a branch or a tag may be at another by now."""
     if mark is None or not mark.startswith(COMMIT) or at_home(model).exists():
         return model
-    repo, revision = at_revision(model)
-    return model if revision else f"{repo}@{mark.removeprefix(COMMIT)}"
+    return f"{at_revision(model)[0]}@{mark.removeprefix(COMMIT)}"
 
 
 def _pieces(file: Path) -> bytes:

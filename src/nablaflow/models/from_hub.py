@@ -27,7 +27,9 @@ CHOICES: tuple[dict[str, Any], ...] = (
 
 def is_hub_id(model: str) -> bool:
     """Whether a name may be one on the hub: ``owner/name``, or ``owner/name@revision``."""
-    return model.partition("@")[0].count("/") == 1 and not model.startswith((".", "/", "~"))
+    repo, at, revision = model.partition("@")
+    named = not at or bool(revision)  # `owner/name@` is what an empty variable leaves
+    return named and repo.count("/") == 1 and not model.startswith((".", "/", "~"))
 
 
 def at_revision(model: str) -> tuple[str, str | None]:

@@ -94,7 +94,7 @@ def hand_over(pipeline: Any) -> LivePipeline:
 
 
 @quiet_libraries()
-def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any:
+def load_pipeline(model: ModelSource | Path, dtype: torch.dtype = torch.float32) -> Any:
     """A diffusers pipeline from a folder, a file or a hub id; no pickle, no remote code.
 
     Weights in ``.bin`` files are read with ``weights_only``, and only where there are no others.
@@ -107,6 +107,10 @@ def load_pipeline(model: ModelSource, dtype: torch.dtype = torch.float32) -> Any
         return _fused(model, dtype)
     if isinstance(model, LivePipeline):
         return model.borrow(dtype)
+    if isinstance(model, Path):  # which no hub id is
+        model = str(at_home(model).absolute())
+    if not isinstance(model, str):
+        raise UserError(f"model: must be a folder, a file or a hub id, not {show(model)}")
     if model.startswith(LIVE):
         raise UserError(
             f"model: {model} was a pipeline handed to nablaflow.align; give it again (model=…), or "
@@ -141,6 +145,10 @@ def check_is_there(model: str) -> bool:
     if model.startswith((LIVE, RANDOM)) or at_home(model).exists():
         return True
     if not is_hub_id(model):
+        if model.endswith("@") and is_hub_id(model[:-1]):
+            raise UserError(
+                f"model: {model} names no revision; give a branch, a tag or a commit after the @"
+            )
         raise UserError(f"model: there is no folder {model}; check the path, or give a hub id")
     return False
 

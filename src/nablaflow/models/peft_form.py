@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from numbers import Real
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from peft.utils.other import get_pattern_key
+from safetensors import safe_open
 from torch import Tensor
 
 from nablaflow.errors import UserError
@@ -51,8 +53,9 @@ def check_settings(file: Path, setting: str) -> None:
         )
     try:
         found = _settings(file)
-        _scale(found, "", 1)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        for path, rank in _ranks(file).items():
+            _scale(found, path, rank)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
         raise UserError(
             f"{setting}: {beside} is no configuration of a LoRA ({error!r}); get it again"
         ) from error
@@ -78,9 +81,26 @@ def _settings(file: Path) -> dict[str, Any]:
     return json.loads(settings_beside(file).read_text(encoding="utf-8"))
 
 
+def _ranks(file: Path) -> dict[str, int]:
+    """By the layers' paths, from the file's header."""
+    with safe_open(file, "pt") as opened:
+        return {
+            name.removeprefix(PREFIX).removesuffix(DOWN): opened.get_slice(name).get_shape()[0]
+            for name in opened.keys()  # noqa: SIM118, which is no mapping
+            if name.endswith(DOWN)
+        }
+
+
 def _scale(settings: Mapping[str, Any], path: str, rank: int) -> float:
-    own = settings.get("alpha_pattern") or {}
-    alpha = own.get(get_pattern_key(list(own), path), settings["lora_alpha"])
+    alpha = _of_layer(settings, "alpha_pattern", path, settings["lora_alpha"])
     if not isinstance(alpha, Real) or not math.isfinite(alpha):
         raise ValueError(f"lora_alpha is {alpha!r}")
+    told = _of_layer(settings, "rank_pattern", path, settings["r"])
+    if told != rank:
+        raise ValueError(f"r is {told!r} and the rank of {path} {rank}")
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _of_layer(settings: Mapping[str, Any], pattern: str, path: str, other: Any) -> Any:
+    own = settings.get(pattern) or {}
+    return own.get(get_pattern_key(list(own), path), other)

@@ -10,7 +10,7 @@ from nablaflow.config.overrides import plain_config
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings
-from nablaflow.models.file_mark import is_of_files
+from nablaflow.models.file_mark import COMMIT, is_of_files, mark_of_files
 from nablaflow.models.fused import SETTING as FUSED
 from nablaflow.models.lora_file import files_of, find_lora
 from nablaflow.models.lora_start import SETTING as START
@@ -127,9 +127,17 @@ def elsewhere(config: Config, own: Config) -> Config:
         own: the configuration as the run has it.
 
     Raises:
-        UserError: the run was begun without a LoRA, or is to be had without its own.
+        UserError: the run was begun without a LoRA, or is to be had without its own; or a revision
+            on the hub is not the commit that it was begun with.
     """
     check_lora_stays(config.model_lora, own)
+    mark = own.model_hash or ""
+    asked = config.model != own.model and mark.startswith(COMMIT) and "@" in config.model
+    if asked and mark_of_files(config.model) not in (None, mark):
+        raise UserError(
+            f"model: {config.model} is not commit {mark.removeprefix(COMMIT)} on the hub, which "
+            "the run was begun with; give the hub id (model=…), which is loaded at that"
+        )
     marks = {"model_hash": own.model_hash, "model_lora_hash": own.model_lora_hash}
     return config.model_copy(update=marks)
 

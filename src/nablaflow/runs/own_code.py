@@ -1,7 +1,7 @@
-"""The files of the user's own code that a run is trained with, known again by their checksums.
+"""The user's own files that a run is trained with, known again by their checksums.
 
-A run may go on after its reward was mended, so another file is no mistake; that the figures before
-and after are of two functions is said.
+Code, fitted rewards, prompts. A run may go on after its reward was mended, so another content is no
+mistake; that the figures before and after are of two functions, or of other prompts, is said.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ import json
 from pathlib import Path
 
 from nablaflow.config.recipe import Config
-from nablaflow.rewards.references import CODE
-from nablaflow.runs.trust import asked_for
+from nablaflow.rewards.references import CODE, Reference
+from nablaflow.runs.trust import ALL, THE_MODEL, asked_for
 from nablaflow.storage import checksums
 from nablaflow.storage.files import read_text, write_whole
 from nablaflow.storage.run_folder import CODE_FILES
 
+_PARTS = {*ALL} - {*THE_MODEL, "adapter.start"}  # whose checksums config.yaml has
+
 
 def told_of_code(config: Config, folder: Path, update: int) -> list[str]:
-    """Lines about code that is not what the run had before; what there is now is kept.
+    """Lines about files that are not what the run had before; what there is now is kept.
 
     Args:
         folder: of the run.
         update: that it is at.
     """
     now = {
-        part.name: checksums.of_file(part.path)
-        for part in asked_for(config)
-        if part.kind == CODE and part.path is not None and part.path.is_file()
+        _file(part): checksums.of_file(part.path)
+        for part in asked_for(config, _PARTS)
+        if part.path is not None and part.path.is_file()
     }
     kept = folder / CODE_FILES
     try:
@@ -38,7 +40,12 @@ def told_of_code(config: Config, folder: Path, update: int) -> list[str]:
     if now:
         write_whole(kept, json.dumps(now, indent=1))
     return [
-        f"{name}: its file is not what the run had before; from update {update} on it is trained "
-        "with what is there now"
+        f"{name}: this file is not what the run had before; from update {update} on what is there "
+        "now is used"
         for name in changed
     ]
+
+
+def _file(part: Reference) -> str:
+    """Its name as it was written; of code without the function's, so that a file comes once."""
+    return part.name.rpartition(":")[0] if part.kind == CODE else part.name

@@ -111,18 +111,12 @@ def _check_files(config: Config, given: LivePipeline | None) -> None:
             f"model: the run was begun with {config.model}; give where that is now (model=…), and "
             "no pipeline"
         )
-    on_hub = mark.startswith(COMMIT)
-    is_there = on_hub or at_home(config.model).exists()
+    is_there = mark.startswith(COMMIT) or at_home(config.model).exists()
     found = mark_of_files(pinned(config.model, mark)) if is_there else None
     if found is None:
         raise UserError(
             f"model: there is no {config.model}, which the run was begun with; give where it is "
             "now (model=…)"
-        )
-    if found != mark and on_hub:
-        raise UserError(
-            f"model: {config.model} is not commit {mark.removeprefix(COMMIT)} on the hub, which "
-            "the run was begun with; give the hub id (model=…), which is loaded at that"
         )
     if found != mark:
         raise UserError(

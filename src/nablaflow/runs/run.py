@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from nablaflow.config.arguments import folder_of_run
+from nablaflow.config.arguments import folder_of_run, place
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError, in_python
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline, load_pipeline
 from nablaflow.models.export import LORA_FILE
 from nablaflow.models.file_mark import is_of_files
-from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.export import export_run
@@ -54,6 +53,12 @@ class Run:
     lora: Path
     live: LivePipeline | None = field(default=None, repr=False)
     reward: NamedReward | None = field(default=None, repr=False)
+
+    def __new__(cls, *given: Any, **named: Any) -> Run:
+        """For who takes the class itself for `open`."""
+        if len(given) == 1 and not named:
+            raise UserError("Run: a finished run is opened by nf.Run.open(folder)")
+        return super().__new__(cls)
 
     @classmethod
     @in_python
@@ -175,8 +180,8 @@ class Run:
         own |= {"trusted": trusted}
         given = {"dtype": dtype, "checkpoint": checkpoint, "overwrite": overwrite}
         given |= {"average": average}
-        place = None if out is None else at_home(out)
-        return export_run(self.folder, form, place, **given, **own).folder
+        to = None if out is None else place("out", out)
+        return export_run(self.folder, form, to, **given, **own).folder
 
     def _reference(self, dtype: torch.dtype | None) -> Any:
         if self.live is not None:
@@ -187,4 +192,7 @@ class Run:
 def _places(model: str | Path | None, lora: str | Path | None) -> list[str]:
     """The settings that say where a model and a LoRA are; none for what is not given."""
     given = {"model": model, "model_lora": lora}
-    return [f"{name}={json.dumps(str(path))}" for name, path in given.items() if path is not None]
+    there = {name: path for name, path in given.items() if path is not None}
+    for name, path in there.items():
+        place(name, path)
+    return [f"{name}={json.dumps(str(path))}" for name, path in there.items()]

@@ -77,8 +77,7 @@ def _model(
         if of_model == {"sampler": "euler"}:  # without the noise that it was trained with
             of_model, of_run = {}, {**of_run, **of_model}
         if of_model:
-            option = next(iter(of_model))
-            raise UserError(f"--{option}: a run is sampled as it was trained; leave it out")
+            raise UserError(_not_of_a_run(of_model))
         parts = THE_MODEL if prompts else (*THE_MODEL, "prompts")
         model, config, _ = load_policy(Path(source), parts, trusted=trusted, **here, **of_run)
         return model, prompts or load_prompts(config.prompts, Path(), config.seed)
@@ -94,6 +93,24 @@ def _model(
     return model, prompts or ["a circle" if source in EMBEDDED else ""]
 
 
+def _not_of_a_run(of_model: dict[str, Any]) -> str:
+    """What is said of an option that is for a model as it is, beside a run."""
+    option = next(name for name in of_model if of_model[name] != "euler")
+    if option != "sampler":
+        return f"--{option}: a run is sampled as it was trained; leave it out"
+    _check_known(of_model["sampler"])
+    return (
+        "--sampler: a run is sampled as it was trained, of flow matching also with euler; leave "
+        "it out"
+    )
+
+
+def _check_known(sampler: str | None) -> None:
+    known = {*SAMPLERS, *FLOW_SAMPLERS}
+    if sampler is not None and sampler not in known:
+        raise UserError(f"--sampler: unknown sampler {sampler!r}; {nearest(sampler, known)}")
+
+
 def _is_run(source: str) -> bool:
     return is_run(Path(source)) or (Path(source) / CONFIG).is_file()
 
@@ -107,9 +124,7 @@ def _sampler(
         UserError: there is no sampler of the name that is asked for.
     """
     name, told = asked.get("sampler"), []
-    known = {*SAMPLERS, *FLOW_SAMPLERS}
-    if name is not None and name not in known:
-        raise UserError(f"--sampler: unknown sampler {name!r}; {nearest(name, known)}")
+    _check_known(name)
     settings = family_of(pipeline).defaults_of(pipeline)
     if isinstance(source, str):
         settings |= EMBEDDED.get(source, {})
@@ -266,6 +281,8 @@ def _write(images: Images, prompts: list[str], out: Path) -> Written:
 
 def image_name(index: int, prompt: str) -> str:
     """Of an image's file: its place, and the words of its prompt."""
+    of_files = sys.getfilesystemencoding()
+    prompt = prompt.encode(of_files, "replace").decode(of_files)  # ? for what no name can hold
     words = "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60]
     words = words.encode()[:120].decode(errors="ignore")  # a name has room for 255 bytes
     return f"{index:04d}-{words or 'image'}.png"

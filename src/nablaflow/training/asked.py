@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError, show
+from nablaflow.methods import Method, Networks
+from nablaflow.models import DiffusionModel
+from nablaflow.rewards import NamedReward
 
 
 def check_rollout(prompts: Any, noise: Any, keep: Any, steps: int, size: int | None) -> None:
@@ -35,17 +38,50 @@ def check_rollout(prompts: Any, noise: Any, keep: Any, steps: int, size: int | N
     if not single and not (isinstance(noise, Sequence) and len(noise) == n):
         count = f"{len(noise)} generators" if isinstance(noise, Sequence) else show(noise)
         raise UserError(f"noise: {count} for {n} prompts; give one generator, or one for each")
+    check_size(size)
+
+
+def check_size(size: int | None) -> None:
+    """Raise `UserError` unless so many can be worked on at once; None is all of them."""
     if size is not None and size < 1:
         raise UserError(f"size: {size}; give 1 or more, or None for all at once")
 
 
+def check_objects(method: Any, networks: Any) -> None:
+    """Raise `UserError` unless an update can be made of them."""
+    if not isinstance(method, Method):
+        raise UserError(
+            f"method: must be a method with its settings, such as TerminalMatching(beta=4.0), not "
+            f"{show(method)}"
+        )
+    if not isinstance(networks, Networks):
+        raise UserError(f"networks: must be Networks(model, reward), not {show(networks)}")
+    if not isinstance(networks.model, DiffusionModel):
+        raise UserError(
+            f"Networks: model: must be what nablaflow.models.load_model gives, not "
+            f"{show(networks.model)}"
+        )
+    if not isinstance(networks.reward, NamedReward):
+        raise UserError(
+            f"Networks: reward: must be what nablaflow.rewards.load gives of a name or a function, "
+            f"not {show(networks.reward)}"
+        )
+
+
 def check_credits(credits: Tensor | None, n: int) -> None:
-    """Raise `UserError` unless there is one for each of n trajectories, or none at all."""
+    """There is one for each of n trajectories, or none at all.
+
+    Raises:
+        UserError: there is not.
+        FloatingPointError: one is not finite, and no weight of a network would be after the step.
+    """
     if credits is not None and credits.shape != (n,):
         raise UserError(
             f"credits: of shape {tuple(credits.shape)} for {n} trajectories; give "
             "update.credits(rollout)"
         )
+    if credits is not None and not credits.isfinite().all():
+        raise FloatingPointError("the credit of a trajectory")
 
 
 def check_decay(decay: Any) -> None:

@@ -13,7 +13,7 @@ from nablaflow.config.settings import OptimizerSettings
 from nablaflow.methods import Losses, Method, Networks, TrainingBatch
 from nablaflow.models.adapters import trainable_parameters, trainable_state
 from nablaflow.models.divided import whole_of
-from nablaflow.training.asked import check_decay
+from nablaflow.training.asked import check_decay, check_size
 from nablaflow.training.eight_bit import eight_bit_adamw
 
 
@@ -59,6 +59,7 @@ def add_gradients(
     Returns:
         The sum over the batch of each logged figure.
     """
+    check_size(size)
     totals: dict[str, Tensor] = {}
     step = size or len(batch)
     for start in range(0, len(batch), step):

@@ -35,7 +35,7 @@ from nablaflow.estimators.pull import PullSamples, pull_samples
 from nablaflow.methods import Method
 from nablaflow.models import Condition, OldPolicy
 from nablaflow.rewards.contract import FoundOfAny
-from nablaflow.training.asked import check_credits, check_rollout
+from nablaflow.training.asked import check_credits, check_objects, check_rollout, check_size
 from nablaflow.training.optimization import Objective
 from nablaflow.training.rollout import Rollout
 from nablaflow.training.scoring import ScoringAhead
@@ -54,6 +54,7 @@ class Update:
     """
 
     def __init__(self, method: Method, networks: Networks) -> None:
+        check_objects(method, networks)
         if networks.old_policy is None and method.old_policy_decay(1) is not None:
             networks = replace(networks, old_policy=OldPolicy(networks.model.network))
         self.method, self.networks, self.model = method, networks, networks.model
@@ -223,6 +224,7 @@ class Update:
         Args:
             size: trajectories at once, for methods that weigh by their density; None: all.
         """
+        check_size(size)
         log_ratio = self.log_ratio(rollout, size) if self.method.needs_path_ratio else None
         return self.method.credits(rollout.scores, rollout.prompts, log_ratio)
 
@@ -244,9 +246,10 @@ class Update:
 
         Raises:
             UserError: the reward's gradient is not finite, or the credits are of another number.
-            FloatingPointError: it is, and what the networks make of it is not.
+            FloatingPointError: it is, and a credit or what the networks make of it is not.
         """
         check_credits(credits, len(rollout))
+        check_size(size)
         if self.method.needs_states:
             # Those of a trajectory together: a part of the batch then goes along as few as can be.
             order = rollout.transitions.trajectory.argsort(stable=True)
