@@ -55,7 +55,6 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"noise": [torch.Generator()]}, "noise: 1 generators for 2 prompts; give one generator"),
         ({"size": 0}, "size: 0; give 1 or more, or None for all at once"),
     ],
-    ids=str,
 )
 def test_what_does_not_fit_is_one_line(given: dict[str, Any], line: str) -> None:
     check_rollout(**ASKED)
@@ -97,7 +96,6 @@ NETWORKS = Networks(Model.__new__(Model), load("warmth"))
         (METHOD, {"reward": "warmth"}, "Networks: reward: must be what nablaflow.rewards.load"),
         (METHOD, {"reward": sum}, "Networks: reward: must be what nablaflow.rewards.load"),
     ],
-    ids=str,
 )
 def test_an_update_is_of_a_method_and_networks(
     method: Any, given: dict[str, Any], line: str
