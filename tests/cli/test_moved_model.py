@@ -151,6 +151,9 @@ def test_of_the_hub_it_stays_at_the_commit_that_it_was_begun_with(
     refused = cli("sample", "run", "model=owner/name@main", "--out", "seen")
     assert refused.exit_code == 2
     assert f"is not commit {COMMITS[0]} on the hub" in refused.stderr
+    folder = on_hub / "snapshots" / COMMITS[0]
+    refused = cli("sample", "run", f"model={folder}", "--out", "seen")
+    assert f"{folder} does not say that it is commit {COMMITS[0]} on the hub" in refused.stderr
     drawn = cli("sample", "run", f"model=owner/name@{COMMITS[0]}", "--n", "1", "--out", "seen")
     assert drawn.exit_code == 0, drawn.stderr
 
