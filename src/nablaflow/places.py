@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def at_home(path: str | Path) -> Path:
+def at_home(path: str | os.PathLike[str]) -> Path:
     """A path whose ``~`` is the home folder; that of an unknown user is a name like any other.
 
     A shell leaves it to the program within quotes, after ``=`` and in a recipe.

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from nablaflow.config.overrides import load_config
+from nablaflow.models import fingerprint, load_pipeline
+from nablaflow.runs.pretrained import dtype_of
 from tests.cli.conftest import Ready
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
@@ -97,3 +100,15 @@ def test_runs_of_other_models_under_one_name(cli: Cli, ready: Ready, here: Path)
     config = here / "two" / "config.yaml"
     config.write_text(config.read_text().replace("model_hash: files:", "model_hash: files:0"))
     assert_refused(cli("compare", "one", "two"), "model_hash", "two")
+
+
+def test_marks_of_two_makes_are_not_held_against_each_other(cli: Cli, ready: Ready, here: Path):
+    """As of a pipeline that was handed over and of the folder that it was loaded from."""
+    ready("one", "training.updates=1")
+    ready("two", "training.updates=1")
+    found = load_config(here / "two" / "config.yaml", [], {})
+    weights = fingerprint(load_pipeline(found.model, dtype_of(found)))
+    config = here / "two" / "config.yaml"
+    config.write_text(config.read_text().replace(str(found.model_hash), weights))
+    result = cli("compare", "one", "two", "--out", "both")
+    assert result.exit_code == 0, result.output

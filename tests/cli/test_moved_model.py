@@ -151,6 +151,9 @@ def test_of_the_hub_it_stays_at_the_commit_that_it_was_begun_with(
     refused = cli("sample", "run", "model=owner/name@main", "--out", "seen")
     assert refused.exit_code == 2
     assert f"is not commit {COMMITS[0]} on the hub" in refused.stderr
+    folder = on_hub / "snapshots" / COMMITS[0]
+    refused = cli("sample", "run", f"model={folder}", "--out", "seen")
+    assert f"{folder} does not say that it is commit {COMMITS[0]} on the hub" in refused.stderr
     drawn = cli("sample", "run", f"model=owner/name@{COMMITS[0]}", "--n", "1", "--out", "seen")
     assert drawn.exit_code == 0, drawn.stderr
 
@@ -166,8 +169,11 @@ def test_so_it_does_at_a_branch_or_a_tag(cli: Cli, recipe: Path, here: Path, on_
     assert loaded in (here / "run" / "report.html").read_text()
     drawn = cli("sample", "run", "--n", "1", "--out", "seen")
     assert drawn.exit_code == 0, drawn.stderr
-    refused = cli("sample", "run", f"model=owner/name@{COMMITS[1]}", "--out", "other")
-    assert f"is not commit {COMMITS[0]} on the hub" in refused.stderr
+    other = f"model=owner/name@{COMMITS[1]}"
+    for given in (("sample", "run", other, "--out", "other"), (*begun, other, "--resume")):
+        refused = cli(*given)
+        assert refused.exit_code == 2
+        assert f"is not commit {COMMITS[0]} on the hub" in refused.stderr
 
 
 def test_its_recipe_begins_another_run_with_another_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,16 @@ def test_where_it_is_not_known_it_is_not_taken_for_the_same(
     done = cli(*given, "training.updates=2", "--resume")
     assert done.exit_code == 0, done.stderr
     assert LINE.format(file=here / "mine.py", update=1) in done.stderr
+
+
+def test_a_disk_without_room_for_its_checksums_is_one_line(
+    cli: Cli, recipe: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (here / "mine.py").write_text(REWARD.format(scale=1))
+    monkeypatch.setattr("nablaflow.runs.own_code.write_whole", full)
+    refused = cli("train", recipe, f"reward={here}/mine.py:score")
+    assert refused.exit_code == 2
+    assert "run again with --resume" in refused.stderr

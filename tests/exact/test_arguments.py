@@ -100,6 +100,10 @@ def test_numbers_of_numpy_are_numbers() -> None:
     found = Problem(NORMAL, LINEAR, beta=np.float64(1.0), steps=np.int64(3))  # pyright: ignore[reportArgumentType]
     assert found.target.sample(np.int64(2)).shape == (2, 2)
     assert BumpReward([[0.0, 0.0]], [1.0], np.float32(2.0)).dim == 2  # pyright: ignore[reportArgumentType]
+    numbers: dict[str, Any] = dict(
+        zip(("updates", "batch", "n", "seed"), np.array([1, 4, 100, 0]), strict=True)
+    )
+    assert evaluate(PROBLEM, **numbers).row()
 
 
 def test_the_rest() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from torch import nn
 
 from nablaflow.errors import UserError
@@ -16,6 +17,7 @@ from nablaflow.models import WithLora, load_pipeline
 from nablaflow.models.load import family_of
 from nablaflow.models.lora_file import files_of, find_lora, read_lora
 from nablaflow.models.lora_loading import is_read_alike
+from nablaflow.models.peft_form import PREFIX, SETTINGS, check_settings
 from nablaflow.runs.begun_with import known_lora
 
 TARGETS = ["to_q", "to_k", "proj_in"]
@@ -101,3 +103,12 @@ def test_what_is_no_such_lora_is_refused(
             pipeline, family_of(pipeline).part(), find_lora(str(tmp_path), "model_lora"), "start"
         )
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "[" * 100_000])
+def test_what_is_beside_it_may_be_anything(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({f"{PREFIX}embedding.lora_embedding_A": torch.ones(1)}, file)
+    (tmp_path / SETTINGS).write_text(content)
+    with pytest.raises(UserError, match=r"^model_lora: .* is no configuration of a LoRA"):
+        check_settings(file, "model_lora")

@@ -171,6 +171,7 @@ def test_a_reference_that_no_line_can_load_is_left_to_whoever_has_it(write):
     code = replace(LORA, model="python:StableDiffusionPipeline").code()
     assert code.splitlines()[0].startswith("pipeline = ...  # the StableDiffusionPipeline that")
     assert "from_single_file('…/a.safetensors', " in replace(LORA, model="…/a.safetensors").code()
+    assert "from_pretrained('…/sd@2', torch_dtype" in replace(LORA, model="…/sd@2").code()
     elsewhere, here = (
         Page(write(saved=replace(LORA, model=model))).text for model in ("…/sd15", "models/sd15")
     )

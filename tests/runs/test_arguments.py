@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import nablaflow as nf
 from nablaflow.comparison.asked import compare_asked
-from nablaflow.config.arguments import CompareArguments, SampleArguments, checked, texts
+from nablaflow.config.arguments import CompareArguments, SampleArguments, checked, place, texts
 from nablaflow.methods import DDPO, RewardWeightedRegression
 from nablaflow.runs.checks import check_group
 from tests.support.tiny_run import MakeConfig
@@ -96,6 +97,12 @@ def test_what_is_no_place_is_one_line(value: Any):
         nf.sample("nano", "a circle", n=1, out=value)
     with pytest.raises(nf.UserError, match=r"^out: must be a path, not "):
         nf.compare(methods="ddpo", out=value)
+
+
+def test_whatever_knows_its_path_is_one(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    with os.scandir(tmp_path) as found:
+        assert [place("out", entry) for entry in found] == [tmp_path / "in"]
 
 
 def test_the_class_of_a_run_names_what_opens_one(tmp_path: Path):

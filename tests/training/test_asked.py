@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -110,4 +111,5 @@ def test_an_update_is_of_a_method_and_networks(
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan"), "a", None, True])
 def test_an_average_that_would_not_follow_is_refused(decay: Any) -> None:
     check_decay(0)
+    check_decay(np.float32(0.5))
     assert line_of(lambda: Average(nn.Linear(1, 1), decay)).startswith("decay: ")

@@ -17,11 +17,12 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank_size import BankSize
 from nablaflow.evaluation.policy_state import put_policy
+from nablaflow.models.file_mark import is_of_files
 from nablaflow.progress import Progress
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.evaluate import with_images
-from nablaflow.runs.pretrained import check_may_be_given
+from nablaflow.runs.pretrained import check_may_be_given, dtype_of
 from nablaflow.runs.saved_config import load_run_config
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
@@ -107,14 +108,12 @@ def _config(
 
 def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:
     """Figures of runs can be compared only where one gauge measures them all."""
-    known = all(config.model_hash is not None for config in configs)
 
     def beta(config: Config) -> Any:
         return method_settings(config.method).get("beta")
 
     for name, value in (
         ("model", lambda config: config.model),
-        ("model_hash", lambda config: config.model_hash if known else None),
         ("model_lora", lambda config: (config.model_lora_hash, config.model_lora_scale)),
         ("prompts", lambda config: load_prompts(config.prompts, Path(), config.seed)),
         ("reward", lambda config: config.reward),
@@ -126,6 +125,23 @@ def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:
                 raise UserError(
                     f"{name}: {folder} has another than {folders[0]}; compare runs that share it"
                 )
+    _check_one_model(folders, configs)
+
+
+def _check_one_model(folders: Sequence[Path], configs: Sequence[Config]) -> None:
+    """Refuse other models under one name, by their marks as far as those are of one make."""
+    first: dict[str, tuple[Path, str]] = {}
+    for folder, config in zip(folders, configs, strict=True):
+        mark = config.model_hash
+        if mark is None:
+            continue
+        # A hash of weights is of those in the precision of the run.
+        make = mark.partition(":")[0] if is_of_files(mark) else str(dtype_of(config))
+        other, known = first.setdefault(make, (folder, mark))
+        if mark != known:
+            raise UserError(
+                f"model_hash: {folder} has another than {other}; compare runs that share it"
+            )
 
 
 def _labels(folders: Sequence[Path], configs: Sequence[Config]) -> list[str]:

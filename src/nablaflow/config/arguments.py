@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,6 +118,6 @@ def place(name: str, value: Any, kind: str = "a path") -> Path:
     Raises:
         UserError: it is none.
     """
-    if not isinstance(value, str | Path):
+    if not isinstance(value, str | os.PathLike):
         raise UserError(f"{name}: must be {kind}, not {show(value)}")
     return at_home(value)

@@ -78,9 +78,9 @@ class DenoisingAdjoint(Estimator):
         found = self._adjoints(path, networks, beta)
         levels = self.rewardless_levels(process)
         chosen = levels.to(t.k.device)[t.k].nonzero()[:, 0]
-        batch = path.batch()
         for rows in chosen.split(max(1, len(path))) if len(chosen) else ():
-            x0, condition = path.x0[t.trajectory[rows]], batch.condition[rows]
+            own = t.trajectory[rows]
+            x0, condition = path.x0[own], path.condition[own]
             found[rows] = left_over(networks.model, x0, t.x[rows], t.k[rows], condition)
         exact = (path.level == t.k).reshape(-1, *[1] * (t.x.ndim - 1))
         here = at(torch.where(levels, per_left_over(process), 1.0), t.k, t.x)

@@ -111,7 +111,8 @@ def evaluate(
     """
     if not isinstance(problem, Problem):
         raise UserError(f"problem: {show(problem)} is none; give a nf.exact.Problem")
-    checked(LabArguments, updates=updates, batch=batch, n=n, seed=seed)
+    asked = checked(LabArguments, updates=updates, batch=batch, n=n, seed=seed)
+    updates, batch, n, seed = asked.updates, asked.batch, asked.n, asked.seed
     for name, value, least in (("updates", updates, 0), ("batch", batch, 1), ("n", n, 100)):
         if value < least:
             raise UserError(f"{name}: {value} is too few; use {least} or more")

@@ -60,7 +60,7 @@ def divergence_along_path(
     model, process = networks.model, networks.model.process
     own, index = batch.transitions.trajectory.unique(return_inverse=True)
     rows = (index[None] == torch.arange(len(own), device=index.device)[:, None]).long().argmax(1)
-    states, condition = batch.states[:, rows], batch.condition[rows]
+    states, condition = batch.states[:, rows], batch.conditions[own]
     divergence = states.new_zeros(len(states), len(rows))
     for step in range(1, process.steps + 1):
         x, k = states[step], torch.full_like(rows, step)

@@ -100,7 +100,7 @@ def replay(
     kl = states.new_zeros(len(batch)) if with_kl else None
     for j in range(longest, 0, -1):
         rows = (start >= j).nonzero()[:, 0]
-        here, condition = x[rows], batch.condition[rows]
+        here, condition = x[rows], batch.conditions[batch.transitions.trajectory[rows]]
         k = torch.full_like(rows, j)
         mean = policy_mean(model, here, k, condition, checkpointing=checkpointing)
         if kl is not None:

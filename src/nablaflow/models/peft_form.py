@@ -27,6 +27,7 @@ PREFIX = "base_model.model."
 """Before the path of a layer."""
 SETTINGS = "adapter_config.json"
 DOWN = ".lora_A.weight"
+_UNREADABLE = (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError, re.error)
 
 
 def is_pefts(names: Collection[str]) -> bool:
@@ -55,7 +56,7 @@ def check_settings(file: Path, setting: str) -> None:
         found = _settings(file)
         for path, rank in _ranks(file).items():
             _scale(found, path, rank)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"{setting}: {beside} is no configuration of a LoRA ({error!r}); get it again"
         ) from error
@@ -78,7 +79,10 @@ def with_scales(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    return json.loads(settings_beside(file).read_text(encoding="utf-8"))
+    found = json.loads(settings_beside(file).read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise TypeError("no object")
+    return found
 
 
 def _ranks(file: Path) -> dict[str, int]:

@@ -87,7 +87,8 @@ def folder_lines(pipeline: str, model: str, dtype: str = "float32") -> list[str]
         dtype: by torch's name.
     """
     load = "from_single_file" if model.endswith(".safetensors") else "from_pretrained"
-    place, revision = at_revision(model) if is_hub_id(model) else (model, None)
+    on_hub = is_hub_id(model) and not model.startswith(FOLDER_LEFT_OUT)
+    place, revision = at_revision(model) if on_hub else (model, None)
     given = repr(place) + (f", revision={revision!r}" if revision else "")
     return [
         "import torch",

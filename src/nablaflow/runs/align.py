@@ -107,7 +107,8 @@ def run(
             if resume:
                 _restore(parts, folder)
             update = parts.trainer.update
-            code = by_main(parts.accelerator, lambda: told_of_code(config, folder, update))
+            with disk_full_is_the_users(folder):
+                code = by_main(parts.accelerator, lambda: told_of_code(config, folder, update))
             marks = (*told_of_marks(config, saved), *code)
             parts.tell((*parts.notes, *parts.choices, *marks, *_nothing_left(parts)))
             with disk_full_is_the_users(folder), _progress(parts, console, folder) as progress:

@@ -127,19 +127,32 @@ def elsewhere(config: Config, own: Config) -> Config:
         own: the configuration as the run has it.
 
     Raises:
-        UserError: the run was begun without a LoRA, or is to be had without its own; or a revision
-            on the hub is not the commit that it was begun with.
+        UserError: the run was begun without a LoRA, or is to be had without its own; or as
+            `check_revision`.
     """
     check_lora_stays(config.model_lora, own)
-    mark = own.model_hash or ""
-    asked = config.model != own.model and mark.startswith(COMMIT) and "@" in config.model
-    if asked and mark_of_files(config.model) not in (None, mark):
-        raise UserError(
-            f"model: {config.model} is not commit {mark.removeprefix(COMMIT)} on the hub, which "
-            "the run was begun with; give the hub id (model=…), which is loaded at that"
-        )
+    check_revision(config.model, own)
     marks = {"model_hash": own.model_hash, "model_lora_hash": own.model_lora_hash}
     return config.model_copy(update=marks)
+
+
+def check_revision(model: str, own: Config) -> None:
+    """Refuse a revision on the hub that is not the commit that a run was begun with.
+
+    Args:
+        model: as it is given now.
+        own: the configuration as the run has it.
+
+    Raises:
+        UserError: it is another one.
+    """
+    mark = own.model_hash or ""
+    asked = model != own.model and mark.startswith(COMMIT) and "@" in model
+    if asked and mark_of_files(model) not in (None, mark):
+        raise UserError(
+            f"model: {model} is not commit {mark.removeprefix(COMMIT)} on the hub, which the run "
+            "was begun with; give the hub id (model=…), which is loaded at that"
+        )
 
 
 def check_lora_stays(place: str | None, own: Config) -> None:

@@ -16,6 +16,7 @@ from nablaflow.models.adapters import LoraAdapter
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
+from nablaflow.runs.begun_with import check_revision
 from nablaflow.runs.checks import note_on_speed
 from nablaflow.runs.saved_config import saved_config
 
@@ -73,10 +74,15 @@ def undecided(config: Config) -> TiltRule | None:
 
 
 def as_chosen(config: Config) -> Config:
-    """A configuration to resume, with what its run has chosen where it still leaves the choice."""
+    """A configuration to resume, with what its run has chosen where it still leaves the choice.
+
+    Raises:
+        UserError: its model is at another revision than the run was begun with.
+    """
     saved = saved_config(config)
     if saved is None:
         return config  # the caller says so
+    check_revision(config.model, saved)
     if config.model_hash is None:  # by name now: still the pipeline that the run was begun with
         config = config.model_copy(update={"model_hash": saved.model_hash})
     if config.model_lora is not None and config.model_lora_hash is None:

@@ -61,7 +61,7 @@ def evaluate_run(
         n: images of each model; None: as many as the run's own evaluation. For fewer than those,
             as many fewer of the reference bank are looked at, see `BankSize`.
         features: what images are compared by, see `nablaflow.evaluation.spaces`.
-        metrics: names of `nablaflow.metrics.METRICS`; None: the default ones that ``n`` is enough
+        metrics: names of `metrics.catalog.METRICS`; None: the default ones that ``n`` is enough
             for.
         only_last: leave the checkpoints before the last out, the guard's best among them.
         prompts: in place of the run's own, which are then not read; all that a recipe may have as

@@ -118,6 +118,11 @@ def _check_files(config: Config, given: LivePipeline | None) -> None:
             f"model: there is no {config.model}, which the run was begun with; give where it is "
             "now (model=…)"
         )
+    if mark.startswith(COMMIT) and not found.startswith(COMMIT):
+        raise UserError(
+            f"model: {config.model} does not say that it is commit {mark.removeprefix(COMMIT)} on "
+            "the hub, which the run was begun with; give the hub id (model=…)"
+        )
     if found != mark:
         raise UserError(
             f"model: {config.model} is not what the run was begun with, by its files of weights "

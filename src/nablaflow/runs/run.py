@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,4 +196,4 @@ def _places(model: str | Path | None, lora: str | Path | None) -> list[str]:
     there = {name: path for name, path in given.items() if path is not None}
     for name, path in there.items():
         place(name, path)
-    return [f"{name}={json.dumps(str(path))}" for name, path in there.items()]
+    return [f"{name}={json.dumps(os.fspath(path))}" for name, path in there.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -86,5 +87,5 @@ def check_credits(credits: Tensor | None, n: int) -> None:
 
 def check_decay(decay: Any) -> None:
     """Raise `UserError` unless an average with this decay moves, and toward its network."""
-    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
+    if isinstance(decay, bool) or not isinstance(decay, Real) or not 0 <= float(decay) < 1:
         raise UserError(f"decay: {show(decay)}; give a number from 0 up to, but not, 1")
