@@ -47,7 +47,7 @@ def test_the_recipe_from_end_to_end(ddpm: Path, tmp_path: Path) -> None:
     assert result.summary["exact_tilt"]["effective_sample_size"] >= 200
     assert len(read_records(folder)) == 2
     report = (folder / "report.html").read_text()
-    assert "DDPMPipeline.from_pretrained(&#x27;model&#x27;)" in report
+    assert "DDPMPipeline.from_pretrained(&#x27;model&#x27;, torch_dtype=torch.float32)" in report
     assert "StableDiffusion" not in report
     saved = render(DDPMPipeline.from_pretrained(folder / "model"))
     assert (saved - render(DDPMPipeline.from_pretrained(ddpm))).abs().max() > 0
