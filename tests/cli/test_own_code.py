@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nablaflow.models.file_mark import PIECES, SIZE
+from nablaflow.runs.own_code import _mark
 from tests.cli.conftest import Cli
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
@@ -64,7 +66,20 @@ def test_where_it_is_not_known_it_is_not_taken_for_the_same(
     (here / "run" / "code.json").write_text(content)
     done = cli(*given, "training.updates=2", "--resume")
     assert done.exit_code == 0, done.stderr
-    assert LINE.format(file=here / "mine.py", update=1) in done.stderr
+    assert "code.json: damaged, so whether" in done.stderr
+    assert f"{here / 'mine.py'} is as before cannot be told" in done.stderr
+
+
+def test_weights_are_known_by_pieces_and_all_else_whole(tmp_path: Path) -> None:
+    """A reward's own weights may be gigabytes; of prompts a word may change anywhere."""
+    size = 4 * PIECES * SIZE
+    for name, noticed in (("w.safetensors", False), ("p.txt", True)):
+        (tmp_path / name).write_bytes(bytes(size))
+        before = _mark(tmp_path / name)
+        with (tmp_path / name).open("r+b") as file:
+            file.seek(2 * SIZE)  # between the first piece and the second
+            file.write(b"x")
+        assert (_mark(tmp_path / name) != before) == noticed
 
 
 def test_a_disk_without_room_for_its_checksums_is_one_line(

@@ -68,7 +68,7 @@ def test_its_scale_is_a_part_of_it(folders: dict[str, Path], tmp_path: Path) -> 
     saved(folders["sd"], tmp_path, lora_alpha=3)
     beside = tmp_path / "adapter_config.json"
     file, mark = known_lora(str(tmp_path), "model_lora", None)
-    assert files_of(file) == [file, beside]
+    assert files_of(file, "model_lora") == [file, beside]
     beside.write_text(beside.read_text().replace('"lora_alpha": 3', '"lora_alpha": 4'))
     with pytest.raises(UserError, match="another file than the run was begun with"):
         known_lora(str(tmp_path), "model_lora", mark)

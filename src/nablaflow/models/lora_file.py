@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nablaflow.errors import UserError
@@ -74,15 +73,14 @@ def find_lora(path: str, setting: str) -> Path:
     return place
 
 
-def files_of(file: Path) -> list[Path]:
-    """All that a LoRA is read from: its file, and where that is peft's the one with its scales."""
+def files_of(file: Path, setting: str) -> list[Path]:
+    """All that a LoRA is read from: its file, and where that is peft's the one with its scales.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     beside = settings_beside(file)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            pefts = is_pefts(opened.keys())
-    except SafetensorError:  # which is told when it is read
-        pefts = False
-    return [file, beside] if pefts and beside.is_file() else [file]
+    return [file, beside] if beside.is_file() and is_pefts(names_in(file, setting)) else [file]
 
 
 def _in_folder(folder: Path, setting: str) -> Path:

@@ -72,9 +72,10 @@ def with_scales(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     """The tensors by the layers' paths alone, and each layer's scale as kohya's files have it."""
     settings = _settings(file)
     found = {name.removeprefix(PREFIX): value for name, value in state.items()}
-    ranks = {n.removesuffix(DOWN): len(v) for n, v in found.items() if n.endswith(DOWN)}
-    scales = {path: _scale(settings, path, rank) for path, rank in ranks.items()}
-    alphas = {f"{path}{ALPHA}": torch.tensor(scales[path] * ranks[path]) for path in ranks}
+    alphas = {
+        f"{path}{ALPHA}": torch.tensor(rank * _scale(settings, path, rank))
+        for path, rank in _ranks(file).items()
+    }
     return found | alphas
 
 

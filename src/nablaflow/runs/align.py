@@ -18,7 +18,6 @@ from nablaflow.errors import UserError
 from nablaflow.models import LivePipeline
 from nablaflow.models.rehearsal import rehearse
 from nablaflow.progress import Progress, Work, show
-from nablaflow.report.words import SAME_REWARD, warnings
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.agreement import check_same
@@ -28,6 +27,7 @@ from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import finish
 from nablaflow.runs.folder import check_run, open_run
 from nablaflow.runs.launch import Launch
+from nablaflow.runs.lines import guard_told, new_warnings, nothing_left
 from nablaflow.runs.own_code import told_of_code
 from nablaflow.runs.pretrained import of_live, with_mark
 from nablaflow.runs.run import Run
@@ -82,15 +82,8 @@ def run(
         resume, overwrite = True, False
     console = console or Console(stderr=True)
     folder, callback = config.output_dir, Callback(on_update)
-    if pipeline is not None:
-        config = of_live(config, pipeline)
     found = list_checkpoints(folder) if resume else []
-    if resume:
-        config = as_chosen(config)
-    if pipeline is None:
-        config = with_mark(config)
-    saved = saved_config(config) if found else None
-    config = with_checksums(config, saved)
+    config, saved = _settled(config, pipeline, resume=resume, goes_on=bool(found))
     check_run(config, resume=resume, overwrite=overwrite)
     launch.begin(folder)
     with fresh_accelerator():
@@ -110,13 +103,31 @@ def run(
             with disk_full_is_the_users(folder):
                 code = by_main(parts.accelerator, lambda: told_of_code(config, folder, update))
             marks = (*told_of_marks(config, saved), *code)
-            parts.tell((*parts.notes, *parts.choices, *marks, *_nothing_left(parts)))
+            parts.tell((*parts.notes, *parts.choices, *marks, *nothing_left(parts)))
             with disk_full_is_the_users(folder), _progress(parts, console, folder) as progress:
                 _train(parts, folder, progress, callback)
                 with stopped_at_once():
                     result = finish(parts, folder, progress)
         parts.accelerator.end_training()  # of the trackers, and of the group of processes
     return replace(result, live=pipeline, reward=reward)
+
+
+def _settled(
+    config: Config, pipeline: LivePipeline | None, *, resume: bool, goes_on: bool
+) -> tuple[Config, Config | None]:
+    """With what the run has chosen, and the checksums that it records; and what it was begun with.
+
+    Args:
+        goes_on: whether there is a checkpoint.
+    """
+    if pipeline is not None:
+        config = of_live(config, pipeline)
+    if resume:
+        config = as_chosen(config)
+    if pipeline is None:
+        config = with_mark(config)
+    saved = saved_config(config) if goes_on else None
+    return with_checksums(config, saved), saved
 
 
 def _progress(parts: Parts, console: Console, folder: Path | None = None) -> Progress:
@@ -214,23 +225,6 @@ def _restore(parts: Parts, folder: Path) -> None:
         write_missing_sheet(parts, folder)
 
 
-def _nothing_left(parts: Parts) -> list[str]:
-    """A line about a run that has come to its end before: nothing will be trained, and why."""
-    trainer, training = parts.trainer, parts.config.training
-    if trainer.update >= training.updates:
-        why = f"training.updates: {trainer.update} updates are made, of {training.updates}"
-        more = f"A training.updates above {trainer.update} goes on"
-    elif trainer.finished:
-        why = f"training.minutes: {trainer.seconds / 60:.3g} are spent, of {training.minutes:g}"
-        more = "A larger training.minutes goes on"
-    elif trainer.tripped:
-        why = f"guard: a budget of it ended the run after update {trainer.update}"
-        more = "Another guard needs another run"
-    else:
-        return []
-    return [f"{why}; nothing is trained, and the policy is measured as it is. {more}"]
-
-
 def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -> None:
     trainer, accelerator, config = parts.trainer, parts.accelerator, parts.config
     accelerator.init_trackers("nablaflow", {"method": parts.trainer.method.name})
@@ -248,10 +242,10 @@ def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -
     def tell(record: Record) -> bool:
         append_record(folder, record)
         accelerator.log({k: v for k, v in record.items() if k != "update"}, step=trainer.update)
-        for line in _new_warnings(parts, warned):
+        for line in new_warnings(parts, warned):
             progress.say(line)
         told = f"reward {record['reward_mean']:.3f}, loss {record['loss']:.2g}"
-        work.reach(trainer.done, told + _guard_told(parts))
+        work.reach(trainer.done, told + guard_told(parts))
         return callback(record)
 
     def on_saved() -> None:
@@ -268,32 +262,3 @@ def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -
         accelerator.end_training()
         raise Interrupted(f"stopped after update {trainer.update}; go on with --resume")
     work.end()
-
-
-def _guard_told(parts: Parts) -> str:
-    """The latest of the guard's figures."""
-    guard = parts.trainer.guard
-    if guard is None or guard.last is None:
-        return ""
-    kl = "" if guard.last.kl is None else f", kl {guard.last.kl:.3g}"
-    return f"{kl}, diversity {guard.last.diversity:.0%}"
-
-
-def _new_warnings(parts: Parts, warned: set[str]) -> list[str]:
-    """What is to be said for the first time; ``warned`` has the guard's metrics besides."""
-    told = []
-    if parts.trainer.alike and "same reward" not in warned:
-        warned.add("same reward")
-        told.append(f"after update {parts.trainer.update}: {SAME_REWARD}")
-    return told + _of_guard(parts, warned)
-
-
-def _of_guard(parts: Parts, warned: set[str]) -> list[str]:
-    """What a guard that only warns has to say."""
-    guard = parts.trainer.guard
-    if guard is None or guard.last is None or guard.settings.action != "warn":
-        return []
-    found = warnings(guard.last.figures(), guard.settings.limits)
-    new = [f"after update {guard.last.update}: {found[metric]}" for metric in found.keys() - warned]
-    warned.update(found)
-    return sorted(new)

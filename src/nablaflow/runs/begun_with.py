@@ -109,7 +109,7 @@ def known_lora(path: str, setting: str, known: str | None) -> tuple[Path, str]:
             raise
         raise UserError(f"{error}, or give its new place ({setting}=…)") from error
     try:
-        found = checksums.of_parts(files_of(file))
+        found = checksums.of_parts(files_of(file, setting))
     except OSError as error:
         raise UserError(f"{setting}: {file} cannot be read ({error.strerror})") from error
     if known not in (None, found):

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 
 from nablaflow.config.recipe import Config
+from nablaflow.hub.fetch import WEIGHTS_ENDINGS
+from nablaflow.models.file_mark import mark_of_files
 from nablaflow.rewards.references import CODE, Reference
 from nablaflow.runs.trust import ALL, THE_MODEL, asked_for
 from nablaflow.storage import checksums
@@ -27,23 +29,35 @@ def told_of_code(config: Config, folder: Path, update: int) -> list[str]:
         update: that it is at.
     """
     now = {
-        _file(part): checksums.of_file(part.path)
+        _file(part): _mark(part.path)
         for part in asked_for(config, _PARTS)
         if part.path is not None and part.path.is_file()
     }
     kept = folder / CODE_FILES
+    if not now:
+        return []
+    told = _changes(kept, now, update) if kept.is_file() else []
+    write_whole(kept, json.dumps(now, indent=1))
+    return told
+
+
+def _changes(kept: Path, now: dict[str, str | None], update: int) -> list[str]:
     try:
-        before = dict(json.loads(read_text(kept))) if kept.is_file() else {}
+        before = dict(json.loads(read_text(kept)))
     except (OSError, ValueError, TypeError):
-        before = dict.fromkeys(now)  # so that none of them is taken for the same
-    changed = [name for name, mark in now.items() if before.get(name, mark) != mark]
-    if now:
-        write_whole(kept, json.dumps(now, indent=1))
+        return [f"{kept}: damaged, so whether {', '.join(now)} is as before cannot be told"]
     return [
         f"{name}: this file is not what the run had before; from update {update} on what is there "
         "now is used"
-        for name in changed
+        for name, mark in now.items()
+        if before.get(name, mark) != mark
     ]
+
+
+def _mark(path: Path) -> str | None:
+    """Of weights, which may be gigabytes, as of a model's."""
+    is_large = path.suffix in WEIGHTS_ENDINGS
+    return mark_of_files(str(path)) if is_large else checksums.of_file(path)
 
 
 def _file(part: Reference) -> str:
