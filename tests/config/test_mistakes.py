@@ -85,7 +85,7 @@ def test_bytes_that_the_locale_has_not_are_told_as_such(monkeypatch: pytest.Monk
     assert line("prompts=[a \ud800]").startswith("prompts: holds half a character")
 
 
-@pytest.mark.parametrize("key", ["reward", "prompts", "output_dir", "method", "training"])
+@pytest.mark.parametrize("key", ["reward", "prompts", "output_dir", "method"])
 def test_what_is_required_is_named(key):
     values = {k: v for k, v in MINIMAL.items() if k != key}
     with pytest.raises(UserError, match=rf"^{key}: missing; set {key}=… \(.+\)$"):

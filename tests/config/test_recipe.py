@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from nablaflow.config.overrides import dump_config, load_config, parse_override
 from nablaflow.config.parse import parse_config
 from nablaflow.config.recipe import Config
+from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import UserError
 from tests.support.recipes import MINIMAL, First, load, refusal
 
@@ -30,6 +31,11 @@ def test_defaults():
     assert config.optimizer.betas == (0.9, 0.95)
     assert config.training.trackers == ["tensorboard"]
     assert config.strata == 5
+
+
+def test_the_loop_has_defaults():
+    config = load_config(None, [], {key: MINIMAL[key] for key in MINIMAL if key != "training"})
+    assert config.training == TrainingSettings()
 
 
 def test_a_configuration_does_not_change():

@@ -93,7 +93,7 @@ class Config(Settings):
     optimizer: OptimizerSettings = Field(
         default_factory=OptimizerSettings, description="the optimizer"
     )
-    training: TrainingSettings = Field(description="the loop")
+    training: TrainingSettings = Field(default_factory=TrainingSettings, description="the loop")
     evaluation: EvaluationSettings = Field(
         default_factory=EvaluationSettings, description="the measurement"
     )
