@@ -120,6 +120,26 @@ def test_a_log_flow_finds_what_the_predicted_reward_does_not_say():
     assert fit.explained[1, k] > fit.explained[0, k] + 0.05
 
 
+def contrast_of(weights: Tensor) -> contrastive.Contrast:
+    n = len(weights)
+    return contrastive.Contrast(torch.zeros(n, 1, 1, 1), torch.ones(n).long(), weights, Condition(), "")
+
+
+def test_a_level_that_tells_nothing_stays_forward_looking():
+    """Values that have nothing to do with the weights, beside the same that have."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        log_weight, *noise = torch.randn(3, 1024, generator=generator, dtype=torch.float64)
+        contrast = contrast_of(log_weight.softmax(0))
+        noisy = [torch.stack(noise) * 0.05]
+        assert contrastive._mixed(noisy, [contrast])[:2] == (1.0, 0.0)
+        telling = [torch.stack([0.5 * log_weight, noise[0]])]
+        gamma, delta, _, explained = contrastive._mixed(telling, [contrast])
+        assert gamma == pytest.approx(2.0, abs=0.2)
+        assert delta < 0.1
+        assert explained > 0.3
+
+
 def quadrature_gradient(x: Tensor, alpha_bar: float, beta: float, width: float) -> Tensor:
     """d/dx log E[exp(beta r(x_0)) | x_k = x] for a unit normal, by a fine grid."""
     grid = torch.linspace(-6.0, 6.0, 4001, dtype=torch.float64)

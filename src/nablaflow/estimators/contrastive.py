@@ -11,7 +11,7 @@ with its reward, by contrasting those of one prompt at one level with each other
 whose minimum is that very log, up to a constant (contrastive energy prediction, arXiv 2304.12824,
 theorem 3.2). First h_phi alone is fitted; then, on samples that were held out from it, the two
 numbers of each level, for which the loss is convex. There is nothing to tune: a level where the
-prediction's reward says all gets gamma_k = 1 and delta_k = 0.
+prediction's reward says all, or nothing that noise would not, gets gamma_k = 1 and delta_k = 0.
 """
 
 from __future__ import annotations
@@ -204,9 +204,21 @@ def _mixed(
         return found.item(), gradient.numpy()
 
     best = minimize(with_gradient, np.array([0.5, 0.5]), jac=True, bounds=[(0.0, MOST_TRUST)] * 2)
+    alone, mixed = loss(torch.tensor([1.0, 0.0], dtype=torch.float64)).item(), float(best.fun)
+    if not _tells(alone - mixed, contrasts):
+        return 1.0, 0.0, nothing - alone, nothing - alone
     gamma, delta = best.x.tolist()
-    alone = loss(torch.tensor([1.0, 0.0], dtype=torch.float64)).item()
-    return gamma, delta, nothing - alone, nothing - float(best.fun)
+    return gamma, delta, nothing - alone, nothing - mixed
+
+
+def _tells(gain: float, contrasts: list[Contrast]) -> bool:
+    """Whether two fitted numbers gain more nats than they would of noise, by Schwarz's criterion.
+
+    Where a level tells nothing of the tilt any multiple of what is there is as good on the samples,
+    a large one too, which would move every trajectory by it.
+    """
+    effective = sum(1.0 / part.weights.square().sum().item() for part in contrasts)
+    return gain * effective > math.log(effective)
 
 
 @torch.no_grad()
