@@ -88,6 +88,24 @@ def test_a_list_of_shards_that_is_none(folder: Path, index: str) -> None:
     assert f"{WORDS}.index.json" in refused(folder)
 
 
+def test_shards_without_their_list(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model-00001-of-00001.safetensors"))
+    assert "has diffusion_pytorch_model-00001-of-00001.safetensors and no list" in refused(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_variants_shard_that_is_missing(folder: Path, part: str) -> None:
+    network = getattr(stable_diffusion(), part)
+    for file in (folder / part).glob("*.safetensors"):
+        file.unlink()
+    network.save_pretrained(folder / part, max_shard_size="20KB", variant="fp16")
+    model_in(folder)
+    shard = max((folder / part).glob("*.safetensors"))
+    shard.unlink()
+    assert f".json names {shard.name}, and there is no such file beside it" in refused(folder)
+
+
 @pytest.mark.parametrize("place", ["../../elsewhere.safetensors", "{}/elsewhere.safetensors"])
 def test_a_shard_outside_the_folder_is_not_read(folder: Path, tmp_path: Path, place: str) -> None:
     """transformers would."""

@@ -111,6 +111,36 @@ def test_a_tokenizer_without_its_words(
     assert f"has no {named}, so" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("unet/diffusion_pytorch_model", "mid_block.resnets.0.conv1.weight"),
+        ("text_encoder/model", "embeddings.token_embedding.weight"),
+    ],
+)
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_one_weight_that_is_no_number_is_named(
+    folder: Path, file: str, name: str, value: float
+) -> None:
+    """A word's embedding shows with prompts of that word alone, which the rehearsal has not."""
+    path = folder / f"{file}.safetensors"
+    state = load_file(path)
+    key = next(key for key in state if key.endswith(name))
+    state[key].view(-1)[-1] = value
+    save_file(state, path, metadata={"format": "pt"})
+    line = refused(folder)
+    assert f"the {Path(file).parent} of {folder} has weights that are not finite" in line
+    assert name in line
+
+
+def test_weights_that_nothing_here_reads_may_be_anything(folder: Path) -> None:
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    state["encoder.conv_in.weight"].fill_(torch.nan)
+    save_file(state, path, metadata={"format": "pt"})
+    load_pipeline(str(folder))
+
+
 def test_a_decoder_that_samples_is_refused(folder: Path) -> None:
     """As Stable Diffusion's consistency decoder: of one state it makes another image each time."""
     two: dict[str, Any] = {"decoder_layers_per_block": 1, "encoder_layers_per_block": 1}

@@ -215,6 +215,8 @@ def test_files_that_are_no_lora_are_refused(folders: dict[str, Path], tmp_path: 
     assert "values of down_blocks" in said["broken"]
     assert "diffusers leaves out" in said["dora"]
     assert "it holds conv_in.weight" in said["weights"]
+    endless = stock_lora(base, tmp_path / "endless", lora_alpha=float("inf"))
+    assert "values of down_blocks" in refused(base, endless / FILE)
     assert "it is empty" in said["none"]
     (tmp_path / "damaged.safetensors").write_bytes(b"no header")
     (tmp_path / "lora.bin").write_bytes(b"pickle")

@@ -62,6 +62,25 @@ def other_spacings(config: Mapping[str, Any]) -> list[str]:
     return [name for name in SPACINGS if config.get(name)]
 
 
+def note_uneven(config: Mapping[str, Any], name: str, steps: int) -> str | None:
+    """One line where a stock scheduler's steps end at other levels than its next ones begin at.
+
+    It takes them for even. The kernels here go from each timestep to the next as they are.
+
+    Args:
+        name: of the sampler.
+    """
+    most = int(config.get("num_train_timesteps", 1000))
+    trailing = config.get("timestep_spacing") == "trailing"
+    if name not in ("ddim", "ddpm") or not trailing or most % steps == 0:
+        return None
+    even = min((n for n in range(2, most + 1) if most % n == 0), key=lambda n: abs(n - steps))
+    return (
+        f"sampler.steps: {steps} trailing timesteps of {most} are not evenly apart, and a stock "
+        f"{name.upper()} takes them for even, so that its images are others; {even} steps are even"
+    )
+
+
 def check_schedule(config: Mapping[str, Any]) -> None:
     """Refuse a noise schedule that no reverse kernel here can honour.
 
@@ -109,6 +128,12 @@ def check_schedule(config: Mapping[str, Any]) -> None:
     if not len(power) or not bool(((power >= 0) & (power < 1)).all() and (power.diff() <= 0).all()):
         raise UserError(f"model: the betas of its {WHERE} are no noise levels; {TRAINED}")
     _check_terminal_level(config)
+    most = config.get("num_train_timesteps", 1000)
+    if len(power) < most:
+        raise UserError(
+            f"model: its {WHERE} has betas for {len(power)} timesteps and num_train_timesteps is "
+            f"{most}; set num_train_timesteps to {len(power)}, or {TRAINED}"
+        )
 
 
 def _schedule(config: Mapping[str, Any]) -> Any:

@@ -26,9 +26,11 @@ OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 # shard in some of their versions, and behind it in others.
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)"
-    r"(?:\.(?P<variant>[A-Za-z]\w*))?(?:-\d+-of-\d+)?(?:\.(?P<other>[A-Za-z]\w*))?"
+    r"(?:\.(?P<variant>[A-Za-z]\w*))?(?P<shard>-\d+-of-\d+)?(?:\.(?P<other>[A-Za-z]\w*))?"
     r"\.(?P<kind>safetensors|bin)"
 )
+_LIST = re.compile(r".*\.index(\.\w+)?\.json")
+"""A list of shards, of a variant or not."""
 
 
 def check_is_whole(path: Path) -> None:
@@ -93,12 +95,13 @@ def check_files(folder: Path, parts: dict[str, Any]) -> None:
         for path in sorted((folder / part).iterdir()):
             if path.exists() and not (path.is_file() or path.is_dir()):
                 raise UserError(f"model: {path} is a pipe or a device, and no file; remove it")
-            if path.name.endswith(".index.json"):
+            if _LIST.fullmatch(path.name):
                 _check_shards(path)
     for part in _with_weights(folder, parts):
         if not (folder / part / "config.json").is_file():
             raise UserError(f"model: {folder} has no {part}/config.json; copy the whole model")
         _check_not_quantized(folder / part)
+        _check_listed(folder / part)
     for part in _folders(folder, parts):
         kind = str((parts[part] or [""])[-1])
         _check_weights(folder / part, kind)
@@ -141,6 +144,17 @@ def _check_vocabulary(place: Path, kind: Any) -> None:
         raise UserError(
             f"model: {place} has no {named}, so that every prompt would be the same; copy the "
             f"whole {place.name} folder"
+        )
+
+
+def _check_listed(place: Path) -> None:
+    """Refuse shards without a list of them, which alone says what is in which."""
+    shards = [match for match in _to_read(place) if match["shard"]]
+    listed = any(_LIST.fullmatch(path.name) for path in place.iterdir())
+    if shards and len(shards) == len(_to_read(place)) and not listed:
+        raise UserError(
+            f"model: {place} has {shards[0].string} and no list of such files "
+            f"(*.{shards[0]['kind']}.index.json); copy the whole {place.name} folder"
         )
 
 

@@ -43,6 +43,9 @@ def fuse(pipeline: Any, denoiser: Denoiser, file: Path, scale: float) -> Any:
     try:
         pipeline.fuse_lora(lora_scale=scale, safe_fusing=True)
     except (ValueError, RuntimeError) as error:  # what is not finite; a bias that has no place
-        raise UserError(f"{SETTING}: {file} cannot be fused at {scale:g} ({error})") from error
+        raise UserError(
+            f"{SETTING}: {file} cannot be fused at {scale:g} ({error}); get it again, or give "
+            "another"
+        ) from error
     pipeline.unload_lora_weights()
     return pipeline

@@ -25,7 +25,7 @@ from nablaflow.models.folder import (
 from nablaflow.models.from_hub import folder_from_hub, index_on_hub, is_hub_id
 from nablaflow.models.fused import WithLora, fuse
 from nablaflow.models.live import LIVE, LivePipeline
-from nablaflow.models.network_files import load_encoders, load_own
+from nablaflow.models.network_files import check_finite, load_encoders, load_own
 from nablaflow.models.parts import check_classes, check_named
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.qwen_image import QwenImage
@@ -122,7 +122,9 @@ def load_pipeline(model: ModelSource | Path, dtype: torch.dtype = torch.float32)
     check_is_whole(path)
     is_here = check_is_there(model)
     if path.is_file():
-        return load_single_file(path, dtype)
+        pipeline = load_single_file(path, dtype)
+        _check_finite(model, pipeline)
+        return pipeline
     if not is_here:
         path = _from_hub(model)
     parts = read_index(path)
@@ -196,6 +198,7 @@ def _load(
     except Exception as error:  # the libraries raise many kinds for one cause: unreadable files
         raise _unreadable(source, error) from error
     _check_complete(source, pipeline)
+    _check_finite(source, pipeline)
     return pipeline
 
 
@@ -218,6 +221,13 @@ def _check_complete(source: str, pipeline: Any) -> None:
                 f"model: the {part} of {source} cannot be loaded ({len(missing)} weights such as "
                 f"{missing[0]} are not in its files); get it again"
             )
+
+
+def _check_finite(source: str, pipeline: Any) -> None:
+    """Of the denoiser and the text encoders; an autoencoder's encoder is not used."""
+    family = family_of(pipeline)
+    parts = {name: getattr(pipeline, name, None) for name in (family.denoiser, *family.encoders)}
+    check_finite(source, {name: part for name, part in parts.items() if part is not None})
 
 
 def load_model(

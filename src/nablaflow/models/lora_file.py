@@ -6,6 +6,7 @@ See `nablaflow.models.lora_loading` for how it is read, and what is refused.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,8 @@ def read_lora(pipeline: Any, denoiser: Denoiser, file: Path, setting: str) -> Gi
 
 def _is_finite(factors: LoraFactors) -> bool:
     magnitude = [] if factors.magnitude is None else [factors.magnitude]
-    return all(bool(value.isfinite().all()) for value in (factors.down, factors.up, *magnitude))
+    values = (factors.down, factors.up, *magnitude)
+    return math.isfinite(factors.scale) and all(bool(value.isfinite().all()) for value in values)
 
 
 def _factors(layer: Any) -> LoraFactors:

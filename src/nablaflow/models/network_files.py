@@ -125,6 +125,22 @@ def _load(
     return encoder
 
 
+def check_finite(source: str, networks: Mapping[str, Any]) -> None:
+    """Refuse weights that are no numbers, by name: one may show with some prompts alone.
+
+    Raises:
+        UserError: there is one.
+    """
+    for part, network in networks.items():
+        for name, value in network.named_parameters():
+            ends = value.detach().aminmax() if value.numel() else ()
+            if not all(end.isfinite() for end in ends):
+                raise UserError(
+                    f"model: the {part} of {source} has weights that are not finite ({name}); get "
+                    "it again"
+                )
+
+
 def _of_its_layers(encoder: torch.nn.Module, unread: Iterable[str]) -> list[str]:
     """Those of layers that it has: a file may hold a whole CLIP or T5, or deeper ones besides."""
     layers = {name for name, _ in encoder.named_modules() if name}

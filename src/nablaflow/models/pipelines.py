@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.samplers import build_process
+from nablaflow.diffusion.schedule import note_uneven
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import Adapter, FullAdapter, LoraAdapter
 from nablaflow.models.attention import fused_attention, use_plain_attention
@@ -202,8 +203,9 @@ class PipelineModel(DiffusionModel):
     # --- its prompts and its images ---------------------------------------------------------------
 
     def note_on(self, prompts: Sequence[str]) -> str | None:
-        """One line about what the model does not read of the prompts, if there is such."""
-        return None
+        """Lines about what the model does not read of the prompts, and about its steps, if any."""
+        s = self._sampler
+        return note_uneven(self.pipeline.scheduler.config, s.name, s.steps)
 
     @property
     def heavy_encoders(self) -> bool:

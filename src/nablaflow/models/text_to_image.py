@@ -167,7 +167,8 @@ class TextToImage(PipelineModel):
     def note_on(self, prompts: Sequence[str]) -> str | None:
         reader, s = self.reader(), self._sampler
         negative = note_negative(reader, s.negative_prompt, guided=s.guidance_scale > 1.0)
-        told = (*self.notes(), note_cuts(reader, prompts), negative)
+        steps = super().note_on(prompts)
+        told = (steps, *self.notes(), note_cuts(reader, prompts), negative)
         return "\n".join(line for line in told if line is not None) or None
 
     def notes(self) -> list[str]:
