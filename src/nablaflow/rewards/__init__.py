@@ -135,6 +135,8 @@ def _named_sum(terms: Mapping[Any, Any]) -> NamedReward:
         for key, value in terms.items()
     }
     total = weighted_sum(weights, lambda key: _term(key, terms[key]))
+    if [weight for weight, _ in total.terms] == [1.0]:  # else it were a namesake of its only term
+        return total.terms[0][1]
     return NamedReward(total.name, total)
 
 
