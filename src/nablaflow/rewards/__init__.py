@@ -41,6 +41,7 @@ from nablaflow.rewards.probe import RewardProbe, probe, require_gradient
 from nablaflow.rewards.remote import Remote
 from nablaflow.rewards.settings import RewardSettings, parse_settings
 from nablaflow.rewards.trl import TrlReward, is_trl, load_trl, tell_metadata
+from nablaflow.settings import plain
 from nablaflow.typing import Reward
 
 __all__ = [
@@ -107,7 +108,7 @@ def load(spec: str | Mapping[str, Any] | Reward) -> NamedReward:
     Raises:
         UserError: there is no such reward, or a sum, a setting or a file cannot be read.
     """
-    reward = _load(spec)
+    reward = _load(plain(spec))
     _refuse_namesakes(reward)
     return reward
 
