@@ -86,7 +86,7 @@ def test_an_array_is_no_group(group: str, tmp_path: Path):
 
 
 def test_a_tensor_of_one_number_is_no_list_of_prompts(tmp_path: Path):
-    with pytest.raises(nf.UserError, match="^prompts: must be a list of texts"):
+    with pytest.raises(nf.UserError, match=r"^prompts: must be a list of texts"):
         nf.align(**{**ALIGN, "prompts": torch.tensor(3)}, output_dir=tmp_path)
-    with pytest.raises(nf.UserError, match="^prompts: must be a text or a list"):
+    with pytest.raises(nf.UserError, match=r"^prompts: must be a text or a list"):
         nf.sample("nano", torch.tensor(3))  # pyright: ignore[reportArgumentType]
