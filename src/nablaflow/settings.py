@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from inspect import isabstract
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -46,7 +45,7 @@ class Settings(BaseModel):
 
     @classmethod
     def model_validate(cls, obj: Any, **how: Any) -> Any:
-        """As pydantic's, of what has paths and numpy's numbers too."""
+        """As pydantic's, of what has numpy's numbers too."""
         return super().model_validate(plain(obj), **how)
 
     # So that pydantic makes a group inside another without it: the error then names both.
@@ -59,7 +58,7 @@ class Settings(BaseModel):
 
 
 def plain(value: Any) -> Any:
-    """As YAML has it: texts for paths, Python's numbers for numpy's and torch's.
+    """As YAML has it: Python's numbers for numpy's and torch's.
 
     Not by a validator of pydantic's, with which JSON's lists would be no tuples. What YAML has
     nothing for stays as it is, for the check to refuse.
@@ -68,10 +67,8 @@ def plain(value: Any) -> Any:
         return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list):
         return [plain(part) for part in value]
-    if isinstance(value, tuple):  # stays one, since a method of the user's own may have them
+    if isinstance(value, tuple):  # stays one, as a path does: a method of one's own may have them
         return tuple(plain(part) for part in value)
-    if isinstance(value, Path):
-        return str(value)
     return _plain_number(value)
 
 

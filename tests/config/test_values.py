@@ -42,7 +42,6 @@ def configured(**groups: Any) -> Config:
         ("training", {"updates": torch.tensor(3)}, {"updates": 3}),
         ("sampler", {"crop": [np.int64(8), 0]}, {"crop": [8, 0]}),
         ("sampler", {"steps": np.uint8(4), "eta": Fraction(1, 2)}, {"steps": 4, "eta": 0.5}),
-        ("adapter", {"start": Path("a.safetensors")}, {"start": "a.safetensors"}),
     ],
 )
 def test_values_of_libraries_are_yamls(group: str, given: Any, meant: Any):
@@ -53,13 +52,15 @@ def test_values_of_libraries_are_yamls(group: str, given: Any, meant: Any):
 
 
 class Paired(Settings):
-    """Of a user's own, with a pair."""
+    """Of a user's own, with a pair and a path."""
 
     pair: tuple[int, float]
+    file: Path
 
 
-def test_a_tuple_stays_one():
-    assert Paired(pair=(np.int64(1), np.float32(0.5))).pair == (1, 0.5)
+def test_a_tuple_and_a_path_stay_such():
+    made = Paired(pair=(np.int64(1), np.float32(0.5)), file=Path("a"))
+    assert (made.pair, made.file) == ((1, 0.5), Path("a"))
 
 
 @pytest.mark.parametrize("weight", [np.float32(0.5), torch.tensor(0.5), np.array(0.5)])
