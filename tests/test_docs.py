@@ -166,3 +166,9 @@ def test_the_order_of_rooms_is_that_which_the_linter_keeps():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (told,) = re.findall(r"^    (__main__ >.*?)\n\n", text, re.MULTILINE | re.DOTALL)
     assert [re.split(r",\s*", rooms.strip()) for rooms in told.split(">")] == lines
+
+
+def test_an_extra_is_installed_from_the_checkout_since_no_index_has_the_package():
+    told = [*DOCS.rglob("*.md"), *(ROOT / "src").rglob("*.py"), ROOT / "README.md"]
+    wrong = [path.name for path in told if "nablaflow[" in path.read_text(encoding="utf-8")]
+    assert wrong == []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from inspect import isabstract
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -37,7 +38,7 @@ class Settings(BaseModel):
             UserError: one line: the setting, what is wrong, the remedy.
         """
         try:
-            super().__init__(**_plain(values))
+            super().__init__(**plain(values))
         except ValidationError as error:
             kind = type(self)
             raise UserError(one_line(explain(error, kind, (kind.__name__,)))) from None
@@ -45,7 +46,7 @@ class Settings(BaseModel):
     @classmethod
     def model_validate(cls, obj: Any, **how: Any) -> Any:
         """As pydantic's, of what has numpy's numbers too."""
-        return super().model_validate(_plain(obj), **how)
+        return super().model_validate(plain(obj), **how)
 
     # So that pydantic makes a group inside another without it: the error then names both.
     __init__.__pydantic_base_init__ = True  # pyright: ignore[reportFunctionMemberAccess]
@@ -56,15 +57,29 @@ class Settings(BaseModel):
         cls.__doc__ = f"{_own_doc(cls)}\n\n{describe(cls)}".strip()
 
 
-def _plain(value: Any) -> Any:
-    """Whole numbers of another class than Python's own, such as numpy's, as that.
+def plain(value: Any) -> Any:
+    """As YAML has it: Python's numbers for numpy's and torch's.
 
-    Not by a validator of pydantic's, with which JSON's lists would be no tuples.
+    Not by a validator of pydantic's, with which JSON's lists would be no tuples. What YAML has
+    nothing for stays as it is, for the check to refuse.
     """
     if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    whole = isinstance(value, Integral) and not isinstance(value, int)
-    return int(value) if whole else value
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    if isinstance(value, tuple):  # stays one, as a path does: a method of one's own may have them
+        return tuple(plain(part) for part in value)
+    return _plain_number(value)
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of another class than Python's own as that; whatever else as it is."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        with suppress(RuntimeError):  # it is on no device
+            value = value.item()
+    if isinstance(value, Integral) and not isinstance(value, int):
+        return int(value)
+    return float(value) if isinstance(value, Real) and not isinstance(value, int | float) else value
 
 
 # --- what there is to set -------------------------------------------------------------------------

@@ -36,6 +36,21 @@ def test_a_sum_and_its_mapping_mean_the_same():
     assert text.name == "warmth + 0.5*symmetry - brightness"
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"warmth": 1},
+        {"warmth": {"weight": 1.0}},
+        {"warmth": 1.0, "symmetry": 0},
+        "warmth + 0*symmetry",
+        {"name": "minimum", "of": [{"warmth": 1}, "warmth"]},
+        {"mine": {"name": "warmth"}},
+    ],
+)
+def test_a_sum_of_one_term_of_weight_one_is_that_term(spec):
+    assert torch.equal(load(spec)(IMAGES, PROMPTS), load("warmth")(IMAGES, PROMPTS))
+
+
 def test_a_path_is_a_reward_and_a_term(tmp_path):
     path = tmp_path / "my-rewards.py"
     path.write_text("def first(images, prompts):\n    return images[:, 0, 0, 0]\n")

@@ -28,7 +28,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_package_one_line_names_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r"optimizer.name: .* pip install 'nablaflow\[bitsandb"):
+    with pytest.raises(UserError, match=r"optimizer.name: .* pip install '.\[bitsandb"):
         eight_bit_adamw(GPU)
 
 

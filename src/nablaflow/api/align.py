@@ -120,7 +120,7 @@ def align(
         "evaluation": evaluation,
         "guard": guard,
     }
-    said = {name: group for name, group in groups.items() if group != "default"}
+    said = {name: group for name, group in groups.items() if not _is_default(group)}
     config = parse_config(merge(merge(DEFAULTS, values), said), load_method)
     _refuse_idle(config, flow, optimizer)
     return run(
@@ -138,7 +138,7 @@ def _refuse_unknown(unknown: Mapping[str, Any]) -> None:
 
 def _refuse_idle(config: Config, flow: Any, optimizer: OptimizerSettings | Group) -> None:
     """Who gives a setting of the flow network in a call wants one."""
-    if flow != "default":
+    if not _is_default(flow):
         refuse_idle_flow(config, ("flow",), flow)
     if isinstance(optimizer, Settings):
         optimizer = optimizer.model_dump(include=optimizer.model_fields_set)
@@ -161,12 +161,17 @@ def _updates(updates: int | None, steps: int | None) -> int | None:
 def _with_updates(training: TrainingSettings | Group, updates: int | None) -> Any:
     if updates is None:
         return training
+    if _is_default(training):
+        return {"updates": updates}
     whole = isinstance(training, Settings)
-    if not (whole or training == "default" or isinstance(training, Mapping)):
+    if not (whole or isinstance(training, Mapping)):
         return training  # which the settings' own check refuses
     said = training.model_fields_set if whole else training
-    if training != "default" and "updates" in said:
+    if "updates" in said:
         raise UserError("updates: training has them as well; give one of the two")
-    if training == "default":
-        return {"updates": updates}
     return {**(training.model_dump() if whole else training), "updates": updates}
+
+
+def _is_default(group: Any) -> bool:
+    """Not by ``==`` alone, which an array answers for each of its numbers."""
+    return isinstance(group, str) and group == "default"

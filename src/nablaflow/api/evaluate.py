@@ -15,6 +15,7 @@ from nablaflow.rewards import load
 from nablaflow.runs.evaluate import evaluate_run
 from nablaflow.runs.run import Run
 from nablaflow.runs.surroundings import surrounded
+from nablaflow.settings import plain
 from nablaflow.typing import Reward
 
 
@@ -56,7 +57,8 @@ def evaluate(
     folder, function, live, kind = parts_of(of)
     settings = of.settings if isinstance(of, Run) else []
     if isinstance(reward, str | Mapping):
-        settings.append(f"reward={json.dumps(reward)}")
+        load(reward)  # refuses what JSON has nothing for
+        settings.append(f"reward={json.dumps(plain(reward))}")
         function = None
     elif reward is not None:
         function = load(reward)

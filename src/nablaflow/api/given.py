@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from nablaflow.config.arguments import folder_of_run
+from nablaflow.config.arguments import folder_of_run, is_series
 from nablaflow.errors import UserError
 from nablaflow.methods import Method
 from nablaflow.models import AnyPipeline, LivePipeline, hand_over
@@ -41,7 +41,7 @@ def prompts_of(prompts: Any) -> Any:
         raise UserError(
             "prompts: a set has another order in every session, and so would the run; give a list"
         )
-    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+    if isinstance(prompts, str | bytes | Mapping) or not is_series(prompts):
         return text_of(prompts)
     return list(prompts)
 

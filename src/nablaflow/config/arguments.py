@@ -85,8 +85,13 @@ def names(given: Any) -> Any:
     """One text or several as a list; what is neither is for the check."""
     if isinstance(given, str):
         return [given]
-    several = isinstance(given, Iterable) and not isinstance(given, bytes | Mapping)
+    several = is_series(given) and not isinstance(given, bytes | Mapping)
     return list(given) if several else given
+
+
+def is_series(given: Any) -> bool:
+    """Whether it can be gone through; an array of one number says so and cannot."""
+    return isinstance(given, Iterable) and getattr(given, "ndim", 1) != 0
 
 
 def texts(prompts: Any) -> list[str]:

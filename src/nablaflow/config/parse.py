@@ -12,7 +12,7 @@ from nablaflow.config.parse_method import parse_method
 from nablaflow.config.recipe import Config
 from nablaflow.config.suggestions import suggest
 from nablaflow.config.values import check_path, check_scalar, refusal
-from nablaflow.settings import dotted, explain
+from nablaflow.settings import dotted, explain, plain
 
 Group = TypeVar("Group", bound=BaseModel)
 
@@ -33,8 +33,8 @@ def parse_config(values: Mapping[str, Any], find: FindMethod = find_none) -> Con
     unknown = [str(key) for key in values if key not in Config.model_fields]
     if unknown:
         raise refusal(f"{unknown[0]}: unknown key; {suggest(unknown[0], Config)}")
-    _check_values(values)
-    settings = dict(values)
+    settings = plain(values)
+    _check_values(settings)
     if settings.get("method") is not None:
         settings["method"] = parse_method(settings["method"], find)
     try:
@@ -58,6 +58,8 @@ def _check_values(value: Any, place: tuple[int | str, ...] = ()) -> None:
     inner: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
         inner = value.items()
+    elif isinstance(value, BaseModel):  # a group that was made by itself
+        inner = value
     elif isinstance(value, list | tuple):
         inner = enumerate(value)
     for key, part in inner:

@@ -49,7 +49,8 @@ def _model(folder: Path, device: torch.device) -> torch.nn.Module:
         dreamsim: Any = importlib.import_module("dreamsim").dreamsim
     except ImportError as error:
         raise UserError(
-            "features dreamsim: the package is not installed; pip install 'nablaflow[dreamsim]'"
+            "features dreamsim: the package is not installed; "
+            "pip install '.[dreamsim]' in the checkout"
         ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ def extra(module: str, name: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         raise UserError(
-            f"{package} cannot be imported ({error}); pip install 'nablaflow[{name}]'"
+            f"{package} cannot be imported ({error}); pip install '.[{name}]' in the checkout"
         ) from error
 
 

@@ -60,7 +60,8 @@ def data_set(repo: str, column: str | None, split: str | None) -> FoundPrompts:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
-            "prompts: data sets of the hub need a package; pip install 'nablaflow[datasets]'"
+            "prompts: data sets of the hub need a package; "
+            "pip install '.[datasets]' in the checkout"
         ) from None
     column, split = column or COLUMN, split or "train"
     try:

@@ -41,6 +41,7 @@ from nablaflow.rewards.probe import RewardProbe, probe, require_gradient
 from nablaflow.rewards.remote import Remote
 from nablaflow.rewards.settings import RewardSettings, parse_settings
 from nablaflow.rewards.trl import TrlReward, is_trl, load_trl, tell_metadata
+from nablaflow.settings import plain
 from nablaflow.typing import Reward
 
 __all__ = [
@@ -107,7 +108,7 @@ def load(spec: str | Mapping[str, Any] | Reward) -> NamedReward:
     Raises:
         UserError: there is no such reward, or a sum, a setting or a file cannot be read.
     """
-    reward = _load(spec)
+    reward = _load(plain(spec))
     _refuse_namesakes(reward)
     return reward
 
@@ -135,6 +136,8 @@ def _named_sum(terms: Mapping[Any, Any]) -> NamedReward:
         for key, value in terms.items()
     }
     total = weighted_sum(weights, lambda key: _term(key, terms[key]))
+    if [weight for weight, _ in total.terms] == [1.0]:  # else it were a namesake of its only term
+        return total.terms[0][1]
     return NamedReward(total.name, total)
 
 

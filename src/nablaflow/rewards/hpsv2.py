@@ -29,7 +29,9 @@ class HPSv2(ScorerSettings):
     def check(self) -> None:
         super().check()
         if importlib.util.find_spec("open_clip") is None:
-            raise UserError("reward hpsv2 needs open_clip: pip install nablaflow[scorers]")
+            raise UserError(
+                "reward hpsv2 needs open_clip: pip install '.[scorers]' in the checkout"
+            )
 
     def network(self) -> ScoringNetwork:
         open_clip: Any = importlib.import_module("open_clip")

@@ -40,9 +40,26 @@ def changes(path: str, change: Callable[[Request, Given], Given]) -> Route:
             given = None
         if not isinstance(given, dict):
             raise HTTPException(400)
+        _refuse_no_text(given)
         return JSONResponse(await run_in_threadpool(change, request, given))
 
     return Route(path, answer, methods=["POST"])
+
+
+def _refuse_no_text(given: Given) -> None:
+    """JSON can say characters that neither a file nor a command can be given."""
+    for field, value in given.items():
+        try:
+            if isinstance(value, str) and "\0" in value.encode().decode():
+                raise ValueError
+        except ValueError:
+            raise UserError(f"{field}: holds a character that is no text; take it out") from None
+
+
+def word(given: Given, field: str) -> str:
+    """A text; nothing where there is none."""
+    said = given.get(field)
+    return said if isinstance(said, str) else ""
 
 
 def folder_of(site: Site, request: Request, kind: Literal["runs", "images"]) -> Path:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,7 +17,7 @@ from starlette.templating import Jinja2Templates
 from nablaflow.errors import UserError
 from nablaflow.storage.judged import PAIRS, RATINGS
 from nablaflow.studio import commands
-from nablaflow.studio.answers import Given, changes, count, folder_of, shows
+from nablaflow.studio.answers import Given, changes, count, folder_of, shows, word
 from nablaflow.studio.folders import image_address, listing, shown_name
 from nablaflow.studio.judging import ENOUGH, judged
 from nablaflow.studio.pairs import PairRow
@@ -26,9 +26,6 @@ from nablaflow.studio.showing import version
 from nablaflow.studio.site import Site
 from nablaflow.studio.stars import StarRow
 from nablaflow.studio.table import JudgementTable
-
-if TYPE_CHECKING:
-    pass
 
 SEEN = 8  # images that the reward likes best, and as many that it likes least
 DRAWN = 24  # images as they are, and as many as the tilt has them
@@ -107,7 +104,7 @@ class FitPages:
 
     def start(self, request: Request, given: Given) -> Given:
         folder = folder_of(self.site, request, "images")
-        kinds, asked = _judged(folder), given.get("kind")
+        kinds, asked = _judged(folder), word(given, "kind")
         kind = asked if asked in kinds and len(kinds) > 1 else _kind(kinds)
         return {"command": self.site.fit(folder, kind).command}
 
@@ -148,7 +145,7 @@ def _even(total: int, count: int) -> list[int]:
 def _beta(given: Any) -> float:
     try:
         value = float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not 0.0 < value <= 1e6:
         raise UserError("beta: must be a number above 0 and at most 1,000,000")

@@ -27,7 +27,9 @@ def check_installed() -> None:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise UserError(f"studio: needs {error.name}; pip install 'nablaflow[studio]'") from error
+        raise UserError(
+            f"studio: needs {error.name}; pip install '.[studio]' in the checkout"
+        ) from error
 
 
 def serve(site: Site, port: int, on_ready: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.templating import Jinja2Templates
 
 from nablaflow.errors import UserError
-from nablaflow.studio.answers import Given, changes, count, folder_of, shows
+from nablaflow.studio.answers import Given, changes, count, folder_of, shows, word
 from nablaflow.studio.exports import FORMATS
 from nablaflow.studio.folders import address
 from nablaflow.studio.looking import GALLERY
@@ -59,7 +59,7 @@ class WorkPages:
 
     def sample(self, request: Request, given: Given) -> Given:
         """Fresh images of the model, or of a run, for prompts of the user's own."""
-        key, runs = given.get("source"), self.site.found().runs
+        key, runs = word(given, "source"), self.site.found().runs
         if key and key not in runs:
             raise UserError("source: this run is gone; reload the page")
         source = str(runs[key]) if key else self.site.base.model
@@ -87,8 +87,7 @@ class WorkPages:
 
 
 def _prompts(given: Given) -> list[str]:
-    text = given.get("prompts")
-    lines = text.splitlines() if isinstance(text, str) else []
+    lines = word(given, "prompts").splitlines()
     prompts = [line.strip() for line in lines if line.strip()]
     if len(prompts) > PROMPTS or any(len(prompt) > LONGEST for prompt in prompts):
         raise UserError(f"prompts: at most {PROMPTS}, of at most {LONGEST} characters each")

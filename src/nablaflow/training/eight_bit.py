@@ -26,7 +26,8 @@ def eight_bit_adamw(device: torch.device) -> type[torch.optim.Optimizer]:
         package: Any = importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise UserError(
-            f"{FIELD} needs bitsandbytes ({error}); pip install 'nablaflow[bitsandbytes]', or use "
+            f"{FIELD} needs bitsandbytes ({error}); pip install '.[bitsandbytes]' "
+            "in the checkout, or use "
             "optimizer.name=adamw"
         ) from error
     if device.type != "cuda":
