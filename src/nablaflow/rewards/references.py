@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nablaflow.addresses import masked_url
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, printable
 from nablaflow.hub import is_local
 from nablaflow.places import at_home
 from nablaflow.rewards import CALLABLE
@@ -37,7 +37,7 @@ class Reference:
         return masked_url(self.name) if self.kind == HOST else self.name
 
     def __str__(self) -> str:
-        return " ".join(f"{self.kind} {self._shown}".split())
+        return printable(f"{self.kind} {self._shown}")
 
     @property
     def path(self) -> Path | None:
