@@ -59,7 +59,7 @@ class JudgementTable(Generic[Row]):
                 sync(self.path)
             else:
                 self._write([*self._rows, row])
-            self._rows.append(self._kind(*map(_one_line, row)))
+            self._rows.append(self._kind(*map(printable, row)))
             self._seen = self._stamp()
 
     def remove(self, place: int) -> None:
