@@ -47,6 +47,15 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def printable(text: str) -> str:
+    r"""A text on one line, without what a terminal would take for a command.
+
+    >>> printable("\x1b[31mred\n")
+    '[31mred'
+    """
+    return one_line("".join(c if c.isprintable() else " " for c in text))
+
+
 # --- what the command line and Python each call an option -----------------------------------------
 
 _SWITCHES = ("average", "overwrite", "resume", "trusted")

@@ -112,3 +112,18 @@ def test_marks_of_two_makes_are_not_held_against_each_other(cli: Cli, ready: Rea
     config.write_text(config.read_text().replace(str(found.model_hash), weights))
     result = cli("compare", "one", "two", "--out", "both")
     assert result.exit_code == 0, result.output
+
+
+def test_a_reward_that_was_changed_is_not_read_from_the_folder(cli: Cli, recipe: Path, here: Path):
+    """The figures of the reference would be of one function, and the run's of another."""
+    code = "def score(images, prompts):\n    return images.mean((1, 2, 3)) + {}\n"
+    (here / "mine.py").write_text(code.format(0))
+    trained = cli("train", recipe, "reward=mine.py:score", "output_dir=run")
+    assert trained.exit_code == 0, trained.stderr
+    found = []
+    for more in (0, 5):
+        (here / "mine.py").write_text(code.format(more))
+        done = cli("compare", "run", "--n", 4, "--out", "c", "--json", "--trust-run")
+        assert done.exit_code == 0, done.stderr
+        found.append([row["reward_mean"] for row in json.loads(done.stdout)["rows"]])
+    assert found[1] == pytest.approx([mean + 5 for mean in found[0]], rel=1e-5)

@@ -113,3 +113,22 @@ def test_a_method_of_the_users_own_is_a_cell(tmp_path: Path):
     assert config.output_dir.parents[2] == tmp_path / "out"
     with pytest.raises(UserError, match="has no Other"):
         ComparisonStudy((f"{tmp_path}/mine.py:Other",), ("warmth",), tmp_path / "out")
+
+
+def test_a_method_or_a_reward_that_was_changed_has_no_finished_cells(tmp_path: Path):
+    method, reward = tmp_path / "mine.py", tmp_path / "score.py"
+    method.write_text(OWN)
+    reward.write_text("def score(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    study = ComparisonStudy(
+        (f"{method}:Still",), (f"{reward}:score",), tmp_path / "out", seeds=1, beta=2.0
+    )
+    study.store(study.cells[0], {"points": []})
+    assert study.missing() == []
+    for file in (method, reward):
+        text = file.read_text()
+        file.write_text(f"{text}# changed\n")
+        with pytest.raises(UserError, match=rf"figures of other settings \(files\.{file}"):
+            study.missing()
+        assert study.missing(overwrite=True) == study.cells
+        file.write_text(text)
+    assert study.missing() == []

@@ -349,3 +349,27 @@ def test_rows_of_another_process_are_refused(tmp_path: Path, finished: Files):
         UserError, match=r"replaced meanwhile by figures of other settings \(updates"
     ):
         study_in(tmp_path, updates=3).rows()
+
+
+OWN = """
+from nablaflow.methods.ddpo import DDPO
+
+
+class Mine(DDPO):
+    name = "mine"
+"""
+
+
+def test_a_method_that_was_changed_is_run_again(tmp_path: Path) -> None:
+    """Whoever writes one runs it, changes it, and runs it again: into the same folder."""
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    study = study_in(tmp_path / "out", problems=("bumps",), methods=(f"{file}:Mine",))
+    cell = study.cells[0]
+    study._samples_path(cell).parent.mkdir(parents=True)
+    study._samples_path(cell).touch()
+    study.store(cell, {"row": {}})
+    assert study.missing() == []
+    file.write_text(f"{file.read_text()}# changed\n")
+    with pytest.raises(UserError, match=r"figures of other settings \(code: "):
+        study.missing()

@@ -197,3 +197,15 @@ def test_a_tracker_is_told_nothing_without_the_users_word(cli: Cli, run: Path):
     one_line(cli("train", run / "config.yaml", "output_dir=other"), "tracker wandb", "--trust-run")
     measured = cli("eval", run, "--json")
     assert measured.exit_code == 0, measured.stderr
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"reward": "\x1b]0;mine\x07\x1b[31mx.py:f"}, {"\x1b[31munknown": 1}],
+    ids=["asked", "key"],
+)
+def test_a_terminal_is_given_no_commands(cli: Cli, run: Path, values: dict[str, Any]):
+    change(run, **values)
+    done = cli("eval", run, "--trust-run")
+    assert done.exit_code == 2
+    assert "\x1b" not in done.output

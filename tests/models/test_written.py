@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.export import save_policy
-from nablaflow.models.written import CHECKSUMS
+from nablaflow.storage.written import CHECKSUMS
 
 PART = "unet/diffusion_pytorch_model.safetensors"
 
@@ -38,6 +38,14 @@ def test_a_changed_weight_is_noticed(saved: Path) -> None:
     name = next(iter(state))
     save_file({**state, name: state[name] + 1}, saved / PART)
     with pytest.raises(UserError, match=f"{PART} is not what was written there"):
+        load_pipeline(str(saved))
+
+
+@pytest.mark.parametrize("part", ["scheduler/scheduler_config.json", "tokenizer/*.json", "*.json"])
+def test_a_changed_digit_or_word_is_noticed(saved: Path, part: str) -> None:
+    path = next(found for found in sorted(saved.glob(part)) if found.name != CHECKSUMS)
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(UserError, match=rf"{path.name} is not what was written there"):
         load_pipeline(str(saved))
 
 

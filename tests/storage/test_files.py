@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,16 @@ def test_a_text_is_read_without_a_mark_up_to_a_size(tmp_path: Path):
     assert read_text(tmp_path / "text") == "one\ntwo\nthree\n"
     with pytest.raises(ValueError, match="more than 0 MiB"):
         read_text(tmp_path / "text", most=3)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What the system says of a full disk, or of a file beyond a limit, has no name in it."""
+
+    def full(number: int) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="File too large") as raised:
+        write_whole(tmp_path / "report.html", "text")
+    assert raised.value.filename == str(tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from nablaflow.commands.late import load_late
-from nablaflow.errors import ExportError, TrainingStopped, UserError
+from nablaflow.errors import ExportError, TrainingStopped, UserError, printable
 from nablaflow.places import at_home
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _without_exit(work: Callable[[], None]) -> None:
 
 
 _DISK = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT),
 }
 """What a disk or a path can do to a command, whatever it was doing."""
@@ -139,7 +139,6 @@ def _end(error: BaseException, text: str, status: int, debug: bool) -> NoReturn:
         traceback.print_exception(error)
     from nablaflow.addresses import masked_text
 
-    shown = "".join(c if c.isprintable() else " " for c in masked_text(text))
     # At once, since several processes of a launch may end at the same moment.
-    print(f"nablaflow: {' '.join(shown.split())}\n", end="", file=sys.stderr)
+    print(f"nablaflow: {printable(masked_text(text))}\n", end="", file=sys.stderr)
     raise typer.Exit(status) from None

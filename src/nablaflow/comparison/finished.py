@@ -180,6 +180,7 @@ def _gauge(parts: Parts, own: Config, held_out: str | None, out: Path, progress:
         progress.start,
         size=size,
         beta=beta,
+        specs=[config.reward, held_out],
     )
     parts.tell(size.note(len(bank.samples), "without --n all are"))
     gauge = Gauge.of(parts.reward, second, beta, parts.evaluated, bank)

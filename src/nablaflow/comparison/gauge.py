@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from nablaflow.addresses import masked
 from nablaflow.config.recipe import Config
 from nablaflow.config.settings import EvaluationSettings
 from nablaflow.evaluation.bank import sample_states, spread
@@ -23,6 +25,8 @@ from nablaflow.metrics.summary import Column, add_figures
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
+from nablaflow.rewards.references import references
+from nablaflow.runs.own_code import marks
 from nablaflow.storage.cached import read_cached, write_cached
 from nablaflow.typing import Batch, Latents
 
@@ -194,6 +198,7 @@ def scored_bank(
     *,
     size: BankSize,
     beta: float | None,
+    specs: Sequence[Any],
 ) -> ScoredSamples:
     """The reference bank with its scores, from the folder if it is there.
 
@@ -201,12 +206,14 @@ def scored_bank(
         fingerprint: of the pretrained weights.
         size: how much of it is looked at; the bank itself is the configuration's.
         beta: of the tilt that has to be known; None: the one that ``auto`` gives.
+        specs: of the rewards, whose names tell neither their settings nor what is in their files.
     """
     reward, held_out = rewards
     names = [reward and reward.name for reward in rewards]
     own = [] if size.first == size.whole else [size.first, beta]
     told = json.dumps([fingerprint, prompts, config.sampler.model_dump(), size.whole, *own])
-    key = hashlib.sha256((told + json.dumps(names)).encode()).hexdigest()[:24]
+    about = [masked(list(specs)), marks(references(list(specs)))]
+    key = hashlib.sha256((told + json.dumps([names, about])).encode()).hexdigest()[:24]
     path = folder / "bank.safetensors"
     found = read_cached(path, key) if path.is_file() else None
     if found is not None:

@@ -126,6 +126,7 @@ def _gauge(
             progress.start,
             size=study.bank_size,
             beta=study.beta,
+            specs=[reward.name, study.held_out],
         )
         parts.tell(study.bank_size.note(len(bank.samples), "without --n all are"))
         gauge = Gauge.of(reward, held_out, study.beta, parts.evaluated, bank)

@@ -20,6 +20,9 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank_size import BankSize
 from nablaflow.methods.own import load_method
+from nablaflow.rewards.custom import is_custom
+from nablaflow.rewards.references import CODE, Reference, references
+from nablaflow.runs.own_code import marks
 from nablaflow.storage.run_folder import CELL
 from nablaflow.storage.study import Study, at_least, chosen, slug
 
@@ -170,7 +173,12 @@ class ComparisonStudy(Study[ComparisonCell]):
         if not cell.trained:
             assert self.beta is not None
             config["method"] = [m.model_dump_named() for m in BYSTANDERS[cell.method](self.beta)]
-        return config | {"measurements": self.measurements, "held_out": self.held_out}
+        whole = config | {"measurements": self.measurements, "held_out": self.held_out}
+        files = marks([*self._method_of(cell), *references([cell.reward, self.held_out])])
+        return whole | ({"files": files} if files else {})  # of the user's own, which may change
+
+    def _method_of(self, cell: ComparisonCell) -> list[Reference]:
+        return [Reference(CODE, cell.method)] if is_custom(cell.method) else []
 
     def store(self, cell: ComparisonCell, found: dict[str, Any]) -> None:
         head = {"reward": cell.reward, "method": cell.method, "seed": cell.seed, "beta": self.beta}

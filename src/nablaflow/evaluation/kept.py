@@ -20,7 +20,7 @@ def find_kept(purpose: str, key: str) -> Mapping[str, Tensor] | None:
         key: of all that they depend on, see `nablaflow.evaluation.bank.states_key`.
     """
     path = _shipped(key) or _cached(purpose, key)
-    found = read_cached(path) if path.is_file() else None
+    found = read_cached(path, key) if path.is_file() else None
     return found if all_of_them(found is not None) else None
 
 

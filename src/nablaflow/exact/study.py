@@ -23,6 +23,8 @@ from nablaflow.exact.paths import Sampling
 from nablaflow.exact.problem import STEPS, Problem
 from nablaflow.exact.process import bare_process
 from nablaflow.exact.random_problems import random_name
+from nablaflow.rewards.custom import is_custom
+from nablaflow.rewards.references import CODE, Reference
 from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.study import Study, at_least, chosen, slug, unwritable_is_the_users
@@ -155,6 +157,8 @@ class LabStudy(Study[LabCell]):
             **vars(self.sampling),
             "method": found.method(problem.beta).model_dump_named(),
             "training": found.settings.model_dump(mode="json"),
+            # Whoever writes a method runs it, changes it, and runs it again.
+            **({"code": Reference(CODE, cell.method).content} if is_custom(cell.method) else {}),
         }
 
     def rows(self) -> list[Row]:

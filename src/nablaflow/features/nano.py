@@ -10,6 +10,7 @@ right from these, 92 % with a third block as well (means of six draws, penalty 0
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from nablaflow.errors import UserError
 from nablaflow.features.contract import FeatureExtractor, frozen
 from nablaflow.features.preprocess import Preprocess
 from nablaflow.nano.scenes import IMAGE_SIZE
+from nablaflow.storage.written import check_checksums
 from nablaflow.typing import Features, Images
 
 STAGES = 2  # down blocks that are looked at
@@ -35,11 +37,12 @@ def load_nano(weights: str | None, device: torch.device) -> FeatureExtractor:
         weights: another diffusers folder whose ``vae`` is an ``AutoencoderKL``.
 
     Raises:
-        UserError: the folder has none.
+        UserError: the folder has none, or it is not what was written there.
     """
     from diffusers import AutoencoderKL
 
     folder = str(nano.path()) if weights is None else weights
+    check_checksums(Path(folder))
     try:
         vae: Any = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
     except (OSError, ValueError) as error:

@@ -18,10 +18,10 @@ from nablaflow.models.divided import plain_copy
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.same_image import check_same_image
 from nablaflow.models.source import ModelSource
-from nablaflow.models.written import write_checksums
 from nablaflow.quiet import quiet_libraries
 from nablaflow.storage.files import put_in_place, remove_tree, what_failed
 from nablaflow.storage.header import put_in_order
+from nablaflow.storage.written import write_checksums
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 

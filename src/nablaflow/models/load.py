@@ -36,10 +36,10 @@ from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.single_file import load_single_file
 from nablaflow.models.source import ModelSource
 from nablaflow.models.stable_diffusion import StableDiffusion
-from nablaflow.models.written import check_checksums
 from nablaflow.models.z_image import ZImage
 from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
+from nablaflow.storage.written import check_checksums
 
 FAMILIES: list[type[PipelineModel]] = [
     StableDiffusion,

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from nablaflow.errors import one_line
+from nablaflow.errors import printable
 from nablaflow.report.table import COLUMNS, rows
 
 
@@ -76,10 +76,9 @@ def _figures(summary: Mapping[str, Any] | None) -> str:
 
 def _plain(text: str) -> str:
     """On one line, and without what Markdown or HTML would read as more than text."""
-    shown = "".join(c if c.isprintable() else " " for c in one_line(text))
-    return "".join(" " if c in "|<>[]`*_#\\" else c for c in shown)
+    return "".join(" " if c in "|<>[]`*_#\\" else c for c in printable(text))
 
 
 def _code(text: str) -> str:
-    shown = "".join(c if c.isprintable() else " " for c in one_line(text)).replace("`", "'")
+    shown = printable(text).replace("`", "'")
     return f"`{shown}`"

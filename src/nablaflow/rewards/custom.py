@@ -16,6 +16,7 @@ from nablaflow.errors import UserError, nearest
 from nablaflow.places import at_home
 from nablaflow.rewards.contract import summary
 from nablaflow.rewards.process import left_as_it_was
+from nablaflow.storage import checksums
 
 MODULE = "nablaflow_file_"
 """Begins the name of the module that a user's file is."""
@@ -74,7 +75,7 @@ def load_object(spec: str, what: str, kind: str = "function") -> Any:
         raise UserError(f"{what} {spec!r}: there is no file {path}; check the path")
     if path.suffix != ".py":
         raise UserError(f"{what} {spec!r}: {path.name} is not a Python file; its name must end .py")
-    module = _run(path, path.stat().st_mtime_ns)
+    module = _run(path, checksums.of_file(path))
     if not hasattr(module, attribute):
         raise UserError(
             f"{what} {spec!r}: {path.name} has no {attribute}; {_hint(attribute, module)}"
@@ -91,8 +92,8 @@ def place_of(kind: type) -> str | None:
 
 
 @functools.cache
-def _run(path: Path, modified: int) -> ModuleType:
-    """Run a file as a module; ``modified`` only tells one version of the file from the next."""
+def _run(path: Path, content: str) -> ModuleType:
+    """Run a file as a module; ``content`` only tells one version of the file from the next."""
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     name = f"{MODULE}{path.stem}_{digest}"
     loader = _FromSource(name, str(path))

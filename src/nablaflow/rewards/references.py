@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nablaflow.addresses import masked_url
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, printable
 from nablaflow.hub import is_local
 from nablaflow.places import at_home
 from nablaflow.rewards import CALLABLE
@@ -37,7 +37,7 @@ class Reference:
         return masked_url(self.name) if self.kind == HOST else self.name
 
     def __str__(self) -> str:
-        return " ".join(f"{self.kind} {self._shown}".split())
+        return printable(f"{self.kind} {self._shown}")
 
     @property
     def path(self) -> Path | None:
@@ -52,9 +52,13 @@ class Reference:
         """The same for the same thing only: code that was changed is another."""
         if self.path is None:
             return f"{self.kind} {self._shown}"  # a run's config.yaml has no more of it
-        known = self.kind == CODE and self.path.is_file()
-        content = checksums.of_file(self.path) if known else ""
-        return f"{self.kind} {self.path} {self.name.rpartition(':')[2]} {content}"
+        return f"{self.kind} {self.path} {self.name.rpartition(':')[2]} {self.content or ''}"
+
+    @property
+    def content(self) -> str | None:
+        """SHA-256 of code as its file is now; None for the other kinds, and where none is there."""
+        known = self.kind == CODE and self.path is not None and self.path.is_file()
+        return checksums.of_file(self.path) if known and self.path is not None else None
 
 
 def references(spec: Any, key: str = "") -> Iterator[Reference]:

@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import Tensor
 
 from nablaflow.addresses import is_masked, masked_url
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, printable
 from nablaflow.rewards.ahead import Begun, GoesAhead, Queue
 from nablaflow.rewards.contract import NamedReward
 from nablaflow.rewards.post import NoReplyError, Reply, post
@@ -215,5 +215,5 @@ def _first_line(body: bytes) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    text = printable(text)
     return text if len(text) <= 80 else text[:77] + "..."

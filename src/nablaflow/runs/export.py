@@ -15,7 +15,6 @@ from nablaflow.errors import UserError, nearest, show
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline
 from nablaflow.models.formats import DTYPES, FORMATS, write_policy
-from nablaflow.models.written import write_checksums
 from nablaflow.runs.export_card import card_of, summary_of, text_of
 from nablaflow.runs.policy import BEST, LAST, REFERENCE, load_policy
 from nablaflow.runs.pretrained import source_of
@@ -31,6 +30,7 @@ from nablaflow.storage.files import (
     write_whole,
 )
 from nablaflow.storage.header import put_in_order
+from nablaflow.storage.written import write_checksums
 
 CARD, MANIFEST = "README.md", "export.json"
 

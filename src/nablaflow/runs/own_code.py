@@ -7,6 +7,7 @@ mistake; that the figures before and after are of two functions, or of other pro
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from nablaflow.config.recipe import Config
@@ -28,17 +29,22 @@ def told_of_code(config: Config, folder: Path, update: int) -> list[str]:
         folder: of the run.
         update: that it is at.
     """
-    now = {
-        _file(part): _mark(part.path)
-        for part in asked_for(config, _PARTS)
-        if part.path is not None and part.path.is_file()
-    }
+    now = marks(asked_for(config, _PARTS))
     kept = folder / CODE_FILES
     if not now:
         return []
     told = _changes(kept, now, update) if kept.is_file() else []
     write_whole(kept, json.dumps(now, indent=1))
     return told
+
+
+def marks(parts: Iterable[Reference]) -> dict[str, str | None]:
+    """What tells the files among these from others under the same names, by the names."""
+    return {
+        _file(part): _mark(part.path)
+        for part in parts
+        if part.path is not None and part.path.is_file()
+    }
 
 
 def _changes(kept: Path, now: dict[str, str | None], update: int) -> list[str]:

@@ -12,7 +12,7 @@ from nablaflow.config.overrides import load_config, parse_override, plain_config
 from nablaflow.config.parse import parse_config
 from nablaflow.config.recipe import Config
 from nablaflow.config.yaml_text import read_yaml
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, printable
 from nablaflow.models.fused import SETTING as FUSED
 from nablaflow.runs.begun_with import MARKED, check_lora_stays, elsewhere, newly_marked, value_at
 from nablaflow.runs.trust import NeedsWord
@@ -68,7 +68,8 @@ def load_run_config(
     except UserError as error:
         if copy is None:
             raise
-        print(f"{error}; the copy in the last checkpoint is used", file=sys.stderr)
+        said = printable(f"{error}; the copy in the last checkpoint is used")
+        print(said, file=sys.stderr)
         values = {**read_yaml(copy, "checkpoint"), "output_dir": str(run)}
         own = load_config(None, [], values, find)
         return elsewhere(load_config(None, overrides, values, find), own)

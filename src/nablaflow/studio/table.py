@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, printable
 from nablaflow.storage.files import append_line, sync, write_whole
 
 Row = TypeVar("Row", bound=tuple[str, ...])
@@ -59,7 +59,7 @@ class JudgementTable(Generic[Row]):
                 sync(self.path)
             else:
                 self._write([*self._rows, row])
-            self._rows.append(self._kind(*map(_one_line, row)))
+            self._rows.append(self._kind(*map(printable, row)))
             self._seen = self._stamp()
 
     def remove(self, place: int) -> None:
@@ -112,9 +112,5 @@ class JudgementTable(Generic[Row]):
 
 def _line(cells: Sequence[str]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow([_one_line(cell) for cell in cells])
+    csv.writer(buffer, lineterminator="\n").writerow([printable(cell) for cell in cells])
     return buffer.getvalue()
-
-
-def _one_line(text: str) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 
 from nablaflow.nano.pretrain import denoiser, velocity
 from nablaflow.nano.pretrain.text import build_silent_t5, build_word_tokenizer
+from nablaflow.storage.written import write_checksums
 
 
 def export(
@@ -63,6 +64,7 @@ def _write(pipeline: Any, out: Path) -> None:
     for folder in (out / "tokenizer", out / "tokenizer_2"):
         if folder.is_dir():
             _write_vocabulary(pipeline.tokenizer, folder)
+    write_checksums(out)
 
 
 def _state_precision(path: Path) -> None:

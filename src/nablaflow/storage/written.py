@@ -1,6 +1,8 @@
-"""A whole pipeline that was written here: the SHA-256 of its weights, checked before they are read.
+"""A whole pipeline that was written here: the SHA-256 of its files, checked before they are read.
 
-The file with them is in the `model` folder of a run and in an export that is a whole pipeline.
+The list of them is in the `model` folder of a run, in an export that is a whole pipeline, and in
+the embedded models. A digit of a scheduler's, or a word of a tokenizer's, makes other images as
+well as a weight does.
 """
 
 from __future__ import annotations
@@ -12,23 +14,25 @@ from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
 from nablaflow.storage.run_folder import CHECKSUMS
 
-WEIGHTS = ".safetensors"
+INDEX = "model_index.json"
+KINDS = (".safetensors", ".json", ".txt", ".model")
 
 
 def write_checksums(folder: Path) -> None:
-    """Write them beside the index of a pipeline's folder."""
+    """Write them beside the index of a pipeline's folder, of that and of all in its parts."""
+    parts = sorted(path for path in folder.glob("*/*") if path.suffix in KINDS)
     files = {
         path.relative_to(folder).as_posix(): checksums.of_file(path)
-        for path in sorted(folder.rglob(f"*{WEIGHTS}"))
+        for path in (folder / INDEX, *parts)
     }
     write_whole(folder / CHECKSUMS, checksums.sealed({"files": files}))
 
 
 def check_checksums(folder: Path) -> None:
-    """Refuse weights that are not those that were written; other folders have no checksums.
+    """Refuse files that are not those that were written; other folders have no checksums.
 
     Raises:
-        UserError: a file of weights is damaged or gone, or the list of them is damaged.
+        UserError: a file is damaged or gone, or the list of them is damaged.
     """
     manifest = folder / CHECKSUMS
     if not manifest.is_file():
@@ -38,12 +42,12 @@ def check_checksums(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"model: {manifest} is damaged ({type(error).__name__}); write the model again, or "
-            "remove it to load the weights unchecked"
+            "remove it to load the model unchecked"
         ) from None
     for name, wanted in files.items():
         file = folder / name
-        if name.endswith(WEIGHTS) and not (file.is_file() and checksums.of_file(file) == wanted):
+        if name.endswith(KINDS) and not (file.is_file() and checksums.of_file(file) == wanted):
             raise UserError(
                 f"model: {file} is not what was written there; copy it again, or write the model "
-                "again"
+                f"again; if it was changed on purpose, remove {CHECKSUMS}"
             )
