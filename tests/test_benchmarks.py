@@ -51,3 +51,19 @@ def test_the_benchmarks_that_the_documentation_names_are_there():
     named = set(re.findall(r"benchmarks/(\w+)\.py", pages))
     assert named, "the pages name some"
     assert named <= set(SCRIPTS)
+
+
+def test_the_chain_on_a_line_has_its_closed_form():
+    """A normal prior and a linear reward, 0.8 x: grad V_k is 0.8 times where x_k's mean ends."""
+    script = benchmark("kernel_shape")
+    chain = script.Chain.of(script.PRIORS["one mode"], 10, "posterior", 0.8 * script.LATTICE)
+    signal = chain.process.alpha_bar.double().sqrt()
+    middle = slice(500, 700)  # of the lattice, far from its ends
+    for k in chain.levels:
+        before, here = (0.8 * signal[j].item() for j in (k - 1, k))
+        assert script.slope(chain.values[k])[middle] == pytest.approx(here, rel=2e-3)
+        shift = chain.variance(k) * before
+        tilted = chain.tilted(chain.values, k) @ script.LATTICE - chain.mean(k)
+        assert tilted[middle] == pytest.approx(shift, rel=3e-3)
+        controlled = chain.controlled[k - 1] - chain.mean(k)
+        assert controlled[middle] == pytest.approx(shift, abs=script.GAP)

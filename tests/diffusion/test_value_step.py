@@ -8,6 +8,8 @@ from torch import Tensor
 
 from nablaflow.diffusion import build_process, check_step, kernel_mean, predict_from, value_step
 from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.diffusion.value_step import Step
+from nablaflow.diffusion.variance import widened
 from nablaflow.errors import UserError
 from tests.support.schedules import STABLE_DIFFUSION
 
@@ -83,6 +85,29 @@ def test_the_published_step_is_the_variance_times_what_the_next_state_says() -> 
     table = value_step("published", process)
     torch.testing.assert_close(table.scale[1:], process.sigma[1:].double().square())
     assert table.level.tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(("variance", "step"), [("posterior", "published"), ("analytic", "exact")])
+@pytest.mark.parametrize("steps", [5, 10, 50])
+def test_which_step_tilts_where_the_sampler_ends(steps: int, variance: str, step: Step) -> None:
+    """A normal prior, where r(x0_hat) says all of a linear reward: the tilt moves by the variance.
+
+    The kernels of either variance end in a normal of their own, and what x_K decides is not theirs.
+    """
+    process = build_process(STABLE_DIFFUSION, "ddim", steps, 1.0, sigma_floor=0.0)
+    if variance == "analytic":
+        process = widened(process, 1.0 - process.alpha_bar)
+    table, level = value_step(step, process), torch.arange(1, steps + 1)
+    one, signal = torch.ones(steps, dtype=torch.float64), process.alpha_bar.double().sqrt()
+    through = mean_by(signal[level], one, level, process).cumprod(0)
+    onward = torch.cat([one[:1], through[:-1]])  # of x_{k-1} to the end
+    gradient = signal[table.level[level]]
+    shift = (table.scale[level] * gradient * onward).sum()
+    spread = (process.sigma[level].double() * onward).square().sum()
+    torch.testing.assert_close(shift, spread, rtol=2e-3, atol=0.0)
+    other = value_step("exact" if step == "published" else "published", process)
+    elsewhere = (other.scale[level] * signal[other.level[level]] * onward).sum()
+    assert (elsewhere > 1.1 * spread) == (step == "published")
 
 
 def test_from_pure_noise_the_published_step_is_taken() -> None:

@@ -13,6 +13,12 @@ steps: for a reward that is linear over what is left open both are B_k Cov(x_0 |
 the same B_k = d mu / d x0_hat, the first with what x_k leaves open, the second with what x_{k-1}
 does.
 
+They are for two tilts. The first is of the data's diffusion, whose kernels have what x_k leaves
+open in their variance (`analytic`); the second of where the sampler itself ends, with kernels of
+whatever variance. With the sampler's own (`posterior`) it ends in less than the data's variance, so
+for a value that is right the first goes too far (`tests/diffusion/test_value_step.py`); by
+r(x0_hat) on images it is the nearer one (docs/estimators.md).
+
 At alpha_bar_k = 0 (zero terminal SNR, flow matching from pure noise) c_k is infinite and grad V_k
 is 0. The published rule needs neither, and takes that one step.
 """
