@@ -12,7 +12,8 @@ prints for each case, and writes to benchmarks/error_budget.json,
     of the lean adjoint on the forward-looking gradient, and their cosine, by step.
 
 ``digits`` and ``patches`` are the models of pixel_models.py; ``hue`` is a narrow bump in hue, a
-reward with a strong bend; ``ring-K`` is the laboratory's ring at K steps.
+reward with a strong bend; ``stripe`` a bent reward on the digits that no choice was made on, at the
+beta that ``beta: auto`` gives it; ``ring-K`` is the laboratory's ring at K steps.
 """
 
 from __future__ import annotations
@@ -66,6 +67,16 @@ def upper(images: Tensor, prompts: list[str]) -> Tensor:
     return (images.mean(1) * ramp[:, None]).mean((1, 2))
 
 
+def stripe(images: Tensor, prompts: list[str]) -> Tensor:
+    """The correlation of an image's ink with a diagonal stripe: bent, between -1 and 1."""
+    across, down = (torch.linspace(-1.0, 1.0, n).to(images) for n in images.shape[:1:-1])
+    wanted = torch.exp(-((across - down[:, None]) / 0.3).square())
+    ink = images.mean(1)
+    ink, wanted = ink - ink.mean((1, 2), keepdim=True), wanted - wanted.mean()
+    lengths = ink.square().sum((1, 2)).sqrt() * wanted.square().sum().sqrt()
+    return (ink * wanted).sum((1, 2)) / (lengths + 1e-3)
+
+
 PIXELS: Figures = {
     "prompts": None,
     "sampler": {"name": "ddim", "steps": 20},
@@ -77,6 +88,7 @@ CASES: dict[str, tuple[Figures, Callable[..., Tensor] | None]] = {
     "preference": ({"reward": "preference", "method": {"beta": 0.25}}, None),
     "hue": ({"method": {"beta": 6.0}}, hue),
     "digits": ({**PIXELS, "model": str(MODELS / "digits")}, upper),
+    "stripe": ({**PIXELS, "model": str(MODELS / "digits"), "method": {"beta": 16.0}}, stripe),
     "patches": (
         {
             **PIXELS,
