@@ -132,3 +132,16 @@ def test_a_method_or_a_reward_that_was_changed_has_no_finished_cells(tmp_path: P
         assert study.missing(overwrite=True) == study.cells
         file.write_text(text)
     assert study.missing() == []
+
+
+def test_a_cell_that_has_recorded_no_files_is_not_held_to_them(tmp_path: Path, monkeypatch):
+    """Such as those of benchmarks/comparison, whose reward stands in a benchmark's file."""
+    reward = tmp_path / "score.py"
+    reward.write_text("def score(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    study = ComparisonStudy(("refl",), (f"{reward}:score",), tmp_path / "out", seeds=1, beta=2.0)
+    settings = study.settings(study.cells[0])
+    del settings["files"]
+    with monkeypatch.context() as patched:
+        patched.setattr(ComparisonStudy, "settings", lambda self, cell: settings)
+        study.store(study.cells[0], {"points": []})
+    assert study.missing() == []

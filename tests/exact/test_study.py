@@ -371,5 +371,5 @@ def test_a_method_that_was_changed_is_run_again(tmp_path: Path) -> None:
     study.store(cell, {"row": {}})
     assert study.missing() == []
     file.write_text(f"{file.read_text()}# changed\n")
-    with pytest.raises(UserError, match=r"figures of other settings \(code: "):
+    with pytest.raises(UserError, match=r"figures of other settings \(files\."):
         study.missing()

@@ -24,7 +24,7 @@ from nablaflow.rewards.custom import is_custom
 from nablaflow.rewards.references import CODE, Reference, references
 from nablaflow.runs.own_code import marks
 from nablaflow.storage.run_folder import CELL
-from nablaflow.storage.study import Study, at_least, chosen, slug
+from nablaflow.storage.study import FILES, Study, at_least, chosen, slug
 
 ENDLESS = 10**6  # updates: time ends a run
 IMAGES = 256  # that are measured each time, where nothing is said
@@ -175,7 +175,7 @@ class ComparisonStudy(Study[ComparisonCell]):
             config["method"] = [m.model_dump_named() for m in BYSTANDERS[cell.method](self.beta)]
         whole = config | {"measurements": self.measurements, "held_out": self.held_out}
         files = marks([*self._method_of(cell), *references([cell.reward, self.held_out])])
-        return whole | ({"files": files} if files else {})  # of the user's own, which may change
+        return whole | ({FILES: files} if files else {})
 
     def _method_of(self, cell: ComparisonCell) -> list[Reference]:
         return [Reference(CODE, cell.method)] if is_custom(cell.method) else []

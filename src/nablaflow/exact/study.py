@@ -27,7 +27,7 @@ from nablaflow.rewards.custom import is_custom
 from nablaflow.rewards.references import CODE, Reference
 from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
-from nablaflow.storage.study import Study, at_least, chosen, slug, unwritable_is_the_users
+from nablaflow.storage.study import FILES, Study, at_least, chosen, slug, unwritable_is_the_users
 
 MOST = {"seeds": 10**4, "updates": 10**9}
 Row = dict[str, Any]
@@ -55,6 +55,11 @@ class LabCell:
         cut = len(self.method) > room
         method = f"{self.method[: max(0, room - 1)]}\N{HORIZONTAL ELLIPSIS}" if cut else self.method
         return f"{self.problem} {method} {self.seed}"
+
+
+def _own_files(method: str) -> dict[str, Any]:
+    """Whoever writes a method runs it, changes it, and runs it again."""
+    return {FILES: {method: Reference(CODE, method).content}} if is_custom(method) else {}
 
 
 @dataclass(frozen=True)
@@ -157,8 +162,7 @@ class LabStudy(Study[LabCell]):
             **vars(self.sampling),
             "method": found.method(problem.beta).model_dump_named(),
             "training": found.settings.model_dump(mode="json"),
-            # Whoever writes a method runs it, changes it, and runs it again.
-            **({"code": Reference(CODE, cell.method).content} if is_custom(cell.method) else {}),
+            **_own_files(cell.method),
         }
 
     def rows(self) -> list[Row]:

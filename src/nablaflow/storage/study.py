@@ -16,6 +16,9 @@ from nablaflow.storage.files import folder_fault, write_whole
 ALL = "all"
 """Names every one of a list."""
 
+FILES = "files"
+"""Among a cell's settings: what tells the user's own files, which may change, by their names."""
+
 Cell = TypeVar("Cell")
 """What is run at once: a method on something, with a seed."""
 
@@ -77,7 +80,7 @@ class Study(abc.ABC, Generic[Cell]):
             if overwrite:
                 return False
             raise
-        change = difference(found, self.settings(cell))
+        change = self._change(found, cell)
         if change and not overwrite:
             raise UserError(
                 f"--out: {path.parent} holds figures of other settings ({change}); "
@@ -92,12 +95,19 @@ class Study(abc.ABC, Generic[Cell]):
             UserError: as `read`; or another process has put one of other settings in its place.
         """
         found = self.read(cell)
-        if change := difference(found["settings"], self.settings(cell)):
+        if change := self._change(found["settings"], cell):
             raise UserError(
                 f"--out: {self.path(cell)} was replaced meanwhile by figures of other settings "
                 f"({change}); run one command at a time in a folder, or give each its own --out"
             )
         return found
+
+    def _change(self, found: dict[str, Any], cell: Cell) -> str | None:
+        """The first setting that differs; own files count where the cell has recorded them."""
+        settings = self.settings(cell)
+        if FILES not in found:
+            settings = {name: value for name, value in settings.items() if name != FILES}
+        return difference(found, settings)
 
     def store(self, cell: Cell, found: dict[str, Any]) -> None:
         """Write a finished cell with its settings; ``found`` has what the study ``holds``."""
