@@ -106,6 +106,29 @@ def offloaded() -> Any:
     return pipeline
 
 
+def with_fused_projections() -> Any:
+    pipeline = stable_diffusion()
+    pipeline.fuse_qkv_projections()
+    return pipeline
+
+
+def made_for_inference() -> Any:
+    with torch.inference_mode():
+        return stable_diffusion()
+
+
+def wrapped() -> Any:
+    pipeline = stable_diffusion()
+    pipeline.unet = torch.nn.DataParallel(pipeline.unet)
+    return pipeline
+
+
+def cast_by_layer() -> Any:
+    pipeline = stable_diffusion()
+    pipeline.unet.enable_layerwise_casting(torch.float16, torch.float32)
+    return pipeline
+
+
 def of_another_class() -> Any:
     return StableDiffusionImg2ImgPipeline(**stable_diffusion().components)
 
@@ -116,6 +139,10 @@ def of_another_class() -> Any:
         (with_a_lora, "unet carries a LoRA; call fuse_lora"),
         (with_a_lora_on_the_text_encoder, "text_encoder carries a LoRA"),
         (offloaded, "forward of the pipeline's unet was replaced"),
+        (with_fused_projections, r"has its projections fused; call its unfuse_qkv"),
+        (made_for_inference, r"was made inside torch.inference_mode\(\)"),
+        (wrapped, r"unet is a DataParallel, .*the network that it wraps"),
+        (cast_by_layer, "unet was replaced by a hook of diffusers .*load the pipeline without it"),
         (of_another_class, "a StableDiffusionImg2ImgPipeline is not supported; use one of"),
         (lambda: stable_diffusion().unet, "must be a folder, a hub id or a diffusers pipeline"),
         (lambda: 3, "must be a folder, a hub id or a diffusers pipeline, not 3"),
@@ -131,3 +158,12 @@ def test_a_compiled_network_is_taken_as_it_was_before():
     pipeline.unet = torch.compile(pipeline.unet)
     borrowed = hand_over(pipeline).borrow(torch.float32)
     assert type(borrowed.unet).__name__ == "UNet2DConditionModel"
+
+
+def test_an_ip_adapter_is_refused_before_any_image():
+    """diffusers sets an attribute of the configuration then, and leaves its item as it was."""
+    pipeline: Any = stable_diffusion()
+    pipeline.unet.config.encoder_hid_dim_type = "ip_image_proj"
+    with pytest.raises(UserError, match=r"carries an IP-Adapter.*unload_ip_adapter\(\)"):
+        borrowed = hand_over(pipeline).borrow(torch.float32)
+        load_model(borrowed, SamplerSettings(steps=4), AdapterSettings(), CPU)
