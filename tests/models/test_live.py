@@ -12,6 +12,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, hand_over, load_model, load_pipeline
+from tests.support.flow_pipelines import flux
 from tests.support.pipelines import stable_diffusion, unconditional
 
 CPU = torch.device("cpu")
@@ -167,3 +168,12 @@ def test_an_ip_adapter_is_refused_before_any_image():
     with pytest.raises(UserError, match=r"carries an IP-Adapter.*unload_ip_adapter\(\)"):
         borrowed = hand_over(pipeline).borrow(torch.float32)
         load_model(borrowed, SamplerSettings(steps=4), AdapterSettings(), CPU)
+
+
+def test_a_transformer_that_has_made_an_image_can_be_handed_over():
+    """Its call leaves a register of hooks, without any."""
+    pipeline: Any = flux()
+    with pipeline.transformer.cache_context("cond"):
+        pass
+    assert hasattr(pipeline.transformer, "_diffusers_hook")
+    hand_over(pipeline)

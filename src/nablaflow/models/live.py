@@ -115,14 +115,17 @@ def _check_plain(name: str, network: nn.Module) -> None:
 
 
 def _check_own_forward(name: str, network: nn.Module) -> None:
-    if any(hasattr(part, "_diffusers_hook") for part in network.modules()):
+    """Offloading, device_map and an older way to compile put their own in its place.
+
+    It would go on calling the user's network from inside the copy.
+    """
+    replaced = [part for part in network.modules() if "forward" in vars(part)]
+    if any(hasattr(part, "_diffusers_hook") for part in replaced):
         raise UserError(
             f"model: the forward of the pipeline's {name} was replaced by a hook of diffusers "
             "(group offloading, layerwise casting or a cache); load the pipeline without it"
         )
-    # Offloading, device_map and an older way to compile put their own in its place, which would
-    # go on calling the user's network from inside the copy.
-    if any("forward" in vars(part) for part in network.modules()):
+    if replaced:
         raise UserError(
             f"model: the forward of the pipeline's {name} was replaced (by offloading or "
             "device_map); call remove_all_hooks(), or load it without"
