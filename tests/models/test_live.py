@@ -165,8 +165,8 @@ def test_an_ip_adapter_is_refused_before_any_image():
     """diffusers sets an attribute of the configuration then, and leaves its item as it was."""
     pipeline: Any = stable_diffusion()
     pipeline.unet.config.encoder_hid_dim_type = "ip_image_proj"
+    borrowed = hand_over(pipeline).borrow(torch.float32)
     with pytest.raises(UserError, match=r"carries an IP-Adapter.*unload_ip_adapter\(\)"):
-        borrowed = hand_over(pipeline).borrow(torch.float32)
         load_model(borrowed, SamplerSettings(steps=4), AdapterSettings(), CPU)
 
 
