@@ -141,6 +141,19 @@ def test_an_index_that_is_none(folder: Path, index: str) -> None:
     assert "model_index.json" in refused(folder)
 
 
+@pytest.mark.parametrize("held", ["[]", '"owner/name"', "3", "null", '{"a": ', "", "\ufeff{}"])
+@pytest.mark.parametrize(
+    "name",
+    ["scheduler/scheduler_config.json", "unet/config.json", "tokenizer/tokenizer_config.json"],
+)
+def test_a_configuration_that_is_none_is_named(folder: Path, name: str, held: str) -> None:
+    """diffusers takes a word in its place for a model, and asks the hub for it."""
+    (folder / name).write_text(held, encoding="utf-8")
+    said = refused(folder)
+    assert said.startswith(f"model: {folder / name} ")
+    assert said.endswith(f"copy the whole {(folder / name).parent.name} folder again")
+
+
 @pytest.mark.parametrize("most", [10**30, 1, 17])
 def test_a_tokenizer_that_does_not_keep_to_what_the_clip_reads(folder: Path, most: int) -> None:
     change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=most)

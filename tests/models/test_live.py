@@ -12,6 +12,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, hand_over, load_model, load_pipeline
+from tests.support.flow_pipelines import flux
 from tests.support.pipelines import stable_diffusion, unconditional
 
 CPU = torch.device("cpu")
@@ -106,6 +107,29 @@ def offloaded() -> Any:
     return pipeline
 
 
+def with_fused_projections() -> Any:
+    pipeline = stable_diffusion()
+    pipeline.fuse_qkv_projections()
+    return pipeline
+
+
+def made_for_inference() -> Any:
+    with torch.inference_mode():
+        return stable_diffusion()
+
+
+def wrapped() -> Any:
+    pipeline = stable_diffusion()
+    pipeline.unet = torch.nn.DataParallel(pipeline.unet)
+    return pipeline
+
+
+def cast_by_layer() -> Any:
+    pipeline = stable_diffusion()
+    pipeline.unet.enable_layerwise_casting(torch.float16, torch.float32)
+    return pipeline
+
+
 def of_another_class() -> Any:
     return StableDiffusionImg2ImgPipeline(**stable_diffusion().components)
 
@@ -116,6 +140,10 @@ def of_another_class() -> Any:
         (with_a_lora, "unet carries a LoRA; call fuse_lora"),
         (with_a_lora_on_the_text_encoder, "text_encoder carries a LoRA"),
         (offloaded, "forward of the pipeline's unet was replaced"),
+        (with_fused_projections, r"has its projections fused; call its unfuse_qkv"),
+        (made_for_inference, r"was made inside torch.inference_mode\(\)"),
+        (wrapped, r"unet is a DataParallel, .*the network that it wraps"),
+        (cast_by_layer, "unet was replaced by a hook of diffusers .*load the pipeline without it"),
         (of_another_class, "a StableDiffusionImg2ImgPipeline is not supported; use one of"),
         (lambda: stable_diffusion().unet, "must be a folder, a hub id or a diffusers pipeline"),
         (lambda: 3, "must be a folder, a hub id or a diffusers pipeline, not 3"),
@@ -131,3 +159,21 @@ def test_a_compiled_network_is_taken_as_it_was_before():
     pipeline.unet = torch.compile(pipeline.unet)
     borrowed = hand_over(pipeline).borrow(torch.float32)
     assert type(borrowed.unet).__name__ == "UNet2DConditionModel"
+
+
+def test_an_ip_adapter_is_refused_before_any_image():
+    """diffusers sets an attribute of the configuration then, and leaves its item as it was."""
+    pipeline: Any = stable_diffusion()
+    pipeline.unet.config.encoder_hid_dim_type = "ip_image_proj"
+    borrowed = hand_over(pipeline).borrow(torch.float32)
+    with pytest.raises(UserError, match=r"carries an IP-Adapter.*unload_ip_adapter\(\)"):
+        load_model(borrowed, SamplerSettings(steps=4), AdapterSettings(), CPU)
+
+
+def test_a_transformer_that_has_made_an_image_can_be_handed_over():
+    """Its call leaves a register of hooks, without any."""
+    pipeline: Any = flux()
+    with pipeline.transformer.cache_context("cond"):
+        pass
+    assert hasattr(pipeline.transformer, "_diffusers_hook")
+    hand_over(pipeline)

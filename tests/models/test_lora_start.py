@@ -227,6 +227,43 @@ def test_files_that_are_no_lora_are_refused(folders: dict[str, Path], tmp_path: 
     assert "did you mean" in refused(base, _beside_lora(tmp_path))
 
 
+def by_kohyas_script(base: Path, folder: Path) -> dict[str, torch.Tensor]:
+    from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+
+    return convert_state_dict_to_kohya(load_file(stock_lora(base, folder) / FILE))
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8])
+def test_quantized_factors_are_not_taken_for_another_bases(
+    folders: dict[str, Path], tmp_path: Path, kind: torch.dtype
+) -> None:
+    state = by_kohyas_script(folders["sd"], tmp_path)
+    whole = {n: v if n.endswith(".alpha") else v.to(kind) for n, v in state.items()}
+    save_file(whole, tmp_path / "whole.safetensors")
+    said = refused(folders["sd"], tmp_path / "whole.safetensors")
+    assert "is quantized" in said
+    assert "use the LoRA in float32" in said
+
+
+def test_a_scale_of_zero_is_not_a_start_at_the_reference(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Kohya's own scripts read an alpha of zero as the rank, others as nothing."""
+    state = by_kohyas_script(folders["sd"], tmp_path)
+    one = next(name for name in state if name.endswith(".alpha"))
+    save_file(state | {one: torch.tensor(0.0)}, tmp_path / "one.safetensors")
+    header = stock_lora(folders["sd"], tmp_path / "header", lora_alpha=0)
+    assert f"scaled to nothing ({one} is 0)" in refused(folders["sd"], tmp_path / "one.safetensors")
+    assert "scaled to nothing (lora_alpha of down_blocks" in refused(folders["sd"], header)
+
+
+def test_another_bases_shape_is_told_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    lora = stock_lora(folders["sd2"], tmp_path / "lora", target_modules=["to_q", "proj_in"])
+    said = refused(folders["sd"], lora)
+    assert "proj_in.lora_A.weight is [4, 8] in it and [4, 8, 1, 1] in the model" in said
+    assert "size mismatch" not in said
+
+
 def _beside_lora(root: Path) -> Path:
     (root / "run" / "lora").mkdir(parents=True)
     return root / "run"

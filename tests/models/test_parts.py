@@ -172,6 +172,14 @@ def test_a_tokenizer_with_more_words_than_its_encoder_is_refused() -> None:
     assert "its tokenizer has 10 words and its text_encoder 4" in line
 
 
+def test_words_added_to_a_tokenizer_alone_are_named() -> None:
+    pipeline = stable_diffusion()
+    pipeline.tokenizer.add_tokens(["<my-cat>"])
+    line = refusal(pipeline)
+    assert "words were added to its tokenizer (<my-cat>)" in line
+    assert f"text_encoder.resize_token_embeddings({len(pipeline.tokenizer)})" in line
+
+
 @pytest.mark.parametrize("make", [z_image, flux2_klein])
 def test_a_tokenizer_without_a_template_is_refused(make: Callable[[], Any]) -> None:
     pipeline = make()

@@ -37,8 +37,14 @@ def check_network(unet: Any, added: Sequence[str | None] = PLAIN) -> None:
         if config.get(name) is not None:
             _refuse(name, config[name], "class labels")
     for name, given in (("addition_embed_type", added), ("encoder_hid_dim_type", PLAIN)):
-        if config.get(name) not in given:
-            _refuse(name, config.get(name), "more than what this pipeline gives")
+        value = getattr(config, name, None)  # which an IP-Adapter sets, and not the item
+        if value == "ip_image_proj" and config.get(name) != value:
+            raise UserError(
+                "model: its UNet carries an IP-Adapter, which needs an image at each call; call "
+                "unload_ip_adapter() on the pipeline first"
+            )
+        if value not in given:
+            _refuse(name, value, "more than what this pipeline gives")
     if any(isinstance(part, BaseTunerLayer) for part in unet.modules()):
         raise UserError(
             "model: its UNet carries a LoRA; call fuse_lora() and unload_lora_weights() on the "

@@ -1,11 +1,11 @@
-"""Unconditional pixel-space models: any folder or hub id of a `DDPMPipeline`."""
+"""Unconditional pixel-space models: any folder or hub id of a `DDPMPipeline`, or of its kin."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDIMPipeline, DDPMPipeline, PNDMPipeline
 from torch import Tensor
 
 from nablaflow.errors import UserError
@@ -17,15 +17,19 @@ from nablaflow.typing import Images, Latents
 
 
 class UnconditionalDDPM(PipelineModel):
-    """States are pixels in [-1, 1]; prompts are only labels of the images."""
+    """States are pixels in [-1, 1]; prompts are only labels of the images.
 
-    serves = (DDPMPipeline,)
+    The classes have the same parts, a UNet and a schedule of betas, and differ in the sampler that
+    their calls go by.
+    """
+
+    serves = (DDPMPipeline, DDIMPipeline, PNDMPipeline)
     call_defaults: ClassVar[dict[str, Any]] = {"steps": 100}
     takes_prompts = False
 
     def __init__(
         self,
-        pipeline: DDPMPipeline,
+        pipeline: DDPMPipeline | DDIMPipeline | PNDMPipeline,
         sampler: SamplerSettings,
         adapter: AdapterSettings,
         device: torch.device,

@@ -13,6 +13,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from nablaflow.errors import UserError
+from nablaflow.models.configurations import check_configurations
 from nablaflow.storage.files import read_text
 
 INDEX = "model_index.json"
@@ -89,7 +90,8 @@ def check_files(folder: Path, parts: dict[str, Any]) -> None:
     """Refuse a folder whose parts are not all in files of its own.
 
     Raises:
-        UserError: a file is missing or a pipe, or an index of shards names another folder's.
+        UserError: a file is missing, a pipe or no configuration, or an index of shards names
+            another folder's.
     """
     for part in _folders(folder, parts):
         for path in sorted((folder / part).iterdir()):
@@ -97,28 +99,15 @@ def check_files(folder: Path, parts: dict[str, Any]) -> None:
                 raise UserError(f"model: {path} is a pipe or a device, and no file; remove it")
             if _LIST.fullmatch(path.name):
                 _check_shards(path)
+        check_configurations(folder / part)
     for part in _with_weights(folder, parts):
         if not (folder / part / "config.json").is_file():
             raise UserError(f"model: {folder} has no {part}/config.json; copy the whole model")
-        _check_not_quantized(folder / part)
         _check_listed(folder / part)
     for part in _folders(folder, parts):
         kind = str((parts[part] or [""])[-1])
         _check_weights(folder / part, kind)
         _check_vocabulary(folder / part, getattr(transformers, kind, None))
-
-
-def _check_not_quantized(place: Path) -> None:
-    try:
-        told = json.loads(read_text(place / "config.json", SHARDS)).get("quantization_config")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return  # which those that load it say
-    if told is not None:
-        kind = told.get("quant_method") if isinstance(told, dict) else told
-        raise UserError(
-            f"model: its {place.name} is quantized ({kind}), and gradients need weights that are "
-            "not; use the model that it was made from"
-        )
 
 
 def _check_weights(place: Path, kind: str) -> None:

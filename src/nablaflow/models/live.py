@@ -37,7 +37,8 @@ class LivePipeline:
         unused: parts that a model to align does without, as when it is loaded from a folder.
 
     Raises:
-        UserError: it carries a LoRA, or is spread or quantized so that no copy of it can train.
+        UserError: it carries a LoRA, or is spread, fused or quantized so that no copy of it can
+            train.
     """
 
     pipeline: Any
@@ -84,6 +85,12 @@ class LivePipeline:
 
 
 def _check_plain(name: str, network: nn.Module) -> None:
+    if not hasattr(network, "config"):
+        kind = type(network).__name__
+        raise UserError(
+            f"model: the pipeline's {name} is a {kind}, which no pipeline has by itself; put the "
+            "network that it wraps (.module) back in its place"
+        )
     if any(isinstance(part, BaseTunerLayer) for part in network.modules()):
         raise UserError(
             f"model: the pipeline's {name} carries a LoRA; call fuse_lora(), if it is to stay, "
@@ -93,9 +100,32 @@ def _check_plain(name: str, network: nn.Module) -> None:
         raise UserError(
             f"model: the pipeline's {name} is quantized; load it without quantization_config"
         )
-    # Offloading, device_map and an older way to compile put their own in its place, which would
-    # go on calling the user's network from inside the copy.
-    if any("forward" in vars(part) for part in network.modules()):
+    if any(getattr(part, "fused_projections", False) for part in network.modules()):
+        # A LoRA on a projection would be beside the one that is computed with.
+        raise UserError(
+            f"model: the pipeline's {name} has its projections fused; call its "
+            "unfuse_qkv_projections()"
+        )
+    if any(value.is_inference() for value in network.parameters()):
+        raise UserError(
+            f"model: the pipeline's {name} was made inside torch.inference_mode(), so that nothing "
+            "of it can be trained; load the pipeline outside"
+        )
+    _check_own_forward(name, network)
+
+
+def _check_own_forward(name: str, network: nn.Module) -> None:
+    """Offloading, device_map and an older way to compile put their own in its place.
+
+    It would go on calling the user's network from inside the copy.
+    """
+    replaced = [part for part in network.modules() if "forward" in vars(part)]
+    if any(hasattr(part, "_diffusers_hook") for part in replaced):
+        raise UserError(
+            f"model: the forward of the pipeline's {name} was replaced by a hook of diffusers "
+            "(group offloading, layerwise casting or a cache); load the pipeline without it"
+        )
+    if replaced:
         raise UserError(
             f"model: the forward of the pipeline's {name} was replaced (by offloading or "
             "device_map); call remove_all_hooks(), or load it without"

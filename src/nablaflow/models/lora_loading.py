@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,13 +30,17 @@ from torch import Tensor, nn
 
 from nablaflow.errors import UserError
 from nablaflow.models.kohya_scales import ALPHA, has_kohyas_form, stock_keeps, without_scales
-from nablaflow.models.lora_names import check_names, says_its_scales
+from nablaflow.models.lora_names import check_names, nothing, says_its_scales
 from nablaflow.models.lora_places import OF_TEXT, Denoiser, by_place
 from nablaflow.models.peft_form import is_pefts, with_scales
 from nablaflow.quiet import quiet_libraries
 
 ADAPTER = "given"
 ENCODER = "text_encoder"
+_OTHER_SHAPE = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\((\[[^\]]*\])\) from "
+    r"checkpoint, the shape in current model is torch\.Size\((\[[^\]]*\])\)"
+)
 
 
 def load_into(pipeline: Any, denoiser: Denoiser, file: Path, setting: str) -> None:
@@ -55,14 +60,32 @@ def load_into(pipeline: Any, denoiser: Denoiser, file: Path, setting: str) -> No
             wanted = _converted(stock, given if options else dict(given), options)
             stock.load_lora_weights(given, **options, adapter_name=ADAPTER)
     except Exception as error:  # the libraries raise many kinds for one cause: another base
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{setting}: {file} does not fit a {kind} of this model ({reason}); is it a LoRA for "
-            "another base?"
+            f"{setting}: {file} does not fit a {kind} of this model ({_reason(error)}); is it a "
+            "LoRA for another base?"
         ) from error
     _check_taken(stock, wanted, file, setting)
+    _check_scaled(stock, file, setting)
     if not options:
         _scale_by_one(stock)
+
+
+def _reason(error: Exception) -> str:
+    """In one short line: torch tells the layers of a whole network in one error."""
+    text = " ".join(str(error).split())
+    found = _OTHER_SHAPE.search(text)
+    if found is None:
+        return re.split(r"\. (?=[A-Z])", text)[0][:200] or type(error).__name__
+    name, theirs, wanted = found.groups()
+    return f"{name.replace(f'.{ADAPTER}.', '.')} is {theirs} in it and {wanted} in the model"
+
+
+def _check_scaled(pipeline: Any, file: Path, setting: str) -> None:
+    """Refuse a layer whose alpha, in the file's header, is zero."""
+    for network in _networks(pipeline).values():
+        for path, layer in layers_of(network).items():
+            if isinstance(layer, LoraLayer) and not layer.scaling[ADAPTER]:
+                raise nothing(setting, file, f"lora_alpha of {path} is 0")
 
 
 def _what_it_takes(pipeline: Any, denoiser: Denoiser, file: Path) -> tuple[Any, dict[str, Any]]:

@@ -14,6 +14,9 @@ from nablaflow.models.peft_form import check_settings, is_pefts
 OTHERS = {"hada_": "a LoHa", "lokr_": "a LoKr", "oft_": "an OFT"}
 """Other adapters than LoRAs, by what the names of their tensors have in them."""
 
+FLOATING = ("F", "BF")
+"""How the kinds of floating-point numbers begin in a file's header."""
+
 
 def names_in(file: Path, setting: str) -> list[str]:
     """Names of its tensors."""
@@ -54,6 +57,7 @@ def check_names(file: Path, setting: str) -> None:
             f"{setting}: {file} has a scale in {alpha} and in its header too, which may differ; "
             "remove one of them"
         )
+    _check_values(file, setting)
     plain = [name for name in names if not name.endswith(ALPHA)]
     other = next((name for name in plain if "lora" not in name.lower()), None)
     if other is not None or not names:
@@ -61,3 +65,26 @@ def check_names(file: Path, setting: str) -> None:
             f"{setting}: {file} is no LoRA ({f'it holds {other}' if other else 'it is empty'}); "
             "give the file that load_lora_weights takes"
         )
+
+
+def _check_values(file: Path, setting: str) -> None:
+    """Refuse factors that are no floating-point numbers, and scales by which they are nothing."""
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118, which is no mapping
+            kind = opened.get_slice(name).get_dtype()
+            if name.endswith(ALPHA):
+                if not opened.get_tensor(name).any():
+                    raise nothing(setting, file, f"{name} is 0")
+            elif not kind.startswith(FLOATING):
+                raise UserError(
+                    f"{setting}: {file} is quantized ({name} is of {kind}), which is not read "
+                    "here; use the LoRA in float32, float16 or bfloat16"
+                )
+
+
+def nothing(setting: str, file: Path, why: str) -> UserError:
+    """That the update of a layer is multiplied by zero, which is no LoRA to begin at or to fuse."""
+    return UserError(
+        f"{setting}: {file} is scaled to nothing ({why}), though some programs read that as the "
+        "rank; write the alpha that it was trained with into it, or leave the LoRA out"
+    )

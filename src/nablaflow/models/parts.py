@@ -107,11 +107,19 @@ def check_words(pipeline: Any, tokenizers: Sequence[str], encoders: Sequence[str
         if tokenizer is None or encoder is None:
             continue
         known = encoder.get_input_embeddings().num_embeddings
-        if len(tokenizer) > known:
+        if len(tokenizer) <= known:
+            continue
+        if tokenizer.vocab_size <= known:  # such as textual inversion's
+            added = next(word for word, i in tokenizer.get_vocab().items() if i >= known)
             raise UserError(
-                f"model: its {name} has {len(tokenizer)} words and its {encoder_name} {known}; "
-                + COPY
+                f"model: words were added to its {name} ({added}), for which its {encoder_name} "
+                "has no embeddings; load them with load_textual_inversion(…), or call "
+                f"{encoder_name}.resize_token_embeddings({len(tokenizer)}) and train them, and "
+                "save the pipeline again"
             )
+        raise UserError(
+            f"model: its {name} has {len(tokenizer)} words and its {encoder_name} {known}; {COPY}"
+        )
 
 
 def check_lengths(pipeline: Any, tokenizers: Sequence[str], encoders: Sequence[str]) -> None:

@@ -98,7 +98,7 @@ def _ranks(file: Path) -> dict[str, int]:
 
 def _scale(settings: Mapping[str, Any], path: str, rank: int) -> float:
     alpha = _of_layer(settings, "alpha_pattern", path, settings["lora_alpha"])
-    if not isinstance(alpha, Real) or not math.isfinite(alpha):
+    if not isinstance(alpha, Real) or not math.isfinite(alpha) or not alpha:
         raise ValueError(f"lora_alpha is {alpha!r}")
     told = _of_layer(settings, "rank_pattern", path, settings["r"])
     if told != rank:
