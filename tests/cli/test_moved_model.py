@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import nablaflow as nf
 from nablaflow.config.overrides import load_config
+from nablaflow.config.parse import parse_config
 from nablaflow.errors import UserError
 from nablaflow.models.export import LORA_FILE
 from nablaflow.models.file_mark import PIECES, SIZE, mark_of_files
+from nablaflow.runs.pretrained import load_pretrained, reference_of, with_mark
 from tests.cli.conftest import Cli
 from tests.support.cli_runs import READERS, train
 
@@ -191,7 +194,7 @@ def test_a_mark_is_of_what_the_files_hold(tmp_path: Path, tiny_model: Path) -> N
     (copied / "notes.txt").write_text("of no matter")
     (copied / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read")
     assert mark_of_files(str(copied)) == mark_of_files(str(tiny_model))
-    assert mark_of_files("nano") is None
+    assert mark_of_files("nano") == mark_of_files(str(nf.nano.path()))
     assert mark_of_files("folder") is None
     large = tmp_path / "large.safetensors"
     large.write_bytes(bytes(3 * PIECES * SIZE))
@@ -200,3 +203,20 @@ def test_a_mark_is_of_what_the_files_hold(tmp_path: Path, tiny_model: Path) -> N
         file.seek(-1, 2)
         file.write(b"x")
     assert mark_of_files(str(large)) != before
+
+
+def test_an_embedded_model_of_another_version_is_another(
+    settings: dict[str, Any], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "package"
+    shutil.copytree(tiny_model, package / "pipeline")
+    monkeypatch.setattr(nf.nano, "_FOLDER", package)
+    config = with_mark(parse_config({**settings, "model": "nano"}))
+    load_pretrained(config, None)
+    file = package / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    save_file({name: value + 0.01 for name, value in weights.items()}, file)
+    for read in (load_pretrained, lambda *given: reference_of(*given, torch.float32)):
+        with pytest.raises(UserError, match=r"^model: nano is not what the run was begun with"):
+            read(config, None)
+    load_pretrained(config.model_copy(update={"model_hash": None}), None)  # of an earlier version

@@ -1,4 +1,7 @@
-"""What tells a model from any other, whatever its name, without reading all of it."""
+"""What tells a model from any other, whatever its name, without reading all of it.
+
+An embedded model is a folder too: a later version of the package may have another of its name.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,12 @@ def mark_of_files(model: str) -> str | None:
         model: as a configuration has it.
 
     Returns:
-        None for a model that is of the package, or nowhere.
+        None for a model that is nowhere, or of random weights.
 
     Raises:
         UserError: it is a folder without a pipeline, or the hub has none of that name.
     """
-    place = at_home(model)
-    if model in nano.MODELS:
-        return None
+    place = place_of(model)
     if not place.exists():
         return f"{COMMIT}{commit_on_hub(model)}" if is_hub_id(model) else None
     digest = hashlib.sha256()
@@ -42,6 +43,11 @@ def mark_of_files(model: str) -> str | None:
         digest.update(f"{name}\0{file.stat().st_size}\0".encode())
         digest.update(_pieces(file))
     return f"{FILES}{digest.hexdigest()[:24]}"
+
+
+def place_of(model: str) -> Path:
+    """Where a model is, if it is on this machine; an embedded one is in the package."""
+    return nano.path(model) if model in nano.MODELS else at_home(model)
 
 
 def is_of_files(mark: str | None) -> bool:

@@ -24,6 +24,7 @@ from nablaflow.memory import keep_freed_memory
 from nablaflow.runs.ending import ending_together
 from nablaflow.runs.launch import PRECISIONS, Launch
 from nablaflow.runs.meeting import meeting, meeting_place
+from nablaflow.runs.waiting import heard_while_waiting
 
 # The others wait while the main process saves the policy and compares its image with the stock
 # pipeline's, or while one of them writes its share of a slow reward's scores.
@@ -46,7 +47,7 @@ def fresh_accelerator() -> Iterator[None]:
             "other in a process of its own"
         )
     try:
-        with ending_together():
+        with heard_while_waiting(), ending_together():
             yield
     finally:
         try:

@@ -20,6 +20,7 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.report.card import Card, card_text
 from nablaflow.report.loading import base_lines, folder_lines, fusing
 from nablaflow.report.privacy import without_folders_in
+from nablaflow.runs.belonging import check_figures
 from nablaflow.runs.pretrained import fused_lora
 from nablaflow.storage.run_folder import SUMMARY
 
@@ -120,15 +121,22 @@ def _shown(spec: Any) -> str:
 
 
 def summary_of(run: Path, update: int) -> dict[str, Any] | None:
-    """The figures of the run, if they are of the policy after this update."""
+    """The figures of the run, if they are of the policy after this update.
+
+    Raises:
+        UserError: they cannot be read, or are of another run's.
+    """
     file = run / SUMMARY
     if not file.is_file():
         return None
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
-        return summary if summary["updates"] == update else None
+        own = summary if summary["updates"] == update else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(file, error) from None
+    if own is not None:
+        check_figures(run, own)
+    return own
 
 
 def text_of(card: Card, run: Path) -> str:

@@ -20,6 +20,7 @@ from nablaflow.report.meaning import About
 from nablaflow.report.pictures import before_after, save_picture
 from nablaflow.report.privacy import without_folders, without_folders_in
 from nablaflow.report.table import no_tilt
+from nablaflow.runs.belonging import FILES, files_of
 from nablaflow.runs.pretrained import fused_lora
 from nablaflow.runs.run import LORA, Run
 from nablaflow.runs.setup import Parts
@@ -42,6 +43,7 @@ def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
         if said is not None:
             progress.say(said)
         summary = _summary(parts, folder, evaluation, time.perf_counter() - started)
+        summary[FILES] = files_of(folder, saved, parts.trainer.update)
         write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
         _write_pictures(parts, folder, evaluation, summary, saved)
         return summary

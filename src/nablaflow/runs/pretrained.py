@@ -16,9 +16,8 @@ from nablaflow.models import (
     load_pipeline,
     model_source,
 )
-from nablaflow.models.file_mark import COMMIT, is_of_files, mark_of_files, pinned
+from nablaflow.models.file_mark import COMMIT, is_of_files, mark_of_files, pinned, place_of
 from nablaflow.models.fused import SETTING as FUSED
-from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
 from nablaflow.report.privacy import without_folders
 from nablaflow.runs.begun_with import known_lora
@@ -111,7 +110,7 @@ def _check_files(config: Config, given: LivePipeline | None) -> None:
             f"model: the run was begun with {config.model}; give where that is now (model=…), and "
             "no pipeline"
         )
-    is_there = mark.startswith(COMMIT) or at_home(config.model).exists()
+    is_there = mark.startswith(COMMIT) or place_of(config.model).exists()
     found = mark_of_files(pinned(config.model, mark)) if is_there else None
     if found is None:
         raise UserError(

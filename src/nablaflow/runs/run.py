@@ -19,6 +19,7 @@ from nablaflow.models.export import LORA_FILE
 from nablaflow.models.file_mark import is_of_files
 from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import NamedReward
+from nablaflow.runs.belonging import check_figures, check_saved
 from nablaflow.runs.export import export_run
 from nablaflow.runs.pretrained import (
     check_may_be_given,
@@ -80,7 +81,7 @@ class Run:
             model_lora: where the LoRA in its reference is now, if that has.
 
         Raises:
-            UserError: the folder holds no finished run.
+            UserError: the folder holds no finished run, or the figures of another.
         """
         folder = folder_of_run(folder)
         summary = folder / SUMMARY
@@ -101,6 +102,7 @@ class Run:
             raise UserError(
                 f"{summary} is damaged ({error}); train the run with --resume to measure it again"
             ) from None
+        check_figures(folder, figures)
         return cls(folder, config, figures, saved)
 
     @property
@@ -139,11 +141,13 @@ class Run:
                 with; or the adapter is not what was written.
         """
         if self.lora.name == MODEL:
+            check_saved(self.lora, self.summary)
             return load_pipeline(str(self.lora), dtype or torch.float32)
         pipeline = self._reference(dtype)
         file = self.lora / LORA_FILE
         if not (file.is_file() and is_whole(file)):
             raise UserError(f"{file} is damaged; train the run with --resume to write it again")
+        check_saved(self.lora, self.summary)
         pipeline.load_lora_weights(self.lora)
         return pipeline
 

@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,31 @@ class Interrupted(KeyboardInterrupt):
     """
 
 
+class Stop:
+    """A handler of `STOPS`: the first ones ask for a stop, the next one ends what is under way.
+
+    Args:
+        asked: one more for each that only asks.
+        first: how many do.
+    """
+
+    def __init__(self, asked: list[bool], first: int) -> None:
+        self.asked, self.first = asked, first
+        self.arrived = 0  # by the system's word, which comes before Python hears of it
+        self.ended = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if len(self.asked) == self.first:
+            self.ended = True
+            raise KeyboardInterrupt
+        self.asked.append(True)
+
+    def arrives(self) -> bool:
+        """Whether one that arrives now is to end what is under way."""
+        self.arrived += 1
+        return self.arrived > self.first
+
+
 @contextmanager
 def stopping(asked: list[bool]) -> Iterator[None]:
     """The first of `STOPS` asks for a stop after the update; the second stops at once.
@@ -33,14 +58,7 @@ def stopping(asked: list[bool]) -> Iterator[None]:
     Under torchrun the third does: whoever ends all processes of a job, as Slurm does, ends it as
     well, and it passes on what its processes have been told already.
     """
-    told = 2 if os.environ.get(LAUNCHED) else 1
-
-    def ask(number: int, frame: Any) -> None:
-        if len(asked) == told:
-            raise KeyboardInterrupt
-        asked.append(True)
-
-    with _heard(ask):
+    with _heard(Stop(asked, 2 if os.environ.get(LAUNCHED) else 1)):
         yield
 
 
@@ -65,25 +83,20 @@ def _ended_by(end: BaseException) -> Iterator[None]:
 
     One that loads weights, say, takes any error for a damaged file, and its user for the culprit.
     """
-    heard: list[bool] = []
-
-    def stop(number: int, frame: Any) -> None:
-        heard.append(True)
-        raise KeyboardInterrupt
-
+    stop = Stop([], 0)
     with _heard(stop):
         try:
             yield
         except Interrupted:  # which says more
             raise
         except BaseException as error:
-            if heard:
+            if stop.ended:
                 raise end from error
             raise
 
 
 @contextmanager
-def _heard(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def _heard(handler: Stop) -> Iterator[None]:
     """`STOPS` inside; a SIGHUP that is ignored, as under `nohup`, stays ignored.
 
     The others are heard even so: a shell's script has what it starts in the background ignore

@@ -1,0 +1,85 @@
+"""Whether the figures and the saved policy in a run's folder are of this run's training.
+
+Each file there may be whole and come from another run. So the figures have the checksum of the
+policy's file in the checkpoint that they are of, and of what was saved beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nablaflow.errors import UserError
+from nablaflow.models.export import LORA_FILE
+from nablaflow.storage import checksums
+from nablaflow.storage.checkpoint import (
+    DamagedCheckpoint,
+    list_checkpoints,
+    read_manifest,
+    update_of,
+)
+from nablaflow.storage.run_folder import CHECKSUMS, SUMMARY
+
+FILES = "files"
+"""In summary.json: names of files to their SHA-256; runs of an earlier version have none."""
+_POLICY = "policy.safetensors"
+_SAVED = (LORA_FILE, CHECKSUMS)  # of a whole model the list, which has the checksums of all else
+
+
+def files_of(run: Path, saved: Path, update: int) -> dict[str, str]:
+    """What the figures of a policy are to be known by.
+
+    Args:
+        saved: folder of the adapter, or of the whole model.
+        update: after which it was saved.
+    """
+    policy = _policy_after(run, update)
+    found = {} if policy is None else {_POLICY: policy}
+    there = [saved / name for name in _SAVED if (saved / name).is_file()]
+    return found | {file.name: checksums.of_file(file) for file in there}
+
+
+def check_figures(run: Path, summary: Mapping[str, Any]) -> None:
+    """Refuse the figures of another run's policy; where its checkpoint is gone, nobody can tell.
+
+    Raises:
+        UserError: they are that.
+    """
+    known, found = _known(summary).get(_POLICY), _policy_after(run, summary.get("updates"))
+    if known is not None and found not in (None, known):
+        raise UserError(
+            f"{run / SUMMARY} is of another policy than the checkpoint after update "
+            f"{summary['updates']}; train the run with --resume to measure it again, or remove it"
+        )
+
+
+def check_saved(saved: Path, summary: Mapping[str, Any]) -> None:
+    """Refuse an adapter, or a whole model, that is not the one which was measured.
+
+    Raises:
+        UserError: it is another one.
+    """
+    for name in _SAVED:
+        known = _known(summary).get(name)
+        if known is not None and checksums.of_file(saved / name) != known:
+            raise UserError(
+                f"{saved / name} is not the policy that {SUMMARY} is of; train the run with "
+                "--resume to write both again"
+            )
+
+
+def _known(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = summary.get(FILES)
+    return found if isinstance(found, dict) else {}
+
+
+def _policy_after(run: Path, update: Any) -> str | None:
+    """The checksum of the policy's file; None: there is no such checkpoint, or it is damaged."""
+    for folder in list_checkpoints(run):
+        if update_of(folder) == update:
+            try:
+                return read_manifest(folder)["files"][_POLICY]
+            except DamagedCheckpoint:
+                return None
+    return None
