@@ -31,6 +31,7 @@ from nablaflow.storage.files import read_text
 from nablaflow.storage.header import is_whole
 from nablaflow.storage.records import read_records
 from nablaflow.storage.run_folder import REPORT, SUMMARY
+from nablaflow.surroundings import surrounded
 
 LORA, MODEL = "lora", "model"
 
@@ -126,6 +127,7 @@ class Run:
         return self.folder / REPORT
 
     @in_python
+    @surrounded
     @quiet_libraries()
     def pipeline(self, dtype: torch.dtype | None = None) -> Any:
         """The policy as a stock diffusers pipeline, which shares nothing with any other.
@@ -148,6 +150,7 @@ class Run:
         return pipeline
 
     @in_python
+    @surrounded
     def export(
         self,
         form: str,

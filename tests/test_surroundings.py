@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +54,63 @@ def float64() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "float64": float64,
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "device": lambda: torch.device("meta"),
+    "other seed": lambda: nullcontext(torch.manual_seed(7)),
+}
+
+
 def test_what_is_set_for_other_tensors_does_not_reach_it(align: Align):
     expected = figures(align("plain"))
-    surroundings: dict[str, AbstractContextManager[Any]] = {
-        "float64": float64(),
-        "no_grad": torch.no_grad(),
-        "inference": torch.inference_mode(),
-        "autocast": torch.autocast("cpu", dtype=torch.bfloat16),
-        "device": torch.device("meta"),
-        "other seed": nullcontext(torch.manual_seed(7)),
-    }
-    for name, inside in surroundings.items():
+    for name, surroundings in SURROUNDINGS.items():
+        inside = surroundings()
         with inside:
             grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
             assert figures(align(name)) == expected, name
             assert (torch.is_grad_enabled(), torch.get_default_dtype()) == (grad, dtype)
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_nor_the_laboratory(name: str):
+    problem = nf.exact.named_problem("ring")
+    asked: dict[str, Any] = {"updates": 2, "batch": 8, "n": 100}
+    expected = nf.exact.evaluate(problem, **asked)
+    with SURROUNDINGS[name]():
+        assert torch.equal(nf.exact.evaluate(problem, **asked).samples, expected.samples)
+
+
+def test_nor_the_choice_of_beta_which_draws_no_number_of_the_programs(tiny_model: Path):
+    asked: dict[str, Any] = {"reward": "warmth", "prompts": ["a star"], "sampler": {"steps": 2}}
+    expected = nf.choose_beta(model=str(tiny_model), **asked)
+    for surroundings in SURROUNDINGS.values():
+        with surroundings():
+            before = torch.get_rng_state()
+            assert nf.choose_beta(model=str(tiny_model), **asked) == expected
+            assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_nor_what_is_made_of_a_run(align: Align, monkeypatch: pytest.MonkeyPatch):
+    found: list[bool] = []
+
+    def plain(*_: Any, **__: Any) -> Any:
+        clean = torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
+        clean = clean and not torch.is_autocast_enabled("cpu")
+        found.append(clean and torch.get_default_device().type == "cpu")
+        return torch.nn.Linear(1, 1)
+
+    run = align("run")
+    monkeypatch.setattr("nablaflow.runs.run.export_run", plain)
+    run = replace(run, lora=run.folder / "model")  # whose weights are all of the pipeline
+    monkeypatch.setattr("nablaflow.runs.run.load_pipeline", plain)
+    for surroundings in SURROUNDINGS.values():
+        with surroundings(), suppress(AttributeError):  # of the empty export
+            assert not run.pipeline().weight.is_inference()
+            run.export("merged")
+    assert found == [True] * 2 * len(SURROUNDINGS)
 
 
 def test_random_numbers_after_it_are_those_that_would_have_come(align: Align):

@@ -1,4 +1,4 @@
-"""What a program has set for tensors of its own: it does not reach a run, nor a run's seed it."""
+"""What a program has set for tensors of its own: it does not reach this package's work, nor that it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ Found = TypeVar("Found")
 def own_surroundings() -> Iterator[None]:
     """Gradients, float32, no autocast and no default device, as in a program that has just begun.
 
-    Afterwards all is as it was, torch's global random numbers too, which a run seeds.
+    Afterwards all is as it was, torch's global random numbers too, which a run seeds and from which
+    peft draws.
     """
     cuda = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     dtype = torch.get_default_dtype()
