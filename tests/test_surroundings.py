@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import nablaflow as nf
+from nablaflow.surroundings import own_surroundings
 
 pytestmark = pytest.mark.usefixtures("lean_runs", "train_only")
 Align = Callable[..., nf.Run]
@@ -38,7 +39,7 @@ def align(tiny_model: Path, tmp_path: Path) -> Align:
             "device": "cpu",
         },
     }
-    return lambda name, **given: nf.align(**asked, output_dir=tmp_path / name, **given)
+    return lambda name, **given: nf.align(**{**asked, "output_dir": tmp_path / name, **given})
 
 
 def figures(run: nf.Run) -> list[dict[str, Any]]:
@@ -119,6 +120,45 @@ def test_random_numbers_after_it_are_those_that_would_have_come(align: Align):
     torch.manual_seed(3)
     align("run")
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_program_may_go_to_another_folder_meanwhile(
+    align: Align, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    run = align("run", output_dir="run", on_update=lambda record: monkeypatch.chdir(there))
+    assert run.folder == here / "run"
+    assert len(run.metrics) == 1
+    assert list(there.iterdir()) == []
+    (run.folder / "lora").mkdir(exist_ok=True)
+    (run.folder / "summary.json").write_text("{}")
+    monkeypatch.chdir(here)
+    found = nf.Run.open("run")
+    monkeypatch.chdir(there)
+    assert len(found.metrics) == 1
+    assert found.lora.is_dir()
+
+
+def test_of_two_threads_the_last_puts_back_what_the_first_found():
+    torch.manual_seed(3)
+    state, first = torch.get_rng_state(), own_surroundings()
+    with float64():
+        first.__enter__()
+        torch.manual_seed(0)
+
+        def beside() -> None:
+            with own_surroundings():
+                first.__exit__(None, None, None)
+                assert torch.get_default_dtype() == torch.float32
+
+        with own_surroundings():
+            pass
+        beside()
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_one_within_another_is_refused_and_the_other_goes_on(align: Align):

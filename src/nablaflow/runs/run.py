@@ -83,7 +83,7 @@ class Run:
         Raises:
             UserError: the folder holds no finished run.
         """
-        folder = folder_of_run(folder)
+        folder = folder_of_run(folder).absolute()
         summary = folder / SUMMARY
         saved = next((folder / name for name in (LORA, MODEL) if (folder / name).is_dir()), None)
         if saved is None or not summary.is_file():
