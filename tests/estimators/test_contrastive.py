@@ -122,7 +122,9 @@ def test_a_log_flow_finds_what_the_predicted_reward_does_not_say():
 
 def contrast_of(weights: Tensor) -> contrastive.Contrast:
     n = len(weights)
-    return contrastive.Contrast(torch.zeros(n, 1, 1, 1), torch.ones(n).long(), weights, Condition(), "")
+    return contrastive.Contrast(
+        torch.zeros(n, 1, 1, 1), torch.ones(n).long(), weights, Condition(), ""
+    )
 
 
 def test_a_level_that_tells_nothing_stays_forward_looking():
