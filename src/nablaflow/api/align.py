@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from nablaflow.api.given import Model, Prompts, model_of, place_of, prompts_of, text_of
+from nablaflow.api.given import Model, Prompts, model_of, prompts_of, text_of
 from nablaflow.config.defaults import DEFAULTS
 from nablaflow.config.overrides import merge, refuse_idle_flow
 from nablaflow.config.parse import parse_config
@@ -108,7 +108,7 @@ def align(
         "reward": reward if isinstance(reward, str | Mapping) else f"{CALLABLE}{given.name}",
         "prompts": absolute(prompts_of(prompts), Path()),
         "method": method,
-        "output_dir": place_of(output_dir),
+        "output_dir": text_of(output_dir),
         "seed": seed,
     }
     groups = {

@@ -35,12 +35,6 @@ def text_of(path: Any) -> Any:
     return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
-def place_of(path: Any) -> Any:
-    """A path as text, from the root on: a program may go to another folder while a run uses it."""
-    text = text_of(path)
-    return str(at_home(text).absolute()) if isinstance(text, str) and text else text
-
-
 def prompts_of(prompts: Any) -> Any:
     """Prompts as a recipe has them; what are none are for the settings' own check."""
     if isinstance(prompts, Set):
