@@ -4,9 +4,11 @@ import contextlib
 import logging
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffusers import StableDiffusionPipeline
@@ -15,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 import nablaflow as nf
 from nablaflow.models import load_pipeline
+from nablaflow.models.network_files import load_own
 from nablaflow.quiet import LIBRARIES, quiet_libraries
 
 pytest_plugins = ["tests.support.tiny_run"]
@@ -70,6 +73,26 @@ def test_the_users_own_level_and_bars_are_as_before(heard: list[str]) -> None:
     assert diffusers_logging.get_verbosity() == logging.WARNING
     assert transformers_logging.get_verbosity() == logging.WARNING
     assert all(each.is_progress_bar_enabled() for each in LIBRARIES)
+
+
+def test_models_are_loaded_one_at_a_time(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two that load at once leave the libraries' classes changed, and nothing loads afterwards."""
+    both, met = threading.Barrier(2), list[bool]()
+
+    def in_the_middle(*given: Any, **named: Any) -> Any:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+            met.append(True)
+        return load_own(*given, **named)
+
+    monkeypatch.setattr("nablaflow.models.load.load_own", in_the_middle)
+    threads = [threading.Thread(target=load_pipeline, args=(tiny_model,)) for _ in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert met == []
+    load_pipeline(tiny_model)
 
 
 @pytest.mark.parametrize("model", nf.nano.MODELS)

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from nablaflow.__main__ import main
-from nablaflow.commands.shared import guarded
+from nablaflow.commands.shared import console, guarded
 from nablaflow.commands.streams import _Told
 from nablaflow.errors import UserError
 from nablaflow.rewards.process import left_as_it_was
@@ -178,6 +178,18 @@ def test_what_nobody_reads_fails_nothing():
     told.flush()
     with pytest.raises(BrokenPipeError):
         told.detach().flush()
+
+
+def test_a_table_that_nobody_reads_is_an_error_of_the_pipe(monkeypatch: pytest.MonkeyPatch):
+    """As with ``nablaflow eval … | head -1``: rich would end the program, as a user's code may."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    nobody = os.fdopen(writing, "w")
+    monkeypatch.setattr(sys, "stdout", nobody)
+    with pytest.raises(BrokenPipeError):
+        console().print("a table")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), nobody.fileno())  # for what is left in it
+    nobody.close()
 
 
 @pytest.mark.parametrize("number", HEARD)

@@ -29,8 +29,8 @@ from nablaflow.rewards import CALLABLE, load
 from nablaflow.runs.align import run
 from nablaflow.runs.callback import OnUpdate
 from nablaflow.runs.run import Run
-from nablaflow.runs.surroundings import surrounded
 from nablaflow.settings import Settings
+from nablaflow.surroundings import surrounded
 from nablaflow.typing import Reward
 
 Group = Mapping[str, Any] | Literal["default"]

@@ -11,7 +11,7 @@ from nablaflow.comparison.writing import write_outcome
 from nablaflow.config.arguments import CompareArguments, checked, names, place
 from nablaflow.errors import in_python
 from nablaflow.runs.run import Run
-from nablaflow.runs.surroundings import surrounded
+from nablaflow.surroundings import surrounded
 
 
 @in_python

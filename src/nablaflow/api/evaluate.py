@@ -14,8 +14,8 @@ from nablaflow.models import hand_over
 from nablaflow.rewards import load
 from nablaflow.runs.evaluate import evaluate_run
 from nablaflow.runs.run import Run
-from nablaflow.runs.surroundings import surrounded
 from nablaflow.settings import plain
+from nablaflow.surroundings import surrounded
 from nablaflow.typing import Reward
 
 

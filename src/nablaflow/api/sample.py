@@ -14,7 +14,7 @@ from nablaflow.models import ModelSource
 from nablaflow.report.pictures import to_picture
 from nablaflow.runs.run import Run
 from nablaflow.runs.sample import check_out, sample_images, write_images
-from nablaflow.runs.surroundings import surrounded
+from nablaflow.surroundings import surrounded
 
 
 @in_python

@@ -51,10 +51,17 @@ def home(path: Path | None) -> Path | None:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Where tables go: what is in brackets or between colons is the user's, and no markup."""
+    """Where tables go: what is in brackets or between colons is the user's, and no markup.
+
+    Where nobody reads them any more, that is the error of a pipe, as `print` has it.
+    """
     from rich.console import Console
 
-    return Console(stderr=stderr, markup=False, emoji=False)
+    class Table(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the program here
+            raise
+
+    return Table(stderr=stderr, markup=False, emoji=False)
 
 
 def listed(option: str, given: Sequence[str] | None) -> list[str]:

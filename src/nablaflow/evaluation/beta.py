@@ -20,6 +20,7 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import Source, load_prompts, prompt_metadata
 from nablaflow.rewards import NamedReward, load, tell_metadata
+from nablaflow.surroundings import surrounded
 
 SAMPLES = 64  # of the reference for each prompt
 PROMPTS = 4  # at most, evenly from the run's
@@ -75,6 +76,7 @@ def _some(texts: list[str]) -> list[str]:
     return [texts[place * len(texts) // count] for place in range(count)]
 
 
+@surrounded
 def choose_beta(
     *,
     model: str = "nano",

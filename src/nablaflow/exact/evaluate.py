@@ -27,6 +27,7 @@ from nablaflow.exact.model import MixtureModel
 from nablaflow.exact.problem import Problem
 from nablaflow.exact.training import LabSettings, sample_policy, train
 from nablaflow.methods import Method, Networks, Untrained
+from nablaflow.surroundings import surrounded
 
 TARGETS = 3  # exact sets that the samples are compared with; one alone would be a lottery
 
@@ -84,6 +85,7 @@ class Result:
         return {name: getattr(self, name) for name in names}
 
 
+@surrounded
 def evaluate(
     problem: Problem,
     method: Method | Untrained | str | None = None,

@@ -41,10 +41,13 @@ def load_nano(weights: str | None, device: torch.device) -> FeatureExtractor:
     """
     from diffusers import AutoencoderKL
 
+    from nablaflow.quiet import quiet_libraries
+
     folder = str(nano.path()) if weights is None else weights
     check_checksums(Path(folder))
     try:
-        vae: Any = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
+        with quiet_libraries():
+            vae: Any = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(
             f"features nano: {folder} has no AutoencoderKL in its folder vae"

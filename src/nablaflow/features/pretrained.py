@@ -53,10 +53,12 @@ def read_pretrained(kind: Any, folder: Path, where: str, unused: tuple[str, ...]
     Raises:
         UserError: it cannot be read, or weights are missing in it or too many.
     """
+    from nablaflow.quiet import quiet_libraries  # loads the libraries, as ``kind`` has
+
+    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     try:
-        network, report = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with quiet_libraries():
+            network, report = kind.from_pretrained(folder, **options)
     except Exception as error:  # the libraries raise many kinds for one cause: unreadable files
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{where}: {folder} cannot be read ({reason}); get it again") from error

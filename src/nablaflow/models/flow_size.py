@@ -12,6 +12,7 @@ from nablaflow.models.contract import DiffusionModel
 from nablaflow.models.flops import counted
 from nablaflow.models.flow_score import UNetFlowScore
 from nablaflow.models.settings import FlowSettings
+from nablaflow.quiet import quiet_libraries
 
 SHARE = 1 / 4
 """Of the denoiser's forward FLOPs: the most that a flow network takes by itself."""
@@ -21,6 +22,7 @@ MULTIPLES = (1, 2, 4, 4)
 """Channels of the published network (arXiv 2412.07775) are 64 times these."""
 
 
+@quiet_libraries()
 def make_flow_score(model: DiffusionModel, settings: FlowSettings) -> tuple[UNetFlowScore, str]:
     """The flow network beside a model, and a line that says how large it is.
 

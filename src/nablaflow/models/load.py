@@ -230,6 +230,7 @@ def _check_finite(source: str, pipeline: Any) -> None:
     check_finite(source, {name: part for name, part in parts.items() if part is not None})
 
 
+@quiet_libraries()
 def load_model(
     pipeline: Any, sampler: SamplerSettings, adapter: AdapterSettings, device: torch.device
 ) -> PipelineModel:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from nablaflow.devices import without_autocast
 from nablaflow.models.condition import Condition
 from nablaflow.models.contract import DiffusionModel
+from nablaflow.quiet import quiet_libraries
 from nablaflow.typing import Batch, Latents, Timesteps
 
 SIDE = 8
@@ -88,6 +89,7 @@ class _Block(nn.Module):
         return h + self.convolutions[1](functional.silu(inner))
 
 
+@quiet_libraries()
 def make_log_flow(model: DiffusionModel, seed: int) -> ConvLogFlow:
     """The network beside a model, in float32; its weights are drawn by ``seed`` alone."""
     hidden = model.condition([""]).hidden

@@ -155,6 +155,9 @@ class Scorer(GoesAhead):
 
     def _network(self, device: torch.device) -> ScoringNetwork:
         if device not in self._networks:
-            dtype = DTYPES[self.settings.dtype]
-            self._networks[device] = self.settings.network().freeze(dtype, device)
+            from nablaflow.quiet import quiet_libraries  # loads the libraries, as the network does
+
+            with quiet_libraries():
+                dtype = DTYPES[self.settings.dtype]
+                self._networks[device] = self.settings.network().freeze(dtype, device)
         return self._networks[device]

@@ -96,6 +96,7 @@ def run(
             with _progress(parts, console) as progress:
                 _rehearse(parts, progress)
                 _begin(parts, progress)
+        folder = folder.absolute()  # a program may go to another folder while it is told of updates
         with _opened(parts, launch, resume=resume, overwrite=overwrite):
             if resume:
                 _restore(parts, folder)

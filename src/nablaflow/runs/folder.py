@@ -88,7 +88,7 @@ def open_run(
         UserError: as `check_run`, which is asked again now that nothing changes any more; or the
             folder cannot be written.
     """
-    run = config.output_dir
+    run = config.output_dir.absolute()
     with ExitStack() as stack:
         with _the_users_disk(run):
             run.mkdir(parents=True, exist_ok=True)

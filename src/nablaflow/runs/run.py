@@ -32,6 +32,7 @@ from nablaflow.storage.files import read_text
 from nablaflow.storage.header import is_whole
 from nablaflow.storage.records import read_records
 from nablaflow.storage.run_folder import REPORT, SUMMARY
+from nablaflow.surroundings import surrounded
 
 LORA, MODEL = "lora", "model"
 
@@ -83,7 +84,7 @@ class Run:
         Raises:
             UserError: the folder holds no finished run, or the figures of another.
         """
-        folder = folder_of_run(folder)
+        folder = folder_of_run(folder).absolute()
         summary = folder / SUMMARY
         saved = next((folder / name for name in (LORA, MODEL) if (folder / name).is_dir()), None)
         if saved is None or not summary.is_file():
@@ -128,6 +129,7 @@ class Run:
         return self.folder / REPORT
 
     @in_python
+    @surrounded
     @quiet_libraries()
     def pipeline(self, dtype: torch.dtype | None = None) -> Any:
         """The policy as a stock diffusers pipeline, which shares nothing with any other.
@@ -152,6 +154,7 @@ class Run:
         return pipeline
 
     @in_python
+    @surrounded
     def export(
         self,
         form: str,
