@@ -144,7 +144,7 @@ def test_a_dinov2_with_a_tensor_too_many_is_refused(folder):
 
 def test_dreamsim_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "dreamsim", None)
-    with pytest.raises(UserError, match=r"nablaflow\[dreamsim\]"):
+    with pytest.raises(UserError, match=r"pip install '\.\[dreamsim\]' in the checkout"):
         features.load("dreamsim")
 
 

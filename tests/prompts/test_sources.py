@@ -175,7 +175,7 @@ def test_a_data_set_that_cannot_be_had_is_one_line(tmp_path, monkeypatch):
 
 def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"nablaflow\[datasets\]"):
+    with pytest.raises(UserError, match=r"pip install '\.\[datasets\]' in the checkout"):
         load_prompts("hub:me/animals", tmp_path)
 
 
