@@ -68,6 +68,7 @@ def test_a_file_whose_lines_are_no_prompts_is_not_read_as_such(tmp_path, ending)
         ("p.csv", "", None, "holds no prompt"),
         ("p.csv", "prompt\na dog\na cat, asleep\n", None, "line 3 has more cells than .* quotes"),
         ("p.csv", "prompt,id\na cat, asleep,1\n", None, "line 2 has more cells than"),
+        ("p.csv", "\nprompt\na cat\n", None, "first line is blank"),
         ("p.csv", "prompt,id,prompt\na,1,b\n", None, "column 'prompt' comes twice"),
         ("p.jsonl", '{"prompt": "a"}\nnot json\n', None, "line 2 is not JSON"),
         ("p.jsonl", '["a cat"]\n', None, "line 1 is no object with a 'prompt'"),

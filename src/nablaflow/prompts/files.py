@@ -146,7 +146,7 @@ def _table(path: Path, text: str, column: str) -> Iterator[Row]:
     lines = io.StringIO(text, newline="")
     reader = csv.DictReader(lines, strict=True, skipinitialspace=True)
     try:
-        _check_header(path, reader.fieldnames or ())
+        _check_header(path, reader.fieldnames)
         for row in reader:
             if None in row:  # under it are the cells beyond the last column
                 raise UserError(
@@ -158,7 +158,11 @@ def _table(path: Path, text: str, column: str) -> Iterator[Row]:
         raise UserError(f"prompts: {path}, line {reader.line_num}: {error}") from None
 
 
-def _check_header(path: Path, names: Sequence[str]) -> None:
+def _check_header(path: Path, names: Sequence[str] | None) -> None:
+    if names is None:  # the file is empty
+        return
+    if not names:
+        raise UserError(f"prompts: {path}: its first line is blank; let it name the columns")
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"prompts: {path}: the column {twice[0]!r} comes twice; keep one")
