@@ -162,6 +162,14 @@ def test_a_column_of_a_data_set(tmp_path, monkeypatch):
     assert asked[-1] == ("me/animals", "train")
 
 
+@pytest.mark.parametrize("cell", [0, 3, ["a cat", "an animal"], {"text": "a cat"}])
+def test_a_column_of_a_data_set_that_is_no_text_is_refused(tmp_path, monkeypatch, cell):
+    rows = _Rows(text=["a dog", cell])
+    monkeypatch.setitem(sys.modules, "datasets", _datasets(lambda repo, *, split: rows))
+    with pytest.raises(UserError, match="me/animals, row 2 has no text in column 'text'"):
+        find_prompts({"source": "hub:me/animals", "column": "text"}, tmp_path)
+
+
 def test_a_data_set_that_cannot_be_had_is_one_line(tmp_path, monkeypatch):
     def load(repo, *, split):
         raise ConnectionError("Couldn't reach the hub\nat all")

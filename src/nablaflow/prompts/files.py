@@ -177,7 +177,15 @@ def _cell(row: Mapping[str, object], column: str, place: str) -> str:
         names = [str(name) for name in row if name is not None]
         hint = nearest(column, names) if names else "it has none"
         raise UserError(f"prompts.column: {place} has no column {column!r}; {hint}")
-    value = row[column]
+    return text_of(row[column], column, place)
+
+
+def text_of(value: object, column: str, place: str) -> str:
+    """What a column holds of one prompt; nothing counts as empty.
+
+    Raises:
+        UserError: it is no text.
+    """
     if value is not None and not isinstance(value, str):
         raise UserError(f"prompts.column: {place} has no text in column {column!r}")
     if value is not None and any("\ud800" <= letter <= "\udfff" for letter in value):
