@@ -209,6 +209,21 @@ def test_numbers_of_flow_matching_that_are_none(name: str) -> None:
         flow_levels(FlowSchedule(config, "even", shift_by_tokens(config, 64)), 4)
 
 
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {"base_shift": 900.0, "max_shift": 900.0},
+        {"base_shift": -900.0, "max_shift": -900.0},
+        {"base_shift": -1.0, "max_shift": -1.0, "time_shift_type": "linear"},
+    ],
+)
+def test_a_shift_by_size_that_makes_no_levels_is_said_as_it_is(ends: dict[str, Any]) -> None:
+    config = {"shift": 3.0, "use_dynamic_shifting": True, **ends}
+    said = f"the shift by base_shift and max_shift of {ends['max_shift']} .* no noise levels"
+    with pytest.raises(UserError, match=said):
+        flow_levels(FlowSchedule(config, "even", shift_by_tokens(config, 64)), 4)
+
+
 # --- autoencoders ---------------------------------------------------------------------------------
 
 

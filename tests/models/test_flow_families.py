@@ -121,6 +121,37 @@ def test_a_prompt_is_cut_at_the_tokens_asked_for_where_there_is_a_t5(
     assert without.note_on(["a red circle"]) is None, "its tokens are CLIP's and zeros"
 
 
+@pytest.mark.parametrize("family", ["klein", "z-image"])
+def test_a_templates_tokens_count_among_those_that_are_read(
+    folders: dict[str, Path], family: str
+) -> None:
+    """So a prompt is named as cut just where another end of it changes nothing."""
+    template = len("<|im_start|>")  # each letter is a token to a tiny model's tokenizer
+    model = load(folders[family], max_sequence_length=template + 8, name="memoryless")
+    for length in range(6, 11):
+        ends = ["q" * (length - 1) + end for end in "xy"]
+        first, second = (model.condition([prompt]).hidden for prompt in ends)
+        assert first is not None
+        assert second is not None
+        note = model.note_on(ends) or ""
+        assert ("loses" in note) == torch.equal(first, second)
+        assert ("are then the same as another prompt" in note) == torch.equal(first, second)
+    assert f"max_sequence_length={template + 9}" in (model.note_on(["q" * 9]) or "")
+    assert "loses 'qq'" in (load(folders[family], max_sequence_length=1).note_on(["qq"]) or "")
+
+
+@pytest.mark.parametrize(("given", "said"), [(3, "=4"), (None, "=512"), (512, None)])
+def test_more_tokens_are_the_remedy_where_a_pipeline_takes_more(
+    folders: dict[str, Path], given: int | None, said: str | None
+) -> None:
+    """Stable Diffusion 3's default is half of what its pipeline takes."""
+    model = load(folders["sd3"], max_sequence_length=given, name="memoryless")
+    prompt = "a red circle" if given == 3 else "red " * 600
+    note = model.note_on([prompt]) or ""
+    assert "shorten them" in note
+    assert note.endswith("shorten them" if said is None else f"sampler.max_sequence_length{said}")
+
+
 @pytest.mark.parametrize("family", FLOW_FAMILIES)
 def test_a_saved_lora_gives_the_policys_image_in_the_stock_pipeline(
     folders: dict[str, Path], tmp_path: Path, family: str

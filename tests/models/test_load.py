@@ -70,6 +70,19 @@ def another_family(folder: Path) -> None:
     index.write_text(json.dumps(parts | {"_class_name": "StableDiffusionImg2ImgPipeline"}))
 
 
+@pytest.mark.parametrize("family", ["sd", "sd3", "ddpm"])
+@pytest.mark.parametrize("value", [1000.5, "1000", None, -5])
+def test_a_scheduler_that_cannot_be_made_is_named_by_its_file(
+    folders: dict[str, Path], tmp_path: Path, family: str, value: object
+) -> None:
+    folder = Path(shutil.copytree(folders[family], tmp_path / "model"))
+    own = folder / "scheduler" / "scheduler_config.json"
+    own.write_text(json.dumps(json.loads(own.read_text()) | {"num_train_timesteps": value}))
+    with pytest.raises(UserError, match=r"scheduler_config\.json .*; use the one") as caught:
+        load_pipeline(str(folder))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("damage", "named"),
     [

@@ -69,6 +69,16 @@ def test_a_reference_that_is_not_finite_is_found(folders: dict[str, Path], tmp_p
         rehearse(model, str(folders["sd"]), tmp_path)
 
 
+def test_a_guidance_beyond_all_numbers_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    settings = SamplerSettings(steps=4, guidance_scale=1e38)
+    pipeline = load_pipeline(str(folders["sd"]))
+    model = load_model(pipeline, settings, AdapterSettings(rank=1), torch.device("cpu"))
+    with pytest.raises(
+        UserError, match=r"not finite.* use less than sampler\.guidance_scale=1e\+38"
+    ):
+        rehearse(model, str(folders["sd"]), tmp_path)
+
+
 def test_a_decoder_that_is_not_finite_is_found(folders: dict[str, Path], tmp_path: Path) -> None:
     model = model_of(folders["sd"])
     model.pipeline.vae.decoder.conv_out.bias.data.fill_(torch.inf)

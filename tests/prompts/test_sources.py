@@ -40,6 +40,24 @@ def test_a_table(tmp_path):
     path.write_text('id,caption\n1,"a cat, asleep"\n2,"a ""big"" dog"\n')
     value = {"source": str(path), "column": "caption"}
     assert load_prompts(value, tmp_path) == ["a cat, asleep", 'a "big" dog']
+    path.write_text('id, caption\n1, "a cat, asleep"\n')
+    assert load_prompts(value, tmp_path) == ["a cat, asleep"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("P.CSV", "id,prompt\n1,a cat\n"), ("P.JSONL", '{"prompt": "a cat", "id": 1}\n')],
+)
+def test_the_case_of_a_files_ending_says_nothing(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert load_prompts(name, tmp_path) == ["a cat"]
+
+
+@pytest.mark.parametrize("ending", ["json", "ndjson", "tsv", "yaml", "YML"])
+def test_a_file_whose_lines_are_no_prompts_is_not_read_as_such(tmp_path, ending):
+    (tmp_path / f"p.{ending}").write_text('["a cat",\n"a dog"]\n')
+    with pytest.raises(UserError, match=r"would be read as one prompt per line; save it as .jsonl"):
+        load_prompts(f"p.{ending}", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +66,10 @@ def test_a_table(tmp_path):
         ("p.csv", "caption\na cat\n", "captoin", r"no column 'captoin'; did you mean caption\?"),
         ("p.csv", "caption\na cat\n", None, "no column 'prompt'; choose one of caption"),
         ("p.csv", "", None, "holds no prompt"),
+        ("p.csv", "prompt\na dog\na cat, asleep\n", None, "line 3 has more cells than .* quotes"),
+        ("p.csv", "prompt,id\na cat, asleep,1\n", None, "line 2 has more cells than"),
+        ("p.csv", "\nprompt\na cat\n", None, "first line is blank"),
+        ("p.csv", "prompt,id,prompt\na,1,b\n", None, "column 'prompt' comes twice"),
         ("p.jsonl", '{"prompt": "a"}\nnot json\n', None, "line 2 is not JSON"),
         ("p.jsonl", '["a cat"]\n', None, "line 1 is no object with a 'prompt'"),
         ("p.jsonl", '{"prompt": 3}\n', None, "line 1 has no text in column 'prompt'"),
@@ -140,6 +162,14 @@ def test_a_column_of_a_data_set(tmp_path, monkeypatch):
     assert asked[-1] == ("me/animals", "train")
 
 
+@pytest.mark.parametrize("cell", [0, 3, ["a cat", "an animal"], {"text": "a cat"}])
+def test_a_column_of_a_data_set_that_is_no_text_is_refused(tmp_path, monkeypatch, cell):
+    rows = _Rows(text=["a dog", cell])
+    monkeypatch.setitem(sys.modules, "datasets", _datasets(lambda repo, *, split: rows))
+    with pytest.raises(UserError, match="me/animals, row 2 has no text in column 'text'"):
+        find_prompts({"source": "hub:me/animals", "column": "text"}, tmp_path)
+
+
 def test_a_data_set_that_cannot_be_had_is_one_line(tmp_path, monkeypatch):
     def load(repo, *, split):
         raise ConnectionError("Couldn't reach the hub\nat all")
@@ -154,7 +184,7 @@ def test_a_data_set_that_cannot_be_had_is_one_line(tmp_path, monkeypatch):
 
 def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"nablaflow\[datasets\]"):
+    with pytest.raises(UserError, match=r"pip install '\.\[datasets\]' in the checkout"):
         load_prompts("hub:me/animals", tmp_path)
 
 

@@ -87,8 +87,9 @@ def flow_levels(schedule: FlowSchedule, steps: int) -> Levels:
         raise UserError(f"sampler.steps: {steps} are more than the model's {most}; use fewer")
     s = flow_sigmas(schedule, steps)
     if not bool((s.diff() > 0).all()):
-        name = "max_shift" if schedule.config.get("use_dynamic_shifting") else "shift"
-        raise _no_levels(name, schedule.config.get(name))
+        if schedule.config.get("use_dynamic_shifting"):
+            raise _no_levels("the shift by base_shift and max_shift of", schedule.mu)
+        raise _no_levels("shift", schedule.config.get("shift"))
     return Levels(timestep=(most * s).float(), alpha_bar=alpha_bar_of(s))
 
 
@@ -124,7 +125,8 @@ def _shift(schedule: FlowSchedule) -> float:
         return float(config.get("shift", 1.0))
     assert schedule.mu is not None
     linear = config.get("time_shift_type", "exponential") == "linear"
-    return schedule.mu if linear else math.exp(schedule.mu)
+    mu = torch.tensor(schedule.mu, dtype=torch.float64)
+    return float(mu if linear else mu.exp())  # infinite, where math.exp would raise
 
 
 def _shifted(s: Tensor, shift: float) -> Tensor:

@@ -17,9 +17,9 @@ from nablaflow.diffusion.samplers import build_process
 from nablaflow.errors import UserError
 from nablaflow.models.condition import PaddedCondition
 from nablaflow.models.kohya import Layout
-from nablaflow.models.long_prompts import Reader
+from nablaflow.models.long_prompts import Reader, before
 from nablaflow.models.parts import check_read_width
-from nablaflow.models.settings import AdapterSettings, SamplerSettings
+from nablaflow.models.settings import MOST_TOKENS, AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import sides
 from nablaflow.models.text_to_image import TextToImage, in_units_of
 from nablaflow.typing import Latents
@@ -53,6 +53,7 @@ class FlowMatching(TextToImage):
         reads_tokens: of a prompt, by the last of the tokenizers: the pipeline's default.
         reads_width: the transformer's name for the width of their embeddings.
         reads_layers: of the last text encoder, whose hidden states stand side by side.
+        templated: whether the tokens that are read begin with those of a chat's template.
     """
 
     denoiser: ClassVar[str] = "transformer"
@@ -61,6 +62,7 @@ class FlowMatching(TextToImage):
     reads_tokens: ClassVar[int]
     reads_width: ClassVar[str] = "joint_attention_dim"
     reads_layers: ClassVar[int] = 1
+    templated: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -150,7 +152,9 @@ class FlowMatching(TextToImage):
     def reader(self) -> Reader:
         tokenizers = [getattr(self.pipeline, name) for name in reversed(self.tokenizers)]
         tokenizer = next(one for one in tokenizers if one is not None)
-        reads = tokenizer.model_max_length
-        if tokenizers[0] is not None:
-            reads = min(self.sequence_length, reads)
-        return Reader(tokenizer, reads=reads)
+        most = tokenizer.model_max_length
+        if tokenizers[0] is None:
+            return Reader(tokenizer, reads=most)
+        reads, could_read = min(self.sequence_length, most), min(MOST_TOKENS, most)
+        template = before(tokenizer) if self.templated else 0
+        return Reader(tokenizer, reads=reads, before=template, could_read=could_read)

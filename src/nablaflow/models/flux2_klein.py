@@ -39,6 +39,7 @@ class Flux2Klein(FlowMatching):
     }
     reads = PipelineModel.reads | {"guidance_scale", "max_sequence_length"}
     reads_tokens = 512
+    templated = True
     reads_layers = 3
     scales = shifts = ()  # its latents' statistics are weights
     published_layers: ClassVar[Layout | None] = {

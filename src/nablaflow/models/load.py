@@ -25,7 +25,12 @@ from nablaflow.models.folder import (
 from nablaflow.models.from_hub import folder_from_hub, index_on_hub, is_hub_id
 from nablaflow.models.fused import WithLora, fuse
 from nablaflow.models.live import LIVE, LivePipeline
-from nablaflow.models.network_files import check_finite, load_encoders, load_own
+from nablaflow.models.network_files import (
+    check_finite,
+    check_scheduler_reads,
+    load_encoders,
+    load_own,
+)
 from nablaflow.models.parts import check_classes, check_named
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.qwen_image import QwenImage
@@ -196,6 +201,7 @@ def _load(
     except UserError:
         raise
     except Exception as error:  # the libraries raise many kinds for one cause: unreadable files
+        check_scheduler_reads(source, parts)
         raise _unreadable(source, error) from error
     _check_complete(source, pipeline)
     _check_finite(source, pipeline)

@@ -43,6 +43,13 @@ def kept(tokenizer: Any, tokens: list[int], limit: int) -> tuple[list[int], list
     return tokens[:limit], tokens[limit:]
 
 
+def before(tokenizer: Any) -> int:
+    """Tokens that a language model's template puts before a prompt."""
+    mark = "THE PROMPT"
+    told = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
+    return len(content(tokenizer, told.partition(mark)[0]))
+
+
 Pieces = tuple[Int[Tensor, "piece token"], Int[Tensor, "piece token"]]
 """Tokens, and 1 where they are the prompt's, 0 where they are padding."""
 
@@ -117,17 +124,21 @@ class Reader:
         count: pieces that a prompt is embedded in.
         reads: tokens of a piece that are read, where that is fewer than the tokenizer's own, and
             there cannot be more pieces.
+        before: of those, the ones that a template puts before the prompt.
+        could_read: as many as ``sampler.max_sequence_length`` may ask for; 0: it asks for none.
     """
 
     tokenizer: Any
     count: int = 1
     reads: int | None = None
+    before: int = 0
+    could_read: int = 0
 
     @property
     def size(self) -> int:
         """Of a piece, tokens of a prompt."""
         fewer = 0 if self.reads is None else self.tokenizer.model_max_length - self.reads
-        return room(self.tokenizer) - fewer
+        return max(0, room(self.tokenizer) - fewer - self.before)
 
     @property
     def limit(self) -> int:
@@ -142,7 +153,10 @@ class Reader:
     def remedy(self, most: int) -> str:
         """Besides to shorten a prompt of ``most`` tokens."""
         if self.reads is not None:
-            return ""
+            needed = self.before + most + self.tokenizer.num_special_tokens_to_add()
+            length = min(needed, self.could_read)
+            more = f", or set sampler.max_sequence_length={length}"
+            return more if length > self.reads else ""
         return f", or set sampler.prompt_chunks={-(-most // self.size)}"
 
     def shown(self, text: str, tokens: list[int]) -> str:

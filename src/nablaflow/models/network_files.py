@@ -15,6 +15,7 @@ import diffusers
 import torch
 import transformers
 
+from nablaflow.diffusion.schedule import WHERE
 from nablaflow.errors import UserError
 from nablaflow.models.folder import variant_of
 
@@ -74,6 +75,27 @@ def _check_read(source: str, name: str, unread: Iterable[str]) -> None:
             f"such as {left[0]}, for which its config.json has no place); if they are quantized, "
             f"use those that are not, else copy the whole {name} folder"
         )
+
+
+def check_scheduler_reads(source: str, parts: Mapping[str, Any]) -> None:
+    """Refuse a scheduler's configuration that its class makes nothing of, by its file.
+
+    Args:
+        source: a folder.
+        parts: ``model_index.json``.
+
+    Raises:
+        UserError: so it is.
+    """
+    for name, kind in _classes(parts, ("scheduler",), diffusers):
+        try:
+            kind.from_pretrained(source, subfolder=name)
+        except Exception as error:  # many kinds, as the values are used and not checked
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(
+                f"model: {source}/{WHERE} is no {kind.__name__}'s ({reason}); use the one that the "
+                "model was trained with"
+            ) from error
 
 
 def load_encoders(

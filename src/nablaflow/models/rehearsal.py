@@ -125,6 +125,8 @@ def _require_finite(values: Tensor, what: str, model: PipelineModel) -> None:
     if values.isfinite().all():
         return
     remedy = "its weights or its scheduler are at fault; get it again"
+    if model.guidance_scale != 1.0:
+        remedy += f", or use less than sampler.guidance_scale={model.guidance_scale:g}"
     if _precision(model) == torch.float16:
         remedy = "fp16 may be too narrow for it; use training.precision=bf16 or float32"
     raise UserError(f"model: {what} is not finite, before any training; {remedy}")

@@ -12,6 +12,8 @@ from nablaflow.settings import Settings
 
 Pair = Annotated[list[Annotated[int, Field(ge=0, le=2**14)]], Field(min_length=2, max_length=2)]
 """Two numbers of pixels, the vertical one first."""
+MOST_TOKENS = 512
+"""Of `SamplerSettings.max_sequence_length`: stock pipelines take no more."""
 
 
 class SamplerSettings(Settings):
@@ -80,7 +82,7 @@ class SamplerSettings(Settings):
     max_sequence_length: int | None = Field(
         default=None,
         ge=1,
-        le=512,
+        le=MOST_TOKENS,
         description="tokens that flow matching's longest text encoder gives of a prompt, in Stable "
         "Diffusion 3 also where its T5 is left out; null: as many as the stock pipeline's default",
     )

@@ -42,6 +42,7 @@ class ZImage(FlowMatching):
         "guidance_scale": 6.0,
     }
     reads_tokens = 512
+    templated = True
     reads_width = "cap_feat_dim"
     published_layers: ClassVar[Layout | None] = {
         **in_blocks("layers", "layers", _BLOCK),

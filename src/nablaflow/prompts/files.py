@@ -16,6 +16,8 @@ from nablaflow.storage import files
 COLUMN = "prompt"
 """Where no column is named."""
 LARGEST = 1 << 28  # bytes of a file
+OTHERS = (".json", ".ndjson", ".tsv", ".yaml", ".yml")
+"""Ends of names of files whose lines are no prompts, though they are text."""
 Row = tuple[int, str, Any]
 """A line's number, its prompt, and what stands beside it: a reward's metadata."""
 
@@ -103,11 +105,16 @@ def read_file(path: Path, column: str | None) -> FoundPrompts:
     Raises:
         UserError: it cannot be read as that, or holds no prompt.
     """
-    text = read_text(path)
-    if path.suffix == ".jsonl":
+    text, kind = read_text(path), path.suffix.lower()
+    if kind == ".jsonl":
         return FoundPrompts.of(str(path), _json_lines(path, text, column or COLUMN))
-    if path.suffix == ".csv":
+    if kind == ".csv":
         return FoundPrompts.of(str(path), _table(path, text, column or COLUMN))
+    if kind in OTHERS:
+        raise UserError(
+            f"prompts: {path} would be read as one prompt per line; save it as .jsonl, an object "
+            "with a prompt on each line, as .csv, or as .txt if each line is a prompt"
+        )
     if column is not None:
         raise UserError(f"prompts.column: {path} is plain text, one prompt per line; leave it out")
     return FoundPrompts.of(str(path), _plain(text))
@@ -136,12 +143,29 @@ def _json_lines(path: Path, text: str, column: str) -> Iterator[Row]:
 
 
 def _table(path: Path, text: str, column: str) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    lines = io.StringIO(text, newline="")
+    reader = csv.DictReader(lines, strict=True, skipinitialspace=True)
     try:
+        _check_header(path, reader.fieldnames)
         for row in reader:
+            if None in row:  # under it are the cells beyond the last column
+                raise UserError(
+                    f"prompts: {path}, line {reader.line_num} has more cells than the first line "
+                    "has columns; put quotes around a text with a comma"
+                )
             yield reader.line_num, _cell(row, column, str(path)), _without(row, column)
     except csv.Error as error:
         raise UserError(f"prompts: {path}, line {reader.line_num}: {error}") from None
+
+
+def _check_header(path: Path, names: Sequence[str] | None) -> None:
+    if names is None:  # the file is empty
+        return
+    if not names:
+        raise UserError(f"prompts: {path}: its first line is blank; let it name the columns")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"prompts: {path}: the column {twice[0]!r} comes twice; keep one")
 
 
 def _without(row: Mapping[str, object], column: str) -> dict[str, object]:
@@ -153,7 +177,15 @@ def _cell(row: Mapping[str, object], column: str, place: str) -> str:
         names = [str(name) for name in row if name is not None]
         hint = nearest(column, names) if names else "it has none"
         raise UserError(f"prompts.column: {place} has no column {column!r}; {hint}")
-    value = row[column]
+    return text_of(row[column], column, place)
+
+
+def text_of(value: object, column: str, place: str) -> str:
+    """What a column holds of one prompt; nothing counts as empty.
+
+    Raises:
+        UserError: it is no text.
+    """
     if value is not None and not isinstance(value, str):
         raise UserError(f"prompts.column: {place} has no text in column {column!r}")
     if value is not None and any("\ud800" <= letter <= "\udfff" for letter in value):

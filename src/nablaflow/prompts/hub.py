@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from nablaflow.errors import UserError, nearest
-from nablaflow.prompts.files import COLUMN, FoundPrompts, read_file
+from nablaflow.prompts.files import COLUMN, FoundPrompts, read_file, text_of
 
 ANIMALS = "simple-animals"
 BENCHMARK = ("ymhao/HPDv2", "fd163b223b6faf112eccafeabe2e31a0e950f177")
@@ -54,7 +54,8 @@ def data_set(repo: str, column: str | None, split: str | None) -> FoundPrompts:
         split: None is ``train``.
 
     Raises:
-        UserError: the package is missing, the hub cannot be reached, there is no such column.
+        UserError: the package is missing, the hub cannot be reached, there is no such column, or
+            it holds no texts.
     """
     try:
         import datasets  # pyright: ignore[reportMissingImports]
@@ -75,7 +76,6 @@ def data_set(repo: str, column: str | None, split: str | None) -> FoundPrompts:
     if column not in rows.column_names:
         hint = nearest(column, rows.column_names)
         raise UserError(f"prompts.column: {repo} has no column {column!r}; {hint}")
-    texts = rows[column]
-    return FoundPrompts.of(
-        repo, ((row, str(text or ""), {}) for row, text in enumerate(texts, start=1))
-    )
+    cells = enumerate(rows[column], start=1)
+    texts = ((row, text_of(cell, column, f"{repo}, row {row}"), {}) for row, cell in cells)
+    return FoundPrompts.of(repo, texts)
