@@ -27,6 +27,7 @@ def ended(numbers: Sequence[int], wait: Callable[[], None], said: Path) -> int:
 
         def work() -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
             signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest has its own
             signal.alarm(LONG)
             os.environ.update(place(1, 2, server.getsockname()[1]))
