@@ -174,6 +174,11 @@ class Chain:
         """The kernels at x_k of the tilt with these values, of whatever shape."""
         return torch.softmax(self.kernel(k).log() + values[k - 1], 1)
 
+    @cached_property
+    def start(self) -> Tensor:
+        """Where the reference ends."""
+        return self.ends(self.kernel)
+
     def ends(self, kernel: Callable[[int], Tensor]) -> Tensor:
         """The distribution of the last state."""
         found = torch.softmax(-0.5 * LATTICE.square(), 0)
@@ -223,8 +228,7 @@ RULES: dict[str, Rule] = {
 
 def measure(chain: Chain, rule: Rule, values: list[Tensor]) -> str:
     """Per cent of the way, and the Wasserstein distance to the tilt (the reference's is 1)."""
-    start = chain.ends(chain.kernel)
-    goal = torch.softmax(start.log() + chain.tilt, 0)
+    start, goal = chain.start, torch.softmax(chain.start.log() + chain.tilt, 0)
     found = chain.ends(lambda k: rule(chain, values, k))
     way = ((found - start) @ chain.tilt) / ((goal - start) @ chain.tilt)
     far = [(part.cumsum(0) - goal.cumsum(0)).abs().sum() for part in (found, start)]

@@ -56,6 +56,11 @@ def printable(text: str) -> str:
     return one_line("".join(c if c.isprintable() else " " for c in text))
 
 
+def installing(extra: str) -> str:
+    """How an extra is had: the package is on no index, where another's may be of its name."""
+    return f"pip install '.[{extra}]' in the checkout"
+
+
 # --- what the command line and Python each call an option -----------------------------------------
 
 _SWITCHES = ("average", "overwrite", "resume", "trusted")

@@ -8,32 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from nablaflow.diffusion import build_process, kernel_mean
+from nablaflow.diffusion import kernel_mean
 from nablaflow.estimators import gamma_table
 from nablaflow.methods import Method, NablaDB, Networks, ResidualNablaDB, TrainingBatch
 from nablaflow.models import Condition
-from nablaflow.rewards import NamedReward
 from tests.support.benchmarks import benchmark
-from tests.support.gaussian import GaussianModel, NetworkFlow, SmallNetwork, any_transitions
+from tests.support.bent import bent_networks, bent_reward
+from tests.support.gaussian import any_transitions
 from tests.support.paper import paper
-from tests.support.schedules import STABLE_DIFFUSION
 
 Passes = benchmark("update_cost").Passes
-STEPS, BETA, STRENGTH = 4, 1.5, 0.6
-
-
-def bent_reward(images: Tensor, prompts: list[str]) -> Tensor:
-    return torch.sin(1.4 * images[:, 0]).flatten(1).sum(1) + images[:, 1].square().sum((1, 2))
+BETA, STRENGTH = 1.5, 0.6
 
 
 @pytest.fixture
 def networks() -> Networks:
-    process = build_process(STABLE_DIFFUSION, "ddim", STEPS, 1.0, sigma_floor=0.01)
-    mean = torch.tensor([0.3, -0.5], dtype=torch.float64)
-    covariance = torch.tensor([[1.2, 0.5], [0.5, 0.6]], dtype=torch.float64)
-    model = GaussianModel(process, mean, covariance, SmallNetwork(STEPS, 2, seed=1), bend=0.3)
-    flow, target = (NetworkFlow(process, SmallNetwork(STEPS, 2, seed=seed)) for seed in (2, 3))
-    return Networks(model, NamedReward("bent", bent_reward), flow, target)
+    return bent_networks()
 
 
 PUBLISHED = ResidualNablaDB.published(BETA, 0.0)

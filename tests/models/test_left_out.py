@@ -136,9 +136,11 @@ def test_one_weight_that_is_no_number_is_named(
 def test_weights_that_nothing_here_reads_may_be_anything(folder: Path) -> None:
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     state = load_file(path)
-    state["encoder.conv_in.weight"].fill_(torch.nan)
+    name = "encoder.conv_in.weight"
+    state[name].fill_(torch.nan)
     save_file(state, path, metadata={"format": "pt"})
-    load_pipeline(str(folder))
+    loaded = load_pipeline(str(folder)).vae.get_parameter(name)
+    assert loaded.isnan().all()  # as it is, neither refused nor put right
 
 
 def test_a_decoder_that_samples_is_refused(folder: Path) -> None:

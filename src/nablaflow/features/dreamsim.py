@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants
 
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, installing
 from nablaflow.features.contract import FeatureExtractor, frozen
 from nablaflow.features.preprocess import resize
 from nablaflow.hub import announce
@@ -49,8 +49,7 @@ def _model(folder: Path, device: torch.device) -> torch.nn.Module:
         dreamsim: Any = importlib.import_module("dreamsim").dreamsim
     except ImportError as error:
         raise UserError(
-            "features dreamsim: the package is not installed; "
-            "pip install '.[dreamsim]' in the checkout"
+            f"features dreamsim: the package is not installed; {installing('dreamsim')}"
         ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ def load_nano(weights: str | None, device: torch.device) -> FeatureExtractor:
     from nablaflow.quiet import quiet_libraries
 
     folder = str(nano.path()) if weights is None else weights
-    check_checksums(Path(folder))
+    check_checksums(Path(folder), "vae/")
     try:
         with quiet_libraries():
             vae: Any = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)

@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, installing
 
 
 def extra(module: str, name: str) -> Any:
@@ -24,9 +24,7 @@ def extra(module: str, name: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise UserError(
-            f"{package} cannot be imported ({error}); pip install '.[{name}]' in the checkout"
-        ) from error
+        raise UserError(f"{package} cannot be imported ({error}); {installing(name)}") from error
 
 
 def fetched(url: str, what: str) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from nablaflow.errors import UserError
 from nablaflow.models.configurations import check_configurations
 from nablaflow.storage.files import read_text
+from nablaflow.storage.run_folder import INDEX
 
-INDEX = "model_index.json"
 SAVE = "save a pipeline there with save_pretrained, or give a hub id"
 SHARDS = 1 << 26  # bytes that a list of all weights' names may have
 SHOWN = 3  # files that a message names

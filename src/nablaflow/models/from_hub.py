@@ -14,7 +14,8 @@ from nablaflow.errors import UserError
 from nablaflow.hub.fetch import FAILURES
 from nablaflow.hub.tries import untold_tries
 from nablaflow.hub.wanted import Wanted
-from nablaflow.models.folder import INDEX, parts_in
+from nablaflow.models.folder import parts_in
+from nablaflow.storage.run_folder import INDEX
 
 REFUSALS = (EntryNotFoundError, *FAILURES)
 CHOICES: tuple[dict[str, Any], ...] = (

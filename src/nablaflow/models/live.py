@@ -17,10 +17,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from nablaflow.errors import UserError
-from nablaflow.models.folder import INDEX
 from nablaflow.models.from_hub import is_hub_id
 from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
+from nablaflow.storage.run_folder import INDEX
 
 AnyPipeline = DiffusionPipeline
 """What a user may hand over; `FAMILIES` says which classes are served."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 
-from nablaflow.errors import UserError, nearest
+from nablaflow.errors import UserError, installing, nearest
 from nablaflow.prompts.files import COLUMN, FoundPrompts, read_file, text_of
 
 ANIMALS = "simple-animals"
@@ -61,8 +61,7 @@ def data_set(repo: str, column: str | None, split: str | None) -> FoundPrompts:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
-            "prompts: data sets of the hub need a package; "
-            "pip install '.[datasets]' in the checkout"
+            f"prompts: data sets of the hub need a package; {installing('datasets')}"
         ) from None
     column, split = column or COLUMN, split or "train"
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, installing
 from nablaflow.features.preprocess import Preprocess, unit
 from nablaflow.hub import load_weights, read_weights
 from nablaflow.rewards.scorer import ScorerSettings, ScoringNetwork
@@ -29,9 +29,7 @@ class HPSv2(ScorerSettings):
     def check(self) -> None:
         super().check()
         if importlib.util.find_spec("open_clip") is None:
-            raise UserError(
-                "reward hpsv2 needs open_clip: pip install '.[scorers]' in the checkout"
-            )
+            raise UserError(f"reward hpsv2 needs open_clip: {installing('scorers')}")
 
     def network(self) -> ScoringNetwork:
         open_clip: Any = importlib.import_module("open_clip")

@@ -22,15 +22,17 @@ CONFIG, METRICS, SUMMARY, REPORT = "config.yaml", "metrics.jsonl", "summary.json
 CURVES, POINTS, CELL = "evaluation.png", "points.json", "cell.json"
 CHECKPOINTS, SAMPLES, LOGS = "checkpoints", "samples", "logs"
 AVERAGE = "ema"  # the policy's average over the updates
-CHECKSUMS = "nablaflow-checksums.json"  # of a whole pipeline's weights
+INDEX = "model_index.json"  # of a pipeline in diffusers' form
+MODEL_KINDS = (".json", ".txt", ".model", ".safetensors")  # of the files that its parts are in
+CHECKSUMS = "nablaflow-checksums.json"  # of those
 CODE_FILES = "code.json"  # of the user's own, with their checksums
 LOG = "log.txt"  # what a terminal or a pipe is told of the work, line by line
 REPLACED, MOVING = ".replaced", ".replacing"
 
 _FILES = (CONFIG, METRICS, LOG, SUMMARY, REPORT, CURVES, POINTS, CELL, CODE_FILES)
 _MODEL = (
-    *("model_index.json", CHECKSUMS, f"{PARTIAL}{CHECKSUMS}"),
-    *(f"*/*.{kind}" for kind in ("json", "txt", "model", "safetensors")),
+    *(INDEX, CHECKSUMS, f"{PARTIAL}{CHECKSUMS}"),
+    *(f"*/*{kind}" for kind in MODEL_KINDS),
 )
 _MANIFEST = "progress.json"
 _LORA = "pytorch_lora_weights.safetensors"

@@ -12,15 +12,12 @@ from pathlib import Path
 from nablaflow.errors import UserError
 from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
-from nablaflow.storage.run_folder import CHECKSUMS
-
-INDEX = "model_index.json"
-KINDS = (".safetensors", ".json", ".txt", ".model")
+from nablaflow.storage.run_folder import CHECKSUMS, INDEX, MODEL_KINDS
 
 
 def write_checksums(folder: Path) -> None:
     """Write them beside the index of a pipeline's folder, of that and of all in its parts."""
-    parts = sorted(path for path in folder.glob("*/*") if path.suffix in KINDS)
+    parts = sorted(path for path in folder.glob("*/*") if path.suffix in MODEL_KINDS)
     files = {
         path.relative_to(folder).as_posix(): checksums.of_file(path)
         for path in (folder / INDEX, *parts)
@@ -28,8 +25,11 @@ def write_checksums(folder: Path) -> None:
     write_whole(folder / CHECKSUMS, checksums.sealed({"files": files}))
 
 
-def check_checksums(folder: Path) -> None:
+def check_checksums(folder: Path, part: str = "") -> None:
     """Refuse files that are not those that were written; other folders have no checksums.
+
+    Args:
+        part: the subfolder that is all that is to be read; empty: all are.
 
     Raises:
         UserError: a file is damaged or gone, or the list of them is damaged.
@@ -45,8 +45,8 @@ def check_checksums(folder: Path) -> None:
             "remove it to load the model unchecked"
         ) from None
     for name, wanted in files.items():
-        file = folder / name
-        if name.endswith(KINDS) and not (file.is_file() and checksums.of_file(file) == wanted):
+        file, is_read = folder / name, name.startswith(part) and name.endswith(MODEL_KINDS)
+        if is_read and not (file.is_file() and checksums.of_file(file) == wanted):
             raise UserError(
                 f"model: {file} is not what was written there; copy it again, or write the model "
                 f"again; if it was changed on purpose, remove {CHECKSUMS}"

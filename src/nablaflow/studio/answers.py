@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from nablaflow.config.values import check_scalar
 from nablaflow.errors import UserError
 from nablaflow.studio.site import Site
 
@@ -40,20 +41,19 @@ def changes(path: str, change: Callable[[Request, Given], Given]) -> Route:
             given = None
         if not isinstance(given, dict):
             raise HTTPException(400)
-        _refuse_no_text(given)
+        _check_values(given)
         return JSONResponse(await run_in_threadpool(change, request, given))
 
     return Route(path, answer, methods=["POST"])
 
 
-def _refuse_no_text(given: Given) -> None:
-    """JSON can say characters that neither a file nor a command can be given."""
+def _check_values(given: Given) -> None:
+    """JSON can say numbers and characters that no setting can hold."""
     for field, value in given.items():
         try:
-            if isinstance(value, str) and "\0" in value.encode().decode():
-                raise ValueError
-        except ValueError:
-            raise UserError(f"{field}: holds a character that is no text; take it out") from None
+            check_scalar(value)
+        except ValueError as error:
+            raise UserError(f"{field}: {error}") from None
 
 
 def word(given: Given, field: str) -> str:

@@ -145,7 +145,7 @@ def _even(total: int, count: int) -> list[int]:
 def _beta(given: Any) -> float:
     try:
         value = float(given)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError):
         value = math.nan
     if not 0.0 < value <= 1e6:
         raise UserError("beta: must be a number above 0 and at most 1,000,000")

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, installing
 from nablaflow.studio.access import new_token
 from nablaflow.studio.commands import Base
 from nablaflow.studio.data import text_of, yaml_of
@@ -27,9 +27,7 @@ def check_installed() -> None:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"studio: needs {error.name}; pip install '.[studio]' in the checkout"
-        ) from error
+        raise UserError(f"studio: needs {error.name}; {installing('studio')}") from error
 
 
 def serve(site: Site, port: int, on_ready: Callable[[str], None]) -> None:

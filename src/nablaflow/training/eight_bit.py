@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, installing
 
 FIELD = "optimizer.name: adamw8bit"
 
@@ -26,8 +26,7 @@ def eight_bit_adamw(device: torch.device) -> type[torch.optim.Optimizer]:
         package: Any = importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise UserError(
-            f"{FIELD} needs bitsandbytes ({error}); pip install '.[bitsandbytes]' "
-            "in the checkout, or use "
+            f"{FIELD} needs bitsandbytes ({error}); {installing('bitsandbytes')}, or use "
             "optimizer.name=adamw"
         ) from error
     if device.type != "cuda":
