@@ -111,13 +111,8 @@ def evaluate(
     Raises:
         UserError: a mistake in any of these.
     """
-    if not isinstance(problem, Problem):
-        raise UserError(f"problem: {show(problem)} is none; give a nf.exact.Problem")
-    asked = checked(LabArguments, updates=updates, batch=batch, n=n, seed=seed)
+    asked = _asked(problem, updates=updates, batch=batch, n=n, seed=seed)
     updates, batch, n, seed = asked.updates, asked.batch, asked.n, asked.seed
-    for name, value, least in (("updates", updates, 0), ("batch", batch, 1), ("n", n, 100)):
-        if value < least:
-            raise UserError(f"{name}: {value} is too few; use {least} or more")
     label, method, settings = _chosen(problem, method, settings)
     check_batch(method, batch, settings.steps_per_rollout)
     if isinstance(method, Untrained):
@@ -150,6 +145,17 @@ def evaluate(
         seconds=made.seconds,
         samples=made.samples,
     )
+
+
+def _asked(problem: Any, **given: Any) -> LabArguments:
+    """The numbers of `evaluate`, once they are some that a study can be made of."""
+    if not isinstance(problem, Problem):
+        raise UserError(f"problem: {show(problem)} is none; give a nf.exact.Problem")
+    asked = checked(LabArguments, **given)
+    for name, least in (("updates", 0), ("batch", 1), ("n", 100)):
+        if getattr(asked, name) < least:
+            raise UserError(f"{name}: {getattr(asked, name)} is too few; use {least} or more")
+    return asked
 
 
 @dataclass(frozen=True)
