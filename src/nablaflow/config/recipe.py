@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, InstanceOf, field_serializer, model_validator
 
 from nablaflow.config.named_method import method_settings
+from nablaflow.config.reward_spec import RewardSpec
 from nablaflow.config.settings import (
     EvaluationSettings,
     GuardSettings,
@@ -20,7 +21,6 @@ from nablaflow.config.settings import (
     Seed,
     TrainingSettings,
 )
-from nablaflow.config.values import RewardSpec
 from nablaflow.methods import Method
 from nablaflow.methods.contract import check_noise
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings

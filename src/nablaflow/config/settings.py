@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from nablaflow.config.values import RewardSpec
+from nablaflow.config.reward_spec import RewardSpec
 from nablaflow.prompts.source import PromptSource
 from nablaflow.settings import Settings
 

@@ -1,42 +1,14 @@
-"""Values that several groups of settings hold, and how a wrong one is shown."""
+"""What values settings can hold, whatever their names, and how a wrong one is shown."""
 
 from __future__ import annotations
 
 import math
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator
-
-from nablaflow.errors import UserError, one_line, show
-
-
-def check_reward(value: Any) -> str | dict[str, Any]:
-    """A name, ``file.py:function``, one with settings, or a mapping of those to finite weights.
-
-    The settings themselves are checked by `nablaflow.rewards.load`, before any weights are read.
-    """
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    if not isinstance(value, Mapping) or not value:
-        raise ValueError(
-            f"must be a name, path/to/file.py:function or a mapping of those to weights, "
-            f"not {show(value)}"
-        )
-    if isinstance(value.get("name"), str):
-        return dict(value)
-    for name, term in value.items():
-        weight = term.get("weight", 1.0) if isinstance(term, Mapping) else term
-        if not is_number(weight):
-            raise ValueError(f"the weight of {name} must be a finite number, not {show(weight)}")
-    return {str(k): dict(v) if isinstance(v, Mapping) else float(v) for k, v in value.items()}
-
-
-RewardSpec = Annotated[str | dict[str, Any], BeforeValidator(check_reward)]
-
+from nablaflow.errors import UserError, one_line
 
 MOST = 2**53  # what a float can count to
 LARGEST = 3.4e38  # float32, in which everything is computed
