@@ -69,6 +69,29 @@ def test_a_stock_pipeline_gives_the_policys_image(
     assert {p.name for p in Path().iterdir()} == {"out"}
 
 
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "merged"])
+def test_a_strength_is_in_the_weights(cli: Cli, trained: Path, tiny_model: Path, form: str) -> None:
+    result = cli("export", trained, "--format", form, "--strength", "0.5", "--out", "out")
+    assert result.exit_code == 0, result.stderr
+    pipeline = stock(Path("out") if form == "merged" else tiny_model)
+    if form != "merged":
+        pipeline.load_lora_weights("out", weight_name=FILES[form])
+    half = stock(tiny_model)
+    half.load_lora_weights(trained / "lora", adapter_name="whole")
+    half.set_adapters("whole", 0.5)  # what diffusers calls half of it
+    torch.testing.assert_close(render(pipeline), render(half), rtol=0, atol=1e-4)
+    card = (Path("out") / "README.md").read_text()
+    assert "0.5 of what was trained" in card
+    assert "mean reward" not in card  # the run's figures are of the whole
+
+
+def test_no_strength_is_the_base_model(cli: Cli, trained: Path) -> None:
+    result = cli("export", trained, "--strength", "0", "--out", "out")
+    assert result.exit_code == 2
+    assert "--strength: 0 is the base model" in result.stderr
+    assert not Path("out").exists()
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("form", ["diffusers", "kohya", "merged"])
 def test_the_same_tensors_are_the_same_bytes(cli: Cli, trained: Path, form: str) -> None:

@@ -28,6 +28,7 @@ def evaluate(
     features: str = "pixels",
     metrics: Iterable[str] | str | None = None,
     only_last: bool = False,
+    strengths: Iterable[float] = (),
     prompts: Prompts = None,
     reward: str | Mapping[str, Any] | Reward | None = None,
     model: Model | None = None,
@@ -41,6 +42,7 @@ def evaluate(
         features: what images are compared by, see docs/metrics.md.
         metrics: names; default: those that ``n`` is enough for.
         only_last: leave the checkpoints before the last out.
+        strengths: of the last checkpoint, to be measured besides: 0 is the reference, 1 the policy.
         prompts: in place of the run's own.
         reward: in place of the run's own.
         model: the pipeline that the run was begun with, or its folder, where the run has no name
@@ -48,12 +50,14 @@ def evaluate(
         trusted: whether your word is given for the code, hosts and files that the run asks for.
 
     Returns:
-        What summary.json has of figures, and the protocol's under ``protocol``.
+        What summary.json has of figures, the protocol's under ``protocol``, and those of strengths
+        under ``strengths``.
 
     Raises:
         UserError: a mistake in any of these.
     """
-    asked = checked(EvaluateArguments, n=n, features=features, metrics=names(metrics))
+    given = {"n": n, "features": features, "metrics": names(metrics)}
+    asked = checked(EvaluateArguments, **given, strengths=names(strengths))
     folder, function, live, kind = parts_of(of)
     settings = of.settings if isinstance(of, Run) else []
     if isinstance(reward, str | Mapping):
@@ -73,6 +77,7 @@ def evaluate(
         features=asked.features,
         metrics=asked.metrics,
         only_last=only_last,
+        strengths=asked.strengths,
         prompts=prompts_of(prompts),
         settings=settings,
         trusted=trusted,

@@ -50,6 +50,14 @@ def evaluate(
         ),
     ] = None,
     checkpoints: Annotated[Checkpoints, typer.Option(help="which to measure")] = Checkpoints.all,
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.0,
+            help="of the last checkpoint's LoRA, measured besides, again for more: 0 is the "
+            "reference, 1 the policy",
+        ),
+    ] = None,
     prompts: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +80,7 @@ def evaluate(
     def work() -> None:
         with importing():
             from nablaflow.report.protocol import protocol_table
+            from nablaflow.report.strengths import strength_table
             from nablaflow.report.table import rich_table
             from nablaflow.runs.evaluate import (
                 check_curves,
@@ -88,6 +97,7 @@ def evaluate(
             features=features,
             metrics=listed("--metric", metric) or None,
             only_last=checkpoints is Checkpoints.last,
+            strengths=strength or (),
             prompts=None if prompts is None else given_prompts(prompts),
             settings=settings or [],
             trusted=trust_run,
@@ -99,7 +109,9 @@ def evaluate(
             print(json.dumps(summary))
             return
         shown = console()
-        for table in (rich_table(summary), "", protocol_table(summary["protocol"])):
+        tables = [rich_table(summary), "", protocol_table(summary["protocol"])]
+        tables += ["", strength_table(summary["strengths"])] if strength else []
+        for table in tables:
             shown.print(table)
         if picture is not None:
             print(picture)

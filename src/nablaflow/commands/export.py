@@ -34,6 +34,12 @@ def export(
     checkpoint: Annotated[
         str, typer.Option(help="last, best (of the run's guard) or step-N")
     ] = "last",
+    strength: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="of what was trained, in the weights: 0 is the reference, 1 the policy"
+        ),
+    ] = 1.0,
     ema: Annotated[
         bool,
         typer.Option("--ema", help="the policy's average over the updates (adapter.ema_decay)"),
@@ -52,12 +58,13 @@ def export(
             from nablaflow.runs.export import export_run
 
         given = {"dtype": dtype, "checkpoint": checkpoint, "overwrite": overwrite}
-        given |= {"average": ema, "settings": settings or []}
+        given |= {"strength": strength, "average": ema, "settings": settings or []}
         exported = export_run(run, form, out, **given, trusted=trust_run)
         if as_json:
             print(json.dumps(exported.as_dict()))
         else:
             what = "the policy's average" if ema else "the policy"
+            what += "" if strength == 1 else f" at strength {strength:g}"
             print(f"{what} after update {exported.update} is in {exported.folder}")
 
     guarded(work, debug)

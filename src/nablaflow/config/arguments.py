@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -34,6 +34,7 @@ class EvaluateArguments(Settings):
     n: Count | None
     features: str
     metrics: list[str] | None
+    strengths: list[Annotated[float, Field(ge=0)]]
 
 
 class CompareArguments(Settings):

@@ -15,7 +15,7 @@ from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.sampled import ImageLook, Sampled
 from nablaflow.evaluation.shares import in_shares
 from nablaflow.features import pooled_pixels
-from nablaflow.metrics.summary import SampleSet, Summary, add_figures, summarize
+from nablaflow.metrics.summary import Column, SampleSet, Summary, Yardstick, add_figures
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
@@ -25,6 +25,7 @@ SHOWN = 8  # images of each prompt that the report shows
 MOST_SHOWN = 64
 SECOND = "yardstick"
 """Names the noise of the samples that distances are measured from."""
+_NO_TILT: Column = {"distance_to_tilt": None, "distance_to_tilt_se": None}
 
 
 @torch.no_grad()
@@ -116,6 +117,7 @@ class Evaluation:
 
     Attributes:
         bank: images of the reference bank that were looked at.
+        yardstick: what the figures are measured by.
         second: the reference's, by other noise, which metrics measure distances from; None where
             ``evaluation.metrics`` names none.
     """
@@ -124,7 +126,13 @@ class Evaluation:
     reference: Sampled
     policy: Sampled
     bank: int
+    yardstick: Yardstick
     second: Sampled | None = None
+
+    def column(self, samples: SampleSet) -> Column:
+        """The figures of further samples, as the policy's in the summary."""
+        found = self.yardstick.column(samples)
+        return found if self.bank else found | _NO_TILT
 
     @property
     def before(self) -> Images:
@@ -183,7 +191,8 @@ def evaluate(
     )
     bank = _bank(subject, progress)
     found = bank or reference.samples
-    summary = summarize(reference.samples, policy.samples, found, subject.beta)
+    yardstick = Yardstick.of(found, subject.beta)
+    summary = yardstick.summary(reference.samples, policy.samples)
     if bank is None:
         summary = _without_tilt(summary)
     if summary["exact_tilt"] is None:
@@ -191,7 +200,7 @@ def evaluate(
         summary["bank_for_tilt"] = enough
     looked_at = 0 if bank is None else len(bank)
     if not plan.metrics:
-        return Evaluation(summary, reference, policy, looked_at)
+        return Evaluation(summary, reference, policy, looked_at, yardstick)
     with model.reference():
         second = sample_and_measure(
             model, None, prompts, config, progress, "reference again", looks=looks, purpose=SECOND
@@ -200,7 +209,7 @@ def evaluate(
     both = [plan.measure(own, second, config.evaluation.seed, told) for own in (reference, policy)]
     summary["reference"] = add_figures(summary["reference"], both[0])
     summary["policy"] = add_figures(summary["policy"], both[1])
-    return Evaluation(summary, reference, policy, looked_at, second)
+    return Evaluation(summary, reference, policy, looked_at, yardstick, second)
 
 
 def _bank(subject: Subject, progress: StartProgress) -> SampleSet | None:
@@ -262,12 +271,11 @@ def measure_bank(
 
 def _without_tilt(summary: Summary) -> Summary:
     """No bank, no tilt: nothing may be quoted from a handful of reweighted samples."""
-    nothing = {"distance_to_tilt": None, "distance_to_tilt_se": None}
     itself = {"distance_to_reference": None, "distance_to_reference_se": None}
     return {
         **summary,
-        "reference": {**summary["reference"], **nothing, **itself},
-        "policy": {**summary["policy"], **nothing},
+        "reference": {**summary["reference"], **_NO_TILT, **itself},
+        "policy": {**summary["policy"], **_NO_TILT},
         "exact_tilt": None,
         "effective_sample_size": None,
         "closing": None,

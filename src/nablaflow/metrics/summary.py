@@ -147,6 +147,23 @@ class Yardstick:
         )
         return column | {"effective_sample_size": self.tilt.effective_sample_size}
 
+    def summary(self, reference: SampleSet, policy: SampleSet) -> Summary:
+        """The figures of both, of the exact tilt, and how much of the way to it is closed.
+
+        Raises:
+            UserError: as `column`.
+        """
+        start, end, goal = self.column(reference), self.column(policy), self.exact_tilt()
+        closed = closing(start, end, goal)
+        return Summary(
+            reference=start,
+            policy=end,
+            exact_tilt=goal,
+            effective_sample_size=self.tilt.effective_sample_size,
+            closing=closed and closed.value,
+            closing_se=closed and closed.se,
+        )
+
     def _distance_to_reference(self, samples: SampleSet) -> Estimate | None:
         indices = (samples.prompt_index, self.bank.prompt_index)
         if not all(has_full_rank(index, self.projection.dim) for index in indices):
@@ -170,17 +187,7 @@ def summarize(
     Raises:
         UserError: a prompt has a single sample, or the three have different prompts.
     """
-    yardstick = Yardstick.of(bank, beta, dim)
-    start, end, goal = yardstick.column(reference), yardstick.column(policy), yardstick.exact_tilt()
-    closed = closing(start, end, goal)
-    return Summary(
-        reference=start,
-        policy=end,
-        exact_tilt=goal,
-        effective_sample_size=yardstick.tilt.effective_sample_size,
-        closing=closed and closed.value,
-        closing_se=closed and closed.se,
-    )
+    return Yardstick.of(bank, beta, dim).summary(reference, policy)
 
 
 def add_figures(column: Column, figures: Mapping[str, Estimate]) -> Column:

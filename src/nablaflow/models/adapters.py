@@ -93,7 +93,7 @@ class LoraAdapter:
         for target in targets:
             if not any(name == target or name.endswith(f".{target}") for name in found):
                 raise UserError(f"adapter.targets: no layer is called {target}; leave it out")
-        self._layers = list(found.values())
+        self._layers, self._strength = list(found.values()), 1.0
         self.targets, self.coverage = targets, lora_coverage(network, targets)
         for parameter in trainable_parameters(network):
             parameter.data = parameter.data.float()
@@ -111,12 +111,14 @@ class LoraAdapter:
 
     @property
     def factor(self) -> float:
-        """By which the product of the two factors is multiplied."""
+        """By which the product of the two factors is multiplied, the strength of `scale` in it."""
         rank = self.config.r
-        return self.config.lora_alpha / (rank**0.5 if self.config.use_rslora else rank)
+        alone = self.config.lora_alpha / (rank**0.5 if self.config.use_rslora else rank)
+        return self._strength * alone
 
     @torch.no_grad()
     def scale(self, strength: float) -> None:
+        self._strength = strength
         layer: Any  # peft's LoRA layers have it, their common base does not
         for layer in self._layers:
             layer.set_scale(ADAPTER, strength)

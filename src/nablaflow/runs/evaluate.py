@@ -20,6 +20,7 @@ from nablaflow.evaluation.measure import Subject
 from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.policy_state import LastPolicy
 from nablaflow.evaluation.protocol import carry_out
+from nablaflow.evaluation.strengths import check_strengths, measure_strengths
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline
 from nablaflow.progress import Progress, show
@@ -47,6 +48,7 @@ def evaluate_run(
     features: str = "pixels",
     metrics: Sequence[str] | None = None,
     only_last: bool = False,
+    strengths: Sequence[float] = (),
     prompts: Source | None = None,
     settings: Sequence[str] = (),
     trusted: bool = False,
@@ -64,6 +66,7 @@ def evaluate_run(
         metrics: names of `metrics.catalog.METRICS`; None: the default ones that ``n`` is enough
             for.
         only_last: leave the checkpoints before the last out, the guard's best among them.
+        strengths: of the last checkpoint, to be measured besides.
         prompts: in place of the run's own, which are then not read; all that a recipe may have as
             ``prompts``. The exact tilt, which is of the run's own, is left out.
         settings: ``reward=…``, in place of the run's own; ``model=…`` and ``model_lora=…``, where
@@ -77,13 +80,15 @@ def evaluate_run(
     Returns:
         What ``summary.json`` has of figures, how many images of the reference bank they are
         measured by under ``bank``, what `nablaflow.evaluation.fit` says under ``fit`` (None for
-        another reward than the run's), and the protocol's under ``protocol``; nothing on other
+        another reward than the run's), the protocol's under ``protocol``, and, where strengths are
+        given, what `nablaflow.evaluation.strengths` says under ``strengths``; nothing on other
         processes than the main one.
 
     Raises:
-        UserError: the folder holds no run, or no checkpoint yet; or as `EvaluationPlan.of` and
-            `nablaflow.prompts.sets.find_prompts` say.
+        UserError: the folder holds no run, or no checkpoint yet; a strength is none; or as
+            `EvaluationPlan.of` and `nablaflow.prompts.sets.find_prompts` say.
     """
+    check_strengths(strengths)
     config, own, bank = _to_measure(
         folder, n, prompts, settings, trusted=trusted, reward=reward, method=method
     )
@@ -107,6 +112,10 @@ def evaluate_run(
             started = progress.start
             subject = replace(parts.subject, bank=bank)
             evaluation, protocol = carry_out(subject, plan, last, before, started, best)
+            scaled: dict[str, Any] = {}
+            if strengths:
+                rows = measure_strengths(subject, evaluation, last, strengths, started)
+                scaled = {"strengths": rows.as_dict()}
             own_reward = "reward" in own or (reward is not None and reward_is(config, reward))
             fit = fit_of_run(subject, last) if own_reward else None
         parts.tell(bank.note(evaluation.bank, "without --n all are"))
@@ -114,7 +123,7 @@ def evaluate_run(
     if not main:
         return {}
     looked_at = {"bank": evaluation.bank, "fit": fit, "protocol": protocol.as_dict()}
-    figures = {**evaluation.summary, **looked_at}
+    figures = {**evaluation.summary, **looked_at, **scaled}
     if prompts is not None or not own_reward:  # the run's own tilt is another one
         figures.pop("bank_for_tilt", None)
     return figures

@@ -15,7 +15,7 @@ from nablaflow.errors import UserError, nearest, show
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline
 from nablaflow.models.formats import DTYPES, FORMATS, write_policy
-from nablaflow.runs.export_card import card_of, summary_of, text_of
+from nablaflow.runs.export_card import Taken, card_of, summary_of, text_of
 from nablaflow.runs.policy import BEST, LAST, REFERENCE, load_policy
 from nablaflow.runs.pretrained import source_of
 from nablaflow.runs.saved_config import check_is_run
@@ -49,6 +49,7 @@ class Exported:
     format: str
     dtype: str
     update: int
+    strength: float
     files: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -63,6 +64,7 @@ def export_run(
     *,
     dtype: str = "float32",
     checkpoint: str = LAST,
+    strength: float = 1.0,
     average: bool = False,
     overwrite: bool = False,
     trusted: bool = False,
@@ -77,6 +79,8 @@ def export_run(
         out: the folder; default: ``exports/`` and the names of run and format.
         dtype: ``float32``, ``bfloat16`` or ``float16``, of the weights.
         checkpoint: ``last``, ``best`` or ``step-12``.
+        strength: of what was trained, which the weights then have in them: 0 is the reference, 1
+            the policy.
         average: its average over the updates, of a run with ``adapter.ema_decay``.
         overwrite: replace an earlier export there.
         trusted: whether the user's word is given for what the run asks for.
@@ -89,27 +93,30 @@ def export_run(
         ExportError: a stock pipeline gives another image; nothing is left behind.
     """
     _check_choices(form, dtype, checkpoint)
+    if strength == 0:
+        raise UserError("--strength: 0 is the base model; give a larger one, 1 is the policy")
     final = Path("exports", f"{run.resolve().name}-{form}") if out is None else out
     check_is_run(run)
     _check_out(final, overwrite=overwrite)
     given = {"trusted": trusted, "pipeline": pipeline, "method": method, "settings": settings}
-    model, config, folder = load_policy(
-        run, THE_MODEL, checkpoint=checkpoint, average=average, choices=(LAST, BEST), **given
-    )
+    which = {"checkpoint": checkpoint, "strength": strength, "average": average}
+    model, config, folder = load_policy(run, THE_MODEL, choices=(LAST, BEST), **which, **given)
     update = int(folder.name.partition("-")[2])
     source = source_of(config, pipeline)
     # At once: later the run may be another, by a training with --overwrite beside this.
-    figures = None if average else summary_of(run, update)  # an average was not measured
+    measured = strength == 1 and not average  # the run has no figures of another
+    figures = summary_of(run, update) if measured else None
     with _beside(final) as partial:
         write_policy(model, source, partial, form, DTYPES[dtype])
         for path in sorted(partial.rglob("*.safetensors")):
             put_in_order(path)
         if form == "merged":
             write_checksums(partial)
-        card = card_of(config, model, source, update, form, dtype, figures, average=average)
+        taken = Taken(update, strength, average)
+        card = card_of(config, model, source, taken, form, dtype, figures)
         write_whole(partial / CARD, text_of(card, run))
         files = _checksums(partial)
-        exported = Exported(final, form, dtype, update, files)
+        exported = Exported(final, form, dtype, update, strength, files)
         write_whole(partial / MANIFEST, checksums.sealed(_manifest(exported)))
     return exported
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,34 @@ from nablaflow.runs.pretrained import fused_lora
 from nablaflow.storage.run_folder import SUMMARY
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What of a run is exported.
+
+    Attributes:
+        update: after which the policy was taken.
+        strength: of what was trained: 1 is the policy.
+        average: whether it is the policy's average over the updates.
+    """
+
+    update: int
+    strength: float
+    average: bool
+
+
 def card_of(
     config: Config,
     model: PipelineModel,
     source: ModelSource,
-    update: int,
+    taken: Taken,
     form: str,
     dtype: str,
     figures: dict[str, Any] | None,
-    *,
-    average: bool,
 ) -> Card:
     """What the card says.
 
     Args:
-        update: after which the policy was taken.
         figures: of the run, if they are of this very policy.
-        average: whether it is the policy's average over the updates.
     """
     plain = without_folders_in(plain_config(config))
     base = pinned(plain["model"], config.model_hash)
@@ -57,9 +69,10 @@ def card_of(
         "sampler": f"{config.sampler.name}, {config.sampler.steps} steps",
         "guidance scale": _guidance_told(config),
         "adapter": str(model.adapter.coverage).removeprefix("adapter: "),
-        "updates": str(update),
+        "updates": str(taken.update),
+        **_strength_told(taken.strength),
         "weights": dtype,
-        **_average_told(config, average=average),
+        **_average_told(config, average=taken.average),
     }
     return Card(
         f"the embedded model {base}" if base in nano.MODELS else base,
@@ -85,6 +98,13 @@ def _guidance_told(config: Config) -> str:
     told += [f"rescaled by {sampler.guidance_rescale:g}"] if sampler.guidance_rescale else []
     told += [f"clip skip {sampler.clip_skip}"] if sampler.clip_skip is not None else []
     return ", ".join(told)
+
+
+def _strength_told(strength: float) -> dict[str, str]:
+    """Nothing of the policy itself."""
+    return (
+        {} if strength == 1 else {"strength": f"{strength:g} of what was trained, in the weights"}
+    )
 
 
 def _average_told(config: Config, *, average: bool) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from nablaflow.config.recipe import Config
 from nablaflow.devices import best_device
 from nablaflow.errors import UserError
 from nablaflow.evaluation.policy_state import put_policy
+from nablaflow.evaluation.strengths import check_strengths
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline, load_model
 from nablaflow.models.pipelines import PipelineModel
@@ -65,8 +65,7 @@ def load_policy(
         UserError: the folder holds no such checkpoint, or one of another model; or the strength is
             no number from 0 on.
     """
-    if not (math.isfinite(strength) and strength >= 0):
-        raise UserError(f"--strength: must be a number from 0 on, not {strength:g}")
+    check_strengths([strength])
     if checkpoint == REFERENCE and strength != 1:
         raise UserError("--strength: the reference has none; leave it or --checkpoint out")
     own_parts = parts_of_run(settings, THE_MODEL).intersection(parts)

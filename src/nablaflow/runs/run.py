@@ -162,6 +162,7 @@ class Run:
         *,
         dtype: str = "float32",
         checkpoint: str = "last",
+        strength: float = 1.0,
         average: bool = False,
         overwrite: bool = False,
         trusted: bool = False,
@@ -174,6 +175,8 @@ class Run:
             out: the folder; default: ``exports/`` and the names of run and format.
             dtype: ``float32``, ``bfloat16`` or ``float16``, of the weights.
             checkpoint: ``last``, ``best`` or ``step-12``.
+            strength: of what was trained, which the weights then have in them: 0 is the reference,
+                1 the policy.
             average: the policy's average over the updates, of a run with ``adapter.ema_decay``.
             overwrite: replace an earlier export there.
             trusted: whether your word is given for what the run asks for.
@@ -187,7 +190,7 @@ class Run:
         own = {"pipeline": self.live, "method": self.method, "settings": self.settings}
         own |= {"trusted": trusted}
         given = {"dtype": dtype, "checkpoint": checkpoint, "overwrite": overwrite}
-        given |= {"average": average}
+        given |= {"strength": strength, "average": average}
         to = None if out is None else place("out", out)
         return export_run(self.folder, form, to, **given, **own).folder
 
