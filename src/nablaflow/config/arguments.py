@@ -36,6 +36,14 @@ class EvaluateArguments(Settings):
     metrics: list[str] | None
 
 
+class ExportArguments(Settings):
+    """Of `nablaflow.Run.export`."""
+
+    form: str
+    dtype: str
+    checkpoint: str
+
+
 class CompareArguments(Settings):
     """Of `nablaflow.compare`."""
 
