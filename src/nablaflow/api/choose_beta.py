@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nablaflow.api.given import Model, Prompts, model_of, prompts_of, text_of, those_given
+from nablaflow.api.given import (
+    Model,
+    Prompts,
+    model_of,
+    prompts_of,
+    reward_of,
+    text_of,
+    those_given,
+)
 from nablaflow.config.parse import parse_config, parse_group
 from nablaflow.config.recipe import Config
 from nablaflow.devices import best_device
@@ -17,7 +25,7 @@ from nablaflow.models import AdapterSettings, LivePipeline, SamplerSettings, loa
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import show
 from nablaflow.prompts.sets import load_prompts, prompt_metadata
-from nablaflow.rewards import CALLABLE, load, probe, tell_metadata
+from nablaflow.rewards import load, probe, tell_metadata
 from nablaflow.runs.checks import check_prompts
 from nablaflow.runs.pretrained import load_pretrained
 from nablaflow.surroundings import surrounded
@@ -63,7 +71,7 @@ def choose_beta(
             "model": name,
             "model_lora": text_of(model_lora),
             "model_lora_scale": model_lora_scale,
-            "reward": reward if isinstance(reward, str | Mapping) else f"{CALLABLE}{found.name}",
+            "reward": reward_of(reward),
             "prompts": prompts_of(prompts),
             "method": {"name": "residual-nabla-db", "beta": "auto"},  # which has no part in this
             "output_dir": "runs/beta",  # nor has this: nothing is written
