@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nablaflow import exact, models, nano
     from nablaflow.api.align import align
+    from nablaflow.api.choose_beta import choose_beta
     from nablaflow.api.compare import compare
     from nablaflow.api.evaluate import evaluate
     from nablaflow.api.sample import sample
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     )
     from nablaflow.errors import ExportError, TrainingStopped, UserError
     from nablaflow.estimators import Estimator
-    from nablaflow.evaluation.beta import choose_beta
     from nablaflow.methods import (
         DDPO,
         AdjointMatching,
@@ -121,6 +121,7 @@ __all__ = [
 # `import nablaflow` and the command line answer at once.
 _HOMES = {
     "nablaflow.api.align": ("align",),
+    "nablaflow.api.choose_beta": ("choose_beta",),
     "nablaflow.api.compare": ("compare",),
     "nablaflow.api.evaluate": ("evaluate",),
     "nablaflow.api.sample": ("sample",),
@@ -133,7 +134,6 @@ _HOMES = {
     ),
     "nablaflow.errors": ("ExportError", "TrainingStopped", "UserError"),
     "nablaflow.estimators": ("Estimator",),
-    "nablaflow.evaluation.beta": ("choose_beta",),
     "nablaflow.models": ("AdapterSettings", "DiffusionModel", "FlowSettings", "SamplerSettings"),
     "nablaflow.runs.run": ("Run",),
     "nablaflow.runs.stopping": ("Interrupted",),

@@ -56,6 +56,11 @@ def named_device(name: str, field: str) -> torch.device:
         ) from None
 
 
+def is_dtype(value: Any) -> bool:
+    """Whether a network's weights can be of it: a floating dtype of torch's, and no name of one."""
+    return isinstance(value, torch.dtype) and value.is_floating_point
+
+
 def find_device(name: str, field: str) -> torch.device:
     """The device that a user names, see `named_device`.
 

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
+import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 import nablaflow as nf
 from nablaflow.config.overrides import dump_config, load_config
@@ -138,3 +141,45 @@ def test_a_reward_without_a_spread_is_one_line(tiny_model: Path, reward: Any, sa
 def test_the_helper_takes_one_rule(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="one of the two"):
         nf.choose_beta(reward="warmth", prompts=["a"], nats=1.0, effective_share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"nats": 0.0}, r"beta\.nats: must be greater than 0"),
+        ({"effective_share": 0}, r"beta\.effective_share: must be greater than 0\.02"),
+        ({"nats": np.array([0.5, 1.0])}, r"beta\.nats: must be a valid number"),
+        ({"prompts": {"a circle", "a star"}}, "prompts: a set has another order"),
+        ({"prompts": [1]}, "prompts: must be a list of texts"),
+        ({"prompts": {"sorce": "x.txt"}}, "prompts: "),
+        ({"prompts": None}, "prompts: null is for unconditional models"),
+        ({"model_lora_scale": "1"}, "model_lora_scale: must be a valid number"),
+        ({"sampler": {"stps": 4}}, r"sampler\.stps: unknown key"),
+        ({"reward": lambda images, prompts: 1 / 0}, "reward '<lambda>' fails on 4 images"),
+        ({"reward": lambda images, prompts: images.mean()}, r"reward '<lambda>' returned shape"),
+        ({"model": 3}, "model: must be a folder, a hub id or a diffusers pipeline"),
+    ],
+)
+def test_the_helper_refuses_in_one_line(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], line: str
+) -> None:
+    """As `nf.align` does; a strength of 0 was taken for none, so that a third was found."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as in a notebook
+    asked = {"model": str(tiny_model), "reward": "warmth", "prompts": ["a circle"]}
+    with pytest.raises(UserError, match=f"^{line}") as caught:
+        nf.choose_beta(**{**asked, "sampler": {"steps": 2}, **given})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_helper_takes_what_align_takes(tiny_model: Path) -> None:
+    asked: dict[str, Any] = {"reward": "warmth", "nats": 0.5}
+    expected = nf.choose_beta(
+        model=str(tiny_model), prompts=["a star"], sampler={"steps": 2}, **asked
+    )
+    found = nf.choose_beta(
+        model=StableDiffusionPipeline.from_pretrained(tiny_model),
+        prompts=(text for text in ["a star"]),
+        sampler=nf.SamplerSettings(steps=2),
+        **asked,
+    )
+    assert found == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
@@ -84,3 +85,29 @@ def test_mistakes_are_one_line(tmp_path: Path):
         nf.models.random("sd15", tmp_path, small=True)
     with pytest.raises(UserError, match="cannot be saved"):
         nf.models.random("sd15", tmp_path / "x", device="meta")
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"name": None}, "null is no architecture here; choose one of"),
+        ({"name": ["sd15"]}, r"\['sd15'\] is no architecture here; did you mean sd15"),
+        ({"dtype": "float16"}, "dtype must be one of torch's, such as torch.float16, not 'float16"),
+        ({"dtype": torch.int8}, "dtype must be one of torch's"),
+        ({"device": "gpu"}, "device: no such device 'gpu'; give auto, cpu"),
+        ({"device": "cuda:99"}, "device: there is no cuda:99 here"),
+        ({"seed": "x"}, "seed must be a whole number, not 'x'"),
+        ({"folder": 3}, "the folder must be a path, not 3"),
+        ({"folder": f"{__file__}/x"}, "cannot write .* is not a directory"),
+    ],
+    ids=str,
+)
+def test_what_a_notebook_may_give_is_one_line(
+    given: dict[str, Any], line: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as there
+    with pytest.raises(UserError, match=f"^models.random: {line}"):
+        nf.models.random(**{"name": "sd15", "small": True, **given})
+    if "name" in given:
+        with pytest.raises(UserError, match=r"^nano\.path: no embedded model"):
+            nf.nano.path(given["name"])

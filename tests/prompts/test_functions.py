@@ -127,6 +127,9 @@ def test_a_mistake_is_one_line(file, name, words):
         ({"source": "trl:a.py:f", "count": True}, "count must be a whole number"),
         ({"source": "trl:a.py:f", "column": "x"}, "prompts.column: trl:a.py:f is a function"),
         ({"source": "p.txt", "count": 3}, "prompts.count: p.txt is no function"),
+        ({"source": "a.py:f", "count": 3}, "prompts: a.py:f is a function's place; write it trl:a"),
+        ("/x/a.py:f", "prompts: a.py:f is a function's place; write it trl:a.py:f"),
+        (lambda: ("a", {}), "prompts: a function goes in by its place, {source: trl:path/to/file"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, value, words):

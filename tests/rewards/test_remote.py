@@ -90,7 +90,11 @@ def test_a_judge_may_say_when_to_ask_again(server, pauses, asked, waited):
     ("answer", "said"),
     [
         ((200, b'{"scores": [1, 2]}'), "answers 2 scores for 3 images; it must give one each"),
-        ((200, b'{"scores": [1, NaN, 2]}'), "answers the score nan; it must be a finite number"),
+        ((200, b'{"scores": [1, NaN, 2]}'), "answers the score nan; it must be a finite float32"),
+        (
+            (200, b'{"scores": [1, 1e39, 2]}'),
+            r"answers the score 1e\+39; it must be a finite float32",
+        ),
         ((200, b'{"scores": [1, "good", 2]}'), "answers the score 'good'; it must be a number"),
         ((200, b'{"scores": [1, true, 2]}'), "answers the score True; it must be a number"),
         ((200, b'{"score": 1}'), 'answers no list of "scores"'),

@@ -131,3 +131,14 @@ def test_it_is_code_of_the_file_for_whoever_must_give_word(file):
     assert {str(part) for part in references({f"trl:{file}:redness": 1.0, "warmth": 1.0})} == {
         f"code {file}:redness"
     }
+
+
+def three(images, prompts, metadata):
+    return images.mean((1, 2, 3)), {}
+
+
+def test_one_that_is_given_as_it_is_says_how_it_goes_in():
+    for reward in (load(three), load({"warmth": 1.0, f"{__file__}:three": 0.5})):
+        with pytest.raises(UserError, match=r"takes three arguments, as TRL's rewards do: give"):
+            probe(reward, height=8, width=8, device="cpu", prompts=["a"])
+    assert probe(TrlReward(three), height=8, width=8, device="cpu", prompts=["a"]).differentiable

@@ -142,6 +142,34 @@ def test_a_function_of_ones_own_is_not_taken_for_a_built_in_one(
         evaluate_run(tmp_path / "run", None)
 
 
+def test_a_run_is_measured_by_its_own_reward_as_its_folder_is(arguments: dict[str, Any]):
+    """The session has the reward itself, which was taken for another in its place."""
+    run = nf.align(**arguments, updates=1, training=SMALL)
+    found, expected = (nf.evaluate(of, n=6, only_last=True) for of in (run, run.folder))
+    assert found == expected
+    assert found["fit"] is not None
+    assert found["bank_for_tilt"]
+    other = nf.evaluate(run, n=6, only_last=True, reward="brightness")
+    assert other["fit"] is None
+
+
+def test_functions_may_be_parts_of_a_reward(arguments: dict[str, Any]):
+    def blueness(images: Any, prompts: list[str]) -> Any:
+        return images[:, 2].mean((1, 2))
+
+    parts = [redness, {"name": "normalized", "of": blueness}]
+    arguments["reward"] = {"name": "minimum", "of": parts}
+    run = nf.align(**arguments, updates=1, training=SMALL)
+    saved = yaml.safe_load((run.folder / "config.yaml").read_text())["reward"]
+    named = [f"python:{redness.__name__}", {"name": "normalized", "of": "python:blueness"}]
+    assert saved == {"name": "minimum", "of": named}
+    assert nf.evaluate(run, n=6, only_last=True)["fit"] is not None
+    cap = {"name": "cap", "of": blueness, "at": 0.4, "softness": 0.1}
+    assert nf.evaluate(run, n=6, only_last=True, reward=cap)["policy"]["reward_mean"] < 0.4
+    with pytest.raises(UserError, match="put it in a file"):
+        evaluate_run(run.folder, 6)
+
+
 def test_prompts_from_a_file_are_found_from_anywhere(
     arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

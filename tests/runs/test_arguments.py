@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import jaxtyping
 import numpy as np
 import pytest
+import torch
 
 import nablaflow as nf
 from nablaflow.comparison.asked import compare_asked
@@ -108,6 +111,43 @@ def test_whatever_knows_its_path_is_one(tmp_path: Path):
 def test_the_class_of_a_run_names_what_opens_one(tmp_path: Path):
     with pytest.raises(nf.UserError, match=r"^Run: .* nf\.Run\.open\(folder\)"):
         nf.Run(str(tmp_path))  # pyright: ignore[reportCallIssue]
+
+
+def a_run(folder: Path, make_config: MakeConfig) -> nf.Run:
+    """Nobody trained it: only its arguments are looked at."""
+    return nf.Run(folder, make_config(), {}, folder / "lora")
+
+
+def test_other_ways_to_call_the_class_name_it_too(tmp_path: Path, make_config: MakeConfig):
+    with pytest.raises(nf.UserError, match=r"^Run: .* nf\.Run\.open\(folder\)"):
+        nf.Run(folder=tmp_path)  # pyright: ignore[reportCallIssue]
+    run = a_run(tmp_path, make_config)
+    assert pickle.loads(pickle.dumps(run)) == copy.deepcopy(run) == run
+    assert {run: 1}[copy.copy(run)] == 1  # its settings have lists, which have no hash
+
+
+@pytest.mark.parametrize("dtype", ["float16", np.float32, torch.int8], ids=str)
+def test_a_dtype_is_torchs(dtype: Any, tmp_path: Path, make_config: MakeConfig):
+    """A name of one was taken for float32."""
+    with pytest.raises(nf.UserError, match=r"^dtype: must be one of torch's, such as torch\.float"):
+        a_run(tmp_path, make_config).pipeline(dtype)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"form": None}, "form: must be a valid string, not null"),
+        ({"form": ["kohya"]}, r"form: must be a valid string, not \['kohya'\]"),
+        ({"dtype": torch.float16}, "dtype: must be a valid string, not torch.float16"),
+        ({"checkpoint": 3}, "checkpoint: must be a valid string, not 3"),
+    ],
+    ids=str,
+)
+def test_export_refuses_in_one_line(
+    given: dict[str, Any], line: str, tmp_path: Path, make_config: MakeConfig
+):
+    with pytest.raises(nf.UserError, match=f"^{line}"):
+        a_run(tmp_path, make_config).export(**{"form": "kohya", **given})
 
 
 @pytest.mark.parametrize("value", [None, 3, ["a", "b"]])

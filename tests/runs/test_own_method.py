@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jaxtyping
 import pytest
 import torch
 import yaml
@@ -208,3 +209,21 @@ def test_the_laboratory_takes_an_object_too():
     )
     result = nf.exact.evaluate(problem, Still(beta=1.0), updates=1, batch=8, n=200)
     assert result.method == "still"
+
+
+def test_a_mean_for_a_loss_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """It was taken for the loss of each transition, and divided by their number once more."""
+
+    class Mean(nf.Method):
+        name: ClassVar[str] = "mean"
+        needs_reward_gradient: ClassVar[bool] = False
+
+        def losses(self, batch: nf.TrainingBatch, networks: nf.Networks) -> nf.Losses:
+            t = batch.transitions
+            prediction = networks.model.predict(t.x, t.k, batch.condition)
+            return nf.Losses({"mean": prediction.epsilon.square().mean()})
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as in a notebook
+    problem = nf.exact.named_problem("ring")
+    with pytest.raises(UserError, match=r"^method mean: losses gave shape \(\) for 'mean'"):
+        nf.exact.evaluate(problem, Mean(beta=1.0), updates=1, batch=8, n=100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from nablaflow.methods import Networks, TerminalMatching
+from nablaflow.methods import Losses, Networks, TerminalMatching
 from nablaflow.models import DiffusionModel
 from nablaflow.rewards import load
 from nablaflow.training import Average, Update
 from nablaflow.training.asked import (
     check_credits,
     check_decay,
+    check_losses,
     check_objects,
     check_rollout,
     check_size,
@@ -72,6 +74,50 @@ def test_credits_are_one_for_each_trajectory() -> None:
 def test_a_credit_that_is_not_finite_ends_the_update(value: float) -> None:
     with pytest.raises(FloatingPointError, match="the credit of a trajectory"):
         check_credits(torch.tensor([1.0, value]), 2)
+
+
+GRAPH = torch.zeros(3, requires_grad=True) * 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "line"),
+    [
+        (
+            lambda: 3,
+            "method own: losses gave 3; give nf.Losses({name: values}) with a value for each",
+        ),
+        (lambda: {"x": GRAPH}, "method own: losses gave {'x': tensor("),
+        (
+            lambda: Losses({}),
+            "method own: losses gave Losses(terms={}, metrics={}); give nf.Losses({",
+        ),
+        (
+            lambda: Losses({"x": GRAPH.mean()}),
+            "method own: losses gave shape () for 'x', and there are 3",
+        ),
+        (
+            lambda: Losses({"x": GRAPH[:2]}),
+            "method own: losses gave shape (2,) for 'x', and there are 3",
+        ),
+        (
+            lambda: Losses({"x": GRAPH}, {"y": 0.5}),
+            "method own: losses gave 0.5 for 'y', and there are 3",
+        ),
+        (
+            lambda: Losses({"x": GRAPH.detach()}),
+            "method own: no term of its losses leads back to a netw",
+        ),
+    ],
+    ids=range(7),
+)
+def test_losses_are_a_value_for_each_transition(losses: Callable[[], Any], line: str) -> None:
+    assert line_of(lambda: check_losses("own", losses(), 3)).startswith(line)
+
+
+def test_a_loss_and_a_figure_for_each_will_do() -> None:
+    check_losses("own", Losses({"x": GRAPH, "y": GRAPH.detach()}, {"z": torch.zeros(3)}), 3)
+    with torch.no_grad():
+        check_losses("own", Losses({"x": torch.zeros(3)}), 3)
 
 
 def test_a_size_is_one_or_more() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from nablaflow.api.given import Model, Prompts, model_of, prompts_of, text_of
+from nablaflow.api.given import Model, Prompts, model_of, prompts_of, reward_of, text_of
 from nablaflow.config.defaults import DEFAULTS
 from nablaflow.config.overrides import merge, refuse_idle_flow
 from nablaflow.config.parse import parse_config
@@ -25,7 +25,7 @@ from nablaflow.methods import Method
 from nablaflow.methods.own import load_method
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings
 from nablaflow.prompts.source import absolute
-from nablaflow.rewards import CALLABLE, load
+from nablaflow.rewards import load
 from nablaflow.runs.align import run
 from nablaflow.runs.callback import OnUpdate
 from nablaflow.runs.run import Run
@@ -105,7 +105,7 @@ def align(
         "model": name,
         "model_lora": text_of(model_lora),
         "model_lora_scale": model_lora_scale,
-        "reward": reward if isinstance(reward, str | Mapping) else f"{CALLABLE}{given.name}",
+        "reward": reward_of(reward),
         "prompts": absolute(prompts_of(prompts), Path()),
         "method": method,
         "output_dir": text_of(output_dir),

@@ -49,7 +49,7 @@ def compare(
         trusted: whether your word is given for what the runs ask for.
 
     Returns:
-        An outcome for each reward; `Outcome.rows` has the table.
+        An outcome for each reward; its `rows()` are the table.
 
     Raises:
         UserError: a mistake in any of these.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nablaflow.api.given import Model, Prompts, parts_of, prompts_of
+from nablaflow.api.given import Model, Prompts, has_function, parts_of, prompts_of
 from nablaflow.config.arguments import EvaluateArguments, checked, names
 from nablaflow.errors import in_python
 from nablaflow.models import hand_over
@@ -60,7 +60,7 @@ def evaluate(
     asked = checked(EvaluateArguments, **given, strengths=names(strengths))
     folder, function, live, kind = parts_of(of)
     settings = of.settings if isinstance(of, Run) else []
-    if isinstance(reward, str | Mapping):
+    if isinstance(reward, str | Mapping) and not has_function(reward):
         load(reward)  # refuses what JSON has nothing for
         settings.append(f"reward={json.dumps(plain(reward))}")
         function = None
@@ -82,6 +82,7 @@ def evaluate(
         settings=settings,
         trusted=trusted,
         reward=function,
+        is_own=reward is None and function is not None,
         pipeline=live,
         method=kind,
     )

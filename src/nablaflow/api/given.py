@@ -12,7 +12,7 @@ from nablaflow.errors import UserError
 from nablaflow.methods import Method
 from nablaflow.models import AnyPipeline, LivePipeline, hand_over
 from nablaflow.places import at_home
-from nablaflow.rewards import NamedReward
+from nablaflow.rewards import CALLABLE, NamedReward, named
 from nablaflow.runs.run import Run
 
 Model = str | Path | AnyPipeline
@@ -28,6 +28,24 @@ def model_of(model: Model) -> tuple[str, LivePipeline | None]:
         return str(at_home(model).absolute()), None
     live = hand_over(model)
     return live.name, live
+
+
+def reward_of(reward: Any) -> Any:
+    """A reward as a recipe has it: its functions by their names alone."""
+    if isinstance(reward, Mapping):
+        return {key: reward_of(part) for key, part in reward.items()}
+    if isinstance(reward, list | tuple):
+        return [reward_of(part) for part in reward]
+    return f"{CALLABLE}{named(reward).name}" if callable(reward) else reward
+
+
+def has_function(reward: Any) -> bool:
+    """Whether it is a function, or one is part of it, of which no recipe can tell."""
+    if isinstance(reward, Mapping):
+        return any(map(has_function, reward.values()))
+    if isinstance(reward, list | tuple):
+        return any(map(has_function, reward))
+    return callable(reward)
 
 
 def text_of(path: Any) -> Any:

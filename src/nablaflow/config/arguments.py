@@ -37,6 +37,15 @@ class EvaluateArguments(Settings):
     strengths: list[Annotated[float, Field(ge=0)]]
 
 
+class ExportArguments(Settings):
+    """Of `nablaflow.Run.export`."""
+
+    form: str
+    dtype: str
+    checkpoint: str
+    strength: float = Field(ge=0)
+
+
 class CompareArguments(Settings):
     """Of `nablaflow.compare`."""
 

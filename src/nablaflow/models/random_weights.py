@@ -7,8 +7,10 @@ architecture; they read as many tokens as the published ones.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from nablaflow.errors import UserError, nearest
+from nablaflow.devices import find_device, is_dtype, named_device
+from nablaflow.errors import UserError, nearest, show
 from nablaflow.models.architectures import ARCHITECTURES, Blueprint
 from nablaflow.nano.captions import WORDS
 from nablaflow.nano.pretrain.text import build_tokenizer
 from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
+from nablaflow.storage.files import folder_fault
 
 RANDOM, SMALL = "random:", "-small"
 """``random:sd15``, or ``random:sd15-small``, is such a pipeline wherever a model is named."""
@@ -58,14 +62,21 @@ def random(
         device: they are made on; ``meta`` has shapes alone.
 
     Raises:
-        UserError: another name, or a folder that is there, or one for shapes alone.
+        UserError: another name, dtype or device; a seed that is no whole number; a folder that is
+            there, cannot be made, or is for shapes alone.
     """
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        hint = nearest(str(name), ARCHITECTURES)
+        raise UserError(f"models.random: {show(name)} is no architecture here; {hint}")
+    if not is_dtype(dtype):
         raise UserError(
-            f"models.random: {name!r} is no architecture here; {nearest(name, ARCHITECTURES)}"
+            f"models.random: dtype must be one of torch's, such as torch.float16, not {show(dtype)}"
         )
-    place = None if folder is None else _free(folder, device)
-    pipeline = _build(ARCHITECTURES[name], small, seed, dtype, torch.device(device))
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise UserError(f"models.random: seed must be a whole number, not {show(seed)}")
+    on = _device(device)
+    place = None if folder is None else _free(folder, on)
+    pipeline = _build(ARCHITECTURES[name], small, int(seed), dtype, on)
     if place is not None:
         pipeline.save_pretrained(place)
     return pipeline
@@ -85,10 +96,21 @@ def random_by_name(model: str, dtype: torch.dtype, device: str | torch.device = 
         raise UserError(str(error).replace("models.random", "model", 1)) from error
 
 
-def _free(folder: str | Path, device: str | torch.device) -> Path:
+def _device(device: str | torch.device) -> torch.device:
+    """One that is here, or that of shapes alone."""
+    found = named_device(str(device), "models.random: device")
+    return found if found.type == "meta" else find_device(str(found), "models.random: device")
+
+
+def _free(folder: str | Path, device: torch.device) -> Path:
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(f"models.random: the folder must be a path, not {show(folder)}")
     place = at_home(folder)
-    if torch.device(device).type == "meta":
+    if device.type == "meta":
         raise UserError("models.random: shapes alone (device=meta) cannot be saved; leave one out")
+    fault = folder_fault(place.parent)
+    if fault is not None:
+        raise UserError(f"models.random: {fault}; give another folder")
     if place.exists():
         raise UserError(f"models.random: {place} is there already; give another folder")
     return place

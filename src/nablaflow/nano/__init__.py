@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nablaflow.errors import UserError, nearest
+from nablaflow.errors import UserError, nearest, show
 
 _FOLDER = Path(__file__).parent
 
@@ -19,8 +19,9 @@ def path(model: str = "nano") -> Path:
     Raises:
         UserError: there is no embedded model of this name.
     """
-    if model not in MODELS:
-        raise UserError(f"nano.path: no embedded model {model!r}; {nearest(model, MODELS)}")
+    if not isinstance(model, str) or model not in MODELS:
+        hint = nearest(str(model), MODELS)
+        raise UserError(f"nano.path: no embedded model {show(model)}; {hint}")
     return _FOLDER / MODELS[model]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,9 +31,12 @@ def check_source(value: Any) -> list[str] | str | dict[str, Any]:
     if isinstance(value, str) and _is_address(value):
         raise ValueError("an address is no file; download it, or give hub:owner/name")
     if isinstance(value, Path) or (isinstance(value, str) and value.strip()):
+        _refuse_function(str(value))
         return str(value)
     if isinstance(value, Mapping):
         return _check_mapping(value)
+    if callable(value):
+        raise ValueError("a function goes in by its place, {source: trl:path/to/file.py:function}")
     if not isinstance(value, list | tuple) or not all(isinstance(p, str) for p in value):
         shown = "null" if value is None else " ".join(repr(value).split())
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
@@ -56,7 +60,14 @@ def _check_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
             raise ValueError(f"{key} must be a text, such as {key}: prompt")
     if "source" not in value:
         raise ValueError("source is missing; give a file or hub:owner/name beside the column")
+    _refuse_function(value["source"])
     return {str(key): inner for key, inner in value.items()}
+
+
+def _refuse_function(source: str) -> None:
+    if re.search(r"\.py:\w+$", source) and not source.startswith(FUNCTION):
+        name = Path(source).name  # which `absolute` may have given a folder
+        raise ValueError(f"{name} is a function's place; write it {FUNCTION}{name}")
 
 
 PromptSource = Annotated[list[str] | str | dict[str, Any], BeforeValidator(check_source)]

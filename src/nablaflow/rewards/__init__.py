@@ -57,6 +57,7 @@ __all__ = [
     "goes_ahead",
     "load",
     "memory",
+    "named",
     "observe",
     "probe",
     "recall",

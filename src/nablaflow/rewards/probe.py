@@ -12,6 +12,7 @@ from torch.nn import functional
 from nablaflow.errors import UserError
 from nablaflow.rewards.contract import Composite, NamedReward, named, summary, walk
 from nablaflow.rewards.scorer import Scorer
+from nablaflow.rewards.trl import is_trls
 from nablaflow.typing import Batch, Images, Reward
 
 ROWS = 4
@@ -61,6 +62,7 @@ def probe(
             the images' device, or one image's reward depends on the other images.
     """
     reward = named(reward)
+    _refuse_trls(reward)
     images = _images(height, width).to(device)
     prompts = list(islice(cycle(prompts or [""]), ROWS))
     _check_contract(reward, images, prompts)
@@ -94,6 +96,15 @@ def require_gradient(name: str, probe: RewardProbe, methods_without_gradient: li
         else "no built-in method can use it yet, so choose a reward that has one"
     )
     raise UserError(f"reward {name!r} has no usable gradient: {probe.reason}; {remedy}")
+
+
+def _refuse_trls(reward: NamedReward) -> None:
+    for part in walk(reward):
+        if is_trls(part.function):
+            raise UserError(
+                f"reward {part.name!r} takes three arguments, as TRL's rewards do: give it as "
+                "trl:path/to/file.py:function, or in Python nablaflow.rewards.TrlReward(function)"
+            )
 
 
 def _images(height: int, width: int) -> Images:

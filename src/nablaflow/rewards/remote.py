@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import os
 import time
 from io import BytesIO
@@ -182,7 +181,7 @@ class Judge(GoesAhead):
                 raise self._refusal(f"answers the score {_short(repr(score))}; it must be a number")
             if not _is_finite(score):
                 raise self._refusal(
-                    f"answers the score {_short(str(score))}; it must be a finite number"
+                    f"answers the score {_short(str(score))}; it must be a finite float32 number"
                 )
         return [float(score) for score in scores]
 
@@ -203,8 +202,9 @@ def _png(levels: Tensor) -> str:
 
 
 def _is_finite(score: float) -> bool:
+    """In float32, as a reward is."""
     try:
-        return math.isfinite(score)
+        return abs(score) <= torch.finfo(torch.float32).max
     except OverflowError:  # an integer beyond the largest float
         return False
 

@@ -68,17 +68,31 @@ class TrlReward:
             ) from error
 
 
+def is_trls(function: Callable[..., Any]) -> bool:
+    """Whether it has to be given metadata, as TRL's rewards are and no others."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a builtin
+        return False
+    return _binds(signature, 3) and not _binds(signature, 2)
+
+
+def _binds(signature: inspect.Signature, arguments: int) -> bool:
+    try:
+        signature.bind(*range(arguments))
+    except TypeError:
+        return False
+    return True
+
+
 def _takes_metadata(function: Callable[..., Any], name: str) -> bool:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # of a builtin; TRL's own calls have three
         return True
     for arguments in (3, 2):
-        try:
-            signature.bind(*range(arguments))
-        except TypeError:
-            continue
-        return arguments == 3
+        if _binds(signature, arguments):
+            return arguments == 3
     raise UserError(
         f"reward {name!r} takes {signature}: TRL's rewards take (images, prompts, metadata)"
     )

@@ -54,6 +54,7 @@ def evaluate_run(
     trusted: bool = False,
     console: Console | None = None,
     reward: NamedReward | None = None,
+    is_own: bool = False,
     pipeline: LivePipeline | None = None,
     method: type[Method] | None = None,
 ) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def evaluate_run(
         trusted: whether the user's word is given for what the run asks for, see
             `nablaflow.runs.trust`.
         reward: a function, in place of the run's own reward.
+        is_own: whether it is the run's own, as the session that trained it has it.
         pipeline: the one that the run was begun with, where it has no name.
         method: the class of the one that it was begun with, where it has no file.
 
@@ -116,7 +118,7 @@ def evaluate_run(
             if strengths:
                 rows = measure_strengths(subject, evaluation, last, strengths, started)
                 scaled = {"strengths": rows.as_dict()}
-            own_reward = "reward" in own or (reward is not None and reward_is(config, reward))
+            own_reward = is_own or "reward" in own or reward_is(config, reward)
             fit = fit_of_run(subject, last) if own_reward else None
         parts.tell(bank.note(evaluation.bank, "without --n all are"))
         parts.accelerator.end_training()
@@ -164,9 +166,9 @@ def with_images(config: Config, n: int) -> Config:
     return config.model_copy(update={"evaluation": evaluation})
 
 
-def reward_is(config: Config, reward: NamedReward) -> bool:
+def reward_is(config: Config, reward: NamedReward | None) -> bool:
     """Whether a function is the one that the run was trained by, which no file has."""
-    return config.reward == f"{CALLABLE}{reward.name}"
+    return reward is not None and config.reward == f"{CALLABLE}{reward.name}"
 
 
 def fit_of_run(subject: Subject, last: LastPolicy) -> dict[str, Any] | None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from nablaflow.config.arguments import folder_of_run, place
+from nablaflow.config.arguments import ExportArguments, checked, folder_of_run, place
 from nablaflow.config.recipe import Config
-from nablaflow.errors import UserError, in_python
+from nablaflow.devices import is_dtype
+from nablaflow.errors import UserError, in_python, show
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline, load_pipeline
 from nablaflow.models.export import LORA_FILE
@@ -59,9 +60,14 @@ class Run:
 
     def __new__(cls, *given: Any, **named: Any) -> Run:
         """For who takes the class itself for `open`."""
-        if len(given) == 1 and not named:
+        # Without any a copy begins, or what is read from a pickle.
+        if (given or named) and len(given) < 2 and "config" not in named:
             raise UserError("Run: a finished run is opened by nf.Run.open(folder)")
         return super().__new__(cls)
+
+    def __hash__(self) -> int:
+        """By its folder, since its settings have lists."""
+        return hash(self.folder)
 
     @classmethod
     @in_python
@@ -140,8 +146,12 @@ class Run:
 
         Raises:
             UserError: the reference cannot be loaded, or is not the one that the run was begun
-                with; or the adapter is not what was written.
+                with; or the adapter is not what was written; or ``dtype`` is none of torch's.
         """
+        if dtype is not None and not is_dtype(dtype):  # diffusers takes float32 for a name
+            raise UserError(
+                f"dtype: must be one of torch's, such as torch.float16, not {show(dtype)}"
+            )
         if self.lora.name == MODEL:
             check_saved(self.lora, self.summary)
             return load_pipeline(str(self.lora), dtype or torch.float32)
@@ -187,12 +197,14 @@ class Run:
         Raises:
             UserError: a mistake in any of these, or a format that cannot hold the policy.
         """
+        which = {"checkpoint": checkpoint, "strength": strength}
+        asked = checked(ExportArguments, form=form, dtype=dtype, **which)
         own = {"pipeline": self.live, "method": self.method, "settings": self.settings}
         own |= {"trusted": trusted}
-        given = {"dtype": dtype, "checkpoint": checkpoint, "overwrite": overwrite}
-        given |= {"strength": strength, "average": average}
+        given = {"dtype": asked.dtype, "checkpoint": asked.checkpoint, "overwrite": overwrite}
+        given |= {"strength": asked.strength, "average": average}
         to = None if out is None else place("out", out)
-        return export_run(self.folder, form, to, **given, **own).folder
+        return export_run(self.folder, asked.form, to, **given, **own).folder
 
     def _reference(self, dtype: torch.dtype | None) -> Any:
         if self.live is not None:

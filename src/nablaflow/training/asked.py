@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError, show
-from nablaflow.methods import Method, Networks
+from nablaflow.methods import Losses, Method, Networks
 from nablaflow.models import DiffusionModel
 from nablaflow.rewards import NamedReward
 
@@ -83,6 +83,33 @@ def check_credits(credits: Tensor | None, n: int) -> None:
         )
     if credits is not None and not credits.isfinite().all():
         raise FloatingPointError("the credit of a trajectory")
+
+
+def check_losses(method: str, losses: Any, n: int) -> None:
+    """A method of one's own gives each figure for each of n transitions, and a loss with a graph.
+
+    The mean over a batch would be another one else, and depend on how the batch is divided.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not isinstance(losses, Losses) or not losses.terms:
+        raise UserError(
+            f"method {method}: losses gave {show(losses)}; give nf.Losses({{name: values}}) with "
+            "a value for each transition"
+        )
+    for name, values in {**losses.metrics, **losses.terms}.items():
+        if not isinstance(values, Tensor) or values.shape != (n,):
+            found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else show(values)
+            raise UserError(
+                f"method {method}: losses gave {found} for {name!r}, and there are {n} "
+                f"transitions; give shape ({n},), a value for each"
+            )
+    if torch.is_grad_enabled() and not any(part.requires_grad for part in losses.terms.values()):
+        raise UserError(
+            f"method {method}: no term of its losses leads back to a network that trains; predict "
+            "by networks.model, without .detach() or torch.no_grad"
+        )
 
 
 def check_decay(decay: Any) -> None:

@@ -13,7 +13,7 @@ from nablaflow.config.settings import OptimizerSettings
 from nablaflow.methods import Losses, Method, Networks, TrainingBatch
 from nablaflow.models.adapters import trainable_parameters, trainable_state
 from nablaflow.models.divided import whole_of
-from nablaflow.training.asked import check_decay, check_size
+from nablaflow.training.asked import check_decay, check_losses, check_size
 from nablaflow.training.eight_bit import eight_bit_adamw
 
 
@@ -32,8 +32,13 @@ class Objective(nn.Module):
         self.flow = networks.flow
 
     def forward(self, batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the loss over the batch, and the sum of each logged figure, detached."""
+        """Sum of the loss over the batch, and the sum of each logged figure, detached.
+
+        Raises:
+            UserError: a method of one's own gave other losses than a value for each transition.
+        """
         losses = self.method.losses(batch, self.networks)
+        check_losses(self.method.name, losses, len(batch))
         figures = {name: value.detach().sum() for name, value in _named(losses).items()}
         return losses.total.sum(), figures
 
