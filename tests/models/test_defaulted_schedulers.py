@@ -1,4 +1,4 @@
-"""A folder's scheduler that leaves much to its class's defaults: the report's lines say the rest."""
+"""What a folder's scheduler leaves to its class's defaults, the report's lines say."""
 
 import json
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
@@ -9,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from nablaflow.errors import UserError
 from nablaflow.models.kohya_scales import ALPHA, alone
-from nablaflow.models.peft_form import check_settings, is_pefts
+from nablaflow.models.peft_form import check_kind, check_settings, is_pefts
 
 OTHERS = {"hada_": "a LoHa", "lokr_": "a LoKr", "oft_": "an OFT"}
 """Other adapters than LoRAs, by what the names of their tensors have in them."""
@@ -31,6 +32,18 @@ def says_its_scales(file: Path) -> bool:
     """Whether a file has peft's configuration in its header, as diffusers writes it."""
     with safe_open(file, framework="pt") as opened:
         return LORA_ADAPTER_METADATA_KEY in (opened.metadata() or {})
+
+
+def _check_header(file: Path, setting: str) -> None:
+    """Refuse by peft's configuration in a file's header; one that is none is left to diffusers."""
+    with safe_open(file, framework="pt") as opened:
+        written = (opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}")
+    try:
+        found = json.loads(written)
+    except (ValueError, RecursionError):
+        return
+    for name, value in found.items() if isinstance(found, dict) else ():
+        check_kind({name.rpartition(".")[2]: value}, file, setting)
 
 
 def check_names(file: Path, setting: str) -> None:
@@ -57,6 +70,7 @@ def check_names(file: Path, setting: str) -> None:
             f"{setting}: {file} has a scale in {alpha} and in its header too, which may differ; "
             "remove one of them"
         )
+    _check_header(file, setting)
     _check_values(file, setting)
     plain = [name for name in names if not name.endswith(ALPHA)]
     other = next((name for name in plain if "lora" not in name.lower()), None)
