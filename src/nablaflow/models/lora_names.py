@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
@@ -14,6 +15,15 @@ from nablaflow.models.peft_form import check_kind, check_settings, is_pefts
 
 OTHERS = {"hada_": "a LoHa", "lokr_": "a LoKr", "oft_": "an OFT"}
 """Other adapters than LoRAs, by what the names of their tensors have in them."""
+ENDS = {
+    (".diff", ".diff_b"): "an update of whole weights (.diff)",
+    (".w_norm", ".b_norm"): "an update of norms (w_norm)",
+    (".on_input", ".ia3_l"): "an IA3",
+    (".a1.weight", ".b1.weight"): "a GLoRA",
+}
+"""And by what they end with, in part or whole."""
+_BEFORE_LAYERS = re.compile(r"lora_(unet|te\d?|transformer)_")
+"""Which says of no tensor what it is."""
 
 FLOATING = ("F", "BF")
 """How the kinds of floating-point numbers begin in a file's header."""
@@ -54,9 +64,7 @@ def check_names(file: Path, setting: str) -> None:
             f"{setting}: {file} is a DoRA by kohya's names, whose lengths diffusers leaves out; "
             "save it in diffusers' format"
         )
-    for mark, kind in OTHERS.items():
-        if any(mark in name for name in names):
-            raise UserError(f"{setting}: {file} is {kind} and no LoRA; give a LoRA")
+    _check_plain(names, file, setting)
     if is_pefts(names):
         check_settings(file, setting)
     for name in alone(names):
@@ -72,8 +80,17 @@ def check_names(file: Path, setting: str) -> None:
         )
     _check_header(file, setting)
     _check_values(file, setting)
+
+
+def _check_plain(names: list[str], file: Path, setting: str) -> None:
+    """Refuse other adapters, and what is none."""
+    marks = [kind for mark, kind in OTHERS.items() if any(mark in name for name in names)]
+    ends = [kind for end, kind in ENDS.items() if any(name.endswith(end) for name in names)]
+    for kind in (*marks, *ends):
+        raise UserError(f"{setting}: {file} is {kind} and no LoRA, or not alone; give a LoRA")
     plain = [name for name in names if not name.endswith(ALPHA)]
-    other = next((name for name in plain if "lora" not in name.lower()), None)
+    said = {name: _BEFORE_LAYERS.sub("", name).lower() for name in plain}
+    other = next((name for name in plain if "lora" not in said[name]), None)
     if other is not None or not names:
         raise UserError(
             f"{setting}: {file} is no LoRA ({f'it holds {other}' if other else 'it is empty'}); "
