@@ -227,6 +227,12 @@ class PipelineModel(DiffusionModel):
         )
 
     @property
+    def decoded_floats(self) -> int:
+        """Numbers that decoding one image has in memory at once, at the very least."""
+        height, width = self.image_size
+        return 3 * height * width
+
+    @property
     def decoder_is_raised(self) -> bool:
         """Whether a stock pipeline in fp16 decodes in float32 all the same."""
         return False
