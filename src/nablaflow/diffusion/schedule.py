@@ -72,12 +72,13 @@ def told_to_ddim(config: Mapping[str, Any]) -> dict[str, Any]:
     See `to_convert`: it drops what a folder, or its pipeline, has left to another class's defaults.
     """
     clips = bool(config.get("clip_sample"))
-    wanted: Any = DDIMScheduler.from_config(to_convert(config), clip_sample=clips).config
+    ddim: Any = DDIMScheduler  # whose from_config is annotated as what it returns when asked more
+    wanted = ddim.from_config(to_convert(config), clip_sample=clips).config
     told: dict[str, Any] = {}
     if config.get("trained_betas") is None and wanted["trained_betas"] is not None:
         told["trained_betas"] = InScript("pipeline.scheduler.betas.tolist()")
     betas = {"trained_betas": wanted["trained_betas"]} if told else {}
-    given: Any = DDIMScheduler.from_config(config, **betas).config
+    given = ddim.from_config(config, **betas).config
     names = [name for name in inspect.signature(DDIMScheduler).parameters if name not in told]
     if not clips:
         names.remove("clip_sample_range")
