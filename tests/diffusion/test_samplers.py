@@ -286,6 +286,10 @@ def test_an_eta_that_a_sampler_does_not_have_is_refused(name: str) -> None:
         ({"rescale_betas_zero_snr": True}, "ddim", "zero terminal SNR"),
         ({"trained_betas": [0.1, 0.5, 1.0]}, "ddim", "zero terminal SNR"),
         ({"snr_shift_scale": 3.0}, "ddim", "snr_shift_scale"),
+        ({"steps_offset": 1.0}, "ddim", "steps_offset 1.0"),
+        ({"steps_offset": -1}, "ddim", "steps_offset -1"),
+        ({"clip_sample_range": None}, "ddim", "clip_sample_range None"),
+        ({"clip_sample_range": -1.0}, "ddpm", r"clip_sample_range -1\.0"),
     ],
 )
 def test_a_scheduler_without_a_fixed_gaussian_kernel_is_refused(

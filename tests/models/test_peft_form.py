@@ -86,6 +86,10 @@ def test_its_scale_is_a_part_of_it(folders: dict[str, Path], tmp_path: Path) -> 
         ({"r": 7}, r"no configuration of a LoRA .*r is 7 and the rank of \S+ 4"),
         ({"peft_type": "BOFT"}, r"is a BOFT of peft"),
         ({"use_dora": True}, r"is a DoRA"),
+        ({"init_lora_weights": "pissa_niter_4"}, r"began at pissa_niter_4"),
+        ({"init_lora_weights": "olora"}, r"save_pretrained\(…, path_initial_model_for_weight_c"),
+        ({"use_qalora": True}, r"a LoRA with use_qalora"),
+        ({"kasa_config": {"beta": 1.0}}, r"a LoRA with kasa_config"),
     ],
 )
 def test_what_is_no_such_lora_is_refused(
@@ -103,6 +107,39 @@ def test_what_is_no_such_lora_is_refused(
             pipeline, family_of(pipeline).part(), find_lora(str(tmp_path), "model_lora"), "start"
         )
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "orthogonal", "pissa", "olora"])
+def test_a_lora_that_takes_a_part_out_of_the_base_is_not_read_without_it(
+    folders: dict[str, Path], tmp_path: Path, kind: Any
+) -> None:
+    """peft divides the base's weights again where it loads one; the factors alone are another."""
+    pipeline: Any = load_pipeline(str(folders["sd"]))
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["to_q"], init_lora_weights=kind)
+    model = get_peft_model(pipeline.unet, config)
+    model.save_pretrained(str(tmp_path))
+    wanted = dict(model.merge_and_unload().named_parameters())
+    source = WithLora(str(folders["sd"]), tmp_path / "adapter_model.safetensors", 1.0)
+    if kind in ("pissa", "olora"):
+        with pytest.raises(UserError, match=f"^model_lora: .* began at {kind}, which takes"):
+            load_pipeline(source)
+        return
+    fused: Any = load_pipeline(source)
+    for name, value in fused.unet.named_parameters():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_header_says_so_too(folders: dict[str, Path], tmp_path: Path) -> None:
+    told = {"unet.r": 2, "unet.lora_alpha": 2, "unet.init_lora_weights": "pissa"}
+    layer = "unet.mid_block.attentions.0.proj_in"
+    factors = {
+        f"{layer}.lora_A.weight": torch.ones(2, 16),
+        f"{layer}.lora_B.weight": torch.ones(16, 2),
+    }
+    file = tmp_path / "x.safetensors"
+    save_file(factors, file, metadata={"lora_adapter_metadata": json.dumps(told)})
+    with pytest.raises(UserError, match=r"^model_lora: .* began at pissa"):
+        load_pipeline(WithLora(str(folders["sd"]), file, 1.0))
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "[" * 100_000])

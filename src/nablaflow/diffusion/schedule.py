@@ -7,6 +7,7 @@ it is the settings that are looked at, whatever class wrote them.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +48,8 @@ def to_convert(config: Mapping[str, Any]) -> dict[str, Any]:
     if "beta_schedule" in known and config.get("beta_schedule") not in COMMON:
         own: Any = kind
         config = {**config, "trained_betas": own.from_config(config).betas.tolist()}
-    if config.get("final_sigmas_type") == "sigma_min":
+    ends = not known or "final_sigmas_type" in known
+    if ends and config.get("final_sigmas_type") == "sigma_min":
         config = {"set_alpha_to_one": False, **config}
     still = [
         name
@@ -55,6 +57,32 @@ def to_convert(config: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known or known[name].default == config.get(name)
     ]
     return {**config, _DEFAULTED: still}
+
+
+class InScript(str):
+    """What a script says for a value that would be long in figures."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def told_to_ddim(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without which DDIM's ``from_config`` makes of a scheduler's other levels than here.
+
+    See `to_convert`: it drops what a folder, or its pipeline, has left to another class's defaults.
+    """
+    clips = bool(config.get("clip_sample"))
+    ddim: Any = DDIMScheduler  # whose from_config is annotated as what it returns when asked more
+    wanted = ddim.from_config(to_convert(config), clip_sample=clips).config
+    told: dict[str, Any] = {}
+    if config.get("trained_betas") is None and wanted["trained_betas"] is not None:
+        told["trained_betas"] = InScript("pipeline.scheduler.betas.tolist()")
+    betas = {"trained_betas": wanted["trained_betas"]} if told else {}
+    given = ddim.from_config(config, **betas).config
+    names = [name for name in inspect.signature(DDIMScheduler).parameters if name not in told]
+    if not clips:
+        names.remove("clip_sample_range")
+    return told | {name: wanted[name] for name in names if wanted[name] != given[name]}
 
 
 def other_spacings(config: Mapping[str, Any]) -> list[str]:
@@ -124,7 +152,9 @@ def check_schedule(config: Mapping[str, Any]) -> None:
             f"model: its scheduler has a {config['variance_type']} variance, and the kernels here "
             f"have a fixed one; set variance_type to fixed_small in its {WHERE}"
         )
-    power = _schedule(config).alphas_cumprod
+    schedule = _schedule(config)
+    _check_numbers(config, schedule.config)
+    power = schedule.alphas_cumprod
     if not len(power) or not bool(((power >= 0) & (power < 1)).all() and (power.diff() <= 0).all()):
         raise UserError(f"model: the betas of its {WHERE} are no noise levels; {TRAINED}")
     _check_terminal_level(config)
@@ -133,6 +163,22 @@ def check_schedule(config: Mapping[str, Any]) -> None:
         raise UserError(
             f"model: its {WHERE} has betas for {len(power)} timesteps and num_train_timesteps is "
             f"{most}; set num_train_timesteps to {len(power)}, or {TRAINED}"
+        )
+
+
+def _check_numbers(config: Mapping[str, Any], converted: Mapping[str, Any]) -> None:
+    """Whether timesteps are whole numbers from 0, and what is clipped is clipped to a range."""
+    offset, reach = converted["steps_offset"], config.get("clip_sample_range", 1.0)
+    leads = converted["timestep_spacing"] == "leading"
+    if leads and not (type(offset) is int and offset >= 0):
+        raise UserError(
+            f"model: steps_offset {offset!r} in its {WHERE} is no number of timesteps; {TRAINED}"
+        )
+    if not config.get("clip_sample"):
+        return
+    if type(reach) not in (int, float) or not 0 < reach < math.inf:
+        raise UserError(
+            f"model: clip_sample_range {reach!r} in its {WHERE} is no range to clip to; {TRAINED}"
         )
 
 

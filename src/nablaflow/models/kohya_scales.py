@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor
 
 ALPHA = ".alpha"
@@ -17,6 +18,20 @@ FACTORS = (
     (".lora.down.weight", ".lora.up.weight"),
 )
 """What the names of a layer's two factors end with."""
+
+
+MIDDLE = ".lora_mid.weight"
+"""Of a LyCORIS of a convolution in three: a 1x1 one, the kernel among the ranks, a 1x1 one."""
+
+
+def without_middles(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same updates in two factors each: the first two convolutions of three are one."""
+    found = dict(state)
+    for name in [name for name in state if name.endswith(MIDDLE)]:
+        down = f"{name.removesuffix(MIDDLE)}{FACTORS[0][0]}"
+        kernel, point = found.pop(name).float(), found[down].float().flatten(1)
+        found[down] = torch.einsum("rsij,sc->rcij", kernel, point)
+    return found
 
 
 def scales_by_kohya(state: Mapping[str, Tensor]) -> dict[str, float]:

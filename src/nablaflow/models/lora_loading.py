@@ -29,7 +29,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nablaflow.errors import UserError
-from nablaflow.models.kohya_scales import ALPHA, has_kohyas_form, stock_keeps, without_scales
+from nablaflow.models.kohya_scales import (
+    ALPHA,
+    has_kohyas_form,
+    stock_keeps,
+    without_middles,
+    without_scales,
+)
 from nablaflow.models.lora_names import check_names, nothing, says_its_scales
 from nablaflow.models.lora_places import OF_TEXT, Denoiser, by_place
 from nablaflow.models.peft_form import is_pefts, with_scales
@@ -93,16 +99,15 @@ def _what_it_takes(pipeline: Any, denoiser: Denoiser, file: Path) -> tuple[Any, 
     in_file = (file.parent, {"weight_name": file.name})
     if says_its_scales(file):
         return in_file
-    state = load_file(file)
-    if is_pefts(state):
-        state = with_scales(state, file)
+    written = load_file(file)
+    state = with_scales(written, file) if is_pefts(written) else without_middles(written)
     scaled = without_scales(state)
     text = {name: value for name, value in scaled.items() if name.startswith(OF_TEXT)}
     rest = {name: value for name, value in scaled.items() if name not in text}
     found = by_place(rest, getattr(pipeline, denoiser.name), denoiser) if rest else None
     if found is None:
         return (scaled, {}) if has_kohyas_form(state) else in_file
-    if len(scaled) == len(state) and _shapes(found) == _shapes(rest):
+    if len(scaled) == len(written) and _shapes(found) == _shapes(rest):
         return in_file
     return found | _stocks_state(pipeline, text), {}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
@@ -9,10 +11,19 @@ from safetensors import SafetensorError, safe_open
 
 from nablaflow.errors import UserError
 from nablaflow.models.kohya_scales import ALPHA, alone
-from nablaflow.models.peft_form import check_settings, is_pefts
+from nablaflow.models.peft_form import check_kind, check_settings, is_pefts
 
 OTHERS = {"hada_": "a LoHa", "lokr_": "a LoKr", "oft_": "an OFT"}
 """Other adapters than LoRAs, by what the names of their tensors have in them."""
+ENDS = {
+    (".diff", ".diff_b"): "an update of whole weights (.diff)",
+    (".w_norm", ".b_norm"): "an update of norms (w_norm)",
+    (".on_input", ".ia3_l"): "an IA3",
+    (".a1.weight", ".b1.weight"): "a GLoRA",
+}
+"""And by what they end with, in part or whole."""
+_BEFORE_LAYERS = re.compile(r"lora_(unet|te\d?|transformer)_")
+"""Which says of no tensor what it is."""
 
 FLOATING = ("F", "BF")
 """How the kinds of floating-point numbers begin in a file's header."""
@@ -33,6 +44,18 @@ def says_its_scales(file: Path) -> bool:
         return LORA_ADAPTER_METADATA_KEY in (opened.metadata() or {})
 
 
+def _check_header(file: Path, setting: str) -> None:
+    """Refuse by peft's configuration in a file's header; one that is none is left to diffusers."""
+    with safe_open(file, framework="pt") as opened:
+        written = (opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}")
+    try:
+        found = json.loads(written)
+    except (ValueError, RecursionError):
+        return
+    for name, value in found.items() if isinstance(found, dict) else ():
+        check_kind({name.rpartition(".")[2]: value}, file, setting)
+
+
 def check_names(file: Path, setting: str) -> None:
     """Refuse by the names of its tensors what is none, and what the loading would leave out."""
     names = names_in(file, setting)
@@ -41,9 +64,7 @@ def check_names(file: Path, setting: str) -> None:
             f"{setting}: {file} is a DoRA by kohya's names, whose lengths diffusers leaves out; "
             "save it in diffusers' format"
         )
-    for mark, kind in OTHERS.items():
-        if any(mark in name for name in names):
-            raise UserError(f"{setting}: {file} is {kind} and no LoRA; give a LoRA")
+    _check_plain(names, file, setting)
     if is_pefts(names):
         check_settings(file, setting)
     for name in alone(names):
@@ -57,9 +78,19 @@ def check_names(file: Path, setting: str) -> None:
             f"{setting}: {file} has a scale in {alpha} and in its header too, which may differ; "
             "remove one of them"
         )
+    _check_header(file, setting)
     _check_values(file, setting)
+
+
+def _check_plain(names: list[str], file: Path, setting: str) -> None:
+    """Refuse other adapters, and what is none."""
+    marks = [kind for mark, kind in OTHERS.items() if any(mark in name for name in names)]
+    ends = [kind for end, kind in ENDS.items() if any(name.endswith(end) for name in names)]
+    for kind in (*marks, *ends):
+        raise UserError(f"{setting}: {file} is {kind} and no LoRA, or not alone; give a LoRA")
     plain = [name for name in names if not name.endswith(ALPHA)]
-    other = next((name for name in plain if "lora" not in name.lower()), None)
+    said = {name: _BEFORE_LAYERS.sub("", name).lower() for name in plain}
+    other = next((name for name in plain if "lora" not in said[name]), None)
     if other is not None or not names:
         raise UserError(
             f"{setting}: {file} is no LoRA ({f'it holds {other}' if other else 'it is empty'}); "

@@ -7,6 +7,7 @@ which some layers may have an alpha of their own (``alpha_pattern``).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from torch import Tensor
@@ -27,6 +29,13 @@ PREFIX = "base_model.model."
 """Before the path of a layer."""
 SETTINGS = "adapter_config.json"
 DOWN = ".lora_A.weight"
+TAKES_FROM_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""How peft's ``init_lora_weights`` begins where a LoRA starts at a part of the base's weights."""
+VARIANTS = (
+    "use_qalora",
+    *(f.name for f in dataclasses.fields(LoraConfig) if f.metadata.get("is_lora_variant")),
+)
+"""Settings of peft by which the update of a layer is not ``scale * up @ down``."""
 _UNREADABLE = (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError, re.error)
 
 
@@ -65,6 +74,32 @@ def check_settings(file: Path, setting: str) -> None:
         raise UserError(
             f"{setting}: {file} is {kind}, which is not read by peft's names; load it with peft, "
             "and write get_peft_model_state_dict(…) by the pipeline's save_lora_weights"
+        )
+    check_kind(found, file, setting)
+
+
+def check_kind(found: Mapping[str, Any], file: Path, setting: str) -> None:
+    """Refuse a LoRA that is another with peft than its two factors on the base model.
+
+    Args:
+        found: peft's settings.
+
+    Raises:
+        UserError: so it is.
+    """
+    begun = found.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(TAKES_FROM_BASE):
+        raise UserError(
+            f"{setting}: {file} began at {begun}, which takes a part out of the base model's "
+            "weights, and the file has it in its factors alone; save it by peft's "
+            "save_pretrained(…, path_initial_model_for_weight_conversion=…), or merge it into "
+            "the model"
+        )
+    other = next((name for name in VARIANTS if name != "use_dora" and found.get(name)), None)
+    if other is not None:
+        raise UserError(
+            f"{setting}: {file} is a LoRA with {other}, whose update is not read here; merge it "
+            "into the model"
         )
 
 

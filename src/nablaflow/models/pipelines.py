@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.samplers import build_process
-from nablaflow.diffusion.schedule import note_uneven
+from nablaflow.diffusion.schedule import note_uneven, told_to_ddim
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import Adapter, FullAdapter, LoraAdapter
 from nablaflow.models.attention import fused_attention, use_plain_attention
@@ -227,6 +227,12 @@ class PipelineModel(DiffusionModel):
         )
 
     @property
+    def decoded_floats(self) -> int:
+        """Numbers that decoding one image has in memory at once, at the very least."""
+        height, width = self.image_size
+        return 3 * height * width
+
+    @property
     def decoder_is_raised(self) -> bool:
         """Whether a stock pipeline in fp16 decodes in float32 all the same."""
         return False
@@ -264,9 +270,8 @@ class PipelineModel(DiffusionModel):
         takes_noise = "eta" in signature(type(self.pipeline).__call__).parameters
         if self._sampler.name != "ddim" or not takes_noise or isinstance(scheduler, DDIMScheduler):
             return None
-        # Where the folder says nothing of it, diffusers' default would clip latents.
-        told = {} if "clip_sample" in scheduler.config else {"clip_sample": False}
-        return DDIMScheduler.__name__, told
+        config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+        return DDIMScheduler.__name__, told_to_ddim(config)
 
     @torch.no_grad()
     def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:

@@ -191,6 +191,13 @@ class TextToImage(PipelineModel):
         with without_autocast(x0.device):
             return self.pixels_of(self.to_autoencoder(x0.float()))
 
+    @property
+    def decoded_floats(self) -> int:
+        """What the decoder's last layer reads, and what the activation before it made that of."""
+        last = getattr(getattr(self._autoencoder, "decoder", None), "conv_out", None)
+        height, width = self.image_size
+        return super().decoded_floats if last is None else 2 * last.in_channels * height * width
+
     def use_small_decoder(self) -> None:
         if self.small_decoder is None:
             super().use_small_decoder()

@@ -17,6 +17,8 @@ from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.methods import METHODS, Method
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, probe, require_gradient
+from nablaflow.runs.budget import device_memory
+from nablaflow.training.memory_plan import GIB
 
 _FLOAT = 4  # bytes
 
@@ -191,6 +193,7 @@ def check_fits(config: Config, model: PipelineModel) -> None:
     Raises:
         UserError: it names the setting, and how many would fit.
     """
+    check_decodes(model)
     training, evaluation = config.training, config.evaluation
     state = _FLOAT * math.prod(model.state_shape)
     trajectory = (2 * config.transitions_each + 1) * state
@@ -201,6 +204,22 @@ def check_fits(config: Config, model: PipelineModel) -> None:
     check_count("evaluation.bank", evaluation.bank, state // 2)
     if config.guard is not None and config.guard.n != "auto":
         check_count("guard.n", config.guard.n, state)
+
+
+def check_decodes(model: PipelineModel) -> None:
+    """Refuse images so large that the device has no room to decode a single one.
+
+    Raises:
+        UserError: it says what one takes, at the very least, and what there is.
+    """
+    height, width = model.image_size
+    needed, there = _FLOAT * model.decoded_floats, device_memory(model.device)
+    if needed > there:
+        raise UserError(
+            f"sampler.height: to decode one image of {height}x{width} pixels takes more than "
+            f"{needed / GIB:.1f} GB, and there are {there / GIB:.1f}; use smaller images "
+            "(sampler.height, sampler.width)"
+        )
 
 
 def image_bytes(model: PipelineModel) -> int:

@@ -21,7 +21,7 @@ from nablaflow.progress import Done, show
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.report.pictures import save_picture, to_picture
 from nablaflow.rewards import NamedReward, load
-from nablaflow.runs.checks import check_count, image_bytes
+from nablaflow.runs.checks import check_count, check_decodes, image_bytes
 from nablaflow.runs.policy import load_policy
 from nablaflow.runs.sample import BATCH, image_name
 from nablaflow.runs.trust import THE_MODEL
@@ -162,6 +162,7 @@ def write_gallery(
 def _drawer(run: Path, n: int, seed: int, settings: Sequence[str], *, trusted: bool) -> Drawer:
     parts = (*THE_MODEL, "prompts", "reward")
     model, config, _ = load_policy(run, parts, trusted=trusted, settings=settings)
+    check_decodes(model)
     check_count("--n", n, 2 * image_bytes(model))
     prompts = load_prompts(config.prompts, Path(), config.seed)
     return Drawer(model, config.model, load(config.reward), prompts, n, seed)

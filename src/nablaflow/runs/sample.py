@@ -29,7 +29,7 @@ from nablaflow.models.rehearsal import folders_fault
 from nablaflow.progress import show
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.report.pictures import grid, save_picture, to_picture
-from nablaflow.runs.checks import check_count, image_bytes
+from nablaflow.runs.checks import check_count, check_decodes, image_bytes
 from nablaflow.runs.policy import load_policy
 from nablaflow.runs.run import Run
 from nablaflow.runs.trust import THE_MODEL
@@ -218,6 +218,7 @@ def sample_images(
 ) -> tuple[Images, list[str]]:
     """``n`` images, prompts in turns, and the prompt of each; as `sample_to_folder`."""
     model, texts = _model(source, prompts, of_model or {}, of_run or {}, trusted=trusted)
+    check_decodes(model)
     check_count("--n", n, 2 * image_bytes(model))
     note = model.note_on(texts)
     if note is not None:
