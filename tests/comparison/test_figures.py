@@ -8,8 +8,8 @@ import pytest
 
 from nablaflow.comparison.figures import comparison_rows, front_area, over_seeds, seconds_to
 
-REFERENCE = {"reward_mean": 0.0, "diversity": 4.0}
-TILT = {"reward_mean": 2.0, "diversity": 3.0}
+REFERENCE = {"reward_mean": 0.0, "reward_mean_se": 0.0, "diversity": 4.0}
+TILT = {"reward_mean": 2.0, "reward_mean_se": 0.0, "diversity": 3.0}
 
 
 def point(reward: float, diversity: float = 4.0, **others: Any) -> dict[str, Any]:
@@ -57,6 +57,25 @@ def test_a_mean_over_seeds_has_the_error_of_a_mean():
     assert (mean, error) == (pytest.approx(2.0), pytest.approx(3**-0.5))
     assert over_seeds([(1.0, 0.5)]) == (1.0, 0.5)
     assert over_seeds([(1.0, 0.5), None]) is None
+
+
+@pytest.mark.parametrize(
+    ("reference", "tilt"),
+    [
+        (REFERENCE, TILT | {"reward_mean": 0.0}),  # beta 0, or a reward that is constant
+        (REFERENCE, TILT | {"reward_mean_se": 1.5}),  # no way that can be told from none
+        (REFERENCE | {"diversity": 0.0}, TILT),  # its images are all alike
+    ],
+)
+def test_of_a_way_or_a_diversity_that_is_nothing_no_share_is_shown(
+    reference: dict[str, float], tilt: dict[str, float]
+):
+    (row,) = comparison_rows([cell("a", 0, point(1.0))], reference, tilt, front=1.0)
+    assert row["reward_mean"] == 1.0
+    assert row["hypervolume"] is None
+    if reference["diversity"]:
+        assert row["closing"] is None
+        assert row["seconds_to_50"] is None
 
 
 def test_rows_hold_methods_against_the_tilt():

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from nablaflow.metrics.catalog import METRICS
+from nablaflow.metrics.summary import way_to_tilt
 
 WINDOW = 4  # rollouts that a reward over time is averaged over
 
@@ -91,9 +92,9 @@ def over_seeds(values: Iterable[tuple[float | None, float | None] | None]) -> Fi
 
 def _closing(row: Mapping[str, Any], reference: Column, tilt: Column | None) -> Figure:
     """Share of the way from the reference's mean reward to the tilt's."""
-    if tilt is None or row["reward_mean"] is None:
+    way = way_to_tilt(reference, tilt)
+    if way is None or row["reward_mean"] is None:
         return None
-    way = tilt["reward_mean"] - reference["reward_mean"]
     return (row["reward_mean"] - reference["reward_mean"]) / way, row["reward_mean_se"] / abs(way)
 
 
@@ -105,11 +106,11 @@ def front_area(points: Sequence[Column], reference: Column, tilt: Column | None)
     best diversity at their reward or more, from 0 to 1 of the way.
 
     Returns:
-        None without a tilt.
+        None without a `way_to_tilt`, or where the reference has no diversity to have a share of.
     """
-    if tilt is None:
+    way = way_to_tilt(reference, tilt)
+    if way is None or not reference["diversity"]:
         return None
-    way = tilt["reward_mean"] - reference["reward_mean"]
     pairs = sorted(
         (
             min(1.0, max(0.0, (point["reward_mean"] - reference["reward_mean"]) / way)),
@@ -130,11 +131,12 @@ def seconds_to(
     """Seconds of training until the rollouts' reward, a running mean, is a share of the way there.
 
     Returns:
-        None if it never is, or nothing trained.
+        None if it never is, nothing trained, or there is no `way_to_tilt`.
     """
-    if tilt is None or "curve" not in cell:
+    way = way_to_tilt(reference, tilt)
+    if way is None or "curve" not in cell:
         return None
-    wanted = reference["reward_mean"] + share * (tilt["reward_mean"] - reference["reward_mean"])
+    wanted = reference["reward_mean"] + share * way
     seconds, rewards = cell["curve"]["seconds"], running_mean(cell["curve"]["reward"])
     reached = (s for s, reward in zip(seconds, rewards, strict=True) if reward >= wanted)
     return next(reached, None)
