@@ -57,6 +57,7 @@ def test_a_mean_over_seeds_has_the_error_of_a_mean():
     assert (mean, error) == (pytest.approx(2.0), pytest.approx(3**-0.5))
     assert over_seeds([(1.0, 0.5)]) == (1.0, 0.5)
     assert over_seeds([(1.0, 0.5), None]) is None
+    assert over_seeds([(1.0, None)]) == (1.0, None)  # of two images a prompt: it is not 0
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,11 @@ def _printed(summary) -> str:
         (0.123456, None, "0.1235"),
         (0.5, float("nan"), "0.5"),
         (None, None, MISSING),
+        (0.3, 4.5e-18, "0.3"),  # rounding, and no error
+        (-7.53e-14, 2.1e-14, "-7.5e-14 ± 2.1e-14"),
+        (0.0, 2.1e-6, "0.0e+00 ± 2.1e-06"),
+        (2.345e-5, 4.2e-7, "2.345e-05 ± 4.2e-07"),
+        (0.81234567, 4.2e-6, "0.8123457 ± 0.0000042"),
     ],
 )
 def test_a_figure_is_shown_to_its_errors_second_digit(value, se, text):

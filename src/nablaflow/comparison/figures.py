@@ -13,8 +13,8 @@ from nablaflow.metrics.summary import way_to_tilt
 WINDOW = 4  # rollouts that a reward over time is averaged over
 
 Column = Mapping[str, Any]
-Figure = tuple[float, float] | None
-"""A mean and its standard error; None where there is none."""
+Figure = tuple[float, float | None] | None
+"""A mean and its standard error, None where it is not known; None where there is no figure."""
 
 MEASURED = ("reward_mean", "diversity", "distance_to_reference", "distance_to_tilt", "held_out")
 
@@ -86,7 +86,7 @@ def over_seeds(values: Iterable[tuple[float | None, float | None] | None]) -> Fi
         return None
     means = [mean for mean, _ in known if mean is not None]
     if len(means) == 1:
-        return means[0], known[0][1] or 0.0
+        return means[0], known[0][1]
     return fmean(means), stdev(means) / math.sqrt(len(means))
 
 
@@ -95,7 +95,9 @@ def _closing(row: Mapping[str, Any], reference: Column, tilt: Column | None) -> 
     way = way_to_tilt(reference, tilt)
     if way is None or row["reward_mean"] is None:
         return None
-    return (row["reward_mean"] - reference["reward_mean"]) / way, row["reward_mean_se"] / abs(way)
+    error = row["reward_mean_se"]
+    share = (row["reward_mean"] - reference["reward_mean"]) / way
+    return share, None if error is None else error / abs(way)
 
 
 def front_area(points: Sequence[Column], reference: Column, tilt: Column | None) -> float | None:
