@@ -11,8 +11,9 @@ EXPONENT = 1e-4
 
 def is_told(error: float | None, value: float) -> bool:
     """Whether an error is one, and more than the rounding of the figure itself."""
-    known = error is not None and math.isfinite(error)
-    return known and error > sys.float_info.epsilon * abs(value)
+    if error is None or not math.isfinite(error):
+        return False
+    return error > sys.float_info.epsilon * abs(value)
 
 
 def to_the_error(error: float, *values: float) -> list[str]:
