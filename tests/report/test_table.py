@@ -89,6 +89,9 @@ def test_far_past_the_tilt_is_said_in_words(summary):
     far = notes(summary | {"closing": 3.39})[0]
     assert far.startswith("The aligned model has passed the exact tilt: its mean reward is 339%")
     assert "at the cost of diversity and prior" in far
+    unsure = notes(summary | {"closing": 1.5, "closing_se": 0.4})[0]
+    assert "closes 150% of the way" in unsure
+    assert unsure.endswith("tilt's (± 40%).")
 
 
 WITHIN = {"update": 9, "kl": 2.0, "diversity": 0.98, "reward": 0.5, "held_out": 0.3}
