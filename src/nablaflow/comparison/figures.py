@@ -8,7 +8,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 from nablaflow.metrics.catalog import METRICS
-from nablaflow.metrics.summary import way_to_tilt
 
 WINDOW = 4  # rollouts that a reward over time is averaged over
 
@@ -90,9 +89,19 @@ def over_seeds(values: Iterable[tuple[float | None, float | None] | None]) -> Fi
     return fmean(means), stdev(means) / math.sqrt(len(means))
 
 
+def _way(reference: Column, tilt: Column | None) -> float | None:
+    """From the reference's mean reward to the tilt's; None without a tilt, or where it is 0.
+
+    At beta 0 and by a constant reward it is: of such a way there are no shares. Both means are of
+    the same images, so that how far it is known is not to be had from their errors.
+    """
+    way = 0.0 if tilt is None else tilt["reward_mean"] - reference["reward_mean"]
+    return way or None
+
+
 def _closing(row: Mapping[str, Any], reference: Column, tilt: Column | None) -> Figure:
     """Share of the way from the reference's mean reward to the tilt's."""
-    way = way_to_tilt(reference, tilt)
+    way = _way(reference, tilt)
     if way is None or row["reward_mean"] is None:
         return None
     error = row["reward_mean_se"]
@@ -108,9 +117,9 @@ def front_area(points: Sequence[Column], reference: Column, tilt: Column | None)
     best diversity at their reward or more, from 0 to 1 of the way.
 
     Returns:
-        None without a `way_to_tilt`, or where the reference has no diversity to have a share of.
+        None without a way to a tilt, or where the reference has no diversity to have a share of.
     """
-    way = way_to_tilt(reference, tilt)
+    way = _way(reference, tilt)
     if way is None or not reference["diversity"]:
         return None
     pairs = sorted(
@@ -133,9 +142,9 @@ def seconds_to(
     """Seconds of training until the rollouts' reward, a running mean, is a share of the way there.
 
     Returns:
-        None if it never is, nothing trained, or there is no `way_to_tilt`.
+        None if it never is, nothing trained, or there is no way to a tilt.
     """
-    way = way_to_tilt(reference, tilt)
+    way = _way(reference, tilt)
     if way is None or "curve" not in cell:
         return None
     wanted = reference["reward_mean"] + share * way

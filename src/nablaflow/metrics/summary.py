@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -190,20 +190,6 @@ def add_figures(column: Column, figures: Mapping[str, Estimate]) -> Column:
     return {**further, **column}
 
 
-def way_to_tilt(reference: Mapping[str, Any], tilt: Mapping[str, Any] | None) -> float | None:
-    """From the reference's mean reward to the tilt's.
-
-    Returns:
-        None without a tilt, or where the way is within two standard errors of zero: a share of
-        such a way says nothing, and of one that is zero there is none.
-    """
-    if tilt is None:
-        return None
-    start, goal = (_estimate(column, "reward_mean") for column in (reference, tilt))
-    way = goal.value - start.value
-    return None if abs(way) <= 2.0 * math.hypot(goal.se, start.se) else way
-
-
 def closing(reference: Column, policy: Column, tilt: Column | None) -> Estimate | None:
     """How much of the way from the reference's mean reward to the tilt's the policy has gone.
 
@@ -212,12 +198,14 @@ def closing(reference: Column, policy: Column, tilt: Column | None) -> Estimate 
     f is below 1. More than 1 is past the tilt: more reward than beta asks for.
 
     Returns:
-        None where there is no `way_to_tilt`.
+        None without a tilt, or where the way is within two standard errors of zero.
     """
-    way = way_to_tilt(reference, tilt)
-    if way is None or tilt is None:
+    if tilt is None:
         return None
     start, end, goal = (_estimate(column, "reward_mean") for column in (reference, policy, tilt))
+    way = goal.value - start.value
+    if abs(way) <= 2.0 * math.hypot(goal.se, start.se):
+        return None
     fraction = (end.value - start.value) / way
     error = math.hypot(end.se, (1.0 - fraction) * start.se, fraction * goal.se)
     return Estimate(fraction, error / abs(way))
@@ -241,7 +229,7 @@ def _column(n: int, **figures: Estimate | None) -> Column:
     return column | {"n": n}
 
 
-def _estimate(column: Mapping[str, Any], name: str) -> Estimate:
+def _estimate(column: Column, name: str) -> Estimate:
     value, se = column[name], column[f"{name}_se"]
     if value is None or se is None:
         raise ValueError(f"{name} is missing")
