@@ -57,6 +57,25 @@ def test_a_mean_over_seeds_has_the_error_of_a_mean():
     assert (mean, error) == (pytest.approx(2.0), pytest.approx(3**-0.5))
     assert over_seeds([(1.0, 0.5)]) == (1.0, 0.5)
     assert over_seeds([(1.0, 0.5), None]) is None
+    assert over_seeds([(1.0, None)]) == (1.0, None)  # of two images a prompt: it is not 0
+
+
+@pytest.mark.parametrize(
+    ("reference", "tilt"),
+    [
+        (REFERENCE, TILT | {"reward_mean": 0.0}),  # beta 0, or a reward that is constant
+        (REFERENCE | {"diversity": 0.0}, TILT),  # its images are all alike
+    ],
+)
+def test_of_a_way_or_a_diversity_that_is_nothing_no_share_is_shown(
+    reference: dict[str, float], tilt: dict[str, float]
+):
+    (row,) = comparison_rows([cell("a", 0, point(1.0))], reference, tilt, front=1.0)
+    assert row["reward_mean"] == 1.0
+    assert row["hypervolume"] is None
+    if reference["diversity"]:
+        assert row["closing"] is None
+        assert row["seconds_to_50"] is None
 
 
 def test_rows_hold_methods_against_the_tilt():

@@ -116,3 +116,13 @@ def test_cells_of_other_settings_are_refused_before_the_bank_is_scored(
     study.path(study.cells[0]).write_text("{")
     with pytest.raises(UserError, match="is not a finished cell"):
         small_race("refl", beta=None)
+
+
+def test_curves_of_an_earlier_version_are_read_by_their_rollouts(tmp_path: Path):
+    study = ComparisonStudy(("residual-nabla-db", "refl"), ("warmth",), tmp_path, seeds=1, beta=1.0)
+    rewards = [float(update) for update in range(8)]
+    for cell in study.cells:
+        curve = {"seconds": rewards, "reward": rewards}
+        study.store(cell, {"points": [], "curve": curve})
+    shared, own = (race._finished(study, cell)["curve"]["reward"] for cell in study.cells)
+    assert (shared, own) == ([0.0, 4.0], rewards)

@@ -44,3 +44,10 @@ def test_tilted_gaussian_is_recovered_and_its_error_is_the_spread(repeat):
     bias = -beta * math.exp(beta**2) / 400
     assert draws.is_unbiased_for(beta + bias)
     assert draws.error_over_spread == pytest.approx(1.0, abs=0.25)
+
+
+def test_rewards_that_are_all_the_same_have_that_mean_and_no_error():
+    values = torch.full((600,), 0.3, dtype=torch.float64)
+    weights = torch.linspace(0.1, 1.0, 600, dtype=torch.float64)
+    found = reward_mean(values, torch.zeros(600, dtype=torch.long), weights)
+    assert (found.value, found.se) == (0.3, 0.0)

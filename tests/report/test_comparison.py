@@ -104,3 +104,9 @@ def test_the_table_shows_errors_dashes_and_what_diverged():
     text = out.getvalue()
     assert {"0.500", "±0.100", "50", "±10", "gone"} <= set(text.split())
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_reward_in_a_small_unit_keeps_its_digits():
+    row = {"method": "refl", "reward_mean": 3.21e-5, "reward_mean_se": 4e-6, "held_out": 0.0}
+    assert "| 3.21e-05 ± 4.0e-06 |" in comparison_markdown([row])
+    assert "| 0.000 ± 0.002 |" in comparison_markdown([row | {"reward_mean_se": 0.002}])

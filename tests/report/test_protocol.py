@@ -39,6 +39,8 @@ def protocol() -> dict[str, Any]:
         (0.81234, 0.8034, 0.8211, "0.8123 [0.8034, 0.8211]"),
         (12.0, 8.0, 21.0, "12.0 [8.0, 21.0]"),
         (0.5, 0.5, 0.5, "0.5"),
+        (1.0, 1.0, 1.0 + 2.3e-16, "1"),
+        (2e-9, -1e-9, 6e-9, "2.0e-09 [-1.0e-09, 6.0e-09]"),
     ],
 )
 def test_a_figure_is_shown_to_its_intervals_second_digit(value, low, high, text):

@@ -27,6 +27,11 @@ def _printed(summary) -> str:
         (0.123456, None, "0.1235"),
         (0.5, float("nan"), "0.5"),
         (None, None, MISSING),
+        (0.3, 4.5e-18, "0.3"),  # rounding, and no error
+        (-7.53e-14, 2.1e-14, "-7.5e-14 ± 2.1e-14"),
+        (0.0, 2.1e-6, "0.0e+00 ± 2.1e-06"),
+        (2.345e-5, 4.2e-7, "2.345e-05 ± 4.2e-07"),
+        (0.81234567, 4.2e-6, "0.8123457 ± 0.0000042"),
     ],
 )
 def test_a_figure_is_shown_to_its_errors_second_digit(value, se, text):
@@ -84,6 +89,9 @@ def test_far_past_the_tilt_is_said_in_words(summary):
     far = notes(summary | {"closing": 3.39})[0]
     assert far.startswith("The aligned model has passed the exact tilt: its mean reward is 339%")
     assert "at the cost of diversity and prior" in far
+    unsure = notes(summary | {"closing": 1.5, "closing_se": 0.4})[0]
+    assert "closes 150% of the way" in unsure
+    assert unsure.endswith("tilt's (± 40%).")
 
 
 WITHIN = {"update": 9, "kl": 2.0, "diversity": 0.98, "reward": 0.5, "held_out": 0.3}

@@ -47,7 +47,8 @@ def test_a_run_has_its_table_curves_samples_and_settings(client: TestClient, run
 
 
 def test_figures_are_written_as_in_the_report():
-    for value, se in ((0.81234, 0.00417), (-12.3, 4.5), (1e6, 3e4), (0.0, 0.1), (2.0, 0.0)):
+    usual = ((0.81234, 0.00417), (-12.3, 4.5), (1e6, 3e4), (0.0, 0.1), (2.0, 0.0))
+    for value, se in (*usual, (-7e-14, 2e-14)):
         assert plus_minus({"x": value, "x_se": se}, "x") == as_the_report(value, se)
     assert plus_minus({"x": 1.5}, "x") == as_the_report(1.5, None)
     assert plus_minus({}, "x") == as_the_report(None, None)

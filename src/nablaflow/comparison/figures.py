@@ -12,8 +12,8 @@ from nablaflow.metrics.catalog import METRICS
 WINDOW = 4  # rollouts that a reward over time is averaged over
 
 Column = Mapping[str, Any]
-Figure = tuple[float, float] | None
-"""A mean and its standard error; None where there is none."""
+Figure = tuple[float, float | None] | None
+"""A mean and its standard error, None where it is not known; None where there is no figure."""
 
 MEASURED = ("reward_mean", "diversity", "distance_to_reference", "distance_to_tilt", "held_out")
 
@@ -85,16 +85,28 @@ def over_seeds(values: Iterable[tuple[float | None, float | None] | None]) -> Fi
         return None
     means = [mean for mean, _ in known if mean is not None]
     if len(means) == 1:
-        return means[0], known[0][1] or 0.0
+        return means[0], known[0][1]
     return fmean(means), stdev(means) / math.sqrt(len(means))
+
+
+def _way(reference: Column, tilt: Column | None) -> float | None:
+    """From the reference's mean reward to the tilt's; None without a tilt, or where it is 0.
+
+    At beta 0 and by a constant reward it is: of such a way there are no shares. Both means are of
+    the same images, so that how far it is known is not to be had from their errors.
+    """
+    way = 0.0 if tilt is None else tilt["reward_mean"] - reference["reward_mean"]
+    return way or None
 
 
 def _closing(row: Mapping[str, Any], reference: Column, tilt: Column | None) -> Figure:
     """Share of the way from the reference's mean reward to the tilt's."""
-    if tilt is None or row["reward_mean"] is None:
+    way = _way(reference, tilt)
+    if way is None or row["reward_mean"] is None:
         return None
-    way = tilt["reward_mean"] - reference["reward_mean"]
-    return (row["reward_mean"] - reference["reward_mean"]) / way, row["reward_mean_se"] / abs(way)
+    error = row["reward_mean_se"]
+    share = (row["reward_mean"] - reference["reward_mean"]) / way
+    return share, None if error is None else error / abs(way)
 
 
 def front_area(points: Sequence[Column], reference: Column, tilt: Column | None) -> float | None:
@@ -105,11 +117,11 @@ def front_area(points: Sequence[Column], reference: Column, tilt: Column | None)
     best diversity at their reward or more, from 0 to 1 of the way.
 
     Returns:
-        None without a tilt.
+        None without a way to a tilt, or where the reference has no diversity to have a share of.
     """
-    if tilt is None:
+    way = _way(reference, tilt)
+    if way is None or not reference["diversity"]:
         return None
-    way = tilt["reward_mean"] - reference["reward_mean"]
     pairs = sorted(
         (
             min(1.0, max(0.0, (point["reward_mean"] - reference["reward_mean"]) / way)),
@@ -130,11 +142,12 @@ def seconds_to(
     """Seconds of training until the rollouts' reward, a running mean, is a share of the way there.
 
     Returns:
-        None if it never is, or nothing trained.
+        None if it never is, nothing trained, or there is no way to a tilt.
     """
-    if tilt is None or "curve" not in cell:
+    way = _way(reference, tilt)
+    if way is None or "curve" not in cell:
         return None
-    wanted = reference["reward_mean"] + share * (tilt["reward_mean"] - reference["reward_mean"])
+    wanted = reference["reward_mean"] + share * way
     seconds, rewards = cell["curve"]["seconds"], running_mean(cell["curve"]["reward"])
     reached = (s for s, reward in zip(seconds, rewards, strict=True) if reward >= wanted)
     return next(reached, None)

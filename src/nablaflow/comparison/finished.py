@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from nablaflow import nano
+from nablaflow.comparison.curve import curve_of_run
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
-from nablaflow.comparison.race import curve_of_run, held_out_reward
+from nablaflow.comparison.race import held_out_reward
 from nablaflow.config.named_method import method_settings
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
@@ -196,7 +197,7 @@ def _measure(
         "method": label,
         "seed": parts.config.seed,
         "points": points,
-        "curve": curve_of_run(folder),
+        "curve": curve_of_run(folder, parts.config.updates_per_rollout),
         "updates": points[-1]["update"],
         "seconds": points[-1]["seconds"],
     }

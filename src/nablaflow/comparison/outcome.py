@@ -73,7 +73,7 @@ def _head(name: str, column: Column, outcome: Outcome, front: float) -> dict[str
     """A known distribution as a row."""
     cell = {"method": name, "seed": 0, "points": [column]}
     (row,) = comparison_rows([cell], outcome.reference, outcome.tilt, front)
-    if name == "exact tilt" and outcome.tilt is not None:
+    if name == "exact tilt" and row["hypervolume"] is not None:
         row["hypervolume"] = 1.0
     return row
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from nablaflow.comparison.curve import by_rollout, curve_of_run
 from nablaflow.comparison.entrants import BYSTANDERS, ENTRANTS, entrant_method
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
@@ -29,7 +30,7 @@ from nablaflow.runs.stopping import Interrupted, stopping
 from nablaflow.seeds import stream
 from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
-from nablaflow.storage.records import append_record, drop_records_after, read_records
+from nablaflow.storage.records import append_record, drop_records_after
 from nablaflow.storage.run_folder import CELL, POINTS
 from nablaflow.storage.whole import checkpoint_to_resume
 from nablaflow.training.stepper import Record
@@ -70,7 +71,15 @@ def _race(
         _carry_out(own, cell, gauge, progress)
         work(1)
     curve = tilt_curve(gauge, own.room(reward.name), progress.start)
-    return outcome_of(gauge, curve, [own.finished(cell) for cell in own.cells])
+    return outcome_of(gauge, curve, [_finished(own, cell) for cell in own.cells])
+
+
+def _finished(study: ComparisonStudy, cell: ComparisonCell) -> dict[str, Any]:
+    found = study.finished(cell)
+    if "curve" not in found:
+        return found
+    shared = study.config(cell).updates_per_rollout
+    return {**found, "curve": by_rollout(found["curve"], shared)}
 
 
 def check_finished(study: ComparisonStudy, reward: str) -> None:
@@ -162,7 +171,7 @@ def _train(
         work.end()
     return {
         "points": points,
-        "curve": curve_of_run(folder),
+        "curve": curve_of_run(folder, parts.config.updates_per_rollout, parts.trainer.seconds),
         "updates": parts.trainer.update,
         "seconds": parts.trainer.seconds,
         "diverged": diverged,
@@ -238,19 +247,6 @@ def _points(folder: Path) -> list[dict[str, Any]]:
     except (ValueError, KeyError):
         raise UserError(f"--out: {path} is damaged; remove {folder}, and it is run again") from None
     return found
-
-
-def curve_of_run(folder: Path) -> dict[str, list[float]]:
-    """Reward of the rollouts by seconds of training."""
-    seconds, rewards, spent = [], [], 0.0
-    for record in read_records(folder):
-        reward, took = record.get("reward_mean"), record.get("seconds")
-        if reward is None or took is None:  # it was not finite, or the line is damaged
-            continue
-        seconds.append(round(spent, 3))  # a rollout is of the policy before its update
-        rewards.append(reward)
-        spent += took
-    return {"seconds": seconds, "reward": rewards}
 
 
 # --- those that train nothing ---------------------------------------------------------------------

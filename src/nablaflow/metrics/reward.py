@@ -22,7 +22,8 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Estimate:
         weights: (n,), not negative, any scale.
     """
     share = weights / weights.sum()
-    mean = share @ values
+    # About the first: of values that are all the same the mean is that value, and the error 0.
+    mean = values[0] + share @ (values - values[0])
     n = len(values)
     variance = n / (n - 1) * (share * (values - mean)).square().sum()
     return Estimate(mean.item(), variance.sqrt().item())

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from nablaflow.metrics.catalog import METRICS
 from nablaflow.report.exact_table import in_lines
-from nablaflow.report.table import MISSING
+from nablaflow.report.table import MISSING, plus_minus
 
 Row = Mapping[str, Any]
 
@@ -33,17 +33,28 @@ def _with_error(digits: int, scale: float = 1.0) -> Callable[[float, float | Non
     return show
 
 
+def _in_own_unit(digits: int) -> Callable[[float, float | None], str]:
+    """With an exponent where so many digits would leave nothing of a figure."""
+    plain = _with_error(digits)
+
+    def show(value: float, se: float | None) -> str:
+        nothing = max(abs(value), se or 0.0) < 0.5 * 10.0**-digits
+        return plus_minus(value, se) if nothing else plain(value, se)
+
+    return show
+
+
 def _plain(digits: int) -> Callable[[float, float | None], str]:
     return lambda value, se: f"{value:.{digits}f}"
 
 
 HEADINGS = (
-    Heading("reward", "reward_mean", _with_error(3)),
+    Heading("reward", "reward_mean", _in_own_unit(3)),
     Heading("way\n%", "closing", _with_error(0, 100.0)),
     Heading("diver-\nsity", "diversity", _with_error(2)),
     Heading("to refe-\nrence", "distance_to_reference", _with_error(2)),
     Heading("to\ntilt", "distance_to_tilt", _with_error(3)),
-    Heading("held\nout", "held_out", _with_error(2)),
+    Heading("held\nout", "held_out", _in_own_unit(2)),
     Heading("front\n%", "hypervolume", _with_error(0, 100.0)),
     Heading("s to\n50 %", "seconds_to_50", _plain(0)),
     Heading("s to\n80 %", "seconds_to_80", _plain(0)),

@@ -32,7 +32,7 @@ from nablaflow.report.meaning import About, glossary, lead
 from nablaflow.report.pictures import by_prompt, check_same_number, shown, to_picture
 from nablaflow.report.style import CSS
 from nablaflow.report.table import html_table
-from nablaflow.report.words import GUARDED, PAST
+from nablaflow.report.words import GUARDED, has_passed
 from nablaflow.storage.files import write_whole
 from nablaflow.typing import Images
 
@@ -140,7 +140,7 @@ def _way(summary: Mapping[str, Any]) -> str:
         for name, at, text in (
             ("reference", start, "reference"),
             ("tilt", goal, "exact tilt"),
-            ("policy", end, _aligned(closing)),
+            ("policy", end, _aligned(closing, summary.get("closing_se") or 0.0)),
         )
     )
     span = f"left:{min(start, end):.1f}%;width:{abs(end - start):.1f}%"
@@ -150,8 +150,8 @@ def _way(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _aligned(closing: float) -> str:
-    past = ", past the tilt" if closing > PAST else ""
+def _aligned(closing: float, error: float) -> str:
+    past = ", past the tilt" if has_passed(closing, error) else ""
     return f"aligned: {closing:.0%} of the way in reward{past}"
 
 

@@ -82,8 +82,8 @@ _FIGURES = {
         "distance to the reference",
         "Fréchet distance between the aligned model's images and the reference's, per prompt, in "
         "32 principal components of the pooled pixels; 0 for the same distribution. The exact "
-        "tilt's own distance is what beta asks for; much more is prior lost. It needs more images "
-        "of each prompt than components, and is a dash where there are fewer.",
+        "tilt's own distance is what beta asks for; much more is prior lost. It needs twice as "
+        "many images of each prompt as components, and is a dash where there are fewer.",
     ),
     "distance_to_tilt": (
         "distance to the exact tilt",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from rich.text import Text
 from nablaflow.evaluation.protocol import GUARD_BEST
 from nablaflow.metrics.catalog import METRICS
 from nablaflow.report.curves import LIGHT, Theme
+from nablaflow.report.digits import is_told, to_the_error
 
 _COLUMNS = 3  # panels, and columns of figures, a line
 _PAPER = "#ffffff"
@@ -31,10 +31,10 @@ def with_interval(figure: Mapping[str, float]) -> str:
     """
     value, low, high = (figure[key] for key in ("value", "low", "high"))
     half = (high - low) / 2
-    if not math.isfinite(half) or half <= 0:
+    if not is_told(half, value):
         return f"{value:.4g}"
-    decimals = max(0, 1 - math.floor(math.log10(half)))
-    return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    shown, *ends = to_the_error(half, value, low, high)
+    return f"{shown} [{', '.join(ends)}]"
 
 
 def protocol_table(protocol: Mapping[str, Any]) -> Group:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,6 +15,7 @@ from rich.text import Text
 from nablaflow.evaluation.budgets import is_ceiling
 from nablaflow.metrics.catalog import METRICS
 from nablaflow.metrics.tilt import MIN_EFFECTIVE_SAMPLE_SIZE
+from nablaflow.report.digits import is_told, to_the_error
 from nablaflow.report.words import the_way, warnings
 
 MISSING = "\N{EN DASH}"
@@ -57,10 +57,9 @@ def plus_minus(value: float | None, se: float | None) -> str:
     """
     if value is None:
         return MISSING
-    if not se or not math.isfinite(se):
+    if se is None or not is_told(se, value):
         return f"{value:.4g}"
-    decimals = max(0, 1 - math.floor(math.log10(se)))
-    return f"{value:.{decimals}f} ± {se:.{decimals}f}"
+    return " ± ".join(to_the_error(se, value, se))
 
 
 def rows(summary: Mapping[str, Any]) -> list[SummaryRow]:

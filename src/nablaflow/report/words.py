@@ -94,9 +94,14 @@ _SAID: dict[str, Callable[[float, float], str]] = {
 }
 
 
+def has_passed(closing: float, error: float) -> bool:
+    """Whether a share of the way is far past the tilt, and by more than chance: by two errors."""
+    return closing > PAST and closing - 2 * error > 1
+
+
 def the_way(closing: float, error: float) -> str:
     """How far the policy's mean reward is on the way from the reference's to the exact tilt's."""
-    if closing > PAST:
+    if has_passed(closing, error):
         return (
             f"The aligned model has passed the exact tilt: its mean reward is {closing:.0%} of the "
             f"way from the reference's to the tilt's (± {error:.0%}). It has more reward than beta "

@@ -5,9 +5,10 @@ The report's own rules, which a test holds these to; to load the report takes se
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
+
+from nablaflow.report.digits import is_told, to_the_error
 
 MISSING = "\N{EN DASH}"
 LABELS = {
@@ -35,10 +36,9 @@ def plus_minus(column: Any, key: str) -> str:
     value, se = found.get(key), found.get(f"{key}_se")
     if not isinstance(value, int | float):
         return MISSING
-    if not isinstance(se, int | float) or not se > 0:
+    if not isinstance(se, int | float) or not is_told(se, value):
         return f"{value:.4g}"
-    decimals = min(12, max(0, 1 - math.floor(math.log10(se))))
-    return f"{value:.{decimals}f} ± {se:.{decimals}f}"
+    return " ± ".join(to_the_error(se, value, se))
 
 
 def share(column: Any, key: str) -> str:
