@@ -30,9 +30,14 @@ from nablaflow.storage.files import (
     what_failed,
     write_whole,
 )
+from nablaflow.storage.lines import marks_of
+from nablaflow.storage.naming import KEY as NAMED
+from nablaflow.storage.naming import name_of
 from nablaflow.storage.run_folder import CHECKPOINTS
 
 MANIFEST, STATE = "progress.json", "state.pt"
+LINES = "lines"
+"""In the manifest: marks of the lines of metrics.jsonl; earlier versions have none."""
 _NAME = re.compile(r"(step|best)-(\d{6,})")
 _GROUP = re.compile(r"[a-z_]+")  # becomes a file's name, and may come from someone else's file
 
@@ -107,32 +112,6 @@ def best_folder(run: Path, update: int) -> Path:
     return run / CHECKPOINTS / f"best-{update:06d}"
 
 
-def guards_best(
-    run: Path, guard: Mapping[str, Any] | None, last: Mapping[str, Tensor]
-) -> tuple[Path, dict[str, Tensor]] | None:
-    """The checkpoint of the guard's best policy, and the policy.
-
-    Args:
-        guard: what the run's last checkpoint remembers of it; None without one.
-        last: the policy there.
-
-    Returns:
-        None where the run has no guard, that checkpoint is gone, or ``last`` is the same policy.
-
-    Raises:
-        DamagedCheckpoint: a file is damaged.
-    """
-    if not guard or not guard["best"]:
-        return None
-    folder = best_folder(run, guard["best"]["update"])
-    if not folder.is_dir():
-        return None
-    best = load_policy(folder)
-    # After a roll-back the two differ in their updates and not in their weights.
-    same = last.keys() == best.keys() and all(torch.equal(last[k], best[k]) for k in last)
-    return None if same else (folder, best)
-
-
 def save_best(run: Path, checkpoint: Checkpoint) -> Path:
     """Write the best checkpoint so far, which ``keep`` of the others does not touch.
 
@@ -164,7 +143,7 @@ def _remove(folder: Path) -> None:
 def _write_whole(final: Path, checkpoint: Checkpoint) -> None:
     partial = final.with_name(f"{PARTIAL}{final.name}")
     try:
-        _write(partial, checkpoint)
+        _write(partial, checkpoint, final.parents[1])
         put_in_place(partial, final)
     except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own kind
         remove_tree(partial)
@@ -178,7 +157,7 @@ def _write_whole(final: Path, checkpoint: Checkpoint) -> None:
         ) from error
 
 
-def _write(folder: Path, checkpoint: Checkpoint) -> None:
+def _write(folder: Path, checkpoint: Checkpoint, run: Path) -> None:
     remove_tree(folder)
     folder.mkdir(parents=True)
     for group, tensors in checkpoint.tensors.items():
@@ -192,6 +171,8 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         "seconds": checkpoint.seconds,
         "groups": sorted(checkpoint.tensors),
         "config": checkpoint.config,
+        NAMED: name_of(run),
+        LINES: marks_of(run, checkpoint.update),
         "files": {path.name: checksums.of_file(path) for path in sorted(folder.iterdir())},
     }
     write_whole(folder / MANIFEST, checksums.sealed(manifest))
@@ -245,7 +226,7 @@ def load_group(folder: Path, group: str) -> dict[str, Tensor]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What ``progress.json`` says, which agrees with its own checksum and the folder's name.
+    """What ``progress.json`` says: it agrees with its checksum, the folder's name, and the run's.
 
     Raises:
         DamagedCheckpoint: it does not.
@@ -258,6 +239,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     name = _NAME.fullmatch(folder.name)
     if name is not None and int(name[2]) != manifest["update"]:
         raise _damaged(folder, f"it holds update {manifest['update']}")
+    own, found = name_of(folder.parents[1]), manifest.get(NAMED)
+    if None not in (own, found) and own != found:
+        raise _damaged(folder, "it is of another run")
     return manifest
 
 
@@ -268,6 +252,8 @@ def _check_form(manifest: Mapping[str, Any]) -> None:
         isinstance(manifest["update"], int)
         and isinstance(manifest["seconds"], int | float)
         and isinstance(manifest["config"], str)
+        and isinstance(manifest.get(NAMED), str | None)
+        and isinstance(manifest.get(LINES, ""), str)
         and all(_GROUP.fullmatch(group) for group in groups)
         and "policy" in groups
         and set(manifest["files"]) == files

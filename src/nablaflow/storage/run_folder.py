@@ -26,10 +26,11 @@ INDEX = "model_index.json"  # of a pipeline in diffusers' form
 MODEL_KINDS = (".json", ".txt", ".model", ".safetensors")  # of the files that its parts are in
 CHECKSUMS = "nablaflow-checksums.json"  # of those
 CODE_FILES = "code.json"  # of the user's own, with their checksums
+NAME = "run.json"  # by which a run's checkpoints are told from another's
 LOG = "log.txt"  # what a terminal or a pipe is told of the work, line by line
 REPLACED, MOVING = ".replaced", ".replacing"
 
-_FILES = (CONFIG, METRICS, LOG, SUMMARY, REPORT, CURVES, POINTS, CELL, CODE_FILES)
+_FILES = (CONFIG, METRICS, LOG, SUMMARY, REPORT, CURVES, POINTS, CELL, CODE_FILES, NAME)
 _MODEL = (
     *(INDEX, CHECKSUMS, f"{PARTIAL}{CHECKSUMS}"),
     *(f"*/*{kind}" for kind in MODEL_KINDS),
