@@ -12,15 +12,15 @@ import pytest
 import nablaflow as nf
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.models.export import LORA_FILE
 from nablaflow.runs import align
 from nablaflow.runs.evaluate import evaluate_run
 from nablaflow.runs.export_card import summary_of
 from nablaflow.runs.policy import load_policy
-from nablaflow.storage.checkpoint import load_checkpoint, read_manifest
+from nablaflow.storage.checkpoint import load_checkpoint
+from nablaflow.storage.manifest import read_manifest
 from nablaflow.storage.naming import name_of
 from nablaflow.storage.records import read_records
-from nablaflow.storage.run_folder import NAME
+from nablaflow.storage.run_folder import LORA_FILE, NAME
 from nablaflow.storage.whole import last_whole
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
@@ -84,7 +84,9 @@ def test_a_checkpoint_of_another_run_is_not_used(
         load_policy(run, checkpoint="step-1")
     protocol = evaluate_run(run, 6, trusted=True)["protocol"]["rows"]
     assert [found["update"] for found in protocol if found["update"]] == [2]
-    assert "step-000001 cannot be used (it is of another run); it is left" in capsys.readouterr().err
+    assert (
+        "step-000001 cannot be used (it is of another run); it is left" in capsys.readouterr().err
+    )
     align.run(longer, resume=True)
     assert told in capsys.readouterr().err
     assert last_whole(run, load_checkpoint).update == 3

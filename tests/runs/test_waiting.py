@@ -92,9 +92,9 @@ def test_the_others_have_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert in_a_process(work, tmp_path / "said") == 130
     monkeypatch.setenv("RANK", "0")
     lost = RuntimeError("[gloo] Connection closed by peer")
-    with pytest.raises(Interrupted, match="process 1 of this launch ended: stopped"):
-        with ending_together():
-            raise lost
+    told = "process 1 of this launch ended: stopped"
+    with pytest.raises(Interrupted, match=told), ending_together():
+        raise lost
 
 
 def test_the_first_while_it_trains_only_asks() -> None:

@@ -11,15 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nablaflow.errors import UserError
-from nablaflow.models.export import LORA_FILE
 from nablaflow.storage import checksums
-from nablaflow.storage.checkpoint import (
-    DamagedCheckpoint,
-    list_checkpoints,
-    read_manifest,
-    update_of,
-)
-from nablaflow.storage.run_folder import CHECKSUMS, SUMMARY
+from nablaflow.storage.manifest import DamagedCheckpoint, list_checkpoints, read_manifest, update_of
+from nablaflow.storage.run_folder import CHECKSUMS, LORA_FILE, SUMMARY
 
 FILES = "files"
 """In summary.json: names of files to their SHA-256; runs of an earlier version have none."""

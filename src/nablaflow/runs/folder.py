@@ -13,8 +13,8 @@ from nablaflow.errors import UserError
 from nablaflow.runs.saved_config import check_same
 from nablaflow.runs.trust import paths_read
 from nablaflow.storage.files import folder_fault, write_whole
-from nablaflow.storage.known import name_in
 from nablaflow.storage.lock import check_free, held, sign_launch
+from nablaflow.storage.manifest import name_in
 from nablaflow.storage.naming import keep_name
 from nablaflow.storage.run_folder import (
     CONFIG,

@@ -1,15 +1,13 @@
 """Checkpoints: everything an exact continuation needs, written whole or not at all.
 
-`progress.json` is the manifest: the update, the run's configuration, and the SHA-256 of each file,
-its own included. What does not agree with it to the bit is never used.
+What does not agree with its manifest, to the bit, is never used.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,22 +22,26 @@ from nablaflow.storage import checksums
 from nablaflow.storage.files import (
     PARTIAL,
     put_in_place,
-    read_text,
     remove_tree,
     system_says,
     what_failed,
     write_whole,
 )
 from nablaflow.storage.lines import marks_of
-from nablaflow.storage.naming import KEY as NAMED
+from nablaflow.storage.manifest import (
+    LINES,
+    MANIFEST,
+    NAMED,
+    STATE,
+    DamagedCheckpoint,
+    damaged,
+    in_order,
+    list_checkpoints,
+    read_manifest,
+    update_of,
+)
 from nablaflow.storage.naming import name_of
 from nablaflow.storage.run_folder import CHECKPOINTS
-
-MANIFEST, STATE = "progress.json", "state.pt"
-LINES = "lines"
-"""In the manifest: marks of the lines of metrics.jsonl; earlier versions have none."""
-_NAME = re.compile(r"(step|best)-(\d{6,})")
-_GROUP = re.compile(r"[a-z_]+")  # becomes a file's name, and may come from someone else's file
 
 
 @dataclass(frozen=True)
@@ -62,32 +64,8 @@ class Checkpoint:
     config: str = ""
 
 
-class DamagedCheckpoint(UserError):
-    """A checkpoint that is not what was written, or that holds a policy of no use."""
-
-
 def _name(update: int) -> str:
     return f"step-{update:06d}"
-
-
-def update_of(folder: Path) -> int:
-    """How many updates a checkpoint has behind it, by its folder's name.
-
-    >>> update_of(Path("step-000050"))
-    50
-    """
-    name = _NAME.fullmatch(folder.name)
-    assert name is not None
-    return int(name[2])
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first; `whole` says whether one is undamaged."""
-    return _in_order((run / CHECKPOINTS).glob("step-*"))
-
-
-def _in_order(folders: Iterable[Path]) -> list[Path]:
-    return sorted((path for path in folders if _NAME.fullmatch(path.name)), key=update_of)
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -126,7 +104,7 @@ def save_best(run: Path, checkpoint: Checkpoint) -> Path:
 def _prune_best(run: Path) -> None:
     """Remove those that no kept checkpoint has for its best: a newer one was there before it."""
     oldest = update_of(list_checkpoints(run)[0])
-    best = _in_order((run / CHECKPOINTS).glob("best-*"))
+    best = in_order((run / CHECKPOINTS).glob("best-*"))
     for old, newer in itertools.pairwise(best):
         if update_of(newer) <= oldest:
             _remove(old)
@@ -196,7 +174,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except DamagedCheckpoint:
         raise
     except Exception as error:  # each library has its own kind for a damaged file
-        raise _damaged(folder, type(error).__name__) from error
+        raise damaged(folder, type(error).__name__) from error
     for group, own in tensors.items():
         _check_finite(folder, group, own)
     return Checkpoint(manifest["update"], manifest["seconds"], tensors, state, manifest["config"])
@@ -215,65 +193,22 @@ def load_group(folder: Path, group: str) -> dict[str, Tensor]:
     """
     manifest, name = read_manifest(folder), f"{group}.safetensors"
     if name not in manifest["files"]:
-        raise _damaged(folder, f"it has no {name}")
+        raise damaged(folder, f"it has no {name}")
     try:
         _check_file(folder, name, manifest)
         found = load_file(folder / name)
     except (OSError, SafetensorError) as error:
-        raise _damaged(folder, f"{name}: {type(error).__name__}") from error
+        raise damaged(folder, f"{name}: {type(error).__name__}") from error
     _check_finite(folder, group, found)
     return found
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What ``progress.json`` says: it agrees with its checksum, the folder's name, and the run's.
-
-    Raises:
-        DamagedCheckpoint: it does not.
-    """
-    try:
-        manifest = checksums.unseal(read_text(folder / MANIFEST))
-        _check_form(manifest)
-    except Exception as error:  # of a file that may hold anything
-        raise _damaged(folder, f"{MANIFEST}: {type(error).__name__}") from error
-    name = _NAME.fullmatch(folder.name)
-    if name is not None and int(name[2]) != manifest["update"]:
-        raise _damaged(folder, f"it holds update {manifest['update']}")
-    own, found = name_of(folder.parents[1]), manifest.get(NAMED)
-    if None not in (own, found) and own != found:
-        raise _damaged(folder, "it is of another run")
-    return manifest
-
-
-def _check_form(manifest: Mapping[str, Any]) -> None:
-    groups = manifest["groups"]
-    files = {STATE, *(f"{group}.safetensors" for group in groups)}
-    fit = (
-        isinstance(manifest["update"], int)
-        and isinstance(manifest["seconds"], int | float)
-        and isinstance(manifest["config"], str)
-        and isinstance(manifest.get(NAMED), str | None)
-        and isinstance(manifest.get(LINES, ""), str)
-        and all(_GROUP.fullmatch(group) for group in groups)
-        and "policy" in groups
-        and set(manifest["files"]) == files
-    )
-    if not fit:
-        raise ValueError("not a manifest")
-
-
 def _check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> None:
     if checksums.of_file(folder / name) != manifest["files"][name]:
-        raise _damaged(folder, f"{name} is not what was written")
+        raise damaged(folder, f"{name} is not what was written")
 
 
 def _check_finite(folder: Path, group: str, tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise _damaged(folder, f"{group}: {name} is not finite")
-
-
-def _damaged(folder: Path, what: str) -> DamagedCheckpoint:
-    return DamagedCheckpoint(
-        f"{folder} cannot be used ({what}); remove it to go on from the checkpoint before"
-    )
+            raise damaged(folder, f"{group}: {name} is not finite")

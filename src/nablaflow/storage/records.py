@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nablaflow.storage.files import append_line, sync, write_whole
-from nablaflow.storage.known import known_lines
-from nablaflow.storage.lines import LENGTH, Record, in_order, is_own, lines_of
+from nablaflow.storage.lines import Record, in_order, lines_of
+from nablaflow.storage.manifest import known_lines
 from nablaflow.storage.run_folder import METRICS
 
 __all__ = ["Record", "append_record", "complete_record", "drop_records_after", "read_records"]
@@ -51,10 +51,16 @@ def read_records(run: Path, *, aloud: bool = True) -> list[Record]:
     Args:
         aloud: whether it is said on stderr where the file is not as a run writes it.
     """
-    found = _read(run)
-    if aloud and (faults := found.faults(max([found.known, *found.updates]))):
+    found, faults = records_and_faults(run)
+    if aloud and faults:
         print(f"{run / METRICS} is damaged: {faults}", file=sys.stderr)
-    return in_order(found.lines)
+    return found
+
+
+def records_and_faults(run: Path) -> tuple[list[Record], str]:
+    """What `read_records` finds, and how the file is not as a run writes it; empty: nowise."""
+    found = _read(run)
+    return in_order(found.lines), found.faults(max([found.known, *found.updates]))
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,8 @@ def _read(run: Path, most: int | None = None) -> _Lines:
         if (now := known_lines(run, most)) == marks:
             break
         marks = now
-    own = [line if line is None or is_own(line, marks) else None for line in found]
-    return _Lines(own, own.count(None) - found.count(None), len(marks) // LENGTH)
+    own = [line if line is None or marks.are_of(line) else None for line in found]
+    return _Lines(own, own.count(None) - found.count(None), marks.last if marks.text else 0)
 
 
 def drop_records_after(run: Path, update: int) -> None:

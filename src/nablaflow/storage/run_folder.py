@@ -36,7 +36,7 @@ _MODEL = (
     *(f"*/*{kind}" for kind in MODEL_KINDS),
 )
 _MANIFEST = "progress.json"
-_LORA = "pytorch_lora_weights.safetensors"
+LORA_FILE = "pytorch_lora_weights.safetensors"  # in diffusers' form
 _CONTENT = {
     "": (*_FILES, *(f"{PARTIAL}{name}" for name in _FILES)),
     f"{SAMPLES}/": ("step-*.png", "before_after.png", f"{PARTIAL}*.png"),
@@ -48,7 +48,7 @@ _CONTENT = {
         for folder in ("step-*", "best-*", "damaged-*", f"{PARTIAL}*")
     },
     **{
-        f"{place}{beside}lora/": (_LORA, f"{PARTIAL}{_LORA}")
+        f"{place}{beside}lora/": (LORA_FILE, f"{PARTIAL}{LORA_FILE}")
         for place in ("", f"{AVERAGE}/")
         for beside in ("", PARTIAL, f"{PARTIAL}old-")
     },

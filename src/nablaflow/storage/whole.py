@@ -18,17 +18,10 @@ import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError
-from nablaflow.storage.checkpoint import (
-    Checkpoint,
-    DamagedCheckpoint,
-    best_folder,
-    list_checkpoints,
-    load_checkpoint,
-    load_policy,
-    update_of,
-)
+from nablaflow.storage.checkpoint import Checkpoint, best_folder, load_checkpoint, load_policy
 from nablaflow.storage.files import remove_tree
 from nablaflow.storage.lock import is_held
+from nablaflow.storage.manifest import DamagedCheckpoint, list_checkpoints, update_of
 from nablaflow.storage.run_folder import CHECKPOINTS, NAME
 
 Found = TypeVar("Found")
