@@ -24,6 +24,7 @@ from nablaflow.storage.run_folder import LORA_FILE, NAME
 from nablaflow.storage.whole import last_whole
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
+OWN = ("files", "sha256")
 MakeConfig = Callable[..., Config]
 
 
@@ -34,6 +35,16 @@ def two(make_config: MakeConfig, tmp_path: Path) -> tuple[Path, Path]:
         more = (f"seed={seed}", f"output_dir={tmp_path}/{seed}", "training.updates=1")
         align.run(make_config(*more, "evaluation.bank=0", "evaluation.n=6"))
     return tmp_path / "0", tmp_path / "1"
+
+
+def test_a_digit_of_the_figures(two: tuple[Path, Path]) -> None:
+    run, _ = two
+    summary = json.loads((run / "summary.json").read_text())
+    summary["policy"]["reward_mean"] += 1e-9
+    (run / "summary.json").write_text(json.dumps(summary))
+    for read in (nf.Run.open, lambda run: summary_of(run, 1)):
+        with pytest.raises(UserError, match=r"summary.json is damaged .its checksum is of other"):
+            read(run)
 
 
 def test_of_another_run(two: tuple[Path, Path]) -> None:
@@ -49,7 +60,7 @@ def test_of_another_run(two: tuple[Path, Path]) -> None:
         nf.Run.open(run)
     with pytest.raises(UserError, match=told):
         summary_of(run, 1)
-    earlier = {name: value for name, value in json.loads(own).items() if name != "files"}
+    earlier = {name: value for name, value in json.loads(own).items() if name not in OWN}
     (run / "summary.json").write_text(json.dumps(earlier))  # of an earlier version
     nf.Run.open(run).pipeline()
     assert summary_of(run, 1) == earlier

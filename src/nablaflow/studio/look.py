@@ -162,8 +162,8 @@ def _summary(folder: Path, faults: list[str]) -> Mapping[str, Any]:
         check_figures(folder, found)
     except UserError:
         faults.append(
-            f"{SUMMARY} is of another run's policy, and its figures are left out; train the run "
-            "with --resume to measure it."
+            f"{SUMMARY} is damaged or of another run's policy, and its figures are left out; train "
+            "the run with --resume to measure it."
         )
         return {}
     columns = {key: found.get(key) for key in COLUMNS}
