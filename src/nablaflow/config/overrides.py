@@ -203,8 +203,8 @@ _OVERRIDE = re.compile(r"\s*(?P<key>\w+(\.\w+)*)\s*=(?P<value>.*)", re.DOTALL)
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     """``optimizer.learning_rate=1e-3`` as ``(("optimizer", "learning_rate"), 0.001)``.
 
-    Nothing after the sign is the empty text; ``null`` is none. Text that is not in quotes is what it
-    is, a number sign after a space and a line's end included, of which a recipe would make less.
+    Nothing after the sign is the empty text; ``null`` is none. Text that is not in quotes is as it
+    stands: what follows " #" would be a comment in a recipe, and a line's end a space.
     """
     match = _OVERRIDE.fullmatch(text)
     if match is None:
