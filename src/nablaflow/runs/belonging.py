@@ -18,7 +18,8 @@ from nablaflow.storage.run_folder import CHECKSUMS, LORA_FILE, SUMMARY
 
 FILES = "files"
 """In summary.json: names of files to their SHA-256; runs of an earlier version have none."""
-_OWN = "sha256"  # of all else in summary.json
+_OWN = "sha256"  # of summary.json, the same for the same run on another day
+_OF_THE_DAY = (_OWN, "seconds", "training_seconds", "peak_rss_mb")
 _POLICY = "policy.safetensors"
 _SAVED = (LORA_FILE, CHECKSUMS)  # of a whole model the list, which has the checksums of all else
 
@@ -29,7 +30,7 @@ def with_checksum(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checksum(summary: Mapping[str, Any]) -> str:
-    others = {name: value for name, value in summary.items() if name != _OWN}
+    others = {name: value for name, value in summary.items() if name not in _OF_THE_DAY}
     try:
         plain = json.loads(json.dumps(others))  # as it is read again
         return checksums.of_bytes(json.dumps(plain, sort_keys=True).encode())
