@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from nablaflow.storage.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
+from nablaflow.storage.checkpoint import Checkpoint, save_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
 
 SIZES = {"2.4 MB": 20_000, "48 MB": 400_000}  # numbers in each of 30 tensors
 REPEATS = 15

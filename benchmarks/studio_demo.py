@@ -266,7 +266,8 @@ def scored(run: Path) -> tuple[Any, Any]:
     from nablaflow.runs.accelerator import fresh_accelerator
     from nablaflow.runs.saved_config import load_run_config
     from nablaflow.runs.setup import prepare
-    from nablaflow.storage.checkpoint import list_checkpoints, load_policy
+    from nablaflow.storage.checkpoint import load_policy
+    from nablaflow.storage.manifest import list_checkpoints
 
     config, last = load_run_config(run, ["guard=null"]), list_checkpoints(run)[-1]
     batch, size = config.evaluation.batch, config.evaluation.bank

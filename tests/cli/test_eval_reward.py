@@ -14,7 +14,8 @@ from click.testing import Result
 from nablaflow.evaluation.protocol import carry_out
 from nablaflow.rewards import NamedReward
 from nablaflow.runs import evaluate
-from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import load_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 

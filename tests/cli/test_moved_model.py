@@ -15,9 +15,9 @@ import nablaflow as nf
 from nablaflow.config.overrides import load_config
 from nablaflow.config.parse import parse_config
 from nablaflow.errors import UserError
-from nablaflow.models.export import LORA_FILE
 from nablaflow.models.file_mark import PIECES, SIZE, mark_of_files
 from nablaflow.runs.pretrained import load_pretrained, reference_of, with_mark
+from nablaflow.storage.run_folder import LORA_FILE
 from tests.cli.conftest import Cli
 from tests.support.cli_runs import READERS, train
 

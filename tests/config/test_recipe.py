@@ -84,6 +84,11 @@ def test_later_layers_win(tmp_path):
         ("a.b=5.", 5.0),
         ("a.b=.5", 0.5),
         ("a.b=-.inf", -math.inf),
+        ("a.b=runs/mine #2", "runs/mine #2"),
+        ("a.b=#2", "#2"),
+        ("a.b=two\nlines", "two\nlines"),
+        ("a.b='quoted' # and told", "quoted"),
+        ("a.b=3 # and told", 3),
     ],
 )
 def test_override_values_are_yaml(text, value):

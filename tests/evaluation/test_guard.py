@@ -18,13 +18,8 @@ from nablaflow.metrics.diversity import diversity
 from nablaflow.models import DiffusionModel
 from nablaflow.runs import align
 from nablaflow.runs.setup import Parts
-from nablaflow.storage.checkpoint import (
-    Checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    save_best,
-    save_checkpoint,
-)
+from nablaflow.storage.checkpoint import Checkpoint, load_checkpoint, save_best, save_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.records import read_records
 
 pytestmark = pytest.mark.usefixtures("lean_runs")

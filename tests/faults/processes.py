@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from nablaflow.__main__ import main
-from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import load_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.records import read_records
 
 TIMES = ("seconds", "training_seconds", "peak_rss_mb")

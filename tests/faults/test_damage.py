@@ -13,7 +13,8 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.runs.run import Run
 from nablaflow.runs.saved_config import load_run_config
-from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import load_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.records import read_records
 from nablaflow.storage.whole import last_whole
 from tests.faults.conftest import SHORT, one_line

@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result
 
 from nablaflow.runs import finish
-from nablaflow.storage.checkpoint import list_checkpoints
+from nablaflow.storage.manifest import list_checkpoints
 from tests.faults.conftest import SHORT
 
 pytestmark = pytest.mark.usefixtures("lean_runs")

@@ -15,7 +15,7 @@ from nablaflow.config.parse import parse_config
 from nablaflow.config.recipe import Config
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.setup import prepare
-from nablaflow.storage.checkpoint import list_checkpoints
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.training.stepper import Record
 from tests.faults.conftest import SHORT
 

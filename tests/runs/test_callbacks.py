@@ -12,7 +12,7 @@ import pytest
 from nablaflow.errors import UserError
 from nablaflow.runs import align
 from nablaflow.runs.callback import Callback
-from nablaflow.storage.checkpoint import list_checkpoints
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.records import read_records
 from tests.support.tiny_run import MakeConfig
 

@@ -15,7 +15,8 @@ from nablaflow.models.adapters import trainable_state
 from nablaflow.runs import align
 from nablaflow.runs.sample import sample_to_folder
 from nablaflow.runs.setup import Parts
-from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import load_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
 from tests.support.pipelines import render
 from tests.support.run_folders import records
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from torch.distributed import FileStore
 
 from nablaflow.config.settings import TrainingSettings
+from nablaflow.runs import meeting, waiting
 from nablaflow.runs.accelerator import fresh_accelerator, make_accelerator
-from nablaflow.runs.stopping import STOPS, Stop, stopped_by_signals, stopping
+from nablaflow.runs.ending import ending_together
+from nablaflow.runs.stopping import STOPS, Interrupted, Stop, stopped_by_signals, stopping
 from nablaflow.runs.waiting import heard_while_waiting, waits_for_others
 from tests.faults.processes import in_a_process
 from tests.support.forked import place
@@ -68,6 +72,29 @@ def test_one_that_waits_is_ended(
     said = tmp_path / "said"
     assert ended(numbers, wait, said) == 130, said.read_text()
     assert said.read_text().count("nablaflow: ") == said.read_text().count(": stopped\n") == 1
+
+
+def test_the_others_have_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits inside torch when the signal comes, after all have met."""
+    store = FileStore(str(tmp_path / "store"), 2)
+    monkeypatch.setattr(meeting, "_met", [store])
+    monkeypatch.setattr(waiting, "waits_for_others", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+
+    def work() -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(LONG)
+        with stopped_by_signals(), heard_while_waiting():
+            os.write(signal.set_wakeup_fd(-1), bytes([signal.SIGTERM]))
+            threading.Event().wait()
+
+    assert in_a_process(work, tmp_path / "said") == 130
+    monkeypatch.setenv("RANK", "0")
+    lost = RuntimeError("[gloo] Connection closed by peer")
+    told = "process 1 of this launch ended: stopped"
+    with pytest.raises(Interrupted, match=told), ending_together():
+        raise lost
 
 
 def test_the_first_while_it_trains_only_asks() -> None:

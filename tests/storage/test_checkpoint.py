@@ -15,15 +15,9 @@ import torch
 
 from nablaflow.errors import UserError
 from nablaflow.storage import checksums
-from nablaflow.storage.checkpoint import (
-    Checkpoint,
-    DamagedCheckpoint,
-    list_checkpoints,
-    load_checkpoint,
-    load_policy,
-    save_checkpoint,
-)
+from nablaflow.storage.checkpoint import Checkpoint, load_checkpoint, load_policy, save_checkpoint
 from nablaflow.storage.lock import held
+from nablaflow.storage.manifest import DamagedCheckpoint, list_checkpoints
 from nablaflow.storage.whole import (
     checkpoint_to_resume,
     last_whole,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from nablaflow.storage import checksums
 from nablaflow.storage.checkpoint import Checkpoint, save_checkpoint
-from nablaflow.storage.files import append_line, read_text, write_whole
+from nablaflow.storage.files import append_line, folder_fault, read_text, write_whole
 from nablaflow.storage.header import in_order, is_whole, put_in_order
 
 
@@ -154,3 +154,22 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
         write_whole(tmp_path / "report.html", "text")
     assert raised.value.filename == str(tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_a_checkpoint_is_for_whom_the_users_files_are(tmp_path: Path, umask: int):
+    """Those who may read a run's other files may read its weights, and nobody else."""
+    before = os.umask(umask)
+    try:
+        tensors = {"policy": {"w": torch.zeros(1)}}
+        folder = save_checkpoint(tmp_path, Checkpoint(1, 0.0, tensors, {}), keep=1)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~umask}
+
+
+def test_a_link_to_nothing_is_no_folder(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert "a link to what is not there" in (folder_fault(tmp_path / "link") or "")
+    (tmp_path / "gone").mkdir()
+    assert folder_fault(tmp_path / "link") is None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nablaflow.storage import lines
 from nablaflow.storage.records import append_record, drop_records_after, read_records
 
 
@@ -94,3 +95,15 @@ def test_a_reader_is_told_of_lines_that_are_missing(
     path.write_text("\n".join([lines[0], "{", lines[3]]) + "\n")
     assert len(read_records(tmp_path)) == 2
     assert "lines of 2 updates are missing" in capsys.readouterr().err
+
+
+def test_marks_are_of_the_newest_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path, 3)
+    own = {"update": 3, "reward_mean": 0.5}
+    for most, known in ((2, [2, 3]), (5, [1, 2, 3])):
+        monkeypatch.setattr(lines, "MOST", most)
+        marks = lines.Marks(lines.marks_of(tmp_path, 3), 3)
+        changed = [{**own, "update": update, "reward_mean": 0.6} for update in (1, 2, 3, 4)]
+        assert [line["update"] for line in changed if not marks.are_of(line)] == known
+        assert all(marks.are_of({**own, "update": update}) for update in (-1, 0, 1, 2, 3))
+        assert marks.are_of({**own, "guard_kl": 0.1}), "it may come later"

@@ -7,10 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
 from nablaflow.report.table import plus_minus as as_the_report
+from nablaflow.storage import checksums
+from nablaflow.storage.checkpoint import Checkpoint, save_checkpoint
 from nablaflow.storage.lock import held
 from nablaflow.studio.figures import plus_minus
 from nablaflow.studio.folders import address, image_address
@@ -204,3 +207,23 @@ def test_words_are_one_click_away(client: TestClient, run: Path):
     assert {"diversity", "distance_to_tilt", "closing", "reward"} <= linked
     for word in linked:
         assert f'id="{word}"' in words
+
+
+def test_what_another_run_wrote_is_not_shown(client: TestClient, site: Site) -> None:
+    """Figures of another policy than the checkpoint's, and lines that the run did not write."""
+    run = make_finished(site.root, "mixed")
+    tensors = {"policy": {"w": torch.zeros(1)}}
+    folder = save_checkpoint(run, Checkpoint(3, 1.0, tensors, {}), keep=1)
+    own = checksums.of_file(folder / "policy.safetensors")
+    summary = json.loads((run / "summary.json").read_text()) | {"updates": 3}
+    for mark, figures in ((own, True), ("0" * 64, False)):
+        files = {"files": {"policy.safetensors": mark}}
+        (run / "summary.json").write_text(json.dumps(summary | files))
+        for path in ("/", f"/run/{address(run)}"):
+            page = client.get(path).text
+            assert ("86 ± 2 %" in page) is figures
+            assert ("another run&#39;s policy" in page) is not figures
+    lines = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(lines.replace("0.2", "0.3"))
+    told = "lines of 1 updates are missing, 1 that are there are not what this run wrote"
+    assert told in client.get(f"/run/{address(run)}").text

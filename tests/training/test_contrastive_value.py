@@ -16,7 +16,8 @@ from nablaflow.errors import UserError
 from nablaflow.estimators import contrastive
 from nablaflow.runs import align
 from nablaflow.runs.setup import Parts
-from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import load_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.training import beginning
 from nablaflow.training.update import Update
 

@@ -19,7 +19,7 @@ from nablaflow.models import SamplerSettings
 from nablaflow.runs import align, evaluate, policy, setup
 from nablaflow.runs.setup import Parts
 from nablaflow.storage import checksums
-from nablaflow.storage.checkpoint import list_checkpoints
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.training import kernels
 
 pytestmark = pytest.mark.usefixtures("lean_runs")

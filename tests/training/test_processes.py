@@ -18,7 +18,8 @@ from nablaflow.config.overrides import dump_config
 from nablaflow.config.recipe import Config
 from nablaflow.diffusion import draw_transitions
 from nablaflow.runs.align import run
-from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import load_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.training.batches import RolloutPlan, Share
 from tests.support.run_folders import records
 

@@ -15,11 +15,8 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs import align
-from nablaflow.storage.checkpoint import (
-    Checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-)
+from nablaflow.storage.checkpoint import Checkpoint, load_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
 from tests.support.loras import stock_lora
 from tests.support.run_folders import records
 

@@ -16,12 +16,8 @@ from nablaflow.errors import UserError
 from nablaflow.runs import align, evaluate
 from nablaflow.runs.saved_config import load_run_config
 from nablaflow.runs.setup import Parts
-from nablaflow.storage.checkpoint import (
-    list_checkpoints,
-    load_checkpoint,
-    read_manifest,
-    save_checkpoint,
-)
+from nablaflow.storage.checkpoint import load_checkpoint, save_checkpoint
+from nablaflow.storage.manifest import list_checkpoints, read_manifest
 from nablaflow.storage.records import read_records
 from nablaflow.training import beginning
 

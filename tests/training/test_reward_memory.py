@@ -7,7 +7,8 @@ import torch
 
 from nablaflow.rewards import memory
 from nablaflow.runs import align
-from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import load_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
 from tests.support.run_folders import records
 
 pytestmark = pytest.mark.usefixtures("train_only")

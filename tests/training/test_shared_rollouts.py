@@ -16,7 +16,8 @@ from nablaflow.methods import ResidualNablaDB
 from nablaflow.rewards import memory
 from nablaflow.runs import align
 from nablaflow.runs.setup import Parts
-from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import load_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.records import read_records
 from nablaflow.training.batches import Share
 from nablaflow.training.loop import Trainer

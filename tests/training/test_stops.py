@@ -18,7 +18,8 @@ from nablaflow.methods import Losses, ResidualNablaDB
 from nablaflow.rewards import NamedReward, load
 from nablaflow.runs import align
 from nablaflow.runs.setup import Parts
-from nablaflow.storage.checkpoint import list_checkpoints, load_checkpoint
+from nablaflow.storage.checkpoint import load_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.training.stepper import MOST_SKIPPED
 
 pytestmark = pytest.mark.usefixtures("lean_runs")

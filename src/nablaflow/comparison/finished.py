@@ -27,7 +27,8 @@ from nablaflow.runs.pretrained import check_may_be_given, dtype_of
 from nablaflow.runs.saved_config import load_run_config
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
-from nablaflow.storage.checkpoint import list_checkpoints, load_policy, read_manifest
+from nablaflow.storage.checkpoint import load_policy
+from nablaflow.storage.manifest import list_checkpoints, read_manifest
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.storage.study import check_writable
 from nablaflow.storage.whole import each_whole, steady

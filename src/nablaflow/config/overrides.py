@@ -196,19 +196,23 @@ def _named_mapping(value: Any) -> Any:
 
 # --- overrides ------------------------------------------------------------------------------------
 
+_MARKED = ("'", '"', "|", ">", "!", "&", "*")  # how text begins that YAML is to read
 _OVERRIDE = re.compile(r"\s*(?P<key>\w+(\.\w+)*)\s*=(?P<value>.*)", re.DOTALL)
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     """``optimizer.learning_rate=1e-3`` as ``(("optimizer", "learning_rate"), 0.001)``.
 
-    Nothing after the sign is the empty text; ``null`` is none.
+    Nothing after the sign is the empty text; ``null`` is none. Text that is not in quotes is as it
+    stands: what follows " #" would be a comment in a recipe, and a line's end a space.
     """
     match = _OVERRIDE.fullmatch(text)
     if match is None:
         raise UserError(f"{text!r}: not a setting; write key=value, such as training.updates=100")
     value = match["value"].strip()
-    return tuple(match["key"].split(".")), read_yaml(value, match["key"]) if value else ""
+    found = read_yaml(value, match["key"]) if value else ""
+    plain = value.startswith("#") or (isinstance(found, str) and not value.startswith(_MARKED))
+    return tuple(match["key"].split(".")), value if plain else found
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> Values:

@@ -28,7 +28,8 @@ from nablaflow.evaluation.sampled import Sampled
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward, recall
-from nablaflow.storage.checkpoint import load_policy, update_of
+from nablaflow.storage.checkpoint import load_policy
+from nablaflow.storage.manifest import update_of
 from nablaflow.storage.whole import each_whole
 
 Policy = dict[str, Tensor]

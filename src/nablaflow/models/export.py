@@ -21,9 +21,8 @@ from nablaflow.models.source import ModelSource
 from nablaflow.quiet import quiet_libraries
 from nablaflow.storage.files import put_in_place, remove_tree, what_failed
 from nablaflow.storage.header import put_in_order
+from nablaflow.storage.run_folder import LORA_FILE
 from nablaflow.storage.written import write_checksums
-
-LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 
 
 def lora_layers(model: PipelineModel) -> dict[str, Tensor]:

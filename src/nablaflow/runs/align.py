@@ -41,8 +41,8 @@ from nablaflow.runs.stopping import (
     stopping,
 )
 from nablaflow.runs.trust import remember
-from nablaflow.storage.checkpoint import list_checkpoints
 from nablaflow.storage.files import append_line
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.records import append_record, complete_record, drop_records_after
 from nablaflow.storage.run_folder import LOG
 from nablaflow.storage.scratch import check_holds

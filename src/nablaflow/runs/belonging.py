@@ -1,30 +1,41 @@
 """Whether the figures and the saved policy in a run's folder are of this run's training.
 
 Each file there may be whole and come from another run. So the figures have the checksum of the
-policy's file in the checkpoint that they are of, and of what was saved beside them.
+policy's file in the checkpoint that they are of, of what was saved beside them, and their own.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nablaflow.errors import UserError
-from nablaflow.models.export import LORA_FILE
 from nablaflow.storage import checksums
-from nablaflow.storage.checkpoint import (
-    DamagedCheckpoint,
-    list_checkpoints,
-    read_manifest,
-    update_of,
-)
-from nablaflow.storage.run_folder import CHECKSUMS, SUMMARY
+from nablaflow.storage.manifest import DamagedCheckpoint, list_checkpoints, read_manifest, update_of
+from nablaflow.storage.run_folder import CHECKSUMS, LORA_FILE, SUMMARY
 
 FILES = "files"
 """In summary.json: names of files to their SHA-256; runs of an earlier version have none."""
+_OWN = "sha256"  # of summary.json, the same for the same run on another day
+_OF_THE_DAY = (_OWN, "seconds", "training_seconds", "peak_rss_mb")
 _POLICY = "policy.safetensors"
 _SAVED = (LORA_FILE, CHECKSUMS)  # of a whole model the list, which has the checksums of all else
+
+
+def with_checksum(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures as they are written, with a checksum of their own."""
+    return {**summary, _OWN: _checksum(summary)}
+
+
+def _checksum(summary: Mapping[str, Any]) -> str:
+    others = {name: value for name, value in summary.items() if name not in _OF_THE_DAY}
+    try:
+        plain = json.loads(json.dumps(others))  # as it is read again
+        return checksums.of_bytes(json.dumps(plain, sort_keys=True).encode())
+    except RecursionError:  # it may hold anything
+        return ""
 
 
 def files_of(run: Path, saved: Path, update: int) -> dict[str, str]:
@@ -41,11 +52,18 @@ def files_of(run: Path, saved: Path, update: int) -> dict[str, str]:
 
 
 def check_figures(run: Path, summary: Mapping[str, Any]) -> None:
-    """Refuse the figures of another run's policy; where its checkpoint is gone, nobody can tell.
+    """Refuse figures that were changed, or that are of another run's policy.
+
+    Where the checkpoint of its policy is gone, nobody can tell.
 
     Raises:
         UserError: they are that.
     """
+    if _OWN in summary and summary[_OWN] != _checksum(summary):  # earlier versions have none
+        raise UserError(
+            f"{run / SUMMARY} is damaged (its checksum is of other figures); train the run with "
+            "--resume to measure it again, or remove it"
+        )
     known, found = _known(summary).get(_POLICY), _policy_after(run, summary.get("updates"))
     if known is not None and found not in (None, known):
         raise UserError(

@@ -35,7 +35,7 @@ def ending_together() -> Iterator[None]:
         yield
     except BaseException as error:
         if not _is_of_another(error):
-            _tell(error)
+            tell(error)
             raise
         raise _told() from error
 
@@ -45,8 +45,8 @@ def _is_of_another(error: BaseException) -> bool:
     return isinstance(error, DistError) or (type(error) is RuntimeError and "gloo" in str(error))
 
 
-def _tell(error: BaseException) -> None:
-    """Leave it to the others, unless one of them was first."""
+def tell(error: BaseException) -> None:
+    """Leave to the others what ends this process, unless one of them was first."""
     store = last_meeting()
     if store is None:
         return

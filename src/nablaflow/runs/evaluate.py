@@ -35,10 +35,9 @@ from nablaflow.runs.pretrained import check_may_be_given
 from nablaflow.runs.saved_config import check_is_run, load_run_config
 from nablaflow.runs.setup import prepare
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
-from nablaflow.storage.checkpoint import guards_best
 from nablaflow.storage.files import folder_fault
 from nablaflow.storage.run_folder import CURVES
-from nablaflow.storage.whole import checkpoints_before, last_whole, steady
+from nablaflow.storage.whole import checkpoints_before, guards_best, last_whole, steady
 
 
 def evaluate_run(

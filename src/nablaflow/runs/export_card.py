@@ -13,7 +13,6 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.hub import is_local
 from nablaflow.models import ModelSource
-from nablaflow.models.export import LORA_FILE
 from nablaflow.models.file_mark import pinned
 from nablaflow.models.formats import KOHYA_FILE
 from nablaflow.models.from_hub import at_revision
@@ -23,7 +22,7 @@ from nablaflow.report.loading import base_lines, folder_lines, fusing
 from nablaflow.report.privacy import without_folders_in
 from nablaflow.runs.belonging import check_figures
 from nablaflow.runs.pretrained import fused_lora
-from nablaflow.storage.run_folder import SUMMARY
+from nablaflow.storage.run_folder import LORA_FILE, SUMMARY
 
 
 @dataclass(frozen=True)

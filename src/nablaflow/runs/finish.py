@@ -20,7 +20,7 @@ from nablaflow.report.meaning import About
 from nablaflow.report.pictures import before_after, save_picture
 from nablaflow.report.privacy import without_folders, without_folders_in
 from nablaflow.report.table import no_tilt
-from nablaflow.runs.belonging import FILES, files_of
+from nablaflow.runs.belonging import FILES, files_of, with_checksum
 from nablaflow.runs.pretrained import fused_lora
 from nablaflow.runs.run import LORA, Run
 from nablaflow.runs.setup import Parts
@@ -44,6 +44,7 @@ def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
             progress.say(said)
         summary = _summary(parts, folder, evaluation, time.perf_counter() - started)
         summary[FILES] = files_of(folder, saved, parts.trainer.update)
+        summary = with_checksum(summary)
         write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
         _write_pictures(parts, folder, evaluation, summary, saved)
         return summary

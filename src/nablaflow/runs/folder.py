@@ -14,6 +14,8 @@ from nablaflow.runs.saved_config import check_same
 from nablaflow.runs.trust import paths_read
 from nablaflow.storage.files import folder_fault, write_whole
 from nablaflow.storage.lock import check_free, held, sign_launch
+from nablaflow.storage.manifest import name_in
+from nablaflow.storage.naming import keep_name
 from nablaflow.storage.run_folder import (
     CONFIG,
     check_no_links,
@@ -126,3 +128,4 @@ def _begin(config: Config, *, resume: bool, overwrite: bool) -> None:
     if has_checkpoint(run):
         forget_replaced(run)
     write_whole(run / CONFIG, dump_config(config))
+    keep_name(run, name_in(run))

@@ -25,10 +25,10 @@ from nablaflow.runs.checks import check_count, check_decodes, image_bytes
 from nablaflow.runs.policy import load_policy
 from nablaflow.runs.sample import BATCH, image_name
 from nablaflow.runs.trust import THE_MODEL
-from nablaflow.storage.checkpoint import list_checkpoints
 from nablaflow.storage.checkpoint import load_policy as read_policy
 from nablaflow.storage.files import folder_fault, write_whole
 from nablaflow.storage.gallery import GALLERY, REFERENCE
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.whole import steady, whole_checkpoints
 from nablaflow.typing import Batch, Images
 

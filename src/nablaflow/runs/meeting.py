@@ -8,6 +8,7 @@ that is early finds the address of one that was killed.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -40,6 +41,7 @@ def meeting() -> Iterator[None]:
     Raises:
         UserError: so it is.
     """
+    _under_way.set()
     try:
         yield
     except DistError as error:
@@ -50,9 +52,17 @@ def meeting() -> Iterator[None]:
             f"others at {place} ({reason}); start all with one MASTER_ADDR and one MASTER_PORT "
             "that nothing else listens on (docs/scaling.md)"
         ) from error
+    finally:
+        _under_way.clear()
 
 
+_under_way = threading.Event()
 _met: list[Store] = []
+
+
+def have_met() -> bool:
+    """Whether words can be left now: who still waits for the others has the store to itself."""
+    return bool(_met) and not _under_way.is_set()
 
 
 def last_meeting() -> Store | None:

@@ -20,12 +20,8 @@ from nablaflow.runs.begun_with import as_begun
 from nablaflow.runs.pretrained import check_may_be_given, reference_of
 from nablaflow.runs.saved_config import load_run_config
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
-from nablaflow.storage.checkpoint import (
-    best_folder,
-    list_checkpoints,
-    load_checkpoint,
-    load_group,
-)
+from nablaflow.storage.checkpoint import best_folder, load_checkpoint, load_group
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.whole import last_whole
 from nablaflow.training.kernels import GROUP as KERNELS
 from nablaflow.training.kernels import load_kernels

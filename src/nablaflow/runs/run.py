@@ -16,7 +16,6 @@ from nablaflow.devices import is_dtype
 from nablaflow.errors import UserError, in_python, show
 from nablaflow.methods import Method
 from nablaflow.models import LivePipeline, load_pipeline
-from nablaflow.models.export import LORA_FILE
 from nablaflow.models.file_mark import is_of_files
 from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import NamedReward
@@ -32,7 +31,7 @@ from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_
 from nablaflow.storage.files import read_text
 from nablaflow.storage.header import is_whole
 from nablaflow.storage.records import read_records
-from nablaflow.storage.run_folder import REPORT, SUMMARY
+from nablaflow.storage.run_folder import LORA_FILE, REPORT, SUMMARY
 from nablaflow.surroundings import surrounded
 
 LORA, MODEL = "lora", "model"

@@ -16,7 +16,7 @@ from nablaflow.errors import UserError, printable
 from nablaflow.models.fused import SETTING as FUSED
 from nablaflow.runs.begun_with import MARKED, check_lora_stays, elsewhere, newly_marked, value_at
 from nablaflow.runs.trust import NeedsWord
-from nablaflow.storage.checkpoint import DamagedCheckpoint, list_checkpoints, read_manifest
+from nablaflow.storage.manifest import DamagedCheckpoint, list_checkpoints, read_manifest
 from nablaflow.storage.run_folder import CONFIG, MOVING, REPLACED
 
 # What may change when a run is resumed; all of `evaluation` may as well, but for what is held out.

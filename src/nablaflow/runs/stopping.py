@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nablaflow.errors import UserError
+from nablaflow.storage.manifest import list_checkpoints
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, what ends a program, and a terminal that is closed."""
@@ -128,8 +129,6 @@ def disk_full_is_the_users(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        from nablaflow.storage.checkpoint import list_checkpoints  # loads torch
-
         found = list_checkpoints(folder)
         left = f"{found[-1].name} is whole" if found else "there is no checkpoint yet"
         raise UserError(

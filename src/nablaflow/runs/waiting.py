@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from nablaflow.runs.ending import tell
+from nablaflow.runs.meeting import have_met
 from nablaflow.runs.stopping import STOPS, Stop
 
 _TORCH = "torch.distributed"
@@ -49,9 +51,19 @@ def heard_while_waiting() -> Iterator[None]:
 
 
 def _watch(reader: int) -> None:
+    told = False
     while (number := os.read(reader, 1)) != _OVER:
         if number[0] in STOPS and _ends(signal.getsignal(number[0])) and waits_for_others():
-            _end()
+            if told or not have_met():
+                _end()
+            told = True  # the next signal does not wait for whoever keeps the words
+            threading.Thread(target=_end_by_words, daemon=True).start()
+
+
+def _end_by_words() -> None:
+    """The others are told that this one was stopped, as they are where Python hears of it."""
+    tell(KeyboardInterrupt())
+    _end()
 
 
 def _ends(handler: Any) -> bool:

@@ -1,15 +1,13 @@
 """Checkpoints: everything an exact continuation needs, written whole or not at all.
 
-`progress.json` is the manifest: the update, the run's configuration, and the SHA-256 of each file,
-its own included. What does not agree with it to the bit is never used.
+What does not agree with its manifest, to the bit, is never used.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +22,26 @@ from nablaflow.storage import checksums
 from nablaflow.storage.files import (
     PARTIAL,
     put_in_place,
-    read_text,
     remove_tree,
     system_says,
     what_failed,
     write_whole,
 )
+from nablaflow.storage.lines import marks_of
+from nablaflow.storage.manifest import (
+    LINES,
+    MANIFEST,
+    NAMED,
+    STATE,
+    DamagedCheckpoint,
+    damaged,
+    in_order,
+    list_checkpoints,
+    read_manifest,
+    update_of,
+)
+from nablaflow.storage.naming import name_of
 from nablaflow.storage.run_folder import CHECKPOINTS
-
-MANIFEST, STATE = "progress.json", "state.pt"
-_NAME = re.compile(r"(step|best)-(\d{6,})")
-_GROUP = re.compile(r"[a-z_]+")  # becomes a file's name, and may come from someone else's file
 
 
 @dataclass(frozen=True)
@@ -57,32 +64,8 @@ class Checkpoint:
     config: str = ""
 
 
-class DamagedCheckpoint(UserError):
-    """A checkpoint that is not what was written, or that holds a policy of no use."""
-
-
 def _name(update: int) -> str:
     return f"step-{update:06d}"
-
-
-def update_of(folder: Path) -> int:
-    """How many updates a checkpoint has behind it, by its folder's name.
-
-    >>> update_of(Path("step-000050"))
-    50
-    """
-    name = _NAME.fullmatch(folder.name)
-    assert name is not None
-    return int(name[2])
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first; `whole` says whether one is undamaged."""
-    return _in_order((run / CHECKPOINTS).glob("step-*"))
-
-
-def _in_order(folders: Iterable[Path]) -> list[Path]:
-    return sorted((path for path in folders if _NAME.fullmatch(path.name)), key=update_of)
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -107,32 +90,6 @@ def best_folder(run: Path, update: int) -> Path:
     return run / CHECKPOINTS / f"best-{update:06d}"
 
 
-def guards_best(
-    run: Path, guard: Mapping[str, Any] | None, last: Mapping[str, Tensor]
-) -> tuple[Path, dict[str, Tensor]] | None:
-    """The checkpoint of the guard's best policy, and the policy.
-
-    Args:
-        guard: what the run's last checkpoint remembers of it; None without one.
-        last: the policy there.
-
-    Returns:
-        None where the run has no guard, that checkpoint is gone, or ``last`` is the same policy.
-
-    Raises:
-        DamagedCheckpoint: a file is damaged.
-    """
-    if not guard or not guard["best"]:
-        return None
-    folder = best_folder(run, guard["best"]["update"])
-    if not folder.is_dir():
-        return None
-    best = load_policy(folder)
-    # After a roll-back the two differ in their updates and not in their weights.
-    same = last.keys() == best.keys() and all(torch.equal(last[k], best[k]) for k in last)
-    return None if same else (folder, best)
-
-
 def save_best(run: Path, checkpoint: Checkpoint) -> Path:
     """Write the best checkpoint so far, which ``keep`` of the others does not touch.
 
@@ -147,7 +104,7 @@ def save_best(run: Path, checkpoint: Checkpoint) -> Path:
 def _prune_best(run: Path) -> None:
     """Remove those that no kept checkpoint has for its best: a newer one was there before it."""
     oldest = update_of(list_checkpoints(run)[0])
-    best = _in_order((run / CHECKPOINTS).glob("best-*"))
+    best = in_order((run / CHECKPOINTS).glob("best-*"))
     for old, newer in itertools.pairwise(best):
         if update_of(newer) <= oldest:
             _remove(old)
@@ -164,7 +121,7 @@ def _remove(folder: Path) -> None:
 def _write_whole(final: Path, checkpoint: Checkpoint) -> None:
     partial = final.with_name(f"{PARTIAL}{final.name}")
     try:
-        _write(partial, checkpoint)
+        _write(partial, checkpoint, final.parents[1])
         put_in_place(partial, final)
     except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own kind
         remove_tree(partial)
@@ -178,7 +135,7 @@ def _write_whole(final: Path, checkpoint: Checkpoint) -> None:
         ) from error
 
 
-def _write(folder: Path, checkpoint: Checkpoint) -> None:
+def _write(folder: Path, checkpoint: Checkpoint, run: Path) -> None:
     remove_tree(folder)
     folder.mkdir(parents=True)
     for group, tensors in checkpoint.tensors.items():
@@ -192,6 +149,8 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         "seconds": checkpoint.seconds,
         "groups": sorted(checkpoint.tensors),
         "config": checkpoint.config,
+        NAMED: name_of(run),
+        LINES: marks_of(run, checkpoint.update),
         "files": {path.name: checksums.of_file(path) for path in sorted(folder.iterdir())},
     }
     write_whole(folder / MANIFEST, checksums.sealed(manifest))
@@ -215,7 +174,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except DamagedCheckpoint:
         raise
     except Exception as error:  # each library has its own kind for a damaged file
-        raise _damaged(folder, type(error).__name__) from error
+        raise damaged(folder, type(error).__name__) from error
     for group, own in tensors.items():
         _check_finite(folder, group, own)
     return Checkpoint(manifest["update"], manifest["seconds"], tensors, state, manifest["config"])
@@ -234,60 +193,22 @@ def load_group(folder: Path, group: str) -> dict[str, Tensor]:
     """
     manifest, name = read_manifest(folder), f"{group}.safetensors"
     if name not in manifest["files"]:
-        raise _damaged(folder, f"it has no {name}")
+        raise damaged(folder, f"it has no {name}")
     try:
         _check_file(folder, name, manifest)
         found = load_file(folder / name)
     except (OSError, SafetensorError) as error:
-        raise _damaged(folder, f"{name}: {type(error).__name__}") from error
+        raise damaged(folder, f"{name}: {type(error).__name__}") from error
     _check_finite(folder, group, found)
     return found
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What ``progress.json`` says, which agrees with its own checksum and the folder's name.
-
-    Raises:
-        DamagedCheckpoint: it does not.
-    """
-    try:
-        manifest = checksums.unseal(read_text(folder / MANIFEST))
-        _check_form(manifest)
-    except Exception as error:  # of a file that may hold anything
-        raise _damaged(folder, f"{MANIFEST}: {type(error).__name__}") from error
-    name = _NAME.fullmatch(folder.name)
-    if name is not None and int(name[2]) != manifest["update"]:
-        raise _damaged(folder, f"it holds update {manifest['update']}")
-    return manifest
-
-
-def _check_form(manifest: Mapping[str, Any]) -> None:
-    groups = manifest["groups"]
-    files = {STATE, *(f"{group}.safetensors" for group in groups)}
-    fit = (
-        isinstance(manifest["update"], int)
-        and isinstance(manifest["seconds"], int | float)
-        and isinstance(manifest["config"], str)
-        and all(_GROUP.fullmatch(group) for group in groups)
-        and "policy" in groups
-        and set(manifest["files"]) == files
-    )
-    if not fit:
-        raise ValueError("not a manifest")
-
-
 def _check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> None:
     if checksums.of_file(folder / name) != manifest["files"][name]:
-        raise _damaged(folder, f"{name} is not what was written")
+        raise damaged(folder, f"{name} is not what was written")
 
 
 def _check_finite(folder: Path, group: str, tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise _damaged(folder, f"{group}: {name} is not finite")
-
-
-def _damaged(folder: Path, what: str) -> DamagedCheckpoint:
-    return DamagedCheckpoint(
-        f"{folder} cannot be used ({what}); remove it to go on from the checkpoint before"
-    )
+            raise damaged(folder, f"{group}: {name} is not finite")

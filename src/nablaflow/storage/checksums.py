@@ -7,10 +7,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PART = 1 << 20
 
@@ -47,6 +47,8 @@ def of_bytes(content: bytes) -> str:
 
 def of_tensors(tensors: Mapping[str, Tensor], about: Any = None) -> str:
     """SHA-256 of names, types, shapes and values, whatever their order, and of what JSON holds."""
+    import torch  # most checksums are of files, and looked at by who does not need it
+
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()

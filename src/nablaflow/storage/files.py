@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,6 +52,8 @@ def folder_fault(folder: Path) -> str | None:
         found = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     except (OSError, ValueError) as error:
         return f"no folder can have this name ({getattr(error, 'strerror', None) or error})"
+    if folder.is_symlink() and found != folder:
+        return f"cannot write {folder} (it is a link to what is not there)"
     if not found.is_dir():
         return f"cannot write {folder} ({found} is not a directory)"
     if not os.access(found, os.W_OK | os.X_OK):
@@ -114,8 +116,10 @@ def append_line(path: Path, line: str) -> None:
 
 def put_in_place(partial: Path, final: Path) -> None:
     """A folder that was written beside takes its name; what had the name is removed after that."""
+    mode = stat.S_IMODE(partial.stat().st_mode) & 0o666
     for folder, _, names in os.walk(partial):
         for name in names:
+            _open_to(Path(folder) / name, mode)
             sync(Path(folder) / name)
         sync(Path(folder))
     old = final.with_name(f"{PARTIAL}old-{final.name}")
@@ -125,6 +129,13 @@ def put_in_place(partial: Path, final: Path) -> None:
     os.replace(partial, final)
     sync(final.parent)
     remove_tree(old)
+
+
+def _open_to(path: Path, mode: int) -> None:
+    """Give a file the mode that the user's umask leaves any other: safetensors' is its own."""
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        with suppress(PermissionError):  # of a file system that has no modes
+            path.chmod(mode)
 
 
 def remove_tree(path: Path) -> None:

@@ -6,13 +6,15 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nablaflow.storage.files import append_line, sync, write_whole
+from nablaflow.storage.lines import Record, in_order, lines_of
+from nablaflow.storage.manifest import known_lines
 from nablaflow.storage.run_folder import METRICS
 
-Record = dict[str, Any]
+__all__ = ["Record", "append_record", "complete_record", "drop_records_after", "read_records"]
 
 
 def append_record(run: Path, record: Record) -> None:
@@ -44,65 +46,80 @@ def sync_records(run: Path) -> None:
 def read_records(run: Path, *, aloud: bool = True) -> list[Record]:
     """The objects in the order of their updates, the last line of each.
 
-    A line that is none, cut short by a crash or damaged, is left out.
+    A line that is none, cut short by a crash, damaged, or of another run is left out.
 
     Args:
         aloud: whether it is said on stderr where the file is not as a run writes it.
     """
-    lines = _lines(run)
-    updates = [record["update"] for record in lines if record is not None]
-    if aloud and (faults := _faults(lines, max(updates, default=0))):
+    found, faults = records_and_faults(run)
+    if aloud and faults:
         print(f"{run / METRICS} is damaged: {faults}", file=sys.stderr)
-    return _in_order(lines)
+    return found
 
 
-def _in_order(lines: Sequence[Record | None]) -> list[Record]:
-    last = {record["update"]: record for record in lines if record is not None}
-    return [last[update] for update in sorted(last)]
+def records_and_faults(run: Path) -> tuple[list[Record], str]:
+    """What `read_records` finds, and how the file is not as a run writes it; empty: nowise."""
+    found = _read(run)
+    return in_order(found.lines), found.faults(max([found.known, *found.updates]))
 
 
-def _faults(lines: Sequence[Record | None], last: int) -> str:
-    """How they differ from one line for each update, from the first to ``last``; empty: nowise."""
-    updates = [record["update"] for record in lines if record is not None]
-    once = sorted(set(updates))
-    lost, none = len(set(range(1, last + 1)) - set(once)), lines.count(None)
-    told = [f"lines of {lost} updates are missing"] if lost or none else []
-    if len(updates) > len(once):
-        more = len(updates) - len(once)
-        told.append(f"{more} too many, of which the last of an update counts")
-    if list(dict.fromkeys(updates)) != once:
-        told.append("out of order, and read by their updates")
-    return ", ".join(told)
+@dataclass(frozen=True)
+class _Lines:
+    """What metrics.jsonl holds.
+
+    Attributes:
+        lines: None for one that is damaged, or not this run's.
+        others: how many are not this run's, or were changed.
+        known: updates up to which a checkpoint knows them.
+    """
+
+    lines: Sequence[Record | None]
+    others: int
+    known: int
+
+    @property
+    def updates(self) -> list[int]:
+        return [record["update"] for record in self.lines if record is not None]
+
+    def faults(self, last: int) -> str:
+        """How they differ from one line for each update, from 1 to ``last``; empty: nowise."""
+        updates = self.updates
+        once = sorted(set(updates))
+        lost, none = len(set(range(1, last + 1)) - set(once)), self.lines.count(None)
+        told = [f"lines of {lost} updates are missing"] if lost or none else []
+        if self.others:
+            told.append(f"{self.others} that are there are not what this run wrote")
+        if len(updates) > len(once):
+            more = len(updates) - len(once)
+            told.append(f"{more} too many, of which the last of an update counts")
+        if list(dict.fromkeys(updates)) != once:
+            told.append("out of order, and read by their updates")
+        return ", ".join(told)
 
 
-def _lines(run: Path) -> list[Record | None]:
-    """What each line holds; None for a damaged one."""
-    path = run / METRICS
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # what comes after the last end is no whole line
-    return [_record(line) for line in lines if line]
+def _read(run: Path, most: int | None = None) -> _Lines:
+    """Marks and lines of one moment: another run may be taking the place of this one.
 
-
-def _record(line: bytes) -> Record | None:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    whole = isinstance(found, dict) and isinstance(found.get("update"), int)
-    return found if whole and all(_is_figure(value) for value in found.values()) else None
-
-
-def _is_figure(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and abs(value) <= sys.float_info.max)
+    Args:
+        most: updates up to which they are to be known.
+    """
+    marks = known_lines(run, most)
+    while True:
+        found = lines_of(run)
+        if (now := known_lines(run, most)) == marks:
+            break
+        marks = now
+    own = [line if line is None or marks.are_of(line) else None for line in found]
+    return _Lines(own, own.count(None) - found.count(None), marks.last if marks.text else 0)
 
 
 def drop_records_after(run: Path, update: int) -> None:
     """Forget the lines of updates that a resumed run will do again; damage is told, and mended."""
-    lines = [line for line in _lines(run) if line is None or line["update"] <= update]
-    if faults := _faults(lines, update):
+    found = _read(run, most=update)
+    lines = [line for line in found.lines if line is None or line["update"] <= update]
+    if faults := _Lines(lines, found.others, found.known).faults(update):
         print(
             f"{run / METRICS} is damaged: {faults}; the checkpoint is whole, and the run goes on",
             file=sys.stderr,
         )
-    _write(run, _in_order(lines))
+    _write(run, in_order(lines))

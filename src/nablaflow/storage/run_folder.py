@@ -26,16 +26,17 @@ INDEX = "model_index.json"  # of a pipeline in diffusers' form
 MODEL_KINDS = (".json", ".txt", ".model", ".safetensors")  # of the files that its parts are in
 CHECKSUMS = "nablaflow-checksums.json"  # of those
 CODE_FILES = "code.json"  # of the user's own, with their checksums
+NAME = "run.json"  # by which a run's checkpoints are told from another's
 LOG = "log.txt"  # what a terminal or a pipe is told of the work, line by line
 REPLACED, MOVING = ".replaced", ".replacing"
 
-_FILES = (CONFIG, METRICS, LOG, SUMMARY, REPORT, CURVES, POINTS, CELL, CODE_FILES)
+_FILES = (CONFIG, METRICS, LOG, SUMMARY, REPORT, CURVES, POINTS, CELL, CODE_FILES, NAME)
 _MODEL = (
     *(INDEX, CHECKSUMS, f"{PARTIAL}{CHECKSUMS}"),
     *(f"*/*{kind}" for kind in MODEL_KINDS),
 )
 _MANIFEST = "progress.json"
-_LORA = "pytorch_lora_weights.safetensors"
+LORA_FILE = "pytorch_lora_weights.safetensors"  # in diffusers' form
 _CONTENT = {
     "": (*_FILES, *(f"{PARTIAL}{name}" for name in _FILES)),
     f"{SAMPLES}/": ("step-*.png", "before_after.png", f"{PARTIAL}*.png"),
@@ -47,7 +48,7 @@ _CONTENT = {
         for folder in ("step-*", "best-*", "damaged-*", f"{PARTIAL}*")
     },
     **{
-        f"{place}{beside}lora/": (_LORA, f"{PARTIAL}{_LORA}")
+        f"{place}{beside}lora/": (LORA_FILE, f"{PARTIAL}{LORA_FILE}")
         for place in ("", f"{AVERAGE}/")
         for beside in ("", PARTIAL, f"{PARTIAL}old-")
     },

@@ -8,23 +8,21 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from nablaflow.errors import UserError
-from nablaflow.storage.checkpoint import (
-    Checkpoint,
-    DamagedCheckpoint,
-    list_checkpoints,
-    load_checkpoint,
-    update_of,
-)
+from nablaflow.storage.checkpoint import Checkpoint, best_folder, load_checkpoint, load_policy
 from nablaflow.storage.files import remove_tree
 from nablaflow.storage.lock import is_held
-from nablaflow.storage.run_folder import CHECKPOINTS
+from nablaflow.storage.manifest import DamagedCheckpoint, list_checkpoints, update_of
+from nablaflow.storage.run_folder import CHECKPOINTS, NAME
 
 Found = TypeVar("Found")
 _TRIES = 1000  # a run beside this reader may remove what was listed
@@ -106,6 +104,8 @@ def steady(run: Path) -> Iterator[Path]:
         for folder in sorted((run / CHECKPOINTS).glob("[sb]*-*")):
             with suppress(FileNotFoundError):  # removed meanwhile, so there is a newer one
                 shutil.copytree(folder, Path(place, CHECKPOINTS, folder.name), copy_function=_link)
+        with suppress(FileNotFoundError):  # of a run of an earlier version
+            _link(os.fspath(run / NAME), os.fspath(Path(place, NAME)))
         yield Path(place)
 
 
@@ -125,6 +125,32 @@ def checkpoint_to_resume(run: Path) -> Checkpoint | None:
         UserError: there are checkpoints, and none is whole.
     """
     return last_whole(run, load_checkpoint) if list_checkpoints(run) else None
+
+
+def guards_best(
+    run: Path, guard: Mapping[str, Any] | None, last: Mapping[str, Tensor]
+) -> tuple[Path, dict[str, Tensor]] | None:
+    """The checkpoint of the guard's best policy, and the policy.
+
+    Args:
+        guard: what the run's last checkpoint remembers of it; None without one.
+        last: the policy there.
+
+    Returns:
+        None where the run has no guard, that checkpoint is gone, or ``last`` is the same policy.
+
+    Raises:
+        DamagedCheckpoint: a file is damaged.
+    """
+    if not guard or not guard["best"]:
+        return None
+    folder = best_folder(run, guard["best"]["update"])
+    if not folder.is_dir():
+        return None
+    best = load_policy(folder)
+    # After a roll-back the two differ in their updates and not in their weights.
+    same = last.keys() == best.keys() and all(torch.equal(last[k], best[k]) for k in last)
+    return None if same else (folder, best)
 
 
 def retire_after(run: Path, update: int) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nablaflow.errors import UserError
+from nablaflow.runs.belonging import check_figures
 from nablaflow.storage.lock import is_held
-from nablaflow.storage.records import Record, read_records
+from nablaflow.storage.records import Record, records_and_faults
 from nablaflow.storage.run_folder import CONFIG, METRICS, SAMPLES, SUMMARY, has_checkpoint
 from nablaflow.studio.data import inside, json_of, number, numbers, text_of, yaml_of
 from nablaflow.studio.folders import shown_name
@@ -32,6 +33,7 @@ class Shown:
         config: text of config.yaml.
         summary: of summary.json, for what is there of it.
         sheets: pictures of samples during training, from the same noise, oldest first.
+        faults: sentences about what of the folder is not shown, since it is not what the run wrote.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Shown:
     summary: Mapping[str, Any]
     records: Sequence[Record]
     sheets: Sequence[Path]
+    faults: Sequence[str]
 
     @property
     def update(self) -> int:
@@ -84,14 +87,16 @@ class Shown:
 
 def look(folder: Path, root: Path) -> Shown:
     """Read a run folder; what is damaged or missing is left out."""
-    summary = _summary(folder / SUMMARY)
+    faults: list[str] = []
+    summary = _summary(folder, faults)
     return Shown(
         shown_name(folder, root),
         _state(folder, summary),
         text_of(folder / CONFIG),
         summary,
-        _records(folder),
+        _records(folder, faults),
         _sheets(folder),
+        faults,
     )
 
 
@@ -141,15 +146,26 @@ def _held(folder: Path) -> bool:
         return False
 
 
-def _records(folder: Path) -> list[Record]:
+def _records(folder: Path, faults: list[str]) -> list[Record]:
     try:
-        return [] if (folder / METRICS).is_symlink() else read_records(folder, aloud=False)
+        found, told = ([], "") if (folder / METRICS).is_symlink() else records_and_faults(folder)
     except OSError:
         return []
+    if told:
+        faults.append(f"{METRICS} is damaged: {told}.")
+    return found
 
 
-def _summary(path: Path) -> Mapping[str, Any]:
-    found = json_of(path)
+def _summary(folder: Path, faults: list[str]) -> Mapping[str, Any]:
+    found = json_of(folder / SUMMARY)
+    try:
+        check_figures(folder, found)
+    except UserError:
+        faults.append(
+            f"{SUMMARY} is damaged or of another run's policy, and its figures are left out; train "
+            "the run with --resume to measure it."
+        )
+        return {}
     columns = {key: found.get(key) for key in COLUMNS}
     whole = {key: value for key, value in columns.items() if isinstance(value, dict)}
     others = ((key, value) for key, value in found.items() if key not in COLUMNS)
