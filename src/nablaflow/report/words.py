@@ -99,16 +99,22 @@ def has_passed(closing: float, error: float) -> bool:
     return closing > PAST and closing - 2 * error > 1
 
 
+_LEADS_BACK = (
+    "use it at a strength below 1 (nablaflow eval RUN --strength 0.8, again for more, says which)"
+)
+
+
 def the_way(closing: float, error: float) -> str:
     """How far the policy's mean reward is on the way from the reference's to the exact tilt's."""
     if has_passed(closing, error):
         return (
             f"The aligned model has passed the exact tilt: its mean reward is {closing:.0%} of the "
             f"way from the reference's to the tilt's (± {error:.0%}). It has more reward than beta "
-            "asks for, at the cost of diversity and prior: train for fewer updates or with a lower "
-            "learning rate, or raise beta if so much reward is wanted."
+            f"asks for, at the cost of diversity and prior: {_LEADS_BACK}, train for fewer updates "
+            "or with a lower learning rate, or raise beta if so much reward is wanted."
         )
-    past = ", past it: more reward than beta asks for" if closing - 2 * error > 1 else ""
+    past = f", past it: more reward than beta asks for; {_LEADS_BACK}"
+    past = past if closing - 2 * error > 1 else ""
     return (
         f"The aligned model closes {closing:.0%} of the way from the reference's mean reward "
         f"to the exact tilt's (± {error:.0%}){past}."
