@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,18 +58,34 @@ def test_each_file_is_told_once_and_prompts_are_files_too(
     ]
 
 
-@pytest.mark.parametrize("content", ["[1]", "{", ""])
+def _another_bit(text: str) -> str:
+    return text.replace("mine.py", "line.py")  # one bit of the name
+
+
+@pytest.mark.parametrize("change", [lambda _: "[1]", lambda _: "{", lambda _: "", _another_bit])
 def test_where_it_is_not_known_it_is_not_taken_for_the_same(
-    cli: Cli, recipe: Path, here: Path, content: str
+    cli: Cli, recipe: Path, here: Path, change: Callable[[str], str]
 ) -> None:
     (here / "mine.py").write_text(REWARD.format(scale=1))
     given = ("train", recipe, f"reward={here}/mine.py:score")
     assert cli(*given, "training.updates=1").exit_code == 0
-    (here / "run" / "code.json").write_text(content)
+    kept = here / "run" / "code.json"
+    kept.write_text(change(kept.read_text()))
     done = cli(*given, "training.updates=2", "--resume")
     assert done.exit_code == 0, done.stderr
     assert "code.json: damaged, so whether" in done.stderr
     assert f"{here / 'mine.py'} is as before cannot be told" in done.stderr
+
+
+def test_an_earlier_versions_names_are_known(cli: Cli, recipe: Path, here: Path) -> None:
+    (here / "mine.py").write_text(REWARD.format(scale=1))
+    given = ("train", recipe, f"reward={here}/mine.py:score")
+    assert cli(*given, "training.updates=1").exit_code == 0
+    kept = here / "run" / "code.json"
+    kept.write_text(json.dumps(json.loads(kept.read_text())["files"]))
+    (here / "mine.py").write_text(REWARD.format(scale=2))
+    done = cli(*given, "training.updates=2", "--resume")
+    assert LINE.format(file=here / "mine.py", update=1) in done.stderr
 
 
 def test_weights_are_known_by_pieces_and_all_else_whole(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ mistake; that the figures before and after are of two functions, or of other pro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from nablaflow.storage.files import read_text, write_whole
 from nablaflow.storage.run_folder import CODE_FILES
 
 _PARTS = {*ALL} - {*THE_MODEL, "adapter.start"}  # whose checksums config.yaml has
+_FILES = "files"
 
 
 def told_of_code(config: Config, folder: Path, update: int) -> list[str]:
@@ -34,7 +34,7 @@ def told_of_code(config: Config, folder: Path, update: int) -> list[str]:
     if not now:
         return []
     told = _changes(kept, now, update) if kept.is_file() else []
-    write_whole(kept, json.dumps(now, indent=1))
+    write_whole(kept, checksums.sealed({_FILES: now}))
     return told
 
 
@@ -49,7 +49,8 @@ def marks(parts: Iterable[Reference]) -> dict[str, str | None]:
 
 def _changes(kept: Path, now: dict[str, str | None], update: int) -> list[str]:
     try:
-        before = dict(json.loads(read_text(kept)))
+        found = checksums.checked(read_text(kept))
+        before = dict(found.get(_FILES, found))  # an earlier version had the names alone
     except (OSError, ValueError, TypeError):
         return [f"{kept}: damaged, so whether {', '.join(now)} is as before cannot be told"]
     return [
