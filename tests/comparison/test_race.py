@@ -18,6 +18,7 @@ from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.methods import BestOfN
 from nablaflow.progress import Progress
 from nablaflow.runs.stopping import Interrupted
+from nablaflow.storage.naming import keep_name
 from nablaflow.training.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
@@ -126,3 +127,15 @@ def test_curves_of_an_earlier_version_are_read_by_their_rollouts(tmp_path: Path)
         study.store(cell, {"points": [], "curve": curve})
     shared, own = (race._finished(study, cell)["curve"]["reward"] for cell in study.cells)
     assert (shared, own) == ([0.0, 4.0], rewards)
+
+
+def test_points_are_the_runs_own(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        keep_name(tmp_path / name, name)
+        race._keep_points(tmp_path / name, [{"update": 1}])
+    assert race._points(tmp_path / "a") == [{"update": 1}]
+    assert race._points(tmp_path / "none") == []
+    shutil.copy(tmp_path / "b" / "points.json", tmp_path / "a")
+    with pytest.raises(UserError, match=r"points\.json is of another run; remove .*a, and it is"):
+        race._points(tmp_path / "a")

@@ -30,6 +30,8 @@ from nablaflow.runs.stopping import Interrupted, stopping
 from nablaflow.seeds import stream
 from nablaflow.storage import checksums
 from nablaflow.storage.files import write_whole
+from nablaflow.storage.naming import KEY as NAMED
+from nablaflow.storage.naming import name_of
 from nablaflow.storage.records import append_record, drop_records_after
 from nablaflow.storage.run_folder import CELL, POINTS
 from nablaflow.storage.whole import checkpoint_to_resume
@@ -197,7 +199,7 @@ def _train_in(
         if len(points) < len(times) and trainer.seconds >= times[len(points)]:
             figures = gauge.measure_policy(parts.model, config, lambda done: None)
             points.append({"update": trainer.update, "seconds": trainer.seconds, **figures})
-            write_whole(folder / POINTS, checksums.sealed({"points": points}))
+            _keep_points(folder, points)
             trainer.save(folder)
         return bool(pressed)
 
@@ -240,13 +242,21 @@ def _opened(parts: Parts) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
         yield folder, [p for p in _points(folder) if p["update"] <= checkpoint.update]
 
 
+def _keep_points(folder: Path, points: list[dict[str, Any]]) -> None:
+    """What an unfinished run has been measured at, with the run's name."""
+    write_whole(folder / POINTS, checksums.sealed({NAMED: name_of(folder), "points": points}))
+
+
 def _points(folder: Path) -> list[dict[str, Any]]:
     path = folder / POINTS
     try:
-        found = checksums.unseal(path.read_text())["points"] if path.is_file() else []
+        found = checksums.unseal(path.read_text()) if path.is_file() else {"points": []}
+        points, name = found["points"], found.get(NAMED)
     except (ValueError, KeyError):
         raise UserError(f"--out: {path} is damaged; remove {folder}, and it is run again") from None
-    return found
+    if name not in (None, name_of(folder)):  # earlier versions have none
+        raise UserError(f"--out: {path} is of another run; remove {folder}, and it is run again")
+    return points
 
 
 # --- those that train nothing ---------------------------------------------------------------------
