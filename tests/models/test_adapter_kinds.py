@@ -104,6 +104,24 @@ def test_a_layer_is_the_closed_form_at_every_strength(dora: bool, rslora: bool) 
         torch.testing.assert_close(network(x), x @ weight.T, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("dora", [False, True])
+def test_what_has_settled_is_the_policy(dora: bool, rslora: bool) -> None:
+    x, found = torch.randn(2, 5), []
+    for settles in (False, True):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(5, 3, bias=False))
+        adapter = LoraAdapter(network, 4, 3.0, ["0"], rslora=rslora, dora=dora)
+        perturb(network)
+        factor = adapter.factor
+        (adapter.settle if settles else adapter.scale)(0.6)
+        if settles:
+            assert adapter.factor == factor
+            adapter.scale(1.0)
+        found.append(network(x))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
 def test_a_policy_in_bf16_is_saved(folders: dict[str, Path], tmp_path: Path) -> None:
     model = policy(folders["sd"], torch.bfloat16, dora=True)
     assert save_policy(model, str(folders["sd"]), tmp_path).name == "lora"

@@ -170,13 +170,20 @@ class Subject:
 
 
 def evaluate(
-    subject: Subject, progress: StartProgress, looks: Mapping[str, ImageLook] | None = None
+    subject: Subject,
+    progress: StartProgress,
+    looks: Mapping[str, ImageLook] | None = None,
+    *,
+    bank: SampleSet | None = None,
 ) -> Evaluation:
     """Measure reference, policy and, with ``evaluation.bank``, the exact tilt.
 
     Without a bank the reference's own samples stand in for it: distances to the reference are
     then measured against them, and the exact tilt is left out. The metrics that
     ``evaluation.metrics`` names stand beside the figures of reference and policy.
+
+    Args:
+        bank: what `bank_of` gives, where it is known; None: it is looked at now.
     """
     model, reward = subject.model, subject.reward
     prompts, config = subject.prompts, subject.config
@@ -189,7 +196,7 @@ def evaluate(
     policy = sample_and_measure(
         model, reward, prompts, config, progress, "aligned model", looks=looks
     )
-    bank = _bank(subject, progress)
+    bank = bank_of(subject, progress) if bank is None else bank
     found = bank or reference.samples
     yardstick = Yardstick.of(found, subject.beta)
     summary = yardstick.summary(reference.samples, policy.samples)
@@ -212,7 +219,8 @@ def evaluate(
     return Evaluation(summary, reference, policy, looked_at, yardstick, second)
 
 
-def _bank(subject: Subject, progress: StartProgress) -> SampleSet | None:
+def bank_of(subject: Subject, progress: StartProgress) -> SampleSet | None:
+    """As much of the reference bank as the subject says, with its rewards; None without one."""
     if subject.config.evaluation.bank == 0:
         return None
     return measure_bank(

@@ -46,6 +46,10 @@ class Adapter(Protocol):
         """Make of the policy what lies between the reference, 0, and itself, 1, or beyond it."""
         ...
 
+    def settle(self, strength: float) -> None:
+        """The same for good: what then is at strength 1 is that, and is trained on from there."""
+        ...
+
 
 class LoraAdapter:
     """Low-rank updates of some linear or convolution layers (arXiv 2106.09685), float32 weights.
@@ -127,6 +131,15 @@ class LoraAdapter:
                 before = layer.get_base_layer().weight.float().flatten(1).norm(dim=1)
                 length.copy_(torch.lerp(before.view_as(length), length, strength))
 
+    @torch.no_grad()
+    def settle(self, strength: float) -> None:
+        self.scale(strength)
+        layer: Any
+        for layer in self._layers:
+            layer.lora_B[ADAPTER].weight.mul_(strength)
+            layer.set_scale(ADAPTER, 1.0)
+        self._strength = 1.0
+
     def _enable(self, enabled: bool) -> None:
         for layer in self._layers:
             layer.enable_adapters(enabled)
@@ -162,6 +175,9 @@ class FullAdapter:
         """Between the weights of the two, not their predictions (WiSE-FT, arXiv 2109.01903)."""
         for own, frozen in zip(self.network.parameters(), self._frozen.parameters(), strict=True):
             own.copy_(torch.lerp(frozen.float(), own, strength))
+
+    def settle(self, strength: float) -> None:
+        self.scale(strength)  # which has no other way
 
 
 def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:

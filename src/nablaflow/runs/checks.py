@@ -169,6 +169,11 @@ def check_evaluation(config: Config, prompts: list[str]) -> None:
                 f"evaluation.{name}: {n} images are fewer than 2 for each of the {len(prompts)} "
                 f"prompts; use {least} or more"
             )
+    if config.training.calibrate and config.evaluation.bank == 0:
+        raise UserError(
+            "training.calibrate: it asks for the exact tilt's mean reward, which evaluation.bank=0 "
+            "leaves out; use evaluation.bank=4096, or leave calibrate out"
+        )
 
 
 def check_metrics(config: Config, prompts: list[str], device: torch.device) -> None:

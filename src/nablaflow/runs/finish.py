@@ -21,6 +21,7 @@ from nablaflow.report.pictures import before_after, save_picture
 from nablaflow.report.privacy import without_folders, without_folders_in
 from nablaflow.report.table import no_tilt
 from nablaflow.runs.belonging import FILES, files_of, with_checksum
+from nablaflow.runs.calibrate import calibrate_once
 from nablaflow.runs.pretrained import fused_lora
 from nablaflow.runs.run import LORA, Run
 from nablaflow.runs.setup import Parts
@@ -34,8 +35,9 @@ from nablaflow.training.processes import by_main
 def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
     """Measure the policy, all processes together; the main one saves it and writes the rest."""
     started = time.perf_counter()
+    bank = calibrate_once(parts, folder, progress)
     saved = _save(parts, folder)
-    evaluation = evaluate(parts.subject, progress.start)
+    evaluation = evaluate(parts.subject, progress.start, bank=bank)
     main = parts.accelerator.is_main_process
 
     def write() -> dict[str, Any]:
@@ -62,6 +64,8 @@ def _summary(parts: Parts, folder: Path, evaluation: Evaluation, seconds: float)
         "peak_rss_mb": peak_rss_mb(),
         "updates": parts.trainer.update,
     }
+    if parts.trainer.calibrated is not None:
+        summary["calibrated"] = parts.trainer.calibrated
     guard = parts.trainer.guard
     if guard is not None and guard.best is not None:
         best = best_folder(folder, guard.best.update).relative_to(folder)

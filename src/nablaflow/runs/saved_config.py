@@ -40,6 +40,7 @@ FREE = {
     "training.keep_checkpoints",
     "training.reward_timeout",
     "training.sample_every",
+    "training.calibrate",
     "training.trackers",
 }
 

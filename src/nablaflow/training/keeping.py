@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -28,7 +28,11 @@ from nablaflow.training.stepper import Stepper
 
 @final
 class Keeper:
-    """Reads and writes what the next update depends on, wherever in the training that is."""
+    """Reads and writes what the next update depends on, wherever in the training that is.
+
+    Attributes:
+        calibrated: after which ``update`` the policy was last calibrated, and to what ``strength``.
+    """
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class Keeper:
         self.config, self.model, self.networks = config, model, networks
         self.batches, self.stepper, self.guard = batches, stepper, guard
         self.accelerator = accelerator
+        self.calibrated: dict[str, Any] | None = None
 
     def checkpoint(self, update: int, seconds: float) -> Checkpoint:
         """Every process must call it.
@@ -69,6 +74,7 @@ class Keeper:
         state = {
             "guard": self.guard and self.guard.state(),
             "reward": memory(networks.reward),
+            "calibrated": self.calibrated,
             **self.stepper.state(),
             **self.batches.state(),
         }
@@ -96,6 +102,7 @@ class Keeper:
                 networks.old_policy.values[name].copy_(value)
         recall(networks.reward, state.get("reward", {}))
         self.batches.restore(state)
+        self.calibrated = state.get("calibrated")  # which an earlier version had not
         if self.guard is not None:
             self.guard.restore(state["guard"])
 

@@ -206,6 +206,15 @@ class Trainer:
         """Whether all updates are done, or all the time is spent."""
         return self.update >= self.config.training.updates or self.spent >= 1.0
 
+    @property
+    def calibrated(self) -> dict[str, Any] | None:
+        """See `Keeper`."""
+        return self._keeper.calibrated
+
+    @calibrated.setter
+    def calibrated(self, found: dict[str, Any]) -> None:
+        self._keeper.calibrated = found
+
     # --- between updates --------------------------------------------------------------------------
 
     def train(

@@ -1,0 +1,90 @@
+"""`training.calibrate`: a policy that has passed the tilt is weakened, once, at a run's end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+from safetensors.torch import load_file
+
+from nablaflow.evaluation.calibration import Calibration
+from nablaflow.evaluation.measure import Subject
+from nablaflow.metrics.estimate import Estimate
+from nablaflow.storage.checkpoint import load_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
+from tests.support.cli_runs import train_far
+
+pytestmark = pytest.mark.usefixtures("lean_runs")
+
+Cli = Callable[..., Result]
+ON = ("training.calibrate=true", "evaluation.bank=16")
+
+
+@pytest.fixture
+def half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each calibration finds half the strength; how it is found has tests of its own."""
+
+    def found(subject: Subject, *_: Any) -> Calibration:
+        subject.model.adapter.settle(0.5)
+        return Calibration(Estimate(2.0, 0.1), Estimate(0.5, 0.05))
+
+    monkeypatch.setattr("nablaflow.runs.calibrate.calibrate", found)
+
+
+def policy(run: Path) -> dict[str, torch.Tensor]:
+    """That of the last checkpoint."""
+    return load_checkpoint(list_checkpoints(run)[-1]).tensors["policy"]
+
+
+def check_halved(own: dict[str, torch.Tensor], whole: dict[str, torch.Tensor]) -> None:
+    for name, value in own.items():
+        torch.testing.assert_close(value, whole[name] * (0.5 if "lora_B" in name else 1.0))
+
+
+@pytest.mark.usefixtures("half")
+def test_what_is_kept_saved_and_measured_is_the_weaker_policy(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    for name in ("plain", "own"):
+        (tmp_path / name).mkdir()
+    plain = train_far(settings, tmp_path / "plain")
+    run = train_far(settings, tmp_path / "own", *ON)
+    check_halved(policy(run), policy(plain))
+    file = "lora/pytorch_lora_weights.safetensors"
+    saved, whole = load_file(run / file), load_file(plain / file)
+    for name, value in saved.items():
+        torch.testing.assert_close(value, whole[name] * (0.5 if "lora_B" in name else 1.0))
+    figures, before = (json.loads((r / "summary.json").read_text()) for r in (run, plain))
+    assert figures["calibrated"] == {"update": 2, "strength": 0.5}
+    assert figures["policy"]["reward_mean"] != before["policy"]["reward_mean"]
+    assert "calibrated" not in before
+    said = "calibrate: 200% ± 10% of the way to the exact tilt's mean reward; from here on the"
+    assert said in (run / "log.txt").read_text()
+
+
+@pytest.mark.usefixtures("half")
+def test_it_is_once_after_each_end(settings: dict[str, Any], tmp_path: Path, cli: Cli) -> None:
+    """A finished run is not weakened again by --resume, but a plain one may be by it."""
+    run = train_far(settings, tmp_path)
+    recipe, first = run / "config.yaml", policy(run)
+    for _ in range(2):
+        done = cli("train", recipe, *ON, "--resume")
+        assert done.exit_code == 0, done.stderr
+        check_halved(policy(run), first)
+    done = cli("train", recipe, *ON, "training.updates=3", "--resume")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads((run / "summary.json").read_text())["calibrated"]["update"] == 3
+
+
+def test_without_a_bank_it_is_refused_before_any_work(
+    settings: dict[str, Any], tmp_path: Path, cli: Cli, recipe: Path
+) -> None:
+    done = cli("train", recipe, "training.calibrate=true", "evaluation.bank=0")
+    assert done.exit_code == 2
+    assert "training.calibrate: it asks for the exact tilt's mean reward" in done.stderr
+    assert not (recipe.parent / "run").exists()

@@ -1,0 +1,107 @@
+"""The strength at which a policy has the tilt's mean reward, with rewards that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from nablaflow.evaluation import calibration
+from nablaflow.evaluation.calibration import calibrate
+from nablaflow.evaluation.measure import Subject
+from nablaflow.metrics.summary import SampleSet
+from nablaflow.models.adapters import LoraAdapter, trainable_parameters
+from nablaflow.progress import unseen
+
+BETA = 1.0
+
+
+def bank() -> SampleSet:
+    """Normal rewards, whose tilt by beta has the mean beta, of two prompts."""
+    half = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(1000) + 0.5) / 1000)
+    index = torch.arange(2000) % 2
+    return SampleSet(torch.zeros(2000, 1), half.repeat_interleave(2), index)
+
+
+@pytest.fixture
+def subject(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], float]], Any]:
+    """A policy whose mean reward is a function of its strength, read off its weights."""
+
+    def make(reward: Callable[[float], float], beta: float = BETA) -> Any:
+        network = torch.nn.Sequential(torch.nn.Linear(3, 2))
+        adapter = LoraAdapter(network, 2, 2.0, ["0"])
+        layer: Any = network[0]
+        with torch.no_grad():
+            layer.lora_A["default"].weight.fill_(1.0)
+            layer.lora_B["default"].weight.fill_(0.5)  # B A is 1 at every place
+
+        def strength() -> float:
+            x = torch.tensor([1.0, 0.0, 0.0])
+            with torch.no_grad():
+                return (network(x) - layer.base_layer(x))[0].item()
+
+        def sampled(*_: Any, **given: Any) -> Any:
+            assert given["purpose"] == "calibration"
+            rewards = reward(strength()) + torch.tensor([-0.1, -0.1, 0.1, 0.1])
+            own = SampleSet(torch.zeros(4, 1), rewards, torch.arange(4) % 2)
+            return SimpleNamespace(samples=own)
+
+        monkeypatch.setattr(calibration, "sample_and_measure", sampled)
+        model = SimpleNamespace(network=network, adapter=adapter)
+        made = object.__new__(Subject)  # its other parts are for what is not asked here
+        parts = {"model": model, "reward": None, "prompts": ["a", "b"], "config": None}
+        for name, part in (parts | {"beta": beta, "strength": strength}).items():
+            object.__setattr__(made, name, part)
+        return made
+
+    return make
+
+
+def test_a_straight_line_is_followed_exactly(subject: Any) -> None:
+    of = subject(lambda strength: 1.6 * strength)
+    samples = bank()
+    goal = (
+        samples.rewards.double().exp() * samples.rewards
+    ).sum() / samples.rewards.double().exp().sum()
+    found = calibrate(of, samples, unseen)
+    assert found.strength.value == pytest.approx(goal.item() / 1.6, rel=1e-4)
+    assert found.way is not None
+    assert found.way.value == pytest.approx(1.6 / goal.item(), rel=1e-4)
+    assert of.strength() == pytest.approx(found.strength.value, rel=1e-5)
+    of.model.adapter.scale(1.0)  # the policy is that now, at its own strength
+    assert of.strength() == pytest.approx(found.strength.value, rel=1e-5)
+
+
+def test_a_curve_is_followed_between_its_quarters(subject: Any) -> None:
+    of = subject(lambda strength: 2.0 * strength - strength**2 / 1.5)
+    found = calibrate(of, bank(), unseen)
+    exact = 1.5 - (1.5**2 - 1.5) ** 0.5  # where it is 1
+    assert found.strength.value == pytest.approx(exact, abs=0.01)
+
+
+def test_what_has_not_passed_the_tilt_stays_as_it_is(subject: Any) -> None:
+    of = subject(lambda strength: 0.9 * strength)
+    before = [value.clone() for value in trainable_parameters(of.model.network)]
+    found = calibrate(of, bank(), unseen)
+    assert found.strength == calibration._AS_IT_IS
+    assert "not past it" in str(found)
+    after = trainable_parameters(of.model.network)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("beta", [0.0, 20.0])
+def test_a_bank_that_does_not_tell_changes_nothing(subject: Any, beta: float) -> None:
+    """At beta 0 there is no way; at beta 20 a handful of its images would be the tilt."""
+    of = subject(lambda strength: 5.0 * strength, beta)
+    found = calibrate(of, bank(), unseen)
+    assert found.way is None
+    assert of.strength() == pytest.approx(1.0)
+
+
+def test_even_the_weakest_quarter_may_be_past_it(subject: Any) -> None:
+    of = subject(lambda strength: 10.0 * strength)
+    found = calibrate(of, bank(), unseen)
+    assert found.strength.value == pytest.approx(0.1, rel=0.01)
