@@ -76,6 +76,7 @@ def test_the_run_folder_holds_what_the_contract_says(run: Path):
         "checkpoints",
         "samples",
         "report.html",
+        "run.json",
         "summary.json",
         ".nablaflow-run",
     }
