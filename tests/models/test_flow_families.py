@@ -140,6 +140,19 @@ def test_a_templates_tokens_count_among_those_that_are_read(
     assert "loses 'qq'" in (load(folders[family], max_sequence_length=1).note_on(["qq"]) or "")
 
 
+@pytest.mark.parametrize("family", ["sd3", "flux-dev", "klein", "chroma"])
+def test_a_tokenizers_own_length_cuts_nothing(folders: dict[str, Path], family: str) -> None:
+    """The stock pipelines ask it for as many tokens as the settings say."""
+    model = load(folders[family], name="memoryless")
+    getattr(model.pipeline, model.tokenizers[-1]).model_max_length = 20
+    ends = ["a " * 30 + end for end in ("circle", "square")]
+    first, second = (model.condition([prompt]).hidden for prompt in ends)
+    assert first is not None
+    assert second is not None
+    assert not torch.equal(first, second)
+    assert "truncated" not in (model.note_on(ends) or "")
+
+
 @pytest.mark.parametrize(("given", "said"), [(3, "=4"), (None, "=512"), (512, None)])
 def test_more_tokens_are_the_remedy_where_a_pipeline_takes_more(
     folders: dict[str, Path], given: int | None, said: str | None

@@ -198,7 +198,7 @@ def test_a_doras_lengths_are_divided_with_its_rows(
 ) -> None:
     pipeline = load_pipeline(str(folders["flux-dev"]))
     network = pipeline.transformer
-    layers, key, ends, alpha = FORMS["comfyui with alphas"]
+    _, key, ends, alpha = FORMS["comfyui with alphas"]
     state, added = made(published("flux-dev", network), network, key, ends, alpha)
     wanted = {}
     for name, rows in published("flux-dev", network).items():

@@ -152,9 +152,8 @@ class FlowMatching(TextToImage):
     def reader(self) -> Reader:
         tokenizers = [getattr(self.pipeline, name) for name in reversed(self.tokenizers)]
         tokenizer = next(one for one in tokenizers if one is not None)
-        most = tokenizer.model_max_length
         if tokenizers[0] is None:
-            return Reader(tokenizer, reads=most)
-        reads, could_read = min(self.sequence_length, most), min(MOST_TOKENS, most)
-        template = before(tokenizer) if self.templated else 0
-        return Reader(tokenizer, reads=reads, before=template, could_read=could_read)
+            return Reader(tokenizer, reads=tokenizer.model_max_length)
+        # As many as it is asked for, whatever its own model_max_length says.
+        reads, template = self.sequence_length, before(tokenizer) if self.templated else 0
+        return Reader(tokenizer, reads=reads, before=template, could_read=MOST_TOKENS)
