@@ -22,6 +22,11 @@ from nablaflow.models.unet_names import published_names
 
 DOTTED, FLAT = ("diffusion_model.", ""), ("lora_unet_", "lora_transformer_")
 """Before a layer's name, and before one whose dots are underscores, besides diffusers' own."""
+TEXT = {
+    **{"lora_te_": "text_encoder", "lora_te1_": "text_encoder"},
+    **{"lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3"},
+}
+"""Before the name of a text encoder's layer whose dots are underscores."""
 OF_TEXT = ("text_encoder", "lora_te")
 """How names of what is for a text encoder begin."""
 LENGTHS = (f"{MAGNITUDE}.weight", MAGNITUDE)
@@ -71,6 +76,31 @@ def by_place(
                     return None  # twice, by two names
                 found |= dict(zip(names, tensors, strict=True))
     return None if left else found
+
+
+def text_by_place(
+    state: Mapping[str, Tensor], encoders: Mapping[str, nn.Module]
+) -> dict[str, Tensor] | None:
+    """The text encoders' tensors by kohya's names as diffusers reads them; None as `by_place`.
+
+    Args:
+        encoders: those that the pipeline loads a LoRA into, by its parts.
+    """
+    places = {
+        f"{first}{inner}{path.replace('.', '_')}": f"{part}.{path}"
+        for first, part in TEXT.items()
+        for path, layer in (encoders[part].named_modules() if part in encoders else ())
+        if isinstance(layer, nn.Linear)
+        for inner in ("", "text_model_")  # which transformers 5 has no part for
+    }
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        for ends in FACTORS:
+            for end, own in zip(ends, FACTORS[1], strict=True):
+                path = places.get(name.removesuffix(end))
+                if name.endswith(end) and path is not None:
+                    found[f"{path}{own}"] = value.flatten(1)
+    return found if len(found) == len(state) else None
 
 
 def _places(network: nn.Module, denoiser: Denoiser) -> dict[str, tuple[str, ...]]:
