@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchHeunDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor
 
@@ -320,6 +321,16 @@ def test_noise_that_makes_for_no_tilt_is_said(folders: dict[str, Path]) -> None:
     assert note is not None
     assert "not the tilt" in note
     assert load(folders["sd3"], name="memoryless").note_on([PROMPT]) is None
+
+
+def test_another_scheduler_than_eulers_is_said() -> None:
+    """A stock pipeline of the folder takes Heun's steps, and its images are others."""
+    for name, said in (("euler", True), ("memoryless", False)):
+        pipeline: Any = sd3()
+        pipeline.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+        model = load_model(pipeline, SamplerSettings(name=name), AdapterSettings(), CPU)
+        line = "own scheduler, FlowMatchHeunDiscreteScheduler, takes other steps than euler"
+        assert (line in (model.note_on([PROMPT]) or "")) == said
 
 
 def test_a_prompt_is_measured_by_the_encoder_that_reads_the_most(folders: dict[str, Path]) -> None:

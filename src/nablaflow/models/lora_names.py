@@ -108,11 +108,11 @@ def _check_values(file: Path, setting: str) -> None:
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118, which is no mapping
             given = opened.get_slice(name)
-            kind = given.get_dtype()
-            if 0 in given.get_shape():
+            kind, shape = given.get_dtype(), given.get_shape()
+            if 0 in shape:
                 raise UserError(
-                    f"{setting}: {file} has no numbers in {name} (it is {given.get_shape()}), as of "
-                    "a rank of 0 or a save that was not gathered; save the LoRA again"
+                    f"{setting}: {file} has no numbers in {name} (it is {shape}), as of a rank "
+                    "of 0 or a save that was not gathered; save the LoRA again"
                 )
             if name.endswith(ALPHA):
                 if not opened.get_tensor(name).any():
