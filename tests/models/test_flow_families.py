@@ -144,7 +144,7 @@ def test_a_templates_tokens_count_among_those_that_are_read(
 @pytest.mark.parametrize("family", ["sd3", "flux-dev", "klein", "chroma"])
 def test_a_tokenizers_own_length_cuts_nothing(folders: dict[str, Path], family: str) -> None:
     """The stock pipelines ask it for as many tokens as the settings say."""
-    model = load(folders[family], name="memoryless")
+    model: Any = load(folders[family], name="memoryless")
     getattr(model.pipeline, model.tokenizers[-1]).model_max_length = 20
     ends = ["a " * 30 + end for end in ("circle", "square")]
     first, second = (model.condition([prompt]).hidden for prompt in ends)
