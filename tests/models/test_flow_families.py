@@ -325,7 +325,8 @@ def test_noise_that_makes_for_no_tilt_is_said(folders: dict[str, Path]) -> None:
 
 def test_another_scheduler_than_eulers_is_said() -> None:
     """A stock pipeline of the folder takes Heun's steps, and its images are others."""
-    for name, said in (("euler", True), ("memoryless", False)):
+    kinds: dict[Any, bool] = {"euler": True, "memoryless": False}
+    for name, said in kinds.items():
         pipeline: Any = sd3()
         pipeline.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
         model = load_model(pipeline, SamplerSettings(name=name), AdapterSettings(), CPU)
