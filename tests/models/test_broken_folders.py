@@ -162,6 +162,18 @@ def test_a_tokenizer_that_does_not_keep_to_what_the_clip_reads(folder: Path, mos
     assert "set model_max_length in tokenizer/tokenizer_config.json to 16" in line
 
 
+@pytest.mark.parametrize("most", ["16", None, [16], 16.0])
+def test_a_length_that_is_no_number_of_tokens(folder: Path, most: Any) -> None:
+    change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=most)
+    assert "tokenizer/tokenizer_config.json" in refused(folder)
+
+
+def test_a_text_encoder_without_what_reads_prompts_for_it(tmp_path: Path) -> None:
+    sd3().save_pretrained(tmp_path)
+    change(tmp_path / "model_index.json", tokenizer_3=[None, None])
+    assert "it has a text_encoder_3 and no tokenizer_3" in refused(tmp_path)
+
+
 def test_a_tokenizer_without_padding(folder: Path) -> None:
     change(folder / "tokenizer" / "tokenizer_config.json", pad_token=None)
     assert "no pad_token" in refused(folder)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchHeunDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor
 
@@ -138,6 +139,19 @@ def test_a_templates_tokens_count_among_those_that_are_read(
         assert ("are then the same as another prompt" in note) == torch.equal(first, second)
     assert f"max_sequence_length={template + 9}" in (model.note_on(["q" * 9]) or "")
     assert "loses 'qq'" in (load(folders[family], max_sequence_length=1).note_on(["qq"]) or "")
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux-dev", "klein", "chroma"])
+def test_a_tokenizers_own_length_cuts_nothing(folders: dict[str, Path], family: str) -> None:
+    """The stock pipelines ask it for as many tokens as the settings say."""
+    model: Any = load(folders[family], name="memoryless")
+    getattr(model.pipeline, model.tokenizers[-1]).model_max_length = 20
+    ends = ["a " * 30 + end for end in ("circle", "square")]
+    first, second = (model.condition([prompt]).hidden for prompt in ends)
+    assert first is not None
+    assert second is not None
+    assert not torch.equal(first, second)
+    assert "truncated" not in (model.note_on(ends) or "")
 
 
 @pytest.mark.parametrize(("given", "said"), [(3, "=4"), (None, "=512"), (512, None)])
@@ -307,6 +321,17 @@ def test_noise_that_makes_for_no_tilt_is_said(folders: dict[str, Path]) -> None:
     assert note is not None
     assert "not the tilt" in note
     assert load(folders["sd3"], name="memoryless").note_on([PROMPT]) is None
+
+
+def test_another_scheduler_than_eulers_is_said() -> None:
+    """A stock pipeline of the folder takes Heun's steps, and its images are others."""
+    kinds: dict[Any, bool] = {"euler": True, "memoryless": False}
+    for name, said in kinds.items():
+        pipeline: Any = sd3()
+        pipeline.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+        model = load_model(pipeline, SamplerSettings(name=name), AdapterSettings(), CPU)
+        line = "own scheduler, FlowMatchHeunDiscreteScheduler, takes other steps than euler"
+        assert (line in (model.note_on([PROMPT]) or "")) == said
 
 
 def test_a_prompt_is_measured_by_the_encoder_that_reads_the_most(folders: dict[str, Path]) -> None:

@@ -19,7 +19,9 @@ from nablaflow.models import (
     load_pipeline,
     single_file,
 )
+from nablaflow.models.conditioning import check_network
 from nablaflow.models.pipelines import PipelineModel
+from tests.support.flow_pipelines import sd3
 from tests.support.mistakes import line_of
 from tests.support.pipelines import LATENT, stable_diffusion, unconditional
 from tests.support.schedules import STABLE_DIFFUSION
@@ -298,6 +300,13 @@ def test_conditioning_that_nobody_gives_is_refused(changes: dict[str, Any], name
     line = line_of(lambda: model_of(with_config(stable_diffusion(), **changes)))
     assert line.startswith("model: ")
     assert named in line
+
+
+def test_what_is_no_unet_is_not_called_one() -> None:
+    network: Any = sd3().transformer
+    network.register_to_config(num_class_embeds=10)
+    line = line_of(lambda: check_network(network, called="transformer"))
+    assert line.startswith("model: its transformer is conditioned on class labels")
 
 
 def test_classes_of_an_unconditional_model_are_refused() -> None:

@@ -96,6 +96,7 @@ def test_the_hubs_cache_is_told_with_what_is_in_it(folder: Path, tmp_path: Path)
     [
         ("CLIPTokenizer", [], "tokenizer.json or vocab.json and merges.txt"),
         ("CLIPTokenizer", ["vocab.json"], "tokenizer.json or merges.txt"),
+        ("CLIPTokenizer", ["vocab.json", "merges.txt"], "tokenizer.json or merges.txt"),
         ("T5Tokenizer", [], "tokenizer.json or spiece.model"),
         ("GemmaTokenizer", [], "tokenizer.json"),
     ],
@@ -107,7 +108,7 @@ def test_a_tokenizer_without_its_words(
     change(folder / "model_index.json", tokenizer=["transformers", kind])
     (folder / "tokenizer" / "tokenizer.json").unlink()
     for name in there:
-        (folder / "tokenizer" / name).write_text("{}")
+        (folder / "tokenizer" / name).write_text("{}" if name.endswith(".json") else "")
     assert f"has no {named}, so" in refused(folder)
 
 

@@ -159,3 +159,15 @@ def test_a_safety_checker_that_was_left_behind_is_not_missed(copied: Path) -> No
     index.write_text(json.dumps(json.loads(index.read_text()) | checker))
     pipeline: Any = load_pipeline(str(copied))
     assert pipeline.safety_checker is None
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3", "flux-dev"])
+def test_an_adapters_image_encoder_is_not_missed(
+    folders: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    shutil.copytree(folders[family], tmp_path, dirs_exist_ok=True)
+    index = tmp_path / "model_index.json"
+    encoder = {"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}
+    index.write_text(json.dumps(json.loads(index.read_text()) | encoder))
+    pipeline: Any = load_pipeline(str(tmp_path))
+    assert pipeline.image_encoder is None

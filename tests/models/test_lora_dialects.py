@@ -177,6 +177,44 @@ def test_a_point_is_a_linear_layer_and_the_reverse(
     assert_read(pipeline, tmp_path / "x.safetensors", added)
 
 
+@pytest.mark.parametrize("form", ["kohya, diffusers' names", "diffusers with alphas", "comfyui"])
+def test_a_kernel_that_lies_flat_is_the_kernel(
+    folders: dict[str, Path], tmp_path: Path, form: str
+) -> None:
+    pipeline: Any = load_pipeline(str(folders["sd"]))
+    layers, key, ends, alpha = FORMS[form]
+    state, added = made(layers("sd", pipeline.unet), pipeline.unet, key, ends, alpha)
+    laid = {
+        key.replace("{part}", "unet"): v.flatten(1) if v.ndim else v for key, v in state.items()
+    }
+    assert any(factor.shape[2:] == (3, 3) for factor in state.values())
+    save(laid, tmp_path / "x.safetensors")
+    assert_read(pipeline, tmp_path / "x.safetensors", added)
+
+
+@pytest.mark.parametrize("end", ["", ".weight"])
+def test_a_doras_lengths_are_divided_with_its_rows(
+    folders: dict[str, Path], tmp_path: Path, end: str
+) -> None:
+    pipeline = load_pipeline(str(folders["flux-dev"]))
+    network = pipeline.transformer
+    _, key, ends, alpha = FORMS["comfyui with alphas"]
+    state, added = made(published("flux-dev", network), network, key, ends, alpha)
+    wanted = {}
+    for name, rows in published("flux-dev", network).items():
+        sums = [network.get_submodule(row).weight.detach() + added[row] for row in rows]
+        lengths = torch.rand(sum(map(len, sums))) + 0.5
+        state[f"{key(name)}.lora_magnitude_vector{end}"] = lengths
+        parts = lengths.split([len(value) for value in sums])
+        for row, value, long in zip(rows, sums, parts, strict=True):
+            wanted[row] = long[:, None] * value / value.norm(dim=1, keepdim=True)
+    save(state, tmp_path / "x.safetensors")
+    source = WithLora(str(folders["flux-dev"]), tmp_path / "x.safetensors", 1.0)
+    fused: Any = load_pipeline(source).transformer
+    for name, value in wanted.items():
+        torch.testing.assert_close(fused.get_submodule(name).weight, value, rtol=1e-4, atol=1e-5)
+
+
 def test_beside_text_encoders_a_point_is_one_too(folders: dict[str, Path], tmp_path: Path) -> None:
     """By kohya's names diffusers converts a file as a whole, or not at all."""
     pipeline: Any = load_pipeline(str(folders["sd"]))

@@ -53,6 +53,32 @@ def test_a_convolution_in_three_is_the_one_that_they_make(
     assert not is_read_alike(base, part, file)
 
 
+@pytest.mark.parametrize("alpha", [None, 1.0])
+def test_a_rank_of_nothing_is_said(
+    folders: dict[str, Path], tmp_path: Path, alpha: float | None
+) -> None:
+    state = {f"{LINEAR}.lora_down.weight": torch.zeros(0, 16)}
+    state[f"{LINEAR}.lora_up.weight"] = torch.zeros(16, 0)
+    state |= {} if alpha is None else {f"{LINEAR}.alpha": torch.tensor(alpha)}
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(
+        UserError, match=r"^model_lora: .* has no numbers in \S+ \(it is \[0, 16\]\)"
+    ):
+        load_pipeline(WithLora(str(folders["sd"]), tmp_path / "x.safetensors", 1.0))
+
+
+@pytest.mark.parametrize("written", ["[]", "3", "null", "{", "[" * 100_000])
+def test_a_header_that_holds_no_settings_is_said(
+    folders: dict[str, Path], tmp_path: Path, written: str
+) -> None:
+    state = {f"{LINEAR}.lora_down.weight": torch.ones(2, 16)}
+    state[f"{LINEAR}.lora_up.weight"] = torch.ones(16, 2)
+    told = {"lora_adapter_metadata": written}
+    save_file(state, tmp_path / "x.safetensors", metadata=told)
+    with pytest.raises(UserError, match=r"^model_lora: .* header's lora_adapter_metadata, where"):
+        load_pipeline(WithLora(str(folders["sd"]), tmp_path / "x.safetensors", 1.0))
+
+
 @pytest.mark.parametrize(
     ("more", "line"),
     [

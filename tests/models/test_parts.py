@@ -95,6 +95,19 @@ def test_a_part_that_is_not_named_is_named_in_one_line(
     assert f"names no {family.denoiser}, which a {kind} is made of" in line
 
 
+@pytest.mark.parametrize("part", ["vae", "scheduler", "tokenizer", "unet", "text_encoder"])
+def test_a_part_of_anothers_code_is_one_line(tmp_path: Path, part: str) -> None:
+    """Also where it is called as one of diffusers' own."""
+    pipeline = stable_diffusion()
+    parts = {key: list(kind) for key, kind in pipeline.config.items() if isinstance(kind, tuple)}
+    parts[part] = ["modules", parts[part][1]]
+    folder = indexed(tmp_path, _class_name=type(pipeline).__name__, **parts)
+    line = line_of(lambda: load_pipeline(folder))
+    assert line.startswith(
+        f"model: its {part} is 'modules.{parts[part][1]}', whose code is not run"
+    )
+
+
 @pytest.mark.parametrize("name", BUILT)
 def test_a_denoiser_of_another_class_is_one_line(tmp_path: Path, name: str) -> None:
     pipeline = BUILT[name]()

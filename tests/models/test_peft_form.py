@@ -29,6 +29,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "rank_pattern": {"to_k": 2},
         "alpha_pattern": {"to_k": 5, "attn1.to_q": 1},
     },
+    "dora": {"lora_alpha": 3, "use_dora": True},
+    "dora, patterns": {
+        "lora_alpha": 3,
+        "use_dora": True,
+        "use_rslora": True,
+        "rank_pattern": {"to_k": 2},
+    },
 }
 
 
@@ -39,6 +46,9 @@ def saved(base: Path, folder: Path, **settings: Any) -> nn.Module:
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False, **settings)
     model = get_peft_model(network, config)
+    for name, value in model.named_parameters():
+        if "lora_magnitude_vector" in name:  # which begins as the lengths that there are
+            value.data *= torch.rand_like(value) + 0.5
     model.save_pretrained(str(folder))
     return model.merge_and_unload()
 
@@ -85,7 +95,7 @@ def test_its_scale_is_a_part_of_it(folders: dict[str, Path], tmp_path: Path) -> 
         ({"alpha_pattern": {"(": 3}}, r"no configuration of a LoRA"),
         ({"r": 7}, r"no configuration of a LoRA .*r is 7 and the rank of \S+ 4"),
         ({"peft_type": "BOFT"}, r"is a BOFT of peft"),
-        ({"use_dora": True}, r"is a DoRA"),
+        ({"use_dora": True}, r"use_dora is True .* \(lora_magnitude_vector\) of 0 of \d+ layers"),
         ({"init_lora_weights": "pissa_niter_4"}, r"began at pissa_niter_4"),
         ({"init_lora_weights": "olora"}, r"save_pretrained\(…, path_initial_model_for_weight_c"),
         ({"use_qalora": True}, r"a LoRA with use_qalora"),
@@ -107,6 +117,16 @@ def test_what_is_no_such_lora_is_refused(
             pipeline, family_of(pipeline).part(), find_lora(str(tmp_path), "model_lora"), "start"
         )
     assert "\n" not in str(caught.value)
+
+
+def test_lengths_that_nothing_says_are_read_are_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    saved(folders["sd"], tmp_path, use_dora=True)
+    beside = tmp_path / SETTINGS
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), "use_dora": False}))
+    with pytest.raises(UserError, match=r"^model_lora: use_dora is False .* get both again"):
+        check_settings(tmp_path / "adapter_model.safetensors", "model_lora")
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "orthogonal", "pissa", "olora"])

@@ -13,19 +13,20 @@ PLAIN = (None, "text", "text_proj")
 """Kinds of added conditioning that are made of the prompt's embedding alone."""
 
 
-def check_network(unet: Any, added: Sequence[str | None] = PLAIN) -> None:
-    """Refuse a UNet that is no denoiser of its input given a timestep and maybe a prompt.
+def check_network(network: Any, added: Sequence[str | None] = PLAIN, called: str = "UNet") -> None:
+    """Refuse a network that is no denoiser of its input given a timestep and maybe a prompt.
 
     Args:
         added: kinds of added conditioning that its family gives.
+        called: what the user is told that it is.
 
     Raises:
         UserError: it needs another input, returns another output, or carries a LoRA.
     """
-    config = unet.config
-    if config.in_channels != config.out_channels:
+    config = network.config
+    if config.in_channels != (config.out_channels or config.in_channels):
         raise UserError(
-            "model: its UNet does not return what it is given (learned variance or "
+            f"model: its {called} does not return what it is given (learned variance or "
             "inpainting); use a text-to-image or unconditional model"
         )
     if config.get("time_cond_proj_dim") is not None:
@@ -35,27 +36,27 @@ def check_network(unet: Any, added: Sequence[str | None] = PLAIN) -> None:
         )
     for name in ("class_embed_type", "num_class_embeds"):
         if config.get(name) is not None:
-            _refuse(name, config[name], "class labels")
+            _refuse(called, name, config[name], "class labels")
     for name, given in (("addition_embed_type", added), ("encoder_hid_dim_type", PLAIN)):
         value = getattr(config, name, None)  # which an IP-Adapter sets, and not the item
         if value == "ip_image_proj" and config.get(name) != value:
             raise UserError(
-                "model: its UNet carries an IP-Adapter, which needs an image at each call; call "
-                "unload_ip_adapter() on the pipeline first"
+                f"model: its {called} carries an IP-Adapter, which needs an image at each call; "
+                "call unload_ip_adapter() on the pipeline first"
             )
         if value not in given:
-            _refuse(name, value, "more than what this pipeline gives")
-    if any(isinstance(part, BaseTunerLayer) for part in unet.modules()):
+            _refuse(called, name, value, "more than what this pipeline gives")
+    if any(isinstance(part, BaseTunerLayer) for part in network.modules()):
         raise UserError(
-            "model: its UNet carries a LoRA; call fuse_lora() and unload_lora_weights() on the "
-            "pipeline first"
+            f"model: its {called} carries a LoRA; call fuse_lora() and unload_lora_weights() on "
+            "the pipeline first"
         )
 
 
-def _refuse(name: str, value: Any, what: str) -> None:
+def _refuse(called: str, name: str, value: Any, what: str) -> None:
     raise UserError(
-        f"model: its UNet is conditioned on {what} ({name} is {value!r}), which is not given here; "
-        "use a text-to-image or unconditional model without"
+        f"model: its {called} is conditioned on {what} ({name} is {value!r}), which is not given "
+        "here; use a text-to-image or unconditional model without"
     )
 
 

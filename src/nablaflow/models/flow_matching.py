@@ -24,6 +24,8 @@ from nablaflow.models.sizes import sides
 from nablaflow.models.text_to_image import TextToImage, in_units_of
 from nablaflow.typing import Latents
 
+EULER = "FlowMatchEuler"
+"""How the names of the schedulers begin that take `euler`'s steps."""
 TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0"),
     *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -140,21 +142,24 @@ class FlowMatching(TextToImage):
         return super().stock_call(prompt) | {"max_sequence_length": self.sequence_length}
 
     def notes(self) -> list[str]:
-        name = self._sampler.name
+        name, own = self._sampler.name, type(self.pipeline.scheduler).__name__
         if name not in ("flow-grpo", "euler"):
             return []
+        others = (
+            f"sampler.name: the model's own scheduler, {own}, takes other steps than euler, so "
+            "that a stock pipeline's images are others"
+        )
         told = (
             f"sampler.name: with {name} an image depends on the noise it began with, so that what "
             "a method aims at is not the tilt of the images; sampler.name=memoryless makes it so"
         )
-        return [told]
+        return [told, others] if name == "euler" and not own.startswith(EULER) else [told]
 
     def reader(self) -> Reader:
         tokenizers = [getattr(self.pipeline, name) for name in reversed(self.tokenizers)]
         tokenizer = next(one for one in tokenizers if one is not None)
-        most = tokenizer.model_max_length
         if tokenizers[0] is None:
-            return Reader(tokenizer, reads=most)
-        reads, could_read = min(self.sequence_length, most), min(MOST_TOKENS, most)
-        template = before(tokenizer) if self.templated else 0
-        return Reader(tokenizer, reads=reads, before=template, could_read=could_read)
+            return Reader(tokenizer, reads=tokenizer.model_max_length)
+        # As many as it is asked for, whatever its own model_max_length says.
+        reads, template = self.sequence_length, before(tokenizer) if self.templated else 0
+        return Reader(tokenizer, reads=reads, before=template, could_read=MOST_TOKENS)

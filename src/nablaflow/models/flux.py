@@ -61,6 +61,7 @@ class Flux(PackedLatents):
 
     serves = (FluxPipeline,)
     encoders = ("text_encoder", "text_encoder_2")
+    load_options: ClassVar[dict[str, Any]] = {"image_encoder": None, "feature_extractor": None}
     tokenizers = ("tokenizer", "tokenizer_2")
     small_decoder = "madebyollin/taef1"
     call_defaults: ClassVar[dict[str, Any]] = {

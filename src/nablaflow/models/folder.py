@@ -127,13 +127,17 @@ def _check_vocabulary(place: Path, kind: Any) -> None:
     files = dict(getattr(kind, "vocab_files_names", None) or {})
     if not files or (place / files.pop("tokenizer_file", "")).is_file():
         return
-    missing = [name for name in files.values() if not (place / name).is_file()]
+    missing = [name for name in files.values() if not _holds_any(place / name)]
     if missing or not files:
         named = " or ".join(["tokenizer.json", *[" and ".join(missing)] * bool(missing)])
         raise UserError(
             f"model: {place} has no {named}, so that every prompt would be the same; copy the "
             f"whole {place.name} folder"
         )
+
+
+def _holds_any(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _check_listed(place: Path) -> None:

@@ -41,7 +41,9 @@ def fuse(pipeline: Any, denoiser: Denoiser, file: Path, scale: float) -> Any:
     """
     load_into(pipeline, denoiser, file, SETTING)
     try:
-        pipeline.fuse_lora(lora_scale=scale, safe_fusing=True)
+        # All parts that it loads one into: by default FLUX's text encoder is left out.
+        parts = list(pipeline._lora_loadable_modules)
+        pipeline.fuse_lora(components=parts, lora_scale=scale, safe_fusing=True)
     except (ValueError, RuntimeError) as error:  # what is not finite; a bias that has no place
         raise UserError(
             f"{SETTING}: {file} cannot be fused at {scale:g} ({error}); get it again, or give "

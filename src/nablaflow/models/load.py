@@ -31,7 +31,7 @@ from nablaflow.models.network_files import (
     load_encoders,
     load_own,
 )
-from nablaflow.models.parts import check_classes, check_named
+from nablaflow.models.parts import check_classes, check_libraries, check_named
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.qwen_image import QwenImage
 from nablaflow.models.random_weights import RANDOM, random_by_name
@@ -184,6 +184,7 @@ def _check_index(parts: dict[str, Any]) -> None:
     family, kind = _serving(parts.get("_class_name"))
     family.check_index(parts)
     check_named(parts, kind, {*family.load_options, *family.may_lack})
+    check_libraries(parts, kind, family.load_options)
     check_classes(parts, kind, {family.denoiser, *family.encoders})
 
 

@@ -37,7 +37,7 @@ from nablaflow.models.kohya_scales import (
     without_scales,
 )
 from nablaflow.models.lora_names import check_names, nothing, says_its_scales
-from nablaflow.models.lora_places import OF_TEXT, Denoiser, by_place
+from nablaflow.models.lora_places import OF_TEXT, Denoiser, by_place, text_by_place
 from nablaflow.models.peft_form import is_pefts, with_scales
 from nablaflow.quiet import quiet_libraries
 
@@ -65,6 +65,8 @@ def load_into(pipeline: Any, denoiser: Denoiser, file: Path, setting: str) -> No
             given, options = _what_it_takes(stock, denoiser, file)
             wanted = _converted(stock, given if options else dict(given), options)
             stock.load_lora_weights(given, **options, adapter_name=ADAPTER)
+    except UserError as error:
+        raise UserError(f"{setting}: {file} {error}") from error
     except Exception as error:  # the libraries raise many kinds for one cause: another base
         raise UserError(
             f"{setting}: {file} does not fit a {kind} of this model ({_reason(error)}); is it a "
@@ -104,12 +106,31 @@ def _what_it_takes(pipeline: Any, denoiser: Denoiser, file: Path) -> tuple[Any, 
     scaled = without_scales(state)
     text = {name: value for name, value in scaled.items() if name.startswith(OF_TEXT)}
     rest = {name: value for name, value in scaled.items() if name not in text}
-    found = by_place(rest, getattr(pipeline, denoiser.name), denoiser) if rest else None
+    found = by_place(rest, getattr(pipeline, denoiser.name), denoiser) if rest else {}
     if found is None:
         return (scaled, {}) if has_kohyas_form(state) else in_file
-    if len(scaled) == len(written) and _shapes(found) == _shapes(rest):
+    whole = found | _of_text(pipeline, text)
+    if len(scaled) == len(written) and _shapes(whole) == _shapes(scaled):
         return in_file
-    return found | _stocks_state(pipeline, text), {}
+    return whole, {}
+
+
+def _of_text(pipeline: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The text encoders' tensors as the loading reads them, to the last one.
+
+    Raises:
+        UserError: it would leave one out; what the file does is not said, nor the file.
+    """
+    takes = [name for name in pipeline._lora_loadable_modules if name.startswith(ENCODER)]
+    encoders = {name: part for name in takes if (part := getattr(pipeline, name)) is not None}
+    placed = text_by_place(state, encoders)
+    found = _stocks_state(pipeline, state) if placed is None else placed
+    if len(found) != len(state):
+        raise UserError(
+            f"changes a text encoder that no LoRA is loaded into, or a layer that it does not have "
+            f"(it holds {min(state)}); use one of the denoiser alone"
+        )
+    return found
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

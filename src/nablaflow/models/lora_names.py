@@ -45,14 +45,19 @@ def says_its_scales(file: Path) -> bool:
 
 
 def _check_header(file: Path, setting: str) -> None:
-    """Refuse by peft's configuration in a file's header; one that is none is left to diffusers."""
+    """Refuse by peft's configuration in a file's header, and one that is none."""
     with safe_open(file, framework="pt") as opened:
         written = (opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}")
     try:
         found = json.loads(written)
     except (ValueError, RecursionError):
-        return
-    for name, value in found.items() if isinstance(found, dict) else ():
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{setting}: {file} has no settings by name in its header's {LORA_ADAPTER_METADATA_KEY}"
+            ", where its scale stands; get it again, or write it again by save_lora_weights"
+        )
+    for name, value in found.items():
         check_kind({name.rpartition(".")[2]: value}, file, setting)
 
 
@@ -65,6 +70,7 @@ def check_names(file: Path, setting: str) -> None:
             "save it in diffusers' format"
         )
     _check_plain(names, file, setting)
+    _check_values(file, setting)
     if is_pefts(names):
         check_settings(file, setting)
     for name in alone(names):
@@ -79,7 +85,6 @@ def check_names(file: Path, setting: str) -> None:
             "remove one of them"
         )
     _check_header(file, setting)
-    _check_values(file, setting)
 
 
 def _check_plain(names: list[str], file: Path, setting: str) -> None:
@@ -99,10 +104,16 @@ def _check_plain(names: list[str], file: Path, setting: str) -> None:
 
 
 def _check_values(file: Path, setting: str) -> None:
-    """Refuse factors that are no floating-point numbers, and scales by which they are nothing."""
+    """Refuse factors that are no floating-point numbers, or none, and scales that make nothing."""
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118, which is no mapping
-            kind = opened.get_slice(name).get_dtype()
+            given = opened.get_slice(name)
+            kind, shape = given.get_dtype(), given.get_shape()
+            if 0 in shape:
+                raise UserError(
+                    f"{setting}: {file} has no numbers in {name} (it is {shape}), as of a rank "
+                    "of 0 or a save that was not gathered; save the LoRA again"
+                )
             if name.endswith(ALPHA):
                 if not opened.get_tensor(name).any():
                     raise nothing(setting, file, f"{name} is 0")

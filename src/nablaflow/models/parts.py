@@ -10,8 +10,10 @@ from typing import Any, TypeGuard
 
 from torch import nn
 
-from nablaflow.errors import UserError
+from nablaflow.errors import UserError, show
 
+LIBRARIES = ("diffusers", "transformers")
+"""Whose classes a pipeline is made of."""
 COPY = "they are of two models, copy the whole of one"
 
 
@@ -35,6 +37,25 @@ def check_named(parts: Mapping[str, Any], kind: type[Any], without: Collection[s
                 f"model: its model_index.json names no {name}, which a {kind.__name__} is made of; "
                 "copy the whole model, or save it again with save_pretrained"
             )
+
+
+def check_libraries(parts: Mapping[str, Any], kind: type[Any], without: Collection[str]) -> None:
+    """Refuse a part whose class is of a folder's own or another library's: no such code is run.
+
+    Args:
+        without: parts that are not read.
+
+    Raises:
+        UserError: there is one.
+    """
+    for name in sorted(inspect.signature(kind).parameters.keys() - set(without)):
+        entry = parts.get(name)
+        if not isinstance(entry, list | tuple) or not any(entry) or entry[0] in LIBRARIES:
+            continue
+        raise UserError(
+            f"model: its {name} is {show('.'.join(map(str, entry)))}, whose code is not run here; "
+            f"use a model whose parts are all of {' or '.join(LIBRARIES)}"
+        )
 
 
 def check_classes(parts: Mapping[str, Any], kind: type[Any], names: Collection[str]) -> None:
@@ -97,15 +118,20 @@ def check_scheduler(scheduler: Any) -> None:
 
 
 def check_words(pipeline: Any, tokenizers: Sequence[str], encoders: Sequence[str]) -> None:
-    """Refuse a tokenizer with more words than its text encoder has embeddings.
+    """Refuse a tokenizer with more words than its text encoder has embeddings, or none beside one.
 
     Raises:
-        UserError: it is of another model.
+        UserError: it is of another model, or missing.
     """
     for name, encoder_name in zip(tokenizers, encoders, strict=True):
         tokenizer, encoder = (getattr(pipeline, part, None) for part in (name, encoder_name))
-        if tokenizer is None or encoder is None:
+        if encoder is None:
             continue
+        if tokenizer is None:
+            raise UserError(
+                f"model: it has a {encoder_name} and no {name}, which reads prompts for it; copy "
+                "the whole model"
+            )
         known = encoder.get_input_embeddings().num_embeddings
         if len(tokenizer) <= known:
             continue
@@ -137,10 +163,16 @@ def check_lengths(pipeline: Any, tokenizers: Sequence[str], encoders: Sequence[s
                 f"model: its {name} has no pad_token, by which short prompts are filled up; copy "
                 f"the whole {name} folder"
             )
+        given = tokenizer.model_max_length
+        if not is_number(given):
+            raise UserError(
+                f"model: model_max_length {given!r} in its {name}/tokenizer_config.json is no "
+                f"number of tokens; copy the whole {name} folder"
+            )
         if not encoder.config.model_type.startswith("clip"):
             continue
-        reads, given = encoder.config.max_position_embeddings, tokenizer.model_max_length
-        if not tokenizer.num_special_tokens_to_add() < given <= reads:
+        reads, least = encoder.config.max_position_embeddings, tokenizer.num_special_tokens_to_add()
+        if type(given) is not int or not least < given <= reads:
             raise UserError(
                 f"model: its {name} cuts prompts at {given:,} tokens and its {encoder_name} reads "
                 f"{reads}; set model_max_length in {name}/tokenizer_config.json to {reads}, or "

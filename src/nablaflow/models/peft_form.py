@@ -29,6 +29,8 @@ PREFIX = "base_model.model."
 """Before the path of a layer."""
 SETTINGS = "adapter_config.json"
 DOWN = ".lora_A.weight"
+MAGNITUDE = ".lora_magnitude_vector"
+"""Of a DoRA: with ``.weight`` behind it, or not."""
 TAKES_FROM_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """How peft's ``init_lora_weights`` begins where a LoRA starts at a part of the base's weights."""
 VARIANTS = (
@@ -69,13 +71,26 @@ def check_settings(file: Path, setting: str) -> None:
         raise UserError(
             f"{setting}: {beside} is no configuration of a LoRA ({error!r}); get it again"
         ) from error
-    kind = "a DoRA" if found.get("use_dora") else f"a {found.get('peft_type')} of peft"
-    if found.get("peft_type") != "LORA" or found.get("use_dora"):
+    if found.get("peft_type") != "LORA":
         raise UserError(
-            f"{setting}: {file} is {kind}, which is not read by peft's names; load it with peft, "
-            "and write get_peft_model_state_dict(…) by the pipeline's save_lora_weights"
+            f"{setting}: {file} is a {found.get('peft_type')} of peft, which is not read here; "
+            "give a LoRA, or merge it into the model"
         )
     check_kind(found, file, setting)
+    _check_lengths(bool(found.get("use_dora")), file, setting)
+
+
+def _check_lengths(dora: bool, file: Path, setting: str) -> None:
+    """Refuse a DoRA with a layer whose lengths are not in the file, and lengths of none."""
+    with safe_open(file, "pt") as opened:
+        names = opened.keys()
+        ranked = {name.removesuffix(DOWN) for name in names if name.endswith(DOWN)}
+        long = {name.partition(MAGNITUDE)[0] for name in names if MAGNITUDE in name}
+    if long != (ranked if dora else set()):
+        raise UserError(
+            f"{setting}: use_dora is {dora} in {settings_beside(file)}, and {file} has the lengths "
+            f"(lora_magnitude_vector) of {len(long)} of {len(ranked)} layers; get both again"
+        )
 
 
 def check_kind(found: Mapping[str, Any], file: Path, setting: str) -> None:

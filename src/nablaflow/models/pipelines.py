@@ -117,7 +117,8 @@ class PipelineModel(DiffusionModel):
         Raises:
             UserError: so it is.
         """
-        check_network(getattr(pipeline, cls.denoiser))
+        called = "UNet" if cls.denoiser == "unet" else cls.denoiser
+        check_network(getattr(pipeline, cls.denoiser), called=called)
 
     @classmethod
     def defaults_of(cls, pipeline: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ class StableDiffusion3(FlowMatching):
 
     serves = (StableDiffusion3Pipeline,)
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    load_options: ClassVar[dict[str, Any]] = {"image_encoder": None, "feature_extractor": None}
     may_lack = ("text_encoder_3", "tokenizer_3")
     tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
     small_decoder = "madebyollin/taesd3"

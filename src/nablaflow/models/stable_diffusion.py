@@ -21,6 +21,7 @@ class StableDiffusion(TextToImage):
     load_options: ClassVar[dict[str, Any]] = {
         "safety_checker": None,
         "feature_extractor": None,
+        "image_encoder": None,
         "requires_safety_checker": False,
     }
     small_decoder = "madebyollin/taesd"
