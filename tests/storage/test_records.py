@@ -102,8 +102,24 @@ def test_marks_are_of_the_newest_lines(tmp_path: Path, monkeypatch: pytest.Monke
     own = {"update": 3, "reward_mean": 0.5}
     for most, known in ((2, [2, 3]), (5, [1, 2, 3])):
         monkeypatch.setattr(lines, "MOST", most)
-        marks = lines.Marks(lines.marks_of(tmp_path, 3), 3)
+        marks = lines.Marks(lines.marks_of(tmp_path, 3, lines.Marks()), 3)
         changed = [{**own, "update": update, "reward_mean": 0.6} for update in (1, 2, 3, 4)]
         assert [line["update"] for line in changed if not marks.are_of(line)] == known
         assert all(marks.are_of({**own, "update": update}) for update in (-1, 0, 1, 2, 3))
         assert marks.are_of({**own, "guard_kl": 0.1}), "it may come later"
+
+
+@pytest.mark.parametrize("most", [2, 5])
+def test_marks_go_on_from_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int):
+    """So a checkpoint costs as much after 70,000 updates as after 70."""
+    monkeypatch.setattr(lines, "MOST", most)
+    write(tmp_path, 2)
+    known = lines.Marks(lines.marks_of(tmp_path, 2, lines.Marks()), 2)
+    append_record(tmp_path, {"update": 3, "reward_mean": 0.7})
+    whole = lines.marks_of(tmp_path, 3, lines.Marks())
+    read: list[bytes] = []
+    real = lines._record
+    monkeypatch.setattr(lines, "_record", lambda line: read.append(line) or real(line))
+    assert lines.marks_of(tmp_path, 3, known) == whole
+    assert [json.loads(line)["update"] for line in read] == [3, 2]
+    assert lines.marks_of(tmp_path, 3, lines.Marks("", 2)) == whole, "of an earlier version"
