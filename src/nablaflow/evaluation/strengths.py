@@ -58,7 +58,8 @@ class Strengths:
     def at_tilt(self) -> Estimate | None:
         """The weakest strength whose mean reward is the tilt's, on straight lines between the rows.
 
-        Its error is that of the way there, over the line's slope.
+        Its error is that of the way there, over the line's slope. The rows have their noise, the
+        reference and the tilt in common, so between two of them it is between their errors.
 
         Returns:
             None without a tilt, or where no two neighbours have it between them.
@@ -70,7 +71,7 @@ class Strengths:
                 slope = high.closing.value - low.closing.value
                 part = (1.0 - low.closing.value) / slope
                 width = high.strength - low.strength
-                error = math.hypot((1.0 - part) * low.closing.se, part * high.closing.se)
+                error = (1.0 - part) * low.closing.se + part * high.closing.se
                 return Estimate(low.strength + part * width, error / slope * width)
         return None
 
