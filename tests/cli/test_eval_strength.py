@@ -21,11 +21,12 @@ from tests.support.cli_runs import train_far
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
 Cli = Callable[..., Result]
+METRIC = "evaluation.metrics=[vendi]"
 
 
 @pytest.fixture(scope="module")
 def run(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_far(settings, tmp_path_factory.mktemp("strengths"), "evaluation.n=8")
+    return train_far(settings, tmp_path_factory.mktemp("strengths"), "evaluation.n=8", METRIC)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_half_the_strength_is_the_policy_with_half_the_update(
     assert row.pop("closing_se") == expected["closing_se"]
     measured = {name: value for name, value in row.items() if value is not None}
     wanted = {name: value for name, value in expected["policy"].items() if name in measured}
-    assert {"reward_mean", "diversity"} < measured.keys()
+    assert {"reward_mean", "diversity", "vendi"} < measured.keys()
     assert measured == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from nablaflow.errors import UserError
 from nablaflow.evaluation.measure import Evaluation, Subject, sample_and_measure
+from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.policy_state import LastPolicy
 from nablaflow.metrics.estimate import Estimate
-from nablaflow.metrics.summary import Column, closing
+from nablaflow.metrics.summary import Column, add_figures, closing
 from nablaflow.progress import StartProgress
 
 
@@ -123,12 +124,25 @@ def _rows(
         figures = known.get(strength)
         if figures is None:
             _put(subject, last, strength)
-            what = f"policy at strength {strength:g}"
-            own = sample_and_measure(
-                subject.model, subject.reward, subject.prompts, subject.config, progress, what
-            )
-            figures = evaluation.column(own.samples)
+            figures = _measured(subject, evaluation, f"policy at strength {strength:g}", progress)
         yield AtStrength(strength, figures, closing(start, figures, goal))
+
+
+def _measured(
+    subject: Subject, evaluation: Evaluation, what: str, progress: StartProgress
+) -> Column:
+    """The figures of whichever network is active, by the metrics of ``evaluation.metrics`` too."""
+    model, config, prompts = subject.model, subject.config, subject.prompts
+    plan = EvaluationPlan.of_summary(config.evaluation, len(prompts), model.device)
+    own = sample_and_measure(
+        model, subject.reward, prompts, config, progress, what, looks=plan.looks()
+    )
+    column = evaluation.column(own.samples)
+    if evaluation.second is None:
+        return column
+    told = progress("measure the metrics", len(plan.metrics))
+    further = plan.measure(own, evaluation.second, config.evaluation.seed, told)
+    return add_figures(column, further)
 
 
 def _put(subject: Subject, last: LastPolicy, strength: float) -> None:
