@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nablaflow.storage import lines
+from nablaflow.storage import lines, records
 from nablaflow.storage.records import append_record, drop_records_after, read_records
 
 
@@ -95,6 +95,17 @@ def test_a_reader_is_told_of_lines_that_are_missing(
     path.write_text("\n".join([lines[0], "{", lines[3]]) + "\n")
     assert len(read_records(tmp_path)) == 2
     assert "lines of 2 updates are missing" in capsys.readouterr().err
+
+
+def test_an_update_that_no_run_comes_to_is_told_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A number of 18 digits in somebody else's file; to go through its updates fills the memory."""
+    monkeypatch.setattr(records, "range", None, raising=False)
+    write(tmp_path, 1)
+    append_record(tmp_path, {"update": 10**18, "reward_mean": 0.5})
+    assert len(read_records(tmp_path)) == 2
+    assert f"lines of {10**18 - 2} updates are missing" in capsys.readouterr().err
 
 
 def test_marks_are_of_the_newest_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
