@@ -85,7 +85,7 @@ def test_a_table_for_a_terminal(run: Path, cli: Cli) -> None:
     result = cli("eval", run, "--checkpoints", "last", "--strength", "0.5", "--strength", "2")
     assert result.exit_code == 0, result.stderr
     assert "of the way, %" in result.stdout
-    assert "Without figures of the exact tilt no strength can be named" in result.stdout
+    assert "No strength can be named that reaches the exact tilt: there are no" in result.stdout
 
 
 def test_in_python(run: Path, figures: dict[str, Any]) -> None:
