@@ -88,6 +88,13 @@ def test_a_table_for_a_terminal(run: Path, cli: Cli) -> None:
     assert "No strength can be named that reaches the exact tilt: there are no" in result.stdout
 
 
+def test_images_that_are_none_are_not_the_rewards_fault(run: Path, cli: Cli) -> None:
+    result = cli("eval", run, "--checkpoints", "last", "--strength", "1e30")
+    assert result.exit_code == 2
+    assert "evaluation: images of the model are not finite" in result.stderr
+    assert "a smaller strength" in result.stderr
+
+
 def test_in_python(run: Path, figures: dict[str, Any]) -> None:
     found = nf.evaluate(run, only_last=True, strengths=[0.5], trusted=True)
     assert found["strengths"] == figures["strengths"]

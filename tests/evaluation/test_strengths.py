@@ -56,7 +56,7 @@ def test_what_is_not_bracketed_is_not_guessed(ways: tuple[tuple[float, float | N
     assert at(*ways).as_dict()["at_tilt"] is None
 
 
-@pytest.mark.parametrize("strength", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("strength", [-0.1, math.nan, math.inf, 1e39])
 def test_what_is_no_strength_is_refused(strength: float) -> None:
     with pytest.raises(UserError, match="--strength: must be a number from 0 on"):
         check_strengths([0.5, strength])

@@ -8,12 +8,12 @@ that the images are: their diversity and distance are measured beside it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from nablaflow.config.values import LARGEST
 from nablaflow.errors import UserError
 from nablaflow.evaluation.measure import Evaluation, Subject, sample_and_measure
 from nablaflow.evaluation.plan import EvaluationPlan
@@ -81,10 +81,10 @@ def check_strengths(strengths: Sequence[float]) -> None:
     """Refuse what is no strength.
 
     Raises:
-        UserError: one is no finite number from 0 on.
+        UserError: one is no number from 0 on that float32 can hold.
     """
     for strength in strengths:
-        if not (math.isfinite(strength) and strength >= 0):
+        if not 0 <= strength <= LARGEST:
             raise UserError(f"--strength: must be a number from 0 on, not {strength:g}")
 
 
