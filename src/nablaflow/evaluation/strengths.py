@@ -85,7 +85,9 @@ def check_strengths(strengths: Sequence[float]) -> None:
     """
     for strength in strengths:
         if not 0 <= strength <= LARGEST:
-            raise UserError(f"--strength: must be a number from 0 on, not {strength:g}")
+            raise UserError(
+                f"--strength: must be a number from 0 on that float32 can hold, not {strength:g}"
+            )
 
 
 def measure_strengths(
