@@ -21,11 +21,12 @@ from tests.support.cli_runs import train_far
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
 Cli = Callable[..., Result]
+METRIC = "evaluation.metrics=[vendi]"
 
 
 @pytest.fixture(scope="module")
 def run(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_far(settings, tmp_path_factory.mktemp("strengths"), "evaluation.n=8")
+    return train_far(settings, tmp_path_factory.mktemp("strengths"), "evaluation.n=8", METRIC)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_half_the_strength_is_the_policy_with_half_the_update(
     assert row.pop("closing_se") == expected["closing_se"]
     measured = {name: value for name, value in row.items() if value is not None}
     wanted = {name: value for name, value in expected["policy"].items() if name in measured}
-    assert {"reward_mean", "diversity"} < measured.keys()
+    assert {"reward_mean", "diversity", "vendi"} < measured.keys()
     assert measured == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
@@ -84,7 +85,14 @@ def test_a_table_for_a_terminal(run: Path, cli: Cli) -> None:
     result = cli("eval", run, "--checkpoints", "last", "--strength", "0.5", "--strength", "2")
     assert result.exit_code == 0, result.stderr
     assert "of the way, %" in result.stdout
-    assert "Without figures of the exact tilt no strength can be named" in result.stdout
+    assert "No strength can be named that reaches the exact tilt: there are no" in result.stdout
+
+
+def test_images_that_are_none_are_not_the_rewards_fault(run: Path, cli: Cli) -> None:
+    result = cli("eval", run, "--checkpoints", "last", "--strength", "1e30")
+    assert result.exit_code == 2
+    assert "evaluation: images of the model are not finite" in result.stderr
+    assert "a smaller strength" in result.stderr
 
 
 def test_in_python(run: Path, figures: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.methods import BestOfN
 from nablaflow.progress import Progress
 from nablaflow.runs.stopping import Interrupted
+from nablaflow.storage.checkpoint import load_checkpoint, save_checkpoint
+from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.naming import keep_name
+from nablaflow.storage.records import append_record
 from nablaflow.training.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
@@ -52,9 +56,10 @@ def test_a_comparison_is_stored_and_goes_on(
     assert second.rows() == outcome.rows()
 
 
-def test_a_stopped_run_goes_on_from_its_checkpoint_if_its_settings_are_the_same(
-    small_race: Race, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.fixture
+def stopped(small_race: Race, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was stopped after an update; when it goes on, time ends it after the next."""
+
     @contextmanager
     def at_once(asked: list[bool]) -> Iterator[None]:
         asked.append(True)
@@ -64,10 +69,6 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_if_its_settings_are_the_same(
         patch.setattr(race, "stopping", at_once)
         with pytest.raises(Interrupted):
             small_race("refl", minutes=10.0)
-    folder = tmp_path / "out/warmth/refl/seed-0"
-    assert not (folder / "cell.json").exists()
-    shutil.copytree(tmp_path / "out", tmp_path / "stopped")
-    # The second session ends by time at its first update.
     step = Trainer.step
 
     def late(self: Trainer) -> dict[str, float]:
@@ -76,6 +77,15 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_if_its_settings_are_the_same(
         return record
 
     monkeypatch.setattr(Trainer, "step", late)
+    return tmp_path / "out/warmth/refl/seed-0"
+
+
+def test_a_stopped_run_goes_on_from_its_checkpoint_if_its_settings_are_the_same(
+    small_race: Race, tmp_path: Path, stopped: Path
+):
+    folder = stopped
+    assert not (folder / "cell.json").exists()
+    shutil.copytree(tmp_path / "out", tmp_path / "stopped")
     for beta, updates in ((1.0, [1, 2]), (2.0, [1])):
         shutil.rmtree(tmp_path / "out")
         shutil.copytree(tmp_path / "stopped", tmp_path / "out")
@@ -83,6 +93,19 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_if_its_settings_are_the_same(
         cell = json.loads((folder / "cell.json").read_text())
         assert cell["updates"] == len(updates)
         assert [json.loads(line)["update"] for line in (folder / "metrics.jsonl").open()] == updates
+
+
+def test_a_run_goes_on_before_a_checkpoint_that_is_damaged(small_race: Race, stopped: Path):
+    """Whose later update would count as the newest, and whose lines as the run's."""
+    for update in (2, 3):
+        append_record(stopped, {"update": update, "reward_mean": 0.0, "seconds": 1.0})
+    first = load_checkpoint(stopped / "checkpoints" / "step-000001")
+    later = save_checkpoint(stopped, replace(first, update=3), keep=2)
+    (later / "state.pt").write_bytes(b"")
+    small_race("refl", minutes=10.0)
+    assert [path.name for path in list_checkpoints(stopped)][-1] == "step-000002"
+    cell = json.loads((stopped / "cell.json").read_text())
+    assert cell["curve"]["update"] == [1, 2]
 
 
 def test_a_run_that_diverges_is_a_result(small_race: Race, monkeypatch: pytest.MonkeyPatch):

@@ -127,8 +127,11 @@ def test_a_mistake_is_one_line(file, name, words):
         ({"source": "trl:a.py:f", "count": True}, "count must be a whole number"),
         ({"source": "trl:a.py:f", "column": "x"}, "prompts.column: trl:a.py:f is a function"),
         ({"source": "p.txt", "count": 3}, "prompts.count: p.txt is no function"),
-        ({"source": "a.py:f", "count": 3}, "prompts: a.py:f is a function's place; write it trl:a"),
-        ("/x/a.py:f", "prompts: a.py:f is a function's place; write it trl:a.py:f"),
+        (
+            {"source": "a.py:f", "count": 3},
+            "prompts: a.py:f is a function's place; write trl: before its path",
+        ),
+        ("/x/a.py:f", "prompts: a.py:f is a function's place; write trl: before its path"),
         (lambda: ("a", {}), "prompts: a function goes in by its place, {source: trl:path/to/file"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from nablaflow.runs import align
 from nablaflow.runs.evaluate import evaluate_run
 from nablaflow.runs.export_card import summary_of
 from nablaflow.runs.policy import load_policy
-from nablaflow.storage.checkpoint import load_checkpoint
+from nablaflow.storage.checkpoint import load_checkpoint, save_checkpoint
 from nablaflow.storage.manifest import read_manifest
 from nablaflow.storage.naming import name_of
 from nablaflow.storage.records import read_records
@@ -131,3 +132,20 @@ def test_lines_of_another_run_are_left_out(
     align.run(longer, resume=True)
     assert told in capsys.readouterr().err
     assert [record["update"] for record in read_records(run)] == [3]
+
+
+def test_a_line_that_was_changed_stays_known_after_the_next_checkpoint(
+    twins: tuple[Path, Config, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its mark is the one of when it was written."""
+    run, _, _ = twins
+    changed, *_ = read_records(run)
+    known = read_manifest(run / "checkpoints" / "step-000002")["lines"]
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text(json.dumps(changed | {"loss": 5.0}) + "\n" + "\n".join(lines[1:]) + "\n")
+    end = load_checkpoint(run / "checkpoints" / "step-000002")
+    save_checkpoint(run, replace(end, update=3), keep=3)
+    assert read_manifest(run / "checkpoints" / "step-000003")["lines"].startswith(known)
+    assert [record["update"] for record in read_records(run)] == [2]
+    assert "1 that are there are not what this run wrote" in capsys.readouterr().err

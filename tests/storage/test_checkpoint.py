@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from nablaflow.storage import checksums
 from nablaflow.storage.checkpoint import Checkpoint, load_checkpoint, load_policy, save_checkpoint
 from nablaflow.storage.lock import held
 from nablaflow.storage.manifest import DamagedCheckpoint, list_checkpoints
+from nablaflow.storage.naming import keep_name
 from nablaflow.storage.whole import (
     checkpoint_to_resume,
     last_whole,
@@ -314,3 +316,17 @@ def test_a_seventh_digit_is_no_older_checkpoint(tmp_path: Path):
         save_checkpoint(tmp_path, example(update), keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-999950", "step-1000000"]
     assert last_whole(tmp_path, load_checkpoint).update == 1_000_000
+
+
+def test_beside_a_training_a_checkpoint_of_another_run_is_known(tmp_path: Path):
+    run, other = tmp_path / "own", tmp_path / "other"
+    for folder, update in ((run, 1), (other, 2)):
+        folder.mkdir()
+        keep_name(folder, folder.name)
+        save_checkpoint(folder, example(update), keep=1)
+    copied = "checkpoints/step-000002"
+    shutil.copytree(other / copied, run / copied)
+    with held(run), steady(run) as place:
+        assert place != run
+        with pytest.raises(DamagedCheckpoint, match="it is of another run"):
+            load_policy(place / copied)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nablaflow.storage import lines
+from nablaflow.storage import lines, records
 from nablaflow.storage.records import append_record, drop_records_after, read_records
 
 
@@ -97,13 +97,40 @@ def test_a_reader_is_told_of_lines_that_are_missing(
     assert "lines of 2 updates are missing" in capsys.readouterr().err
 
 
+def test_an_update_that_no_run_comes_to_is_told_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A number of 18 digits in somebody else's file; to go through its updates fills the memory."""
+    monkeypatch.setattr(records, "range", None, raising=False)
+    write(tmp_path, 1)
+    append_record(tmp_path, {"update": 10**18, "reward_mean": 0.5})
+    assert len(read_records(tmp_path)) == 2
+    assert f"lines of {10**18 - 2} updates are missing" in capsys.readouterr().err
+
+
 def test_marks_are_of_the_newest_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path, 3)
     own = {"update": 3, "reward_mean": 0.5}
     for most, known in ((2, [2, 3]), (5, [1, 2, 3])):
         monkeypatch.setattr(lines, "MOST", most)
-        marks = lines.Marks(lines.marks_of(tmp_path, 3), 3)
+        marks = lines.Marks(lines.marks_of(tmp_path, 3, lines.Marks()), 3)
         changed = [{**own, "update": update, "reward_mean": 0.6} for update in (1, 2, 3, 4)]
         assert [line["update"] for line in changed if not marks.are_of(line)] == known
         assert all(marks.are_of({**own, "update": update}) for update in (-1, 0, 1, 2, 3))
         assert marks.are_of({**own, "guard_kl": 0.1}), "it may come later"
+
+
+@pytest.mark.parametrize("most", [2, 5])
+def test_marks_go_on_from_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int):
+    """So a checkpoint costs as much after 70,000 updates as after 70."""
+    monkeypatch.setattr(lines, "MOST", most)
+    write(tmp_path, 2)
+    known = lines.Marks(lines.marks_of(tmp_path, 2, lines.Marks()), 2)
+    append_record(tmp_path, {"update": 3, "reward_mean": 0.7})
+    whole = lines.marks_of(tmp_path, 3, lines.Marks())
+    read: list[bytes] = []
+    real = lines._record
+    monkeypatch.setattr(lines, "_record", lambda line: read.append(line) or real(line))
+    assert lines.marks_of(tmp_path, 3, known) == whole
+    assert [json.loads(line)["update"] for line in read] == [3, 2]
+    assert lines.marks_of(tmp_path, 3, lines.Marks("", 2)) == whole, "of an earlier version"

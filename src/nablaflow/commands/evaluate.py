@@ -54,8 +54,8 @@ def evaluate(
         list[float] | None,
         typer.Option(
             min=0.0,
-            help="of the last checkpoint's LoRA, measured besides, again for more: 0 is the "
-            "reference, 1 the policy",
+            help="of what the last checkpoint has trained, measured besides, again for more: 0 is "
+            "the reference, 1 the policy",
         ),
     ] = None,
     prompts: Annotated[

@@ -30,7 +30,7 @@ def sample(
     strength: Annotated[
         float | None,
         typer.Option(
-            help="of a run's LoRA: 0 is the reference, 1 the policy; above 1 goes on beyond it"
+            help="of what a run trained: 0 is the reference, 1 the policy; above 1 is beyond it"
         ),
     ] = None,
     sampler: Annotated[

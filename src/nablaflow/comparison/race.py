@@ -34,7 +34,7 @@ from nablaflow.storage.naming import KEY as NAMED
 from nablaflow.storage.naming import name_of
 from nablaflow.storage.records import append_record, drop_records_after
 from nablaflow.storage.run_folder import CELL, POINTS
-from nablaflow.storage.whole import checkpoint_to_resume
+from nablaflow.storage.whole import checkpoint_to_resume, retire_after
 from nablaflow.training.stepper import Record
 
 
@@ -239,6 +239,7 @@ def _opened(parts: Parts) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
             return
         parts.trainer.restore(checkpoint)
         drop_records_after(folder, checkpoint.update)
+        retire_after(folder, checkpoint.update)
         yield folder, [p for p in _points(folder) if p["update"] <= checkpoint.update]
 
 

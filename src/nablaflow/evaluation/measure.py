@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.config.recipe import Config
+from nablaflow.errors import UserError
 from nablaflow.evaluation.bank import reference_bank, sample_states, spread
 from nablaflow.evaluation.bank_size import BankSize, bank_for_tilt, look_at_bank
 from nablaflow.evaluation.plan import EvaluationPlan
@@ -50,7 +51,7 @@ def measure_states(
         on_progress: told how many more are done.
 
     Raises:
-        UserError: the reward breaks its contract.
+        UserError: the reward breaks its contract, or an image is not finite.
     """
     looks = looks or {}
     index = spread(len(states), len(prompts))
@@ -58,6 +59,11 @@ def measure_states(
 
     def work(rows: slice) -> tuple[Tensor, ...]:
         pictures = model.decode(states[rows].to(model.device).float())
+        if not pictures.isfinite().all():  # a reward would be blamed for it
+            raise UserError(
+                "evaluation: images of the model are not finite, so that nothing can be measured "
+                "of them; a smaller strength or an earlier checkpoint may have some"
+            )
         texts = [prompts[i] for i in index[rows].tolist()]
         scores = pictures.new_full((len(pictures),), torch.nan)
         if reward is not None:

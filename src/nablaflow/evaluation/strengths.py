@@ -8,17 +8,18 @@ that the images are: their diversity and distance are measured beside it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from nablaflow.config.values import LARGEST
 from nablaflow.errors import UserError
 from nablaflow.evaluation.measure import Evaluation, Subject, sample_and_measure
+from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.policy_state import LastPolicy
 from nablaflow.metrics.estimate import Estimate
-from nablaflow.metrics.summary import Column, closing
+from nablaflow.metrics.summary import Column, add_figures, closing
 from nablaflow.progress import StartProgress
 
 
@@ -58,7 +59,8 @@ class Strengths:
     def at_tilt(self) -> Estimate | None:
         """The weakest strength whose mean reward is the tilt's, on straight lines between the rows.
 
-        Its error is that of the way there, over the line's slope.
+        Its error is that of the way there, over the line's slope. The rows have their noise, the
+        reference and the tilt in common, so between two of them it is between their errors.
 
         Returns:
             None without a tilt, or where no two neighbours have it between them.
@@ -70,7 +72,7 @@ class Strengths:
                 slope = high.closing.value - low.closing.value
                 part = (1.0 - low.closing.value) / slope
                 width = high.strength - low.strength
-                error = math.hypot((1.0 - part) * low.closing.se, part * high.closing.se)
+                error = (1.0 - part) * low.closing.se + part * high.closing.se
                 return Estimate(low.strength + part * width, error / slope * width)
         return None
 
@@ -79,11 +81,13 @@ def check_strengths(strengths: Sequence[float]) -> None:
     """Refuse what is no strength.
 
     Raises:
-        UserError: one is no finite number from 0 on.
+        UserError: one is no number from 0 on that float32 can hold.
     """
     for strength in strengths:
-        if not (math.isfinite(strength) and strength >= 0):
-            raise UserError(f"--strength: must be a number from 0 on, not {strength:g}")
+        if not 0 <= strength <= LARGEST:
+            raise UserError(
+                f"--strength: must be a number from 0 on that float32 can hold, not {strength:g}"
+            )
 
 
 def measure_strengths(
@@ -122,12 +126,25 @@ def _rows(
         figures = known.get(strength)
         if figures is None:
             _put(subject, last, strength)
-            what = f"policy at strength {strength:g}"
-            own = sample_and_measure(
-                subject.model, subject.reward, subject.prompts, subject.config, progress, what
-            )
-            figures = evaluation.column(own.samples)
+            figures = _measured(subject, evaluation, f"policy at strength {strength:g}", progress)
         yield AtStrength(strength, figures, closing(start, figures, goal))
+
+
+def _measured(
+    subject: Subject, evaluation: Evaluation, what: str, progress: StartProgress
+) -> Column:
+    """The figures of whichever network is active, by the metrics of ``evaluation.metrics`` too."""
+    model, config, prompts = subject.model, subject.config, subject.prompts
+    plan = EvaluationPlan.of_summary(config.evaluation, len(prompts), model.device)
+    own = sample_and_measure(
+        model, subject.reward, prompts, config, progress, what, looks=plan.looks()
+    )
+    column = evaluation.column(own.samples)
+    if evaluation.second is None:
+        return column
+    told = progress("measure the metrics", len(plan.metrics))
+    further = plan.measure(own, evaluation.second, config.evaluation.seed, told)
+    return add_figures(column, further)
 
 
 def _put(subject: Subject, last: LastPolicy, strength: float) -> None:

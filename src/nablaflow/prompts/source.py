@@ -67,7 +67,7 @@ def _check_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
 def _refuse_function(source: str) -> None:
     if re.search(r"\.py:\w+$", source) and not source.startswith(FUNCTION):
         name = Path(source).name  # which `absolute` may have given a folder
-        raise ValueError(f"{name} is a function's place; write it {FUNCTION}{name}")
+        raise ValueError(f"{name} is a function's place; write {FUNCTION} before its path")
 
 
 PromptSource = Annotated[list[str] | str | dict[str, Any], BeforeValidator(check_source)]

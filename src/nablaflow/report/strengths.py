@@ -48,5 +48,8 @@ def _at_tilt(strengths: Mapping[str, Any]) -> str:
             "between these; sample and export take it by --strength."
         )
     if all(row["closing"] is None for row in strengths["rows"]):
-        return "Without figures of the exact tilt no strength can be named that reaches it."
+        return (
+            "No strength can be named that reaches the exact tilt: there are no figures of it, or "
+            "its mean reward is within two errors of the reference's."
+        )
     return "None of these strengths, nor any between them, reaches the exact tilt's mean reward."

@@ -36,6 +36,7 @@ from nablaflow.storage.manifest import (
     DamagedCheckpoint,
     damaged,
     in_order,
+    known_lines,
     list_checkpoints,
     read_manifest,
     update_of,
@@ -150,7 +151,7 @@ def _write(folder: Path, checkpoint: Checkpoint, run: Path) -> None:
         "groups": sorted(checkpoint.tensors),
         "config": checkpoint.config,
         NAMED: name_of(run),
-        LINES: marks_of(run, checkpoint.update),
+        LINES: marks_of(run, checkpoint.update, known_lines(run, checkpoint.update)),
         "files": {path.name: checksums.of_file(path) for path in sorted(folder.iterdir())},
     }
     write_whole(folder / MANIFEST, checksums.sealed(manifest))

@@ -23,11 +23,15 @@ _LATER = "guard_"  # figures that may come to a line after its checkpoint, see `
 
 def lines_of(run: Path) -> list[Record | None]:
     """What each line holds; None for a damaged one."""
+    return [_record(line) for line in _whole_lines(run)]
+
+
+def _whole_lines(run: Path) -> list[bytes]:
     path = run / METRICS
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what comes after the last end is no whole line
-    return [_record(line) for line in lines if line]
+    return [line for line in lines if line]
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,22 @@ class Marks:
         return known in ("", _NONE, mark_of(record))
 
 
-def marks_of(run: Path, update: int) -> str:
-    """The marks of the lines up to an update, one after the other; of the newest `MOST`."""
-    found = {line["update"]: mark_of(line) for line in lines_of(run) if line is not None}
-    first = max(1, update + 1 - MOST)
-    return "".join(found.get(number, _NONE) for number in range(first, update + 1))
+def marks_of(run: Path, update: int, known: Marks) -> str:
+    """The marks of the lines up to an update, one after the other; of the newest `MOST`.
+
+    Args:
+        known: those of the checkpoint before it. Their lines are not read again, of which a long
+            run has many, and which may have been changed since.
+    """
+    before = known if known.text else Marks()
+    found: dict[int, str] = {}
+    for record in map(_record, reversed(_whole_lines(run))):
+        if record is not None and record["update"] <= before.last:
+            break
+        if record is not None:
+            found.setdefault(record["update"], mark_of(record))  # an update's last line counts
+    new = (found.get(number, _NONE) for number in range(before.last + 1, update + 1))
+    return "".join([before.text, *new])[-LENGTH * MOST :]
 
 
 def mark_of(record: Record) -> str:

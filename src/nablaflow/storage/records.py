@@ -85,7 +85,8 @@ class _Lines:
         """How they differ from one line for each update, from 1 to ``last``; empty: nowise."""
         updates = self.updates
         once = sorted(set(updates))
-        lost, none = len(set(range(1, last + 1)) - set(once)), self.lines.count(None)
+        lost = last - sum(1 <= update <= last for update in once)
+        none = self.lines.count(None)
         told = [f"lines of {lost} updates are missing"] if lost or none else []
         if self.others:
             told.append(f"{self.others} that are there are not what this run wrote")
