@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -25,6 +24,7 @@ from nablaflow.runs.checks import check_count, check_decodes, image_bytes
 from nablaflow.runs.policy import load_policy
 from nablaflow.runs.sample import BATCH, image_name
 from nablaflow.runs.trust import THE_MODEL
+from nablaflow.storage import checksums
 from nablaflow.storage.checkpoint import load_policy as read_policy
 from nablaflow.storage.files import folder_fault, write_whole
 from nablaflow.storage.gallery import GALLERY, REFERENCE
@@ -155,9 +155,10 @@ def write_gallery(
         told = progress.start("sample", n * len(names))
         with alone(out):
             _check_new(table, overwrite=overwrite)  # another may have been written meanwhile
+            table.unlink(missing_ok=True)  # where it is, the images are those that it is of
             rows = drawer.draw_all(_positions(place, strengths), out, told)
             content = {"run": str(run), "seed": seed, "prompts": drawer.texts, "positions": rows}
-            write_whole(table, json.dumps(content, indent=1, allow_nan=False) + "\n")
+            write_whole(table, checksums.sealed(content))
     return table
 
 
