@@ -16,6 +16,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from nablaflow.runs import export
 from nablaflow.runs.policy import load_policy
 from nablaflow.runs.run import Run
 from nablaflow.storage import checksums
@@ -320,3 +321,28 @@ def test_a_run_without_an_average_has_none_to_export(cli: Cli, run: Path) -> Non
     result = cli("export", run, "--ema")
     assert result.exit_code == 2
     assert "keeps no average (adapter.ema_decay)" in " ".join(result.stderr.split())
+
+
+def test_two_at_once_in_one_folder_are_each_whole(
+    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch, unchecked: None
+) -> None:
+    """The second begins and ends while the first one's weights are there and its card is not."""
+    command = ("export", trained, "--out", "out")
+    honest = export.card_of
+    ended: list[Result] = []
+
+    def meanwhile(*given: Any) -> Any:
+        monkeypatch.setattr(export, "card_of", honest)
+        ended.append(cli(*command, "--format", "kohya"))
+        return honest(*given)
+
+    monkeypatch.setattr(export, "card_of", meanwhile)
+    first = cli(*command, "--format", "diffusers")
+    assert ended[0].exit_code == 0, ended[0].stderr
+    assert first.exit_code == 2
+    assert "out holds an export already" in first.stderr
+    assert json.loads(Path("out", "export.json").read_text())["format"] == "kohya"
+    assert {path.name for path in Path("out").iterdir()} == {
+        *("README.md", "export.json", FILES["kohya"])
+    }
+    assert {path.name for path in Path().iterdir()} == {"out"}

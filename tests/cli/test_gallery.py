@@ -14,6 +14,8 @@ from click.testing import Result
 from nablaflow.features import pooled_pixels
 from nablaflow.fitting.images import read_image
 from nablaflow.rewards import load
+from nablaflow.runs import gallery, sample
+from nablaflow.studio.galleries import read_gallery
 from tests.support.cli_runs import train_far
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
@@ -65,3 +67,54 @@ def test_a_gallery_there_is_kept(cli: Cli, run: Path):
     assert refused.exit_code == 2
     assert "--overwrite" in refused.stderr
     assert Path("g/gallery.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(("command", "module"), [("gallery", gallery), ("sample", sample)])
+def test_a_second_one_in_the_same_folder_is_refused(
+    cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch, command: str, module: Any
+):
+    """Else there would be images of one and what the other's score."""
+    honest, ended = module.save_picture, []
+    options = ("--n", 1, "--out", "g", "--overwrite")
+
+    def meanwhile(*given: Any) -> None:
+        monkeypatch.setattr(module, "save_picture", honest)
+        ended.append(cli(command, run, "--seed", 1, *options))
+        honest(*given)
+
+    monkeypatch.setattr(module, "save_picture", meanwhile)
+    first = cli(command, run, *options)
+    assert first.exit_code == 0, first.stderr
+    assert ended[0].exit_code == 2
+    assert "nablaflow: --out: another command writes in g; wait" in ended[0].stderr
+
+
+def test_one_that_is_stopped_leaves_no_table_of_other_images(
+    cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = ("gallery", run, "--n", 2, "--out", "g")
+    assert cli(*options).exit_code == 0
+    assert read_gallery(Path("g")) is not None
+    honest, left = gallery.save_picture, [True, True, True]
+
+    def stopped(*given: Any) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        honest(*given)
+
+    monkeypatch.setattr(gallery, "save_picture", stopped)
+    assert cli(*options, "--seed", 1, "--overwrite").exit_code == 130
+    assert read_gallery(Path("g")) is None
+    monkeypatch.setattr(gallery, "save_picture", honest)
+    assert cli(*options, "--seed", 1).exit_code == 0
+    assert read_gallery(Path("g")) is not None
+
+
+def test_a_flipped_digit_of_its_table_is_not_shown(cli: Cli, run: Path):
+    assert cli("gallery", run, "--n", 2, "--out", "g").exit_code == 0
+    table = Path("g", "gallery.json")
+    content = bytearray(table.read_bytes())
+    content[content.index(b'"rewards": [') + 20] ^= 1
+    table.write_bytes(content)
+    assert read_gallery(Path("g")) is None

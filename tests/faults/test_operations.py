@@ -123,6 +123,7 @@ def test_a_run_that_replaces_another(make: Make, tmp_path: Path, request: pytest
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("train_only")
 def test_a_run_that_begins_at_every_operation(
     make: Make, tmp_path: Path, request: pytest.FixtureRequest
@@ -131,6 +132,7 @@ def test_a_run_that_begins_at_every_operation(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("train_only")
 def test_a_run_that_replaces_another_at_every_operation(
     make: Make, tmp_path: Path, request: pytest.FixtureRequest
@@ -139,6 +141,7 @@ def test_a_run_that_replaces_another_at_every_operation(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_run_that_is_measured_at_every_operation(
     make: Make, tmp_path: Path, request: pytest.FixtureRequest
 ):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nablaflow.errors import UserError
-from nablaflow.storage.lock import MARKER, check_free, held, is_run
+from nablaflow.storage.lock import MARKER, alone, check_free, held, is_run
 
 HOLD = """
 import sys
@@ -87,3 +87,24 @@ def test_a_file_system_without_locks_is_named_and_used(
 def test_looking_leaves_no_trace(tmp_path: Path):
     check_free(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_results_is_one_commands_at_a_time(tmp_path: Path):
+    out = tmp_path / "new" / "out"
+    with alone(out):
+        with pytest.raises(UserError, match=r"^--out: another command writes in .*out; wait"):
+            alone(out).__enter__()
+        assert list(out.iterdir()) == []
+    with alone(out):
+        pass
+
+
+def test_a_folder_of_results_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with alone(tmp_path):
+        pass

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nablaflow.errors import UserError
-from nablaflow.storage.scratch import PREFIX, check_holds, scratch_folder
+from nablaflow.storage.scratch import PREFIX, check_holds, check_room, scratch_folder
 
 
 def begin_and_die(place: Path) -> None:
@@ -64,3 +66,35 @@ def test_a_place_that_takes_no_folder_is_told_by_its_setting(
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
     with pytest.raises(UserError, match=r"^output_dir: no folder can be made in .* \(No such file"):
         check_holds(tmp_path)
+
+
+@pytest.fixture
+def small_files() -> Iterator[int]:
+    """The system allows files of so many bytes, as by a shell's ``ulimit -f``."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    yield 1 << 20
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_larger_than_the_system_allows_is_told_before_it_is_written(
+    tmp_path: Path, small_files: int
+):
+    check_room(tmp_path, [small_files] * 3)
+    with pytest.raises(
+        UserError, match=r"^output_dir: a checkpoint of 1\.05 MB .*\(File too large"
+    ):
+        check_room(tmp_path, [1, small_files + 1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_cannot_be_asked_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    check_room(tmp_path, [1])
+    monkeypatch.delattr(os, "posix_fallocate")
+    check_room(tmp_path, [1])

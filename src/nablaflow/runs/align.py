@@ -45,8 +45,9 @@ from nablaflow.storage.files import append_line
 from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.records import append_record, complete_record, drop_records_after
 from nablaflow.storage.run_folder import LOG
-from nablaflow.storage.scratch import check_holds
+from nablaflow.storage.scratch import check_holds, check_room
 from nablaflow.storage.whole import checkpoint_to_resume, retire_after
+from nablaflow.training.held import saved_held
 from nablaflow.training.processes import by_main, on_any
 from nablaflow.training.stepper import Record
 
@@ -145,9 +146,11 @@ def _rehearse(parts: Parts, progress: Progress) -> None:
 
 def _rehearsed(parts: Parts, progress: Progress) -> None:
     run = parts.config.output_dir.absolute()
-    place = next(folder for folder in run.parents if folder.is_dir())
+    place = next(folder for folder in (run, *run.parents) if folder.is_dir())
+    saved = saved_held(parts.config, parts.model, parts.trainer.flow, parts.trainer.core)
     told = progress.start("rehearse sampling and saving", 1)
     check_holds(place)
+    check_room(place, saved)
     note = rehearse(parts.model, parts.source, place)
     told(1)
     if note is not None:

@@ -21,15 +21,9 @@ from nablaflow.runs.pretrained import source_of
 from nablaflow.runs.saved_config import check_is_run
 from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage import checksums
-from nablaflow.storage.files import (
-    PARTIAL,
-    folder_fault,
-    put_in_place,
-    remove_tree,
-    what_failed,
-    write_whole,
-)
+from nablaflow.storage.files import folder_fault, put_in_place, what_failed, write_whole
 from nablaflow.storage.header import put_in_order
+from nablaflow.storage.scratch import scratch_folder
 from nablaflow.storage.written import write_checksums
 
 CARD, MANIFEST = "README.md", "export.json"
@@ -106,7 +100,7 @@ def export_run(
     # At once: later the run may be another, by a training with --overwrite beside this.
     measured = strength == 1 and not average  # the run has no figures of another
     figures = summary_of(run, update) if measured else None
-    with _beside(final) as partial:
+    with _beside(final, overwrite=overwrite) as partial:
         write_policy(model, source, partial, form, DTYPES[dtype])
         for path in sorted(partial.rglob("*.safetensors")):
             put_in_order(path)
@@ -181,15 +175,13 @@ def _manifest(exported: Exported) -> dict[str, Any]:
 
 
 @contextmanager
-def _beside(final: Path) -> Iterator[Path]:
-    """A folder to write to, which takes its name at the end or is removed."""
-    partial = final.with_name(f"{PARTIAL}{final.name}")
+def _beside(final: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder to write to, no other export's, which takes its name at the end or is removed."""
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        remove_tree(partial)
-        yield partial
-        put_in_place(partial, final)
+        with scratch_folder(final.parent) as place:
+            yield place / final.name
+            _check_out(final, overwrite=overwrite)  # another may have been written meanwhile
+            put_in_place(place / final.name, final)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--out: cannot write {final} ({what_failed(error)})") from error
-    finally:
-        remove_tree(partial)

@@ -28,6 +28,7 @@ from nablaflow.storage.run_folder import (
     set_aside,
     undo_move,
 )
+from nablaflow.storage.scratch import remove_left
 
 
 def check_run(config: Config, *, resume: bool, overwrite: bool) -> None:
@@ -120,6 +121,7 @@ def _begin(config: Config, *, resume: bool, overwrite: bool) -> None:
     check_no_links(run)
     undo_move(run)
     remove_partial(run)
+    remove_left(run)
     if resume and not (run / CONFIG).exists():
         put_back(run)
     _check_content(config, resume=resume, overwrite=overwrite)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -25,9 +24,11 @@ from nablaflow.runs.checks import check_count, check_decodes, image_bytes
 from nablaflow.runs.policy import load_policy
 from nablaflow.runs.sample import BATCH, image_name
 from nablaflow.runs.trust import THE_MODEL
+from nablaflow.storage import checksums
 from nablaflow.storage.checkpoint import load_policy as read_policy
 from nablaflow.storage.files import folder_fault, write_whole
 from nablaflow.storage.gallery import GALLERY, REFERENCE
+from nablaflow.storage.lock import alone
 from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.whole import steady, whole_checkpoints
 from nablaflow.typing import Batch, Images
@@ -142,8 +143,7 @@ def write_gallery(
             its images would be.
     """
     table = out / GALLERY
-    if table.exists() and not overwrite:
-        raise UserError(f"--out: {out} holds a gallery already; use --overwrite or another folder")
+    _check_new(table, overwrite=overwrite)
     fault = folder_fault(out)
     if fault is not None:
         raise UserError(f"--out: {fault}")
@@ -153,10 +153,20 @@ def write_gallery(
         names = [REFERENCE, *checkpoints, *map(_at_strength, strengths)]
         _check_apart(names, out)
         told = progress.start("sample", n * len(names))
-        rows = drawer.draw_all(_positions(place, strengths), out, told)
-    content = {"run": str(run), "seed": seed, "prompts": drawer.texts, "positions": rows}
-    write_whole(table, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        with alone(out):
+            _check_new(table, overwrite=overwrite)  # another may have been written meanwhile
+            table.unlink(missing_ok=True)  # where it is, the images are those that it is of
+            rows = drawer.draw_all(_positions(place, strengths), out, told)
+            content = {"run": str(run), "seed": seed, "prompts": drawer.texts, "positions": rows}
+            write_whole(table, checksums.sealed(content))
     return table
+
+
+def _check_new(table: Path, *, overwrite: bool) -> None:
+    if table.exists() and not overwrite:
+        raise UserError(
+            f"--out: {table.parent} holds a gallery already; use --overwrite or another folder"
+        )
 
 
 def _drawer(run: Path, n: int, seed: int, settings: Sequence[str], *, trusted: bool) -> Drawer:

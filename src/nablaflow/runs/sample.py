@@ -34,7 +34,7 @@ from nablaflow.runs.policy import load_policy
 from nablaflow.runs.run import Run
 from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage.files import folder_fault
-from nablaflow.storage.lock import is_run
+from nablaflow.storage.lock import alone, is_run
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.typing import Images
 
@@ -202,7 +202,9 @@ def sample_to_folder(
     check_out(out, overwrite=overwrite)
     given = {"of_model": of_model, "of_run": of_run}
     images, texts = sample_images(source, prompts, n, seed, trusted=trusted, **given)
-    return write_images(images, texts, out)
+    with alone(out):
+        check_out(out, overwrite=overwrite)  # another command may have ended meanwhile
+        return write_images(images, texts, out)
 
 
 @torch.no_grad()

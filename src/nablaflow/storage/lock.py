@@ -81,6 +81,37 @@ def held(folder: Path) -> Iterator[None]:
         os.close(number)  # and so is the lock gone
 
 
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Make a folder of results if need be, and let no other command write there meanwhile.
+
+    The lock is on the folder itself, which has no marker.
+
+    Raises:
+        UserError: another command writes there, or it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        number = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UserError(f"--out: cannot write to {out} ({error.strerror})") from error
+    try:
+        with suppress(OSError):  # no locks here
+            _only_one(number, out)
+        yield
+    finally:
+        os.close(number)
+
+
+def _only_one(number: int, out: Path) -> None:
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"--out: another command writes in {out}; wait for it to end, or give another folder"
+        ) from None
+
+
 def sign_launch(folder: Path, launch: str) -> None:
     """Add to a folder that is held which launch of several processes works there.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from nablaflow.errors import UserError
 from nablaflow.storage.files import PARTIAL, sync
 from nablaflow.storage.lock import MARKER, is_run
+from nablaflow.storage.scratch import PREFIX
 
 CONFIG, METRICS, SUMMARY, REPORT = "config.yaml", "metrics.jsonl", "summary.json", "report.html"
 CURVES, POINTS, CELL = "evaluation.png", "points.json", "cell.json"
@@ -122,7 +123,8 @@ def _refuse_links(path: Path) -> None:
 def is_begun(run: Path) -> bool:
     """Whether there is anything in a folder but the traces of a run that wrote nothing yet."""
     names = set(os.listdir(run)) if run.is_dir() else set()
-    return bool(names - {MARKER, f"{PARTIAL}{CONFIG}"})
+    begun = names - {MARKER, f"{PARTIAL}{CONFIG}"}
+    return any(not name.startswith(PREFIX) for name in begun)
 
 
 def check_replaceable(run: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from nablaflow.errors import UserError
@@ -22,8 +23,7 @@ def scratch_folder(place: Path) -> Iterator[Path]:
     A folder is its process's as long as that has the lock on it. Where a file system has no locks,
     folders that are left stay.
     """
-    for left in place.glob(f"{PREFIX}*"):
-        _remove_if_left(left)
+    remove_left(place)
     folder = Path(tempfile.mkdtemp(dir=place, prefix=PREFIX))
     number = os.open(folder, os.O_RDONLY)
     try:
@@ -33,6 +33,12 @@ def scratch_folder(place: Path) -> Iterator[Path]:
     finally:
         os.close(number)
         shutil.rmtree(folder)
+
+
+def remove_left(place: Path) -> None:
+    """Remove the folders that dead processes have left in a place."""
+    for left in place.glob(f"{PREFIX}*"):
+        _remove_if_left(left)
 
 
 def _remove_if_left(folder: Path) -> None:
@@ -58,4 +64,30 @@ def check_holds(place: Path) -> None:
     except OSError as error:
         raise UserError(
             f"output_dir: no folder can be made in {place} ({error.strerror}); give another place"
+        ) from error
+
+
+def check_room(place: Path, sizes: Sequence[int]) -> None:
+    """Find out whether the files of a checkpoint fit a place; room is asked for, none is filled.
+
+    Args:
+        sizes: bytes of each.
+
+    Raises:
+        UserError: they do not; or the system allows no file so large.
+    """
+    reserve = getattr(os, "posix_fallocate", None)
+    if reserve is None:  # a system that cannot be asked
+        return
+    try:
+        with ExitStack() as stack:
+            for size in sizes:
+                file = stack.enter_context(tempfile.TemporaryFile(dir=place))
+                reserve(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # nor can this disk
+            return
+        raise UserError(
+            f"output_dir: a checkpoint of {sum(sizes) / 1e6:.3g} MB cannot be written in {place} "
+            f"({error.strerror}); free some space, raise the limit, or give another place"
         ) from error

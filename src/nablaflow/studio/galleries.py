@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nablaflow.storage import checksums
 from nablaflow.storage.gallery import GALLERY
-from nablaflow.studio.data import json_of, number
+from nablaflow.studio.data import number, text_of
 from nablaflow.studio.folders import address, image_address, images_of
 
 PLACE = "galleries"  # below the page's own folder
@@ -29,7 +30,10 @@ def read_gallery(folder: Path) -> Mapping[str, Any] | None:
 
     A position whose images are not all there is left out.
     """
-    table = json_of(folder / GALLERY)
+    try:
+        table = checksums.checked(text_of(folder / GALLERY) or "{}")
+    except ValueError:
+        return None
     prompts, rows = table.get("prompts"), table.get("positions")
     if not isinstance(prompts, list) or not isinstance(rows, list):
         return None

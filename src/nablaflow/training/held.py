@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from nablaflow.config.recipe import Config
 from nablaflow.models import FlowScore
 from nablaflow.models.adapters import trainable_parameters
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.training.update import Update
 
 FLOAT = 4
 
@@ -49,9 +51,42 @@ def trained_held(
         parts += 1  # the weights between steps, beside those that are gathered for the passes
     if old_policy:
         whole += 2  # itself, and the policy's own while the old one has its place
-    moments = 2 * (1 if config.optimizer.name == "adamw8bit" else FLOAT)
+    moments = _moments(config)
     divided = (FLOAT * parts + moments) * policy // shares
     return FLOAT * whole * policy + divided + moments * of_flow
+
+
+def saved_held(
+    config: Config, model: PipelineModel, flow: FlowScore | None, core: Update
+) -> tuple[int, ...]:
+    """Bytes of a checkpoint's files: what trains, its averages, and the rest of an update's state.
+
+    That is the optimizer's moments, and a rollout where later updates train on it.
+    """
+    old_policy = core.networks.old_policy is not None
+    policy = trainable_parameters(model.network)
+    networks = [policy] * (1 + int(config.adapter.ema_decay is not None) + int(old_policy))
+    of_flow = [] if flow is None else _all(flow)
+    trained = sum(value.numel() for value in (*policy, *of_flow))
+    files = [*networks, *[of_flow] * (2 if of_flow else 0)]
+    state = _moments(config) * trained + _rollout_saved(config, model, core)
+    return (*(sum(map(_bytes, values)) for values in files), state)
+
+
+def _rollout_saved(config: Config, model: PipelineModel, core: Update) -> int:
+    """Of x_0, of four tensors of each transition and of the states that are read again."""
+    training = config.training
+    shared = training.checkpoint_every % config.updates_per_rollout > 0
+    if not shared and training.data != "previous-rollout":
+        return 0
+    states = (model.process.steps + 1) * core.keeps_states
+    each = FLOAT * math.prod(model.state_shape) * (1 + 4 * config.transitions_each + states)
+    return training.prompts_per_update * training.images_per_prompt * each
+
+
+def _moments(config: Config) -> int:
+    """Of the optimizer's, for one number that trains."""
+    return 2 * (1 if config.optimizer.name == "adamw8bit" else FLOAT)
 
 
 def resting_held(model: PipelineModel, resting: tuple[str, ...]) -> int:
