@@ -79,6 +79,10 @@ def test_it_is_once_after_each_end(settings: dict[str, Any], tmp_path: Path, cli
     done = cli("train", recipe, *ON, "training.updates=3", "--resume")
     assert done.exit_code == 0, done.stderr
     assert json.loads((run / "summary.json").read_text())["calibrated"]["update"] == 3
+    off = ("training.calibrate=false", "training.updates=4", "--resume")
+    done = cli("train", recipe, *ON, *off)
+    assert done.exit_code == 0, done.stderr
+    assert "calibrated" not in json.loads((run / "summary.json").read_text())
 
 
 def test_without_a_bank_it_is_refused_before_any_work(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from nablaflow.evaluation.calibration import calibrate
 from nablaflow.evaluation.measure import bank_of
@@ -20,13 +21,18 @@ def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet 
         The reference bank, where it was looked at for this.
     """
     trainer = parts.trainer
-    done = trainer.calibrated is not None and trainer.calibrated["update"] == trainer.update
-    if not parts.config.training.calibrate or done or trainer.update == 0:
+    if not parts.config.training.calibrate or trainer.update == 0 or calibrated(parts):
         return None
     bank = bank_of(parts.subject, progress.start)
     assert bank is not None  # `check_evaluation` has seen to that
     found = calibrate(parts.subject, bank, progress.start)
-    trainer.calibrated = {"update": trainer.update, "strength": found.strength.value}
+    trainer.keeper.calibrated = {"update": trainer.update, "strength": found.strength.value}
     trainer.save(folder)
     progress.say(f"calibrate: {found}")
     return bank
+
+
+def calibrated(parts: Parts) -> dict[str, Any] | None:
+    """What was found for the policy as it is; None for one that was not calibrated."""
+    found = parts.trainer.keeper.calibrated
+    return found if found is not None and found["update"] == parts.trainer.update else None

@@ -21,7 +21,7 @@ from nablaflow.report.pictures import before_after, save_picture
 from nablaflow.report.privacy import without_folders, without_folders_in
 from nablaflow.report.table import no_tilt
 from nablaflow.runs.belonging import FILES, files_of, with_checksum
-from nablaflow.runs.calibrate import calibrate_once
+from nablaflow.runs.calibrate import calibrate_once, calibrated
 from nablaflow.runs.pretrained import fused_lora
 from nablaflow.runs.run import LORA, Run
 from nablaflow.runs.setup import Parts
@@ -64,8 +64,8 @@ def _summary(parts: Parts, folder: Path, evaluation: Evaluation, seconds: float)
         "peak_rss_mb": peak_rss_mb(),
         "updates": parts.trainer.update,
     }
-    if parts.trainer.calibrated is not None:
-        summary["calibrated"] = parts.trainer.calibrated
+    if (found := calibrated(parts)) is not None:
+        summary["calibrated"] = found
     guard = parts.trainer.guard
     if guard is not None and guard.best is not None:
         best = best_folder(folder, guard.best.update).relative_to(folder)

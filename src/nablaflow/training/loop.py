@@ -41,6 +41,7 @@ class Trainer:
 
     Attributes:
         update: updates done so far.
+        keeper: reads and writes all of it.
         beginning: finds what the method needs of the reference before the first update.
         clock: seconds from some moment on, by which training is timed.
         seconds: of training so far, earlier sessions of a resumed run included.
@@ -78,10 +79,10 @@ class Trainer:
         self.beginning = Beginning(config, prompts, self.networks, accelerator)
         self.batches = Batches(config, prompts, self.core, accelerator)
         self.stepper = Stepper(config, self.core.objective, accelerator, sharded=sharded)
-        self._keeper = Keeper(
+        self.keeper = Keeper(
             config, model, self.networks, self.batches, self.stepper, guard, accelerator
         )
-        self._guarding = None if guard is None else Guarding(guard, self._keeper, config.training)
+        self._guarding = None if guard is None else Guarding(guard, self.keeper, config.training)
         self.update = 0
         self._applied = 0
         self.clock: Callable[[], float] = time.perf_counter
@@ -206,15 +207,6 @@ class Trainer:
         """Whether all updates are done, or all the time is spent."""
         return self.update >= self.config.training.updates or self.spent >= 1.0
 
-    @property
-    def calibrated(self) -> dict[str, Any] | None:
-        """See `Keeper`."""
-        return self._keeper.calibrated
-
-    @calibrated.setter
-    def calibrated(self, found: dict[str, Any]) -> None:
-        self._keeper.calibrated = found
-
     # --- between updates --------------------------------------------------------------------------
 
     def train(
@@ -233,7 +225,7 @@ class Trainer:
         """
         training = self.config.training
         if self.guard is not None and self.update == 0:
-            self._keeper.save_best(run, self.update, self.seconds)
+            self.keeper.save_best(run, self.update, self.seconds)
         while not (self.finished or self.tripped):
             record = self._step_or_save(run)
             try:
@@ -313,14 +305,14 @@ class Trainer:
 
     def save(self, run: Path) -> None:
         """Write a checkpoint, see `Keeper.save`."""
-        self._keeper.save(run, self.update, self.seconds)
+        self.keeper.save(run, self.update, self.seconds)
 
     def checkpoint(self) -> Checkpoint:
         """All state that the next update depends on; every process must call it."""
-        return self._keeper.checkpoint(self.update, self.seconds)
+        return self.keeper.checkpoint(self.update, self.seconds)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same configuration, see `Keeper.restore`."""
-        self._keeper.restore(checkpoint)
+        self.keeper.restore(checkpoint)
         self.update, self.seconds = checkpoint.update, 0.0
         self._spend(checkpoint.seconds)
