@@ -94,6 +94,13 @@ def test_far_past_the_tilt_is_said_in_words(summary):
     assert unsure.endswith("tilt's (± 40%).")
 
 
+def test_a_calibration_is_said_where_it_changed_something(summary):
+    told = notes(summary | {"calibrated": {"update": 60, "strength": 0.8436}})
+    assert "Calibrated after update 60" in told[1]
+    assert "at strength 0.844." in told[1]
+    assert notes(summary | {"calibrated": {"update": 60, "strength": 1.0}}) == notes(summary)
+
+
 WITHIN = {"update": 9, "kl": 2.0, "diversity": 0.98, "reward": 0.5, "held_out": 0.3}
 BUDGETS = {"kl": 10.0, "diversity": 0.6, "held_out": 0.1}
 

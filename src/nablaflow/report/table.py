@@ -89,6 +89,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         note
         for note in (
             _closing(summary),
+            _calibrated(summary),
             _fit(summary),
             _guard(summary),
             no_tilt(summary),
@@ -135,6 +136,17 @@ def _closing(summary: Mapping[str, Any]) -> str | None:
     if closing is None:
         return None
     return the_way(closing, summary.get("closing_se") or 0.0)
+
+
+def _calibrated(summary: Mapping[str, Any]) -> str | None:
+    """What ``training.calibrate`` made of the policy, where that was anything."""
+    found = summary.get("calibrated")
+    if found is None or found["strength"] == 1.0:
+        return None
+    return (
+        f"Calibrated after update {found['update']}: what was trained had passed the exact tilt, "
+        f"and the aligned model is it at strength {found['strength']:.3g}."
+    )
 
 
 def _fit(summary: Mapping[str, Any]) -> str | None:
