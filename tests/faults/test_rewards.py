@@ -50,7 +50,7 @@ def test_updates_are_saved_before_its_traceback(
 def test_sigterm_while_a_run_is_measured(
     cli: Cli, recipe: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def stop(*_: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)

@@ -14,9 +14,9 @@ from nablaflow.runs.sample import sample_images
 FAMILIES = ["sd", "sdxl", "sd3", "flux-dev", "klein", "z-image", "qwen-image"]
 
 
-def model_of(folder: Path) -> PipelineModel:
-    cpu = torch.device("cpu")
-    return load_model(load_pipeline(str(folder)), SamplerSettings(steps=3), AdapterSettings(), cpu)
+def model_of(folder: Path, **size: int) -> PipelineModel:
+    steps, cpu = SamplerSettings(steps=3, **size), torch.device("cpu")
+    return load_model(load_pipeline(str(folder)), steps, AdapterSettings(), cpu)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -24,7 +24,7 @@ def model_of(folder: Path) -> PipelineModel:
 def test_the_least_is_what_the_last_layer_reads_and_what_that_was_made_of(
     folders: dict[str, Path], family: str
 ) -> None:
-    model = model_of(folders[family])
+    model = model_of(folders[family], height=32, width=32)
     read: list[int] = []
     last = model.pipeline.vae.decoder.conv_out
     last.register_forward_pre_hook(lambda _, given: read.append(given[0].numel()))
