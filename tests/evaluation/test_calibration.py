@@ -12,6 +12,8 @@ import torch
 from nablaflow.evaluation import calibration
 from nablaflow.evaluation.calibration import calibrate
 from nablaflow.evaluation.measure import Subject
+from nablaflow.evaluation.strengths import AtStrength
+from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.summary import SampleSet
 from nablaflow.models.adapters import LoraAdapter, trainable_parameters
 from nablaflow.progress import unseen
@@ -80,6 +82,18 @@ def test_a_curve_is_followed_between_its_quarters(subject: Any) -> None:
     found = calibrate(of, bank(), unseen)
     exact = 1.5 - (1.5**2 - 1.5) ** 0.5  # where it is 1
     assert found.strength.value == pytest.approx(exact, abs=0.01)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_quarter_that_is_just_at_it_is_it(
+    subject: Any, strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rewards that are counts, say, a mean may be the tilt's to the last digit."""
+    monkeypatch.setattr(calibration, "_downwards", lambda *_: iter(rows))
+    quarters = [(at, at / strength) for at in (1.0, 0.75, 0.5, 0.25, 0.0)]
+    rows = [AtStrength(at, {}, Estimate(way, 0.1)) for at, way in quarters]
+    found = calibrate(subject(lambda _: 0.0), bank(), unseen)
+    assert found.strength.value == strength
 
 
 def test_what_has_not_passed_the_tilt_stays_as_it_is(subject: Any) -> None:

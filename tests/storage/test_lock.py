@@ -106,5 +106,5 @@ def test_a_folder_of_results_where_there_are_no_locks(
         raise OSError(errno.EBADF, "Bad file descriptor")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with alone(tmp_path):
-        pass
+    with alone(tmp_path / "out"), alone(tmp_path / "out"):  # nobody can tell one from two
+        assert (tmp_path / "out").is_dir()

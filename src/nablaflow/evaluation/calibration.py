@@ -65,7 +65,7 @@ def calibrate(subject: Subject, bank: SampleSet, progress: StartProgress) -> Cal
     rows: list[AtStrength] = []
     for row in _downwards(subject, start.value, far, progress):
         rows.insert(0, row)
-        if row.closing is not None and row.closing.value <= 1.0:
+        if row.closing is not None and row.closing.value < 1.0:
             break
     found = _AS_IT_IS if len(rows) == 1 else Strengths(rows).at_tilt()
     assert found is not None  # the last row is below the tilt, and the one above it is not
