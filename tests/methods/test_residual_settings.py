@@ -7,24 +7,11 @@ import torch
 
 from nablaflow.errors import UserError
 from nablaflow.methods import Method, NablaDB, Networks, ResidualNablaDB, TrainingBatch
-from tests.support.bent import STEPS, bent_networks
-from tests.support.gaussian import (
-    any_transitions,
-)
+from tests.support.bent import STEPS
 from tests.support.paper import paper
 
 BETA = 1.5
 METHODS = [paper, NablaDB]
-
-
-@pytest.fixture
-def networks() -> Networks:
-    return bent_networks()
-
-
-@pytest.fixture
-def batch(networks: Networks) -> TrainingBatch:
-    return any_transitions(networks.model, each=2, seed=5)
 
 
 def test_settings_that_would_train_nothing_are_refused(networks: Networks) -> None:

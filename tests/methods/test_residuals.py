@@ -10,9 +10,8 @@ from nablaflow.errors import UserError
 from nablaflow.methods import Method, NablaDB, Networks, TrainingBatch
 from nablaflow.models import Condition
 from nablaflow.rewards import NamedReward
-from tests.support.bent import bent_networks, bent_reward
+from tests.support.bent import bent_reward
 from tests.support.gaussian import (
-    any_transitions,
     rows,
 )
 from tests.support.numeric import finite_difference
@@ -21,16 +20,6 @@ from tests.support.paper import paper
 BETA = 1.5
 STRENGTH = 0.6
 METHODS = [paper, NablaDB]
-
-
-@pytest.fixture
-def networks() -> Networks:
-    return bent_networks()
-
-
-@pytest.fixture
-def batch(networks: Networks) -> TrainingBatch:
-    return any_transitions(networks.model, each=2, seed=5)
 
 
 def log_ratio_and_value(
