@@ -13,6 +13,8 @@ from nablaflow.comparison.study import CELL
 from nablaflow.config.named_method import method_settings
 from nablaflow.errors import UserError
 from nablaflow.methods import METHODS, UNTRAINED
+from nablaflow.storage import checksums
+from nablaflow.storage.files import write_whole
 from nablaflow.storage.study import slug
 
 
@@ -55,6 +57,62 @@ def test_a_cell_of_other_settings_is_not_taken_for_this_one(tmp_path: Path):
     with pytest.raises(UserError, match=r"other settings \(training\.minutes: 2\.0 there, 9\.0"):
         longer.is_done(cell)
     assert not longer.is_done(cell, overwrite=True)
+
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TABLES = [
+    (minutes, room, beta, held_out)
+    for minutes, folder in ((2.0, "comparison"), (10.0, "comparison_ten_minutes"))
+    for room, beta, held_out in (
+        (f"{folder}/warmth", 4.0, None),
+        (f"{folder}/preference", 0.25, "preference_rule"),
+        (f"{folder}/benchmarks-error_budget.py-hue", 6.0, None),
+    )
+]
+
+
+@pytest.mark.parametrize(("minutes", "room", "beta", "held_out"), TABLES)
+def test_the_tables_cells_are_taken_for_what_the_page_asks_for(
+    minutes: float, room: str, beta: float, held_out: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    """Settings that came later have their defaults there; so the page's commands show them."""
+    monkeypatch.chdir(BENCHMARKS.parent)
+    cells = [json.loads(path.read_text()) for path in (BENCHMARKS / room).glob(f"*/*/{CELL}")]
+    assert cells
+    for cell in cells:
+        study = ComparisonStudy.named(
+            [cell["method"]],
+            [cell["reward"]],
+            BENCHMARKS / Path(room).parts[0],
+            beta=beta,
+            held_out=held_out,
+            minutes=minutes,
+        )
+        assert study.is_done(ComparisonCell(cell["reward"], cell["method"], cell["seed"]))
+
+
+def test_a_setting_that_is_gone_is_told(tmp_path: Path):
+    study, cell = _study(tmp_path), ComparisonCell("warmth", "refl", 0)
+    study.store(cell, {"points": []})
+    found = study.read(cell)
+    found["settings"]["training"]["gone"] = 3
+    write_whole(study.path(cell), checksums.sealed(found))
+    with pytest.raises(UserError, match=r"other settings \(training\.gone: 3 there, None here"):
+        study.is_done(cell)
+
+
+def test_a_cells_file_names_no_code_to_run(tmp_path: Path):
+    """Its settings are completed by those of methods of the package alone."""
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w')")
+    study, cell = _study(tmp_path), ComparisonCell("warmth", "refl", 0)
+    study.store(cell, {"points": []})
+    found = study.read(cell)
+    found["settings"]["method"] = {"name": f"{tmp_path}/own.py:Mine", "beta": 4.0}
+    write_whole(study.path(cell), checksums.sealed(found))
+    with pytest.raises(UserError, match=r"other settings \(method\."):
+        study.is_done(cell)
+    assert not ran.exists()
 
 
 def test_a_damaged_cell_is_named(tmp_path: Path):

@@ -19,6 +19,7 @@ from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.evaluation.bank_size import BankSize
+from nablaflow.methods import METHODS
 from nablaflow.methods.own import load_method
 from nablaflow.rewards.custom import is_custom
 from nablaflow.rewards.references import CODE, Reference, references
@@ -170,6 +171,7 @@ class ComparisonStudy(Study[ComparisonCell]):
     def settings(self, cell: ComparisonCell) -> dict[str, Any]:
         config = self.config(cell).model_dump(mode="json")
         del config["output_dir"]
+        del config["training"]["calibrate"]  # every method is measured as it was trained
         if not cell.trained:
             assert self.beta is not None
             config["method"] = [m.model_dump_named() for m in BYSTANDERS[cell.method](self.beta)]
@@ -177,9 +179,27 @@ class ComparisonStudy(Study[ComparisonCell]):
         files = marks([*self._method_of(cell), *references([cell.reward, self.held_out])])
         return whole | ({FILES: files} if files else {})
 
+    def _completed(self, found: dict[str, Any]) -> dict[str, Any]:
+        values = {name: found[name] for name in found if name in Config.model_fields}
+        kept = {"output_dir"}
+        if not _is_built_in(found.get("method")):
+            values["method"] = entrant_settings(DEFAULT[0], 1.0, None)["method"]
+            kept.add("method")
+        try:
+            whole = load_config(None, [], {**values, "output_dir": "."}).model_dump(mode="json")
+        except UserError:  # a setting that is gone, say: its name is told as a difference
+            return found
+        del whole["training"]["calibrate"]
+        return found | {name: value for name, value in whole.items() if name not in kept}
+
     def _method_of(self, cell: ComparisonCell) -> list[Reference]:
         return [Reference(CODE, cell.method)] if is_custom(cell.method) else []
 
     def store(self, cell: ComparisonCell, found: dict[str, Any]) -> None:
         head = {"reward": cell.reward, "method": cell.method, "seed": cell.seed, "beta": self.beta}
         super().store(cell, head | found)
+
+
+def _is_built_in(method: Any) -> bool:
+    """Whether a cell has the settings of one method of the package: its file is never asked."""
+    return isinstance(method, dict) and method.get("name") in METHODS

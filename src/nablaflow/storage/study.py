@@ -107,7 +107,11 @@ class Study(abc.ABC, Generic[Cell]):
         settings = self.settings(cell)
         if FILES not in found:
             settings = {name: value for name, value in settings.items() if name != FILES}
-        return difference(found, settings)
+        return difference(self._completed(found), settings)
+
+    def _completed(self, found: dict[str, Any]) -> dict[str, Any]:
+        """A cell's settings, with the defaults of those that there were none of at its time."""
+        return found
 
     def store(self, cell: Cell, found: dict[str, Any]) -> None:
         """Write a finished cell with its settings; ``found`` has what the study ``holds``."""
