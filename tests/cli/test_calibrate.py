@@ -85,6 +85,30 @@ def test_it_is_once_after_each_end(settings: dict[str, Any], tmp_path: Path, cli
     assert "calibrated" not in json.loads((run / "summary.json").read_text())
 
 
+@pytest.mark.usefixtures("half")
+@pytest.mark.parametrize(
+    ("of", "weakened"),
+    [
+        (("evaluation.bank=16",), True),
+        (("evaluation.bank=0",), False),
+        (("evaluation.bank=16", "training.calibrate=false"), False),
+        (("evaluation.bank=16", "method.prior_strength=0.5", "method.step=published"), False),
+    ],
+)
+def test_without_a_word_it_is_where_there_is_a_tilt_to_be_at(
+    settings: dict[str, Any], tmp_path: Path, of: tuple[str, ...], weakened: bool
+) -> None:
+    run = train_far(settings, tmp_path, "training.calibrate=null", *of)
+    assert ("calibrated" in json.loads((run / "summary.json").read_text())) is weakened
+
+
+@pytest.mark.usefixtures("half")
+def test_an_average_is_left_and_that_is_said(settings: dict[str, Any], tmp_path: Path) -> None:
+    run = train_far(settings, tmp_path, *ON, "adapter.ema_decay=0.9")
+    said = (run / "log.txt").read_text()
+    assert "at strength 0.5 ± 0.05; the average of adapter.ema_decay stays as it is" in said
+
+
 def test_without_a_bank_it_is_refused_before_any_work(
     settings: dict[str, Any], tmp_path: Path, cli: Cli, recipe: Path
 ) -> None:

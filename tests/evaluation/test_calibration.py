@@ -6,13 +6,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from nablaflow.evaluation import calibration
-from nablaflow.evaluation.calibration import calibrate
+from nablaflow.evaluation.calibration import Try, at_tilt, calibrate
 from nablaflow.evaluation.measure import Subject
-from nablaflow.evaluation.strengths import AtStrength
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.summary import SampleSet
 from nablaflow.models.adapters import LoraAdapter, trainable_parameters
@@ -26,6 +26,11 @@ def bank() -> SampleSet:
     half = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(1000) + 0.5) / 1000)
     index = torch.arange(2000) % 2
     return SampleSet(torch.zeros(2000, 1), half.repeat_interleave(2), index)
+
+
+def tilted_mean() -> float:
+    rewards = bank().rewards.double()
+    return ((BETA * rewards).exp() * rewards).sum().item() / (BETA * rewards).exp().sum().item()
 
 
 @pytest.fixture
@@ -64,36 +69,62 @@ def subject(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], floa
 
 def test_a_straight_line_is_followed_exactly(subject: Any) -> None:
     of = subject(lambda strength: 1.6 * strength)
-    samples = bank()
-    goal = (
-        samples.rewards.double().exp() * samples.rewards
-    ).sum() / samples.rewards.double().exp().sum()
-    found = calibrate(of, samples, unseen)
-    assert found.strength.value == pytest.approx(goal.item() / 1.6, rel=1e-4)
+    found = calibrate(of, bank(), unseen)
+    assert found.strength.value == pytest.approx(tilted_mean() / 1.6, rel=1e-4)
     assert found.way is not None
-    assert found.way.value == pytest.approx(1.6 / goal.item(), rel=1e-4)
+    assert found.way.value == pytest.approx(1.6 / tilted_mean(), rel=1e-4)
     assert of.strength() == pytest.approx(found.strength.value, rel=1e-5)
     of.model.adapter.scale(1.0)  # the policy is that now, at its own strength
     assert of.strength() == pytest.approx(found.strength.value, rel=1e-5)
 
 
-def test_a_curve_is_followed_between_its_quarters(subject: Any) -> None:
+def test_a_curve_is_followed_below_what_was_tried(subject: Any) -> None:
+    """Where s is the strength, a mean reward of 2 s - s^2 / 1.5."""
     of = subject(lambda strength: 2.0 * strength - strength**2 / 1.5)
     found = calibrate(of, bank(), unseen)
-    exact = 1.5 - (1.5**2 - 1.5) ** 0.5  # where it is 1
-    assert found.strength.value == pytest.approx(exact, abs=0.01)
+    exact = 1.5 - (1.5**2 - 1.5 * tilted_mean()) ** 0.5
+    assert found.strength.value == pytest.approx(exact, rel=1e-4)
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_a_quarter_that_is_just_at_it_is_it(
-    subject: Any, strength: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("reward", "tries"),
+    [(lambda s: 0.9 * s, 1), (lambda s: 1.2 * s, 2), (lambda s: 1.5 * s, 2), (lambda s: 3 * s, 4)],
+)
+def test_no_more_is_sampled_than_is_needed(
+    subject: Any, reward: Callable[[float], float], tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of rewards that are counts, say, a mean may be the tilt's to the last digit."""
-    monkeypatch.setattr(calibration, "_downwards", lambda *_: iter(rows))
-    quarters = [(at, at / strength) for at in (1.0, 0.75, 0.5, 0.25, 0.0)]
-    rows = [AtStrength(at, {}, Estimate(way, 0.1)) for at, way in quarters]
-    found = calibrate(subject(lambda _: 0.0), bank(), unseen)
-    assert found.strength.value == strength
+    of, seen = subject(reward), []
+    sampled = calibration.sample_and_measure
+
+    def counted(*given: Any, **named: Any) -> Any:
+        seen.append(given)
+        return sampled(*given, **named)
+
+    monkeypatch.setattr(calibration, "sample_and_measure", counted)
+    calibrate(of, bank(), unseen)
+    assert len(seen) == tries
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {1.0: 1.0, 0.75: 0.9},  # of rewards that are counts, say
+        {1.0: 1.2, 0.75: 1.0},
+        {1.0: 1.1, 0.75: 1.1, 0.5: 0.99},
+        {1.0: 1.1, 0.75: 1.2},  # noise, or a reward that falls again
+        {1.0: 5.0, 0.75: 1.1},
+        {1.0: 1.3, 0.75: 1.2, 0.5: 1.1, 0.25: 1.05},
+    ],
+)
+def test_the_parabola_goes_through_what_was_measured(ways: dict[float, float]) -> None:
+    tries = [Try(strength, Estimate(way, 0.02)) for strength, way in ways.items()]
+    found = at_tilt(tries)
+    points = [0.0, *(t.strength for t in tries[:-3:-1])]
+    parabola = np.polyfit(points, [0.0, *(t.way.value for t in tries[:-3:-1])], 2)
+    roots = np.roots(parabola - [0.0, 0.0, 1.0])
+    assert found.value == pytest.approx(min(root.real for root in roots if root.real > 0.0))
+    slope = np.polyval(np.polyder(parabola), found.value)
+    assert found.se == pytest.approx(0.02 / slope)
 
 
 def test_what_has_not_passed_the_tilt_stays_as_it_is(subject: Any) -> None:

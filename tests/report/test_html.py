@@ -219,7 +219,9 @@ def test_another_number_of_prompts_is_refused(write):
 
 # --- it explains itself ---------------------------------------------------------------------------
 
-ABOUT = About("residual-nabla-db", f"warmth + {EVIL}", beta=4.0, held_out="contrast")
+ABOUT = About(
+    "residual-nabla-db", f"warmth + {EVIL}", beta=4.0, aims_at_tilt=True, held_out="contrast"
+)
 
 
 def test_it_says_what_the_goal_is_and_what_every_figure_means(write, summary):
@@ -232,6 +234,10 @@ def test_it_says_what_the_goal_is_and_what_every_figure_means(write, summary):
     assert {row.key for row in rows(summary)} <= targets <= ids
     assert "contrast, a reward that is measured and never trained" in page.text
     assert "held-out reward" not in Page(write(about=replace(ABOUT, held_out=None))).text
+    assert "Its goal is the exact tilt" in page.text
+    other = Page(write(about=replace(ABOUT, aims_at_tilt=False))).text
+    assert "With these settings it has another goal, and may pass the exact tilt" in other
+    assert "Its goal" not in other
 
 
 def test_a_curve_without_its_picture_says_what_is_seen(write):

@@ -23,6 +23,9 @@ from nablaflow.progress import Done
 from nablaflow.seeds import stream
 from nablaflow.typing import Latents
 
+BANK_SEED = 0
+"""Of every bank's noise, so that runs of other seeds share one."""
+
 
 def spread(n: int, prompts: int) -> Int[Tensor, "sample"]:
     """Prompt indices of ``n`` samples, as even as they come, in turns."""
@@ -108,7 +111,7 @@ def reference_bank(
         whole: of a larger bank, whose first ones these are; taken from it where it is there.
         known: the first of them, where some are known.
     """
-    seed = 0
+    seed = BANK_SEED
     keys = [
         states_key(fingerprint, prompts, sampler, model.process, size, seed)
         for size in dict.fromkeys((whole or n, n))

@@ -2,17 +2,18 @@
 
 The tilt is the one distribution of its kind with its mean reward, so a policy with more reward than
 that has gone past it. Between the reference and what was trained lie policies that have not, see
-`nablaflow.evaluation.strengths`; they are looked at from the trained one down, a quarter at a time.
+`nablaflow.evaluation.strengths`; they are looked at from the trained one down, a quarter at a time,
+until a parabola through the last two and the reference tells where the tilt is. (Straight lines
+would be past it: the less there is left to gain, the less a strength adds.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nablaflow.evaluation.measure import Subject, sample_and_measure
-from nablaflow.evaluation.strengths import AtStrength, Strengths
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.reward import reward_mean
 from nablaflow.metrics.summary import SampleSet
@@ -21,6 +22,8 @@ from nablaflow.models.adapters import load_trainable_state, trainable_state
 from nablaflow.progress import StartProgress
 
 _STEP = 0.25
+_BEYOND = _STEP / 2
+"""How far below what was measured the parabola is trusted."""
 _NOISE = "calibration"
 """Names the noise, which is not that of the figures."""
 
@@ -62,23 +65,45 @@ def calibrate(subject: Subject, bank: SampleSet, progress: StartProgress) -> Cal
     far = goal.value - start.value
     if not tilt.trustworthy or abs(far) <= 2.0 * math.hypot(start.se, goal.se):
         return Calibration(None, _AS_IT_IS)
-    rows: list[AtStrength] = []
-    for row in _downwards(subject, start.value, far, progress):
-        rows.insert(0, row)
-        if row.closing is not None and row.closing.value < 1.0:
-            break
-    found = _AS_IT_IS if len(rows) == 1 else Strengths(rows).at_tilt()
-    assert found is not None  # the last row is below the tilt, and the one above it is not
+    tries = list(_downwards(subject, start.value, far, progress))
+    found = _AS_IT_IS if tries[0].way.value < 1.0 else at_tilt(tries)
     subject.model.adapter.settle(found.value)
-    return Calibration(rows[-1].closing, found)
+    return Calibration(tries[0].way, found)
+
+
+@dataclass(frozen=True)
+class Try:
+    """How much of the way a strength goes."""
+
+    strength: float
+    way: Estimate
+
+
+def at_tilt(tries: Sequence[Try]) -> Estimate:
+    """The least strength with the whole way, on a parabola through the last two and the reference.
+
+    Its error is that of the way, over the parabola's slope.
+
+    Args:
+        tries: two or more from strength 1 down, all but the last with the whole way or more.
+    """
+    before, last = tries[-2:]
+    steep = last.way.value / last.strength
+    b = (before.way.value / before.strength - steep) / (before.strength - last.strength)
+    a = steep - b * last.strength
+    # Of a s + b s^2 = 1, without a difference of what is nearly the same.
+    root = math.sqrt(max(a * a + 4.0 * b, 0.0))
+    strength = min(2.0 / (a + root), 1.0)
+    return Estimate(strength, last.way.se / root if root > 0.0 else math.inf)
 
 
 def _downwards(
     subject: Subject, start: float, far: float, progress: StartProgress
-) -> Iterator[AtStrength]:
-    """From the policy to the reference; the network has the policy again after each."""
+) -> Iterator[Try]:
+    """From the policy on, as far as is needed; the network has the policy again after each."""
     network, adapter = subject.model.network, subject.model.adapter
     policy = trainable_state(network)
+    tries: list[Try] = []
     for quarter in range(round(1 / _STEP), 0, -1):
         strength = quarter * _STEP
         adapter.scale(strength)
@@ -94,6 +119,9 @@ def _downwards(
         load_trainable_state(network, policy)
         adapter.scale(1.0)
         mean = reward_mean(samples.rewards, samples.prompt_index)
-        way = Estimate((mean.value - start) / far, mean.se / abs(far))
-        yield AtStrength(strength, {}, way)
-    yield AtStrength(0.0, {}, Estimate(0.0, 0.0))
+        tries.append(Try(strength, Estimate((mean.value - start) / far, mean.se / abs(far))))
+        yield tries[-1]
+        if tries[-1].way.value < 1.0:
+            return
+        if len(tries) > 1 and at_tilt(tries).value >= strength - _BEYOND:
+            return

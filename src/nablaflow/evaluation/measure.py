@@ -10,10 +10,17 @@ from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.evaluation.bank import reference_bank, sample_states, spread
+from nablaflow.evaluation.bank import (
+    BANK_SEED,
+    reference_bank,
+    sample_states,
+    spread,
+    states_key,
+)
 from nablaflow.evaluation.bank_size import BankSize, bank_for_tilt, look_at_bank
 from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.sampled import ImageLook, Sampled
+from nablaflow.evaluation.scored import shipped_scores
 from nablaflow.evaluation.shares import in_shares
 from nablaflow.features import pooled_pixels
 from nablaflow.metrics.summary import Column, SampleSet, Summary, Yardstick, add_figures
@@ -227,13 +234,25 @@ def evaluate(
 
 def bank_of(subject: Subject, progress: StartProgress) -> SampleSet | None:
     """As much of the reference bank as the subject says, with its rewards; None without one."""
-    if subject.config.evaluation.bank == 0:
+    config, prompts = subject.config, subject.prompts
+    if config.evaluation.bank == 0:
         return None
+    process, whole = subject.model.process, subject.bank.whole
+    key = states_key(subject.fingerprint, prompts, config.sampler, process, whole, BANK_SEED)
+    scored = shipped_scores(key, subject.reward, len(prompts))
+    if scored is not None:
+        return look_at_bank(
+            lambda n, known: torch.arange(n),
+            scored.rows,
+            subject.bank,
+            len(prompts),
+            lambda seen: subject.beta,
+        ).samples
     return measure_bank(
         subject.model,
         subject.reward,
-        subject.prompts,
-        subject.config,
+        prompts,
+        config,
         subject.fingerprint,
         subject.bank,
         progress,

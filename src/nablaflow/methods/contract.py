@@ -97,6 +97,11 @@ class Method(Settings, abc.ABC):
         """The objective on a batch, differentiable by the policy's and the flow's parameters."""
 
     @property
+    def aims_at_tilt(self) -> bool:
+        """Whether it converges to the exact tilt, but for what its estimates miss."""
+        return False
+
+    @property
     def uses_flow(self) -> bool:
         """Whether there is a use for a flow-score network."""
         return True

@@ -63,6 +63,10 @@ class DDPO(PolicyGradient):
         )
 
     @property
+    def aims_at_tilt(self) -> bool:
+        return self.advantage == "centred" and self.kl_weight == 1.0 and self.kl_to_go
+
+    @property
     def needs_states(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.kl_to_go
 

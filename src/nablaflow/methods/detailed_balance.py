@@ -77,6 +77,10 @@ class DetailedBalance(StepwiseMethod, abc.ABC):
         default=0.0, ge=0, description="weight of the squared change of the noise since the rollout"
     )
 
+    @property
+    def aims_at_tilt(self) -> bool:
+        return True
+
     def check(self, process: ReverseProcess, *, flow: bool, on_policy: bool) -> None:
         check_output_regularization(self.output_regularization, on_policy)
         check_gamma(self.gamma, process)

@@ -40,6 +40,10 @@ class Draft(Replay):
         description="times that x_0 is noised to x_1 again besides, for k = 1 (published: 2)",
     )
 
+    @property
+    def aims_at_tilt(self) -> bool:
+        return self.k == "all" and self.kl_weight == 1.0
+
     def draw(
         self, trajectories: int, process: ReverseProcess, strata: int, generator: torch.Generator
     ) -> Int[Tensor, "trajectory transition"]:

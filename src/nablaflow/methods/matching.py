@@ -68,6 +68,10 @@ class Matching(StepwiseMethod, abc.ABC):
     def value_estimator(self) -> Estimator: ...
 
     @property
+    def aims_at_tilt(self) -> bool:
+        return True
+
+    @property
     def weighs_by_reward(self) -> bool:
         """Whether the reward counts in the trajectories' weights, whatever the estimator is."""
         return False

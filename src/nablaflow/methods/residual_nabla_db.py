@@ -126,6 +126,10 @@ class ResidualNablaDB(StepwiseMethod):
         )
 
     @property
+    def aims_at_tilt(self) -> bool:
+        return self.prior_strength == 1.0
+
+    @property
     def uses_flow(self) -> bool:
         """A detached flow score that no reverse residual trains would stay 0."""
         return self.reverse_weight > 0 or self.forward_flow == "attached"

@@ -49,6 +49,10 @@ class RewardWeightedRegression(StepwiseMethod):
     )
 
     @property
+    def aims_at_tilt(self) -> bool:
+        return self.weights == "tilt"
+
+    @property
     def needs_path_ratio(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.weights == "tilt"
 

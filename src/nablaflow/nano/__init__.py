@@ -35,9 +35,14 @@ def guard_path(model: str = "nano") -> Path:
     return _FOLDER / {"nano": "guard.safetensors", "flow": "flow_guard.safetensors"}[model]
 
 
+def scores_path(model: str = "nano") -> Path:
+    """File of the features and scores of those samples, by rewards of the package."""
+    return _FOLDER / {"nano": "scores.safetensors", "flow": "flow_scores.safetensors"}[model]
+
+
 def kernels_path(model: str = "nano") -> Path:
     """File of what its analytic kernels are made of, for the demo's prompts and steps."""
     return _FOLDER / {"nano": "kernels.safetensors", "flow": "flow_kernels.safetensors"}[model]
 
 
-__all__ = ["MODELS", "bank_path", "guard_path", "kernels_path", "path"]
+__all__ = ["MODELS", "bank_path", "guard_path", "kernels_path", "path", "scores_path"]

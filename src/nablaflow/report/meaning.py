@@ -17,12 +17,14 @@ class About:
 
     Attributes:
         beta: the tilt.
+        aims_at_tilt: whether that is the method's goal.
         held_out: the reward that is measured and not trained; None without one.
     """
 
     method: str
     reward: str
     beta: float
+    aims_at_tilt: bool
     held_out: str | None = None
 
 
@@ -34,15 +36,21 @@ def lead(about: About | None) -> str:
         '<section class="lead">'
         f"<p>The reference is the pretrained model. The aligned model was trained by "
         f"<code>{escape(about.method)}</code> toward the reward <code>{escape(about.reward)}</code>"
-        ". Its goal is the <em>exact tilt</em>, the reference's own distribution of images x, each "
+        f". {_goal(about)} <em>exact tilt</em>, the reference's own distribution of images x, each "
         "image weighted by its reward r:</p>"
         '<p class="formula">p*(x | prompt) ∝ p<sub>ref</sub>(x | prompt) · '
         f"exp(beta · r(x, prompt)), &nbsp; beta = {about.beta:g}</p>"
-        "<p>With beta = 0 the goal is the reference; the larger beta, the more reward and the less "
+        "<p>With beta = 0 that is the reference; the larger beta, the more reward and the less "
         "of the reference's variety. A good run raises the reward and keeps diversity and the "
         'distances near those of the exact tilt. <a href="#meaning">What each figure means</a></p>'
         "</section>"
     )
+
+
+def _goal(about: About) -> str:
+    if about.aims_at_tilt:
+        return "Its goal is the"
+    return "With these settings it has another goal, and may pass the"
 
 
 def glossary(about: About | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nablaflow.config.recipe import Config
 from nablaflow.evaluation.calibration import calibrate
 from nablaflow.evaluation.measure import bank_of
 from nablaflow.metrics.summary import SampleSet
@@ -13,7 +14,7 @@ from nablaflow.runs.setup import Parts
 
 
 def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet | None:
-    """Calibrate the policy after the last update (``training.calibrate``), and keep it.
+    """Calibrate the policy after the last update, as `is_wanted` says, and keep it.
 
     Where a session ended before it was kept, the next one does the same again.
 
@@ -21,15 +22,23 @@ def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet 
         The reference bank, where it was looked at for this.
     """
     trainer = parts.trainer
-    if not parts.config.training.calibrate or trainer.update == 0 or calibrated(parts):
+    if not is_wanted(parts.config) or trainer.update == 0 or calibrated(parts):
         return None
     bank = bank_of(parts.subject, progress.start)
     assert bank is not None  # `check_evaluation` has seen to that
     found = calibrate(parts.subject, bank, progress.start)
     trainer.keeper.calibrated = {"update": trainer.update, "strength": found.strength.value}
     trainer.save(folder)
-    progress.say(f"calibrate: {found}")
+    weaker = found.strength.value < 1.0 and trainer.average is not None
+    rest = "; the average of adapter.ema_decay stays as it is" if weaker else ""
+    progress.say(f"calibrate: {found}{rest}")
     return bank
+
+
+def is_wanted(config: Config) -> bool:
+    """``training.calibrate``; without a word, whether a run can say where its method's goal is."""
+    asked = config.training.calibrate
+    return config.evaluation.bank > 0 and config.method.aims_at_tilt if asked is None else asked
 
 
 def calibrated(parts: Parts) -> dict[str, Any] | None:

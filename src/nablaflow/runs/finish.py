@@ -127,5 +127,6 @@ def _about(parts: Parts) -> About:
         method.name,
         without_folders(parts.reward.name),
         method.beta,
+        method.aims_at_tilt,
         None if held_out is None else without_folders(held_out),
     )
