@@ -314,6 +314,13 @@ def test_a_run_with_an_average_exports_either(
     assert "- policy: `as the last update left it`" in (here / "plain" / "README.md").read_text()
     card = (here / "average" / "README.md").read_text()
     assert "- policy: `its average over the updates, decay 0.5`" in card
+    kinds = {
+        out: json.loads((here / out / "export.json").read_text()) for out in ("plain", "average")
+    }
+    assert {out: kind["average"] for out, kind in kinds.items()} == {
+        "plain": False,
+        "average": True,
+    }
     assert "This policy was not measured" in card
 
 

@@ -37,6 +37,8 @@ class Exported:
         folder: with everything in it.
         files: names in it, to their SHA-256.
         update: after which the policy was taken.
+        strength: of what was trained, which the weights have in them.
+        average: whether it is the policy's average over the updates.
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class Exported:
     dtype: str
     update: int
     strength: float
+    average: bool
     files: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def export_run(
         card = card_of(config, model, source, taken, form, dtype, figures)
         write_whole(partial / CARD, text_of(card, run))
         files = _checksums(partial)
-        exported = Exported(final, form, dtype, update, strength, files)
+        exported = Exported(final, form, dtype, update, strength, average, files)
         write_whole(partial / MANIFEST, checksums.sealed(_manifest(exported)))
     return exported
 
