@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from nablaflow.evaluation.calibration import Calibration
 from nablaflow.evaluation.measure import Subject
 from nablaflow.metrics.estimate import Estimate
+from nablaflow.metrics.summary import SampleSet
 from nablaflow.storage.checkpoint import load_checkpoint
 from nablaflow.storage.manifest import list_checkpoints
 from tests.support.cli_runs import train_far
@@ -83,6 +84,26 @@ def test_it_is_once_after_each_end(settings: dict[str, Any], tmp_path: Path, cli
     done = cli("train", recipe, *ON, *off)
     assert done.exit_code == 0, done.stderr
     assert "calibrated" not in json.loads((run / "summary.json").read_text())
+
+
+def test_a_bank_that_did_not_tell_leaves_it_to_a_larger_one(
+    settings: dict[str, Any], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the line about a missing tilt advises: --resume with another evaluation.bank."""
+
+    def found(subject: Subject, bank: SampleSet, *_: Any) -> Calibration:
+        if len(bank) < 32:
+            return Calibration(None, Estimate(1.0, 0.0))
+        subject.model.adapter.settle(0.5)
+        return Calibration(Estimate(2.0, 0.1), Estimate(0.5, 0.05))
+
+    monkeypatch.setattr("nablaflow.runs.calibrate.calibrate", found)
+    run = train_far(settings, tmp_path, *ON)
+    first = policy(run)
+    assert "calibrated" not in json.loads((run / "summary.json").read_text())
+    done = cli("train", run / "config.yaml", *ON, "evaluation.bank=32", "--resume")
+    assert done.exit_code == 0, done.stderr
+    check_halved(policy(run), first)
 
 
 @pytest.mark.usefixtures("half")

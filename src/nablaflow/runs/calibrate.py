@@ -27,8 +27,9 @@ def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet 
     bank = bank_of(parts.subject, progress.start)
     assert bank is not None  # `check_evaluation` has seen to that
     found = calibrate(parts.subject, bank, progress.start)
-    trainer.keeper.calibrated = {"update": trainer.update, "strength": found.strength.value}
-    trainer.save(folder)
+    if found.way is not None:  # a larger bank, given with --resume, may tell
+        trainer.keeper.calibrated = {"update": trainer.update, "strength": found.strength.value}
+        trainer.save(folder)
     weaker = found.strength.value < 1.0 and trainer.average is not None
     rest = "; the average of adapter.ema_decay stays as it is" if weaker else ""
     progress.say(f"calibrate: {found}{rest}")
