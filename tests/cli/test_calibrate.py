@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from click.testing import Result
 from safetensors.torch import load_file
 
 from nablaflow.evaluation.calibration import Calibration
+from nablaflow.evaluation.guard import Guard, Look
 from nablaflow.evaluation.measure import Subject
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.summary import SampleSet
@@ -128,6 +130,34 @@ def test_an_average_is_left_and_that_is_said(settings: dict[str, Any], tmp_path:
     run = train_far(settings, tmp_path, *ON, "adapter.ema_decay=0.9")
     said = (run / "log.txt").read_text()
     assert "at strength 0.5 ± 0.05; the average of adapter.ema_decay stays as it is" in said
+
+
+@pytest.fixture
+def last_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Guard.look
+
+    def found(guard: Guard, update: int, told: Callable[[int], None]) -> Look:
+        return replace(look(guard, update, told), reward=float(update))
+
+    monkeypatch.setattr(Guard, "look", found)
+
+
+@pytest.mark.usefixtures("half", "last_is_best")
+def test_the_guards_best_is_not_taken_for_the_weaker_policy_of_the_same_update(
+    settings: dict[str, Any], tmp_path: Path, cli: Cli
+) -> None:
+    run = train_far(settings, tmp_path, *ON, "guard.every=1", "guard.n=4")
+    check_halved(policy(run), load_checkpoint(run / "checkpoints/best-000002").tensors["policy"])
+    given = ("--n", 8, "--metrics", "reward", "--json")
+    figures = json.loads(cli("eval", run, *given).stdout)
+    rows = {row["name"]: row["reward"]["value"] for row in figures["protocol"]["rows"]}
+    assert rows["policy"] == pytest.approx(figures["policy"]["reward_mean"])
+    assert rows["guard-best"] != pytest.approx(rows["policy"], rel=1e-4)
+    for which, measured in (("best", False), ("last", True)):
+        given = ("--format", "diffusers", "--checkpoint", which, "--out", which)
+        done = cli("export", run, *given)
+        assert done.exit_code == 0, done.stderr
+        assert ("mean reward" in Path(which, "README.md").read_text()) is measured
 
 
 def test_without_a_bank_it_is_refused_before_any_work(

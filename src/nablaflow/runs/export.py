@@ -23,6 +23,7 @@ from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage import checksums
 from nablaflow.storage.files import folder_fault, put_in_place, what_failed, write_whole
 from nablaflow.storage.header import put_in_order
+from nablaflow.storage.manifest import update_of
 from nablaflow.storage.scratch import scratch_folder
 from nablaflow.storage.written import write_checksums
 
@@ -95,11 +96,11 @@ def export_run(
     given = {"trusted": trusted, "pipeline": pipeline, "method": method, "settings": settings}
     which = {"checkpoint": checkpoint, "strength": strength, "average": average}
     model, config, folder = load_policy(run, THE_MODEL, choices=(LAST, BEST), **which, **given)
-    update = int(folder.name.partition("-")[2])
+    update = update_of(folder)
     source = source_of(config, pipeline)
     # At once: later the run may be another, by a training with --overwrite beside this.
     measured = strength == 1 and not average  # the run has no figures of another
-    figures = summary_of(run, update) if measured else None
+    figures = summary_of(run, folder) if measured else None
     with _beside(final, overwrite=overwrite) as partial:
         write_policy(model, source, partial, form, DTYPES[dtype])
         for path in sorted(partial.rglob("*.safetensors")):

@@ -20,8 +20,9 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.report.card import Card, card_text
 from nablaflow.report.loading import base_lines, folder_lines, fusing
 from nablaflow.report.privacy import without_folders_in
-from nablaflow.runs.belonging import check_figures
+from nablaflow.runs.belonging import check_figures, is_of
 from nablaflow.runs.pretrained import fused_lora
+from nablaflow.storage.manifest import update_of
 from nablaflow.storage.run_folder import LORA_FILE, SUMMARY
 
 
@@ -139,8 +140,8 @@ def _shown(spec: Any) -> str:
     return spec if isinstance(spec, str) else json.dumps(spec, sort_keys=True)
 
 
-def summary_of(run: Path, update: int) -> dict[str, Any] | None:
-    """The figures of the run, if they are of the policy after this update.
+def summary_of(run: Path, checkpoint: Path) -> dict[str, Any] | None:
+    """The figures of the run, if they are of the policy in this checkpoint of it.
 
     Raises:
         UserError: they cannot be read, or are of another run's.
@@ -150,12 +151,13 @@ def summary_of(run: Path, update: int) -> dict[str, Any] | None:
         return None
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
-        own = summary if summary["updates"] == update else None
+        own = summary if summary["updates"] == update_of(checkpoint) else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(file, error) from None
-    if own is not None:
-        check_figures(run, own)
-    return own
+    if own is None:
+        return None
+    check_figures(run, own)
+    return own if is_of(own, checkpoint) else None
 
 
 def text_of(card: Card, run: Path) -> str:
