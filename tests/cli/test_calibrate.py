@@ -157,7 +157,27 @@ def test_the_guards_best_is_not_taken_for_the_weaker_policy_of_the_same_update(
         given = ("--format", "diffusers", "--checkpoint", which, "--out", which)
         done = cli("export", run, *given)
         assert done.exit_code == 0, done.stderr
-        assert ("mean reward" in Path(which, "README.md").read_text()) is measured
+        card = Path(which, "README.md").read_text()
+        assert ("mean reward" in card) is measured
+        said = "0.5 of what was trained, in the weights; training.calibrate left 0.5"
+        assert (said in card) is measured
+
+
+@pytest.mark.usefixtures("half")
+def test_what_reads_the_run_says_so(settings: dict[str, Any], tmp_path: Path, cli: Cli) -> None:
+    run = train_far(settings, tmp_path, *ON, "adapter.ema_decay=0.9")
+    done = cli("eval", run, "--n", 8, "--checkpoints", "last", "--json")
+    assert json.loads(done.stdout)["calibrated"] == {"update": 2, "strength": 0.5}
+    done = cli("compare", run, "--n", 8, "--out", "c")
+    assert done.exit_code == 0, done.stderr
+    said = "after update 2 training.calibrate weakened the policy to strength 0.5; the last figures"
+    assert said in done.stderr
+    for more, strength in ((("--strength", 0.5), "0.25"), (("--ema",), None)):
+        done = cli("export", run, *more, "--format", "kohya", "--out", "x", "--overwrite")
+        assert done.exit_code == 0, done.stderr
+        card = Path("x", "README.md").read_text()
+        assert (f"strength: `{strength} of what was trained" in card) is (strength is not None)
+        assert ("training.calibrate left 0.5" in card) is (strength is not None)
 
 
 def test_without_a_bank_it_is_refused_before_any_work(

@@ -11,6 +11,7 @@ from nablaflow.evaluation.measure import bank_of
 from nablaflow.metrics.summary import SampleSet
 from nablaflow.progress import Progress
 from nablaflow.runs.setup import Parts
+from nablaflow.storage.checkpoint import calibration_in
 
 
 def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet | None:
@@ -44,5 +45,5 @@ def is_wanted(config: Config) -> bool:
 
 def calibrated(parts: Parts) -> dict[str, Any] | None:
     """What was found for the policy as it is; None for one that was not calibrated."""
-    found = parts.trainer.keeper.calibrated
-    return found if found is not None and found["update"] == parts.trainer.update else None
+    kept = {"calibrated": parts.trainer.keeper.calibrated}
+    return calibration_in(kept, parts.trainer.update)

@@ -21,6 +21,7 @@ from nablaflow.runs.pretrained import source_of
 from nablaflow.runs.saved_config import check_is_run
 from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage import checksums
+from nablaflow.storage.checkpoint import load_calibration
 from nablaflow.storage.files import folder_fault, put_in_place, what_failed, write_whole
 from nablaflow.storage.header import put_in_order
 from nablaflow.storage.manifest import update_of
@@ -107,13 +108,19 @@ def export_run(
             put_in_order(path)
         if form == "merged":
             write_checksums(partial)
-        taken = Taken(update, strength, average)
+        taken = Taken(update, strength, average, 1.0 if average else left_of(folder))
         card = card_of(config, model, source, taken, form, dtype, figures)
         write_whole(partial / CARD, text_of(card, run))
         files = _checksums(partial)
         exported = Exported(final, form, dtype, update, strength, files)
         write_whole(partial / MANIFEST, checksums.sealed(_manifest(exported)))
     return exported
+
+
+def left_of(checkpoint: Path) -> float:
+    """The strength that ``training.calibrate`` left of the policy in a checkpoint; 1: all."""
+    found = load_calibration(checkpoint)
+    return 1.0 if found is None else found["strength"]
 
 
 def _check_choices(form: str, dtype: str, checkpoint: str) -> None:

@@ -34,11 +34,13 @@ class Taken:
         update: after which the policy was taken.
         strength: of what was trained: 1 is the policy.
         average: whether it is the policy's average over the updates.
+        calibrated: the strength that ``training.calibrate`` left of it; 1: all.
     """
 
     update: int
     strength: float
     average: bool
+    calibrated: float = 1.0
 
 
 def card_of(
@@ -70,7 +72,7 @@ def card_of(
         "guidance scale": _guidance_told(config),
         "adapter": str(model.adapter.coverage).removeprefix("adapter: "),
         "updates": str(taken.update),
-        **_strength_told(taken.strength),
+        **_strength_told(taken),
         "weights": dtype,
         **_average_told(config, average=taken.average),
     }
@@ -100,11 +102,13 @@ def _guidance_told(config: Config) -> str:
     return ", ".join(told)
 
 
-def _strength_told(strength: float) -> dict[str, str]:
-    """Nothing of the policy itself."""
-    return (
-        {} if strength == 1 else {"strength": f"{strength:g} of what was trained, in the weights"}
-    )
+def _strength_told(taken: Taken) -> dict[str, str]:
+    """Nothing of a policy as it was trained."""
+    whole = taken.strength * taken.calibrated
+    if taken.strength == taken.calibrated == 1:
+        return {}
+    left = f"; training.calibrate left {taken.calibrated:.3g}" if taken.calibrated < 1 else ""
+    return {"strength": f"{whole:.3g} of what was trained, in the weights{left}"}
 
 
 def _average_told(config: Config, *, average: bool) -> dict[str, str]:
