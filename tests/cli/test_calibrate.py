@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +132,32 @@ def test_an_average_is_left_and_that_is_said(settings: dict[str, Any], tmp_path:
     run = train_far(settings, tmp_path, *ON, "adapter.ema_decay=0.9")
     said = (run / "log.txt").read_text()
     assert "at strength 0.5 ± 0.05; the average of adapter.ema_decay stays as it is" in said
+
+
+@pytest.mark.usefixtures("half")
+def test_a_run_killed_while_it_is_kept_goes_on_from_what_was_trained(
+    settings: dict[str, Any], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only checkpoint is replaced then: the old one has lost its name, the new has none."""
+    rename = os.replace
+
+    def pull_the_plug(old: Path, new: Path) -> None:
+        if list(Path(old).parent.glob(".partial-old-step-*")):
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    only = ("training.keep_checkpoints=1", "training.checkpoint_every=50")
+    whole = train_far(settings, tmp_path, *ON, *only)
+    kept = policy(whole)
+    shutil.rmtree(whole)
+    with monkeypatch.context() as patch, pytest.raises(AssertionError):
+        patch.setattr(os, "replace", pull_the_plug)
+        train_far(settings, tmp_path, *ON, *only)
+    assert list_checkpoints(whole) == []
+    done = cli("train", whole / "config.yaml", "--resume")
+    assert done.exit_code == 0, done.stderr
+    assert "nothing is trained" in done.stderr
+    torch.testing.assert_close(policy(whole), kept, rtol=0, atol=0)
 
 
 @pytest.fixture

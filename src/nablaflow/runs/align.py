@@ -44,7 +44,7 @@ from nablaflow.runs.trust import remember
 from nablaflow.storage.files import append_line
 from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.records import append_record, complete_record, drop_records_after
-from nablaflow.storage.run_folder import LOG
+from nablaflow.storage.run_folder import LOG, undo_set_aside
 from nablaflow.storage.scratch import check_holds, check_room
 from nablaflow.storage.whole import checkpoint_to_resume, retire_after
 from nablaflow.training.held import saved_held
@@ -83,6 +83,8 @@ def run(
         resume, overwrite = True, False
     console = console or Console(stderr=True)
     folder, callback = config.output_dir, Callback(on_update)
+    if resume:
+        undo_set_aside(folder)
     found = list_checkpoints(folder) if resume else []
     config, saved = _settled(config, pipeline, resume=resume, goes_on=bool(found))
     check_run(config, resume=resume, overwrite=overwrite)
