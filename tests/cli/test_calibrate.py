@@ -128,6 +128,26 @@ def test_without_a_word_it_is_where_there_is_a_tilt_to_be_at(
 
 
 @pytest.mark.usefixtures("half")
+def test_training_goes_on_from_what_was_trained(
+    settings: dict[str, Any], tmp_path: Path, cli: Cli
+) -> None:
+    """A run that ended earlier is, when it has as many updates, the run that never did."""
+    for name in ("whole", "own"):
+        (tmp_path / name).mkdir()
+    whole = train_far(settings, tmp_path / "whole", *ON, "training.updates=3")
+    run = train_far(settings, tmp_path / "own", *ON)
+    done = cli("train", run / "config.yaml", "training.updates=3", "--resume")
+    assert done.exit_code == 0, done.stderr
+    torch.testing.assert_close(policy(run), policy(whole), rtol=0, atol=0)
+    weaker = policy(run)
+    done = cli("train", run / "config.yaml", "training.calibrate=false", "--resume")
+    assert done.exit_code == 0, done.stderr
+    check_halved(weaker, policy(run))
+    assert "calibrated" not in json.loads((run / "summary.json").read_text())
+    assert "the policy is again as it was trained" in (run / "log.txt").read_text()
+
+
+@pytest.mark.usefixtures("half")
 def test_an_average_is_left_and_that_is_said(settings: dict[str, Any], tmp_path: Path) -> None:
     run = train_far(settings, tmp_path, *ON, "adapter.ema_decay=0.9")
     said = (run / "log.txt").read_text()
@@ -150,9 +170,10 @@ def test_a_run_killed_while_it_is_kept_goes_on_from_what_was_trained(
     whole = train_far(settings, tmp_path, *ON, *only)
     kept = policy(whole)
     shutil.rmtree(whole)
-    with monkeypatch.context() as patch, pytest.raises(AssertionError):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "replace", pull_the_plug)
-        train_far(settings, tmp_path, *ON, *only)
+        with pytest.raises(AssertionError):
+            train_far(settings, tmp_path, *ON, *only)
     assert list_checkpoints(whole) == []
     done = cli("train", whole / "config.yaml", "--resume")
     assert done.exit_code == 0, done.stderr

@@ -226,6 +226,8 @@ class Trainer:
         training = self.config.training
         if self.guard is not None and self.update == 0:
             self.keeper.save_best(run, self.update, self.seconds)
+        if not (self.finished or self.tripped):
+            self.keeper.undo_calibration()
         while not (self.finished or self.tripped):
             record = self._step_or_save(run)
             try:
