@@ -117,7 +117,7 @@ def _average_told(config: Config, *, average: bool) -> dict[str, str]:
     if decay is None:
         return {}
     kept = f"its average over the updates, decay {decay:g}"
-    return {"policy": kept if average else "as the last update left it"}
+    return {"policy": kept if average else "that of the last update"}
 
 
 def _fused_told(lora: tuple[str, float] | None) -> dict[str, str]:
