@@ -77,9 +77,10 @@ def test_it_is_once_after_each_end(settings: dict[str, Any], tmp_path: Path, cli
     """A finished run is not weakened again by --resume, but a plain one may be by it."""
     run = train_far(settings, tmp_path)
     recipe, first = run / "config.yaml", policy(run)
-    for _ in range(2):
+    for told in ("calibrated, if the reference bank tells the tilt, and", "measured as it is"):
         done = cli("train", recipe, *ON, "--resume")
         assert done.exit_code == 0, done.stderr
+        assert f"nothing is trained, and the policy is {told}" in done.stderr
         check_halved(policy(run), first)
     done = cli("train", recipe, *ON, "training.updates=3", "--resume")
     assert done.exit_code == 0, done.stderr
@@ -142,6 +143,7 @@ def test_training_goes_on_from_what_was_trained(
     weaker = policy(run)
     done = cli("train", run / "config.yaml", "training.calibrate=false", "--resume")
     assert done.exit_code == 0, done.stderr
+    assert "the policy is again as it was trained, and measured" in done.stderr
     check_halved(weaker, policy(run))
     assert "calibrated" not in json.loads((run / "summary.json").read_text())
     assert "the policy is again as it was trained" in (run / "log.txt").read_text()
