@@ -131,10 +131,10 @@ def _rows(
     seed = subject.config.evaluation.seed
     known = {} if best is None else dict([best])
     folders = sorted([*before, *known], key=update_of)
-    marks = {None, *map(_mark, folders), _mark(last.folder)}
+    marks = {REFERENCE, *map(_mark, folders), _mark(last.folder)}
     told = progress("measure", len(marks) * len(plan.metrics))
-    figures = {None: plan.measure(evaluation.reference, second, seed, told)}
-    yield ProtocolRow(REFERENCE, 0, figures[None])
+    figures = {REFERENCE: plan.measure(evaluation.reference, second, seed, told)}
+    yield ProtocolRow(REFERENCE, 0, figures[REFERENCE])
     for folder, policy in each_whole(folders, lambda path: known.get(path) or load_policy(path)):
         if (mark := _mark(folder)) not in figures:
             put_policy(subject.model.network, policy, folder, subject.config.model)
@@ -147,9 +147,9 @@ def _rows(
     yield ProtocolRow("policy", last.update, figures[mark])
 
 
-def _mark(folder: Path) -> str | None:
-    """Tells policies apart, by their checkpoints; None: nothing was trained yet."""
-    return None if update_of(folder) == 0 else policy_mark(folder) or folder.name
+def _mark(folder: Path) -> str:
+    """Tells policies apart, by their checkpoints; before any update it is the reference."""
+    return REFERENCE if update_of(folder) == 0 else policy_mark(folder) or folder.name
 
 
 def _second(subject: Subject, plan: EvaluationPlan, progress: StartProgress) -> Sampled:
