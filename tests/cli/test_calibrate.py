@@ -20,8 +20,10 @@ from nablaflow.evaluation.guard import Guard, Look
 from nablaflow.evaluation.measure import Subject
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.summary import SampleSet
+from nablaflow.runs.run import Run
 from nablaflow.storage.checkpoint import load_checkpoint
 from nablaflow.storage.manifest import list_checkpoints
+from nablaflow.training.loop import Trainer
 from tests.support.cli_runs import train_far
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
@@ -147,6 +149,23 @@ def test_training_goes_on_from_what_was_trained(
     check_halved(weaker, policy(run))
     assert "calibrated" not in json.loads((run / "summary.json").read_text())
     assert "the policy is again as it was trained" in (run / "log.txt").read_text()
+
+
+@pytest.mark.usefixtures("half")
+def test_a_failure_before_the_next_update_leaves_a_finished_run_as_it_is(
+    settings: dict[str, Any], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train_far(settings, tmp_path, *ON)
+    kept = policy(run)
+
+    def fails(trainer: Trainer) -> None:
+        raise RuntimeError("the reward's own")
+
+    monkeypatch.setattr(Trainer, "step", fails)
+    done = cli("train", run / "config.yaml", "training.updates=3", "--resume")
+    assert done.exit_code == 1
+    torch.testing.assert_close(policy(run), kept, rtol=0, atol=0)
+    Run.open(run).pipeline()
 
 
 @pytest.mark.usefixtures("half")
