@@ -14,10 +14,10 @@ from nablaflow import nano
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import load_config
 from nablaflow.evaluation.bank import spread
-from nablaflow.evaluation.scored import FEATURES, SCORED
+from nablaflow.evaluation.scored import FEATURES
 from nablaflow.features import pooled_pixels
 from nablaflow.models import load_model, load_pipeline
-from nablaflow.rewards import load
+from nablaflow.rewards import SCORED, load
 from nablaflow.storage.cached import key_of, read_cached, write_cached
 
 BATCH = 64

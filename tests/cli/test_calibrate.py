@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,14 @@ from click.testing import Result
 from safetensors.torch import load_file
 
 from nablaflow.evaluation.calibration import Calibration
+from nablaflow.evaluation.guard import Guard, Look
 from nablaflow.evaluation.measure import Subject
 from nablaflow.metrics.estimate import Estimate
+from nablaflow.metrics.summary import SampleSet
+from nablaflow.runs.run import Run
 from nablaflow.storage.checkpoint import load_checkpoint
 from nablaflow.storage.manifest import list_checkpoints
+from nablaflow.training.loop import Trainer
 from tests.support.cli_runs import train_far
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
@@ -72,9 +79,10 @@ def test_it_is_once_after_each_end(settings: dict[str, Any], tmp_path: Path, cli
     """A finished run is not weakened again by --resume, but a plain one may be by it."""
     run = train_far(settings, tmp_path)
     recipe, first = run / "config.yaml", policy(run)
-    for _ in range(2):
+    for told in ("calibrated, if the reference bank tells the tilt, and", "measured as it is"):
         done = cli("train", recipe, *ON, "--resume")
         assert done.exit_code == 0, done.stderr
+        assert f"nothing is trained, and the policy is {told}" in done.stderr
         check_halved(policy(run), first)
     done = cli("train", recipe, *ON, "training.updates=3", "--resume")
     assert done.exit_code == 0, done.stderr
@@ -83,6 +91,26 @@ def test_it_is_once_after_each_end(settings: dict[str, Any], tmp_path: Path, cli
     done = cli("train", recipe, *ON, *off)
     assert done.exit_code == 0, done.stderr
     assert "calibrated" not in json.loads((run / "summary.json").read_text())
+
+
+def test_a_bank_that_did_not_tell_leaves_it_to_a_larger_one(
+    settings: dict[str, Any], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the line about a missing tilt advises: --resume with another evaluation.bank."""
+
+    def found(subject: Subject, bank: SampleSet, *_: Any) -> Calibration:
+        if len(bank) < 32:
+            return Calibration(None, Estimate(1.0, 0.0))
+        subject.model.adapter.settle(0.5)
+        return Calibration(Estimate(2.0, 0.1), Estimate(0.5, 0.05))
+
+    monkeypatch.setattr("nablaflow.runs.calibrate.calibrate", found)
+    run = train_far(settings, tmp_path, *ON)
+    first = policy(run)
+    assert "calibrated" not in json.loads((run / "summary.json").read_text())
+    done = cli("train", run / "config.yaml", *ON, "evaluation.bank=32", "--resume")
+    assert done.exit_code == 0, done.stderr
+    check_halved(policy(run), first)
 
 
 @pytest.mark.usefixtures("half")
@@ -103,10 +131,123 @@ def test_without_a_word_it_is_where_there_is_a_tilt_to_be_at(
 
 
 @pytest.mark.usefixtures("half")
+def test_training_goes_on_from_what_was_trained(
+    settings: dict[str, Any], tmp_path: Path, cli: Cli
+) -> None:
+    """A run that ended earlier is, when it has as many updates, the run that never did."""
+    for name in ("whole", "own"):
+        (tmp_path / name).mkdir()
+    whole = train_far(settings, tmp_path / "whole", *ON, "training.updates=3")
+    run = train_far(settings, tmp_path / "own", *ON)
+    done = cli("train", run / "config.yaml", "training.updates=3", "--resume")
+    assert done.exit_code == 0, done.stderr
+    torch.testing.assert_close(policy(run), policy(whole), rtol=0, atol=0)
+    weaker = policy(run)
+    done = cli("train", run / "config.yaml", "training.calibrate=false", "--resume")
+    assert done.exit_code == 0, done.stderr
+    assert "the policy is again as it was trained, and measured" in done.stderr
+    check_halved(weaker, policy(run))
+    assert "calibrated" not in json.loads((run / "summary.json").read_text())
+    assert "the policy is again as it was trained" in (run / "log.txt").read_text()
+
+
+@pytest.mark.usefixtures("half")
+def test_a_failure_before_the_next_update_leaves_a_finished_run_as_it_is(
+    settings: dict[str, Any], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train_far(settings, tmp_path, *ON)
+    kept = policy(run)
+
+    def fails(trainer: Trainer) -> None:
+        raise RuntimeError("the reward's own")
+
+    monkeypatch.setattr(Trainer, "step", fails)
+    done = cli("train", run / "config.yaml", "training.updates=3", "--resume")
+    assert done.exit_code == 1
+    torch.testing.assert_close(policy(run), kept, rtol=0, atol=0)
+    Run.open(run).pipeline()
+
+
+@pytest.mark.usefixtures("half")
 def test_an_average_is_left_and_that_is_said(settings: dict[str, Any], tmp_path: Path) -> None:
     run = train_far(settings, tmp_path, *ON, "adapter.ema_decay=0.9")
     said = (run / "log.txt").read_text()
     assert "at strength 0.5 ± 0.05; the average of adapter.ema_decay stays as it is" in said
+
+
+@pytest.mark.usefixtures("half")
+def test_a_run_killed_while_it_is_kept_goes_on_from_what_was_trained(
+    settings: dict[str, Any], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only checkpoint is replaced then: the old one has lost its name, the new has none."""
+    rename = os.replace
+
+    def pull_the_plug(old: Path, new: Path) -> None:
+        if list(Path(old).parent.glob(".partial-old-step-*")):
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    only = ("training.keep_checkpoints=1", "training.checkpoint_every=50")
+    whole = train_far(settings, tmp_path, *ON, *only)
+    kept = policy(whole)
+    shutil.rmtree(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", pull_the_plug)
+        with pytest.raises(AssertionError):
+            train_far(settings, tmp_path, *ON, *only)
+    assert list_checkpoints(whole) == []
+    done = cli("train", whole / "config.yaml", "--resume")
+    assert done.exit_code == 0, done.stderr
+    assert "nothing is trained" in done.stderr
+    torch.testing.assert_close(policy(whole), kept, rtol=0, atol=0)
+
+
+@pytest.fixture
+def last_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Guard.look
+
+    def found(guard: Guard, update: int, told: Callable[[int], None]) -> Look:
+        return replace(look(guard, update, told), reward=float(update))
+
+    monkeypatch.setattr(Guard, "look", found)
+
+
+@pytest.mark.usefixtures("half", "last_is_best")
+def test_the_guards_best_is_not_taken_for_the_weaker_policy_of_the_same_update(
+    settings: dict[str, Any], tmp_path: Path, cli: Cli
+) -> None:
+    run = train_far(settings, tmp_path, *ON, "guard.every=1", "guard.n=4")
+    check_halved(policy(run), load_checkpoint(run / "checkpoints/best-000002").tensors["policy"])
+    given = ("--n", 8, "--metrics", "reward", "--json")
+    figures = json.loads(cli("eval", run, *given).stdout)
+    rows = {row["name"]: row["reward"]["value"] for row in figures["protocol"]["rows"]}
+    assert rows["policy"] == pytest.approx(figures["policy"]["reward_mean"])
+    assert rows["guard-best"] != pytest.approx(rows["policy"], rel=1e-4)
+    for which, measured in (("best", False), ("last", True)):
+        given = ("--format", "diffusers", "--checkpoint", which, "--out", which)
+        done = cli("export", run, *given)
+        assert done.exit_code == 0, done.stderr
+        card = Path(which, "README.md").read_text()
+        assert ("mean reward" in card) is measured
+        said = "0.5 of what was trained, in the weights; training.calibrate left 0.5"
+        assert (said in card) is measured
+
+
+@pytest.mark.usefixtures("half")
+def test_what_reads_the_run_says_so(settings: dict[str, Any], tmp_path: Path, cli: Cli) -> None:
+    run = train_far(settings, tmp_path, *ON, "adapter.ema_decay=0.9")
+    done = cli("eval", run, "--n", 8, "--checkpoints", "last", "--json")
+    assert json.loads(done.stdout)["calibrated"] == {"update": 2, "strength": 0.5}
+    done = cli("compare", run, "--n", 8, "--out", "c")
+    assert done.exit_code == 0, done.stderr
+    said = "after update 2 training.calibrate weakened the policy to strength 0.5; the last figures"
+    assert said in done.stderr
+    for more, strength in ((("--strength", 0.5), "0.25"), (("--ema",), None)):
+        done = cli("export", run, *more, "--format", "kohya", "--out", "x", "--overwrite")
+        assert done.exit_code == 0, done.stderr
+        card = Path("x", "README.md").read_text()
+        assert (f"strength: `{strength} of what was trained" in card) is (strength is not None)
+        assert ("training.calibrate left 0.5" in card) is (strength is not None)
 
 
 def test_without_a_bank_it_is_refused_before_any_work(

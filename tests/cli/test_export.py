@@ -311,7 +311,7 @@ def test_a_run_with_an_average_exports_either(
         assert all(torch.equal(exported[name], wanted[name]) for name in wanted)
     first = load_file(here / "plain" / file)
     assert any(not torch.equal(v, first[k]) for k, v in load_file(here / "average" / file).items())
-    assert "- policy: `as the last update left it`" in (here / "plain" / "README.md").read_text()
+    assert "- policy: `that of the last update`" in (here / "plain" / "README.md").read_text()
     card = (here / "average" / "README.md").read_text()
     assert "- policy: `its average over the updates, decay 0.5`" in card
     kinds = {

@@ -14,12 +14,12 @@ from nablaflow.evaluation import measure
 from nablaflow.evaluation.bank import spread
 from nablaflow.evaluation.bank_size import BankSize
 from nablaflow.evaluation.measure import Subject, bank_of
-from nablaflow.evaluation.scored import FEATURES, SCORED, is_of_the_package, shipped_scores
+from nablaflow.evaluation.scored import FEATURES, is_of_the_package, shipped_scores
 from nablaflow.features import pooled_pixels
 from nablaflow.models import load_model, load_pipeline
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import unseen
-from nablaflow.rewards import NamedReward, load
+from nablaflow.rewards import SCORED, NamedReward, load
 from nablaflow.rewards.pixels import warmth
 from nablaflow.storage.cached import key_of, read_cached
 from nablaflow.typing import Batch, Images

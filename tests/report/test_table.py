@@ -101,6 +101,15 @@ def test_a_calibration_is_said_where_it_changed_something(summary):
     assert notes(summary | {"calibrated": {"update": 60, "strength": 1.0}}) == notes(summary)
 
 
+def test_what_calibration_took_back_is_no_fault_of_the_fit(summary):
+    fit = {"asked": 5.0, "asked_se": 0.1, "unfollowed": 0.5, "unfollowed_se": 0.1}
+    own = summary | {"fit": fit | {"trajectories": 32}}
+    said = "are not followed, what calibration took back among them (32 trajectories)."
+    for strength, told in ((0.8, True), (1.0, False)):
+        found = own | {"calibrated": {"update": 60, "strength": strength}}
+        assert (said in " ".join(notes(found))) is told
+
+
 WITHIN = {"update": 9, "kl": 2.0, "diversity": 0.98, "reward": 0.5, "held_out": 0.3}
 BUDGETS = {"kl": 10.0, "diversity": 0.6, "held_out": 0.1}
 

@@ -43,7 +43,7 @@ def test_a_digit_of_the_figures(two: tuple[Path, Path]) -> None:
     summary = json.loads((run / "summary.json").read_text())
     summary["policy"]["reward_mean"] += 1e-9
     (run / "summary.json").write_text(json.dumps(summary))
-    for read in (nf.Run.open, lambda run: summary_of(run, 1)):
+    for read in (nf.Run.open, lambda run: summary_of(run, run / "checkpoints/step-000001")):
         with pytest.raises(UserError, match=r"summary.json is damaged .its checksum is of other"):
             read(run)
 
@@ -60,11 +60,11 @@ def test_of_another_run(two: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match=told):
         nf.Run.open(run)
     with pytest.raises(UserError, match=told):
-        summary_of(run, 1)
+        summary_of(run, run / "checkpoints/step-000001")
     earlier = {name: value for name, value in json.loads(own).items() if name not in OWN}
     (run / "summary.json").write_text(json.dumps(earlier))  # of an earlier version
     nf.Run.open(run).pipeline()
-    assert summary_of(run, 1) == earlier
+    assert summary_of(run, run / "checkpoints/step-000001") == earlier
 
 
 @pytest.fixture

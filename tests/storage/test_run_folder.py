@@ -20,6 +20,7 @@ from nablaflow.storage.run_folder import (
     remove_partial,
     set_aside,
     undo_move,
+    undo_set_aside,
 )
 
 WRITTEN = [
@@ -176,6 +177,16 @@ def test_the_traces_of_a_run_that_wrote_nothing_are_no_run(tmp_path: Path):
     assert not is_begun(tmp_path)
     fill(tmp_path, ["config.yaml"])
     assert is_begun(tmp_path)
+
+
+def test_a_checkpoint_that_was_being_replaced_has_its_name_again(tmp_path: Path):
+    last, best = "checkpoints/.partial-old-step-000003", "checkpoints/.partial-old-best-000002"
+    fill(tmp_path, [*WRITTEN, f"{last}/state.pt", f"{best}/state.pt"])
+    undo_set_aside(tmp_path)
+    assert (tmp_path / "checkpoints/step-000003/state.pt").is_file()
+    assert not (tmp_path / last).exists()
+    assert (tmp_path / best).is_dir()  # its successor is there
+    undo_set_aside(tmp_path / "none")
 
 
 def test_what_a_killed_process_left_half_done_is_removed(tmp_path: Path):

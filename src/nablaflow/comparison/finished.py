@@ -27,8 +27,8 @@ from nablaflow.runs.pretrained import check_may_be_given, dtype_of
 from nablaflow.runs.saved_config import load_run_config
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
-from nablaflow.storage.checkpoint import load_policy
-from nablaflow.storage.manifest import list_checkpoints, read_manifest
+from nablaflow.storage.checkpoint import load_calibration, load_policy
+from nablaflow.storage.manifest import DamagedCheckpoint, list_checkpoints, read_manifest
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.storage.study import check_writable
 from nablaflow.storage.whole import each_whole, steady
@@ -194,6 +194,7 @@ def _measure(
 ) -> Mapping[str, Any]:
     with steady(folder) as place:
         points = _points(parts, place, label, gauge, progress)
+        parts.tell(_calibrated(folder, list_checkpoints(place)[-1]))
     return {
         "method": label,
         "seed": parts.config.seed,
@@ -202,6 +203,20 @@ def _measure(
         "updates": points[-1]["update"],
         "seconds": points[-1]["seconds"],
     }
+
+
+def _calibrated(run: Path, last: Path) -> list[str]:
+    """A line about a last policy that is not as it was trained, which those before it are."""
+    try:
+        found = load_calibration(last)
+    except DamagedCheckpoint:  # which was named when it was left out
+        return []
+    if found is None or found["strength"] == 1.0:
+        return []
+    return [
+        f"{run}: after update {found['update']} training.calibrate weakened the policy to strength "
+        f"{found['strength']:.3g}; the last figures are of that, those before of what was trained"
+    ]
 
 
 def _points(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import load_trainable_state
-from nablaflow.storage.checkpoint import load_checkpoint
+from nablaflow.storage.checkpoint import calibration_in, load_checkpoint
 
 
 def put_policy(
@@ -37,6 +37,7 @@ class LastPolicy:
         policy: its parameters.
         reward: what a reward that remembers has in it.
         guard: what the guard has in it; None without one.
+        calibrated: what ``training.calibrate`` made of it; None: nothing.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class LastPolicy:
     policy: dict[str, Tensor]
     reward: dict[str, Any]
     guard: dict[str, Any] | None
+    calibrated: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> LastPolicy:
@@ -54,7 +56,9 @@ class LastPolicy:
         """
         found = load_checkpoint(folder)
         state, policy = found.state, found.tensors["policy"]
-        return cls(folder, found.update, policy, state.get("reward", {}), state.get("guard"))
+        calibrated = calibration_in(state, found.update)
+        memory, guard = state.get("reward", {}), state.get("guard")
+        return cls(folder, found.update, policy, memory, guard, calibrated)
 
     def put(self, network: torch.nn.Module, model: str) -> None:
         """Put it into a network, as `put_policy`."""

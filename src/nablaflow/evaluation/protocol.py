@@ -29,7 +29,7 @@ from nablaflow.metrics.estimate import Estimate
 from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward, recall
 from nablaflow.storage.checkpoint import load_policy
-from nablaflow.storage.manifest import update_of
+from nablaflow.storage.manifest import policy_mark, update_of
 from nablaflow.storage.whole import each_whole
 
 Policy = dict[str, Tensor]
@@ -125,25 +125,31 @@ def _rows(
 ) -> Iterator[ProtocolRow]:
     """The reference's row, those of ``before`` and ``best`` in order of updates, the policy's.
 
-    The guard's best may be a kept checkpoint's policy, or the reference: it is measured once.
+    The guard's best may be a kept checkpoint's policy, or the reference: it is measured once. Or it
+    is what was trained until the same update as the last, which a calibration has weakened since.
     """
     seed = subject.config.evaluation.seed
     known = {} if best is None else dict([best])
     folders = sorted([*before, *known], key=update_of)
-    updates = {0, last.update, *map(update_of, folders)}
-    told = progress("measure", len(updates) * len(plan.metrics))
-    figures = {0: plan.measure(evaluation.reference, second, seed, told)}
-    yield ProtocolRow(REFERENCE, 0, figures[0])
+    marks = {REFERENCE, *map(_mark, folders), _mark(last.folder)}
+    told = progress("measure", len(marks) * len(plan.metrics))
+    figures = {REFERENCE: plan.measure(evaluation.reference, second, seed, told)}
+    yield ProtocolRow(REFERENCE, 0, figures[REFERENCE])
     for folder, policy in each_whole(folders, lambda path: known.get(path) or load_policy(path)):
-        update = update_of(folder)
-        if update not in figures:
+        if (mark := _mark(folder)) not in figures:
             put_policy(subject.model.network, policy, folder, subject.config.model)
             own = _sampled(subject, plan, progress, folder.name, reward=subject.reward)
-            figures[update] = plan.measure(own, second, seed, told)
-        yield ProtocolRow(GUARD_BEST if folder in known else folder.name, update, figures[update])
-    if last.update not in figures:
-        figures[last.update] = plan.measure(evaluation.policy, second, seed, told)
-    yield ProtocolRow("policy", last.update, figures[last.update])
+            figures[mark] = plan.measure(own, second, seed, told)
+        name = GUARD_BEST if folder in known else folder.name
+        yield ProtocolRow(name, update_of(folder), figures[mark])
+    if (mark := _mark(last.folder)) not in figures:
+        figures[mark] = plan.measure(evaluation.policy, second, seed, told)
+    yield ProtocolRow("policy", last.update, figures[mark])
+
+
+def _mark(folder: Path) -> str:
+    """Tells policies apart, by their checkpoints; before any update it is the reference."""
+    return REFERENCE if update_of(folder) == 0 else policy_mark(folder) or folder.name
 
 
 def _second(subject: Subject, plan: EvaluationPlan, progress: StartProgress) -> Sampled:

@@ -16,21 +16,11 @@ from nablaflow.evaluation.bank import spread
 from nablaflow.evaluation.sampled import Sampled
 from nablaflow.evaluation.shares import all_of_them
 from nablaflow.metrics.summary import SampleSet
-from nablaflow.rewards import REWARDS, NamedReward, load
+from nablaflow.rewards import REWARDS, SCORED, NamedReward, load
 from nablaflow.rewards.fitted import FittedReward
 from nablaflow.storage.cached import key_of, read_cached
 
 FEATURES = "features"
-SCORED = (
-    "brightness",
-    "colorfulness",
-    "contrast",
-    "preference",
-    "preference_rule",
-    "symmetry",
-    "warmth",
-)
-"""Those whose scores ship: of no other package's making, as a JPEG's size is, and of no prompt."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Adapter(Protocol):
         ...
 
     def settle(self, strength: float) -> None:
-        """The same for good: what then is at strength 1 is that, and is trained on from there."""
+        """The same for good: what then is at strength 1 is that."""
         ...
 
 

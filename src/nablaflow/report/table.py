@@ -140,13 +140,18 @@ def _closing(summary: Mapping[str, Any]) -> str | None:
 
 def _calibrated(summary: Mapping[str, Any]) -> str | None:
     """What ``training.calibrate`` made of the policy, where that was anything."""
-    found = summary.get("calibrated")
-    if found is None or found["strength"] == 1.0:
+    if not _weakened(summary):
         return None
+    found = summary["calibrated"]
     return (
-        f"Calibrated after update {found['update']}: what was trained had passed the exact tilt, "
-        f"and the aligned model is it at strength {found['strength']:.3g}."
+        f"Calibrated after update {found['update']}: what was trained had more reward than the "
+        f"run's exact tilt, and the aligned model is it at strength {found['strength']:.3g}."
     )
+
+
+def _weakened(summary: Mapping[str, Any]) -> bool:
+    found = summary.get("calibrated")
+    return found is not None and found["strength"] < 1.0
 
 
 def _fit(summary: Mapping[str, Any]) -> str | None:
@@ -156,9 +161,10 @@ def _fit(summary: Mapping[str, Any]) -> str | None:
         return None
     asked = plus_minus(fit["asked"], fit["asked_se"])
     left = plus_minus(fit["unfollowed"], fit["unfollowed_se"])
+    taken_back = ", what calibration took back among them" if _weakened(summary) else ""
     return (
         f"The method asks for {asked} nats along the policy's own trajectories, of which {left} "
-        f"are not followed ({fit['trajectories']} trajectories)."
+        f"are not followed{taken_back} ({fit['trajectories']} trajectories)."
     )
 
 
@@ -168,6 +174,7 @@ def _guard(summary: Mapping[str, Any]) -> str | None:
     if guard is None:
         return None
     best = f"best under it: update {guard['best_update']}, {guard['best_checkpoint']}"
+    best += ", as it was trained" if _weakened(summary) else ""
     trip = guard["tripped"]
     if guard["action"] == "warn":
         said = list(warnings(guard["last"], guard["budgets"]).values())

@@ -48,6 +48,7 @@ __all__ = [
     "CALLABLE",
     "CONFIGURABLE",
     "REWARDS",
+    "SCORED",
     "Components",
     "NamedReward",
     "RewardProbe",
@@ -95,6 +96,18 @@ CONFIGURABLE: dict[str, type[RewardSettings]] = {
     "remote": Remote,
 }
 """Rewards with settings; those with weights read them when they first score."""
+
+SCORED = (
+    "brightness",
+    "colorfulness",
+    "contrast",
+    "preference",
+    "preference_rule",
+    "symmetry",
+    "warmth",
+)
+"""Those whose scores of the embedded models' banks ship: of no other package's making, as a JPEG's
+size is, and of no prompt."""
 
 
 def load(spec: str | Mapping[str, Any] | Reward) -> NamedReward:

@@ -22,6 +22,7 @@ from nablaflow.rewards import NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.agreement import check_same
 from nablaflow.runs.begun_with import told_of_marks, with_checksums
+from nablaflow.runs.calibrate import is_wanted
 from nablaflow.runs.callback import Callback, OnUpdate
 from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import finish
@@ -44,7 +45,7 @@ from nablaflow.runs.trust import remember
 from nablaflow.storage.files import append_line
 from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.records import append_record, complete_record, drop_records_after
-from nablaflow.storage.run_folder import LOG
+from nablaflow.storage.run_folder import LOG, undo_set_aside
 from nablaflow.storage.scratch import check_holds, check_room
 from nablaflow.storage.whole import checkpoint_to_resume, retire_after
 from nablaflow.training.held import saved_held
@@ -83,6 +84,8 @@ def run(
         resume, overwrite = True, False
     console = console or Console(stderr=True)
     folder, callback = config.output_dir, Callback(on_update)
+    if resume:
+        undo_set_aside(folder)
     found = list_checkpoints(folder) if resume else []
     config, saved = _settled(config, pipeline, resume=resume, goes_on=bool(found))
     check_run(config, resume=resume, overwrite=overwrite)
@@ -148,6 +151,8 @@ def _rehearsed(parts: Parts, progress: Progress) -> None:
     run = parts.config.output_dir.absolute()
     place = next(folder for folder in (run, *run.parents) if folder.is_dir())
     saved = saved_held(parts.config, parts.model, parts.trainer.flow, parts.trainer.core)
+    if is_wanted(parts.config):  # which keeps what was trained beside the policy
+        saved = (*saved, saved[0])
     told = progress.start("rehearse sampling and saving", 1)
     check_holds(place)
     check_room(place, saved)

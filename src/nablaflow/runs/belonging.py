@@ -13,14 +13,13 @@ from typing import Any
 
 from nablaflow.errors import UserError
 from nablaflow.storage import checksums
-from nablaflow.storage.manifest import DamagedCheckpoint, list_checkpoints, read_manifest, update_of
+from nablaflow.storage.manifest import POLICY, list_checkpoints, policy_mark, update_of
 from nablaflow.storage.run_folder import CHECKSUMS, LORA_FILE, SUMMARY
 
 FILES = "files"
 """In summary.json: names of files to their SHA-256; runs of an earlier version have none."""
 _OWN = "sha256"  # of summary.json, the same for the same run on another day
 _OF_THE_DAY = (_OWN, "seconds", "training_seconds", "peak_rss_mb")
-_POLICY = "policy.safetensors"
 _SAVED = (LORA_FILE, CHECKSUMS)  # of a whole model the list, which has the checksums of all else
 
 
@@ -46,7 +45,7 @@ def files_of(run: Path, saved: Path, update: int) -> dict[str, str]:
         update: after which it was saved.
     """
     policy = _policy_after(run, update)
-    found = {} if policy is None else {_POLICY: policy}
+    found = {} if policy is None else {POLICY: policy}
     there = [saved / name for name in _SAVED if (saved / name).is_file()]
     return found | {file.name: checksums.of_file(file) for file in there}
 
@@ -64,7 +63,7 @@ def check_figures(run: Path, summary: Mapping[str, Any]) -> None:
             f"{run / SUMMARY} is damaged (its checksum is of other figures); train the run with "
             "--resume to measure it again, or remove it"
         )
-    known, found = _known(summary).get(_POLICY), _policy_after(run, summary.get("updates"))
+    known, found = _known(summary).get(POLICY), _policy_after(run, summary.get("updates"))
     if known is not None and found not in (None, known):
         raise UserError(
             f"{run / SUMMARY} is of another policy than the checkpoint after update "
@@ -96,8 +95,14 @@ def _policy_after(run: Path, update: Any) -> str | None:
     """The checksum of the policy's file; None: there is no such checkpoint, or it is damaged."""
     for folder in list_checkpoints(run):
         if update_of(folder) == update:
-            try:
-                return read_manifest(folder)["files"][_POLICY]
-            except DamagedCheckpoint:
-                return None
+            return policy_mark(folder)
     return None
+
+
+def is_of(summary: Mapping[str, Any], checkpoint: Path) -> bool:
+    """Whether figures after as many updates as a checkpoint has are of the policy in it.
+
+    That of the guard's best may be another: calibration weakens the last one after it was kept.
+    """
+    known = _known(summary).get(POLICY)  # earlier versions have none
+    return known is None or known == policy_mark(checkpoint)

@@ -9,30 +9,48 @@ from nablaflow.config.recipe import Config
 from nablaflow.evaluation.calibration import calibrate
 from nablaflow.evaluation.measure import bank_of
 from nablaflow.metrics.summary import SampleSet
+from nablaflow.models.adapters import trainable_state
 from nablaflow.progress import Progress
 from nablaflow.runs.setup import Parts
+from nablaflow.storage.checkpoint import calibration_in
 
 
 def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet | None:
     """Calibrate the policy after the last update, as `is_wanted` says, and keep it.
 
-    Where a session ended before it was kept, the next one does the same again.
+    What was trained is kept beside it: training goes on from that, and a run that is gone on with
+    by ``training.calibrate=false`` ends with it. Where a session ended before it was kept, the next
+    one does the same again.
 
     Returns:
         The reference bank, where it was looked at for this.
     """
     trainer = parts.trainer
-    if not is_wanted(parts.config) or trainer.update == 0 or calibrated(parts):
+    if not is_wanted(parts.config):
+        _undo(parts, folder, progress)
+        return None
+    if trainer.update == 0 or calibrated(parts):
         return None
     bank = bank_of(parts.subject, progress.start)
     assert bank is not None  # `check_evaluation` has seen to that
+    trained = {name: value.cpu() for name, value in trainable_state(parts.model.network).items()}
     found = calibrate(parts.subject, bank, progress.start)
-    trainer.keeper.calibrated = {"update": trainer.update, "strength": found.strength.value}
-    trainer.save(folder)
+    if found.way is not None:  # a larger bank, given with --resume, may tell
+        trainer.keeper.calibrated = {"update": trainer.update, "strength": found.strength.value}
+        trainer.keeper.trained = trained if found.strength.value < 1.0 else None
+        trainer.save(folder)
     weaker = found.strength.value < 1.0 and trainer.average is not None
     rest = "; the average of adapter.ema_decay stays as it is" if weaker else ""
     progress.say(f"calibrate: {found}{rest}")
     return bank
+
+
+def _undo(parts: Parts, folder: Path, progress: Progress) -> None:
+    keeper = parts.trainer.keeper
+    if keeper.trained is not None:
+        keeper.undo_calibration()
+        parts.trainer.save(folder)
+        progress.say("calibrate: the policy is again as it was trained")
 
 
 def is_wanted(config: Config) -> bool:
@@ -43,5 +61,5 @@ def is_wanted(config: Config) -> bool:
 
 def calibrated(parts: Parts) -> dict[str, Any] | None:
     """What was found for the policy as it is; None for one that was not calibrated."""
-    found = parts.trainer.keeper.calibrated
-    return found if found is not None and found["update"] == parts.trainer.update else None
+    kept = {"calibrated": parts.trainer.keeper.calibrated}
+    return calibration_in(kept, parts.trainer.update)

@@ -81,9 +81,10 @@ def evaluate_run(
     Returns:
         What ``summary.json`` has of figures, how many images of the reference bank they are
         measured by under ``bank``, what `nablaflow.evaluation.fit` says under ``fit`` (None for
-        another reward than the run's), the protocol's under ``protocol``, and, where strengths are
-        given, what `nablaflow.evaluation.strengths` says under ``strengths``; nothing on other
-        processes than the main one.
+        another reward than the run's), the protocol's under ``protocol``, what
+        ``training.calibrate`` made of the policy under ``calibrated``, if it did, and, where
+        strengths are given, what `nablaflow.evaluation.strengths` says under ``strengths``; nothing
+        on other processes than the main one.
 
     Raises:
         UserError: the folder holds no run, or no checkpoint yet; a strength is none; or as
@@ -125,6 +126,8 @@ def evaluate_run(
         return {}
     looked_at = {"bank": evaluation.bank, "fit": fit, "protocol": protocol.as_dict()}
     figures = {**evaluation.summary, **looked_at, **scaled}
+    if last.calibrated is not None:
+        figures["calibrated"] = last.calibrated
     if prompts is not None or not own_reward:  # the run's own tilt is another one
         figures.pop("bank_for_tilt", None)
     return figures

@@ -21,8 +21,10 @@ from nablaflow.runs.pretrained import source_of
 from nablaflow.runs.saved_config import check_is_run
 from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage import checksums
+from nablaflow.storage.checkpoint import load_calibration
 from nablaflow.storage.files import folder_fault, put_in_place, what_failed, write_whole
 from nablaflow.storage.header import put_in_order
+from nablaflow.storage.manifest import update_of
 from nablaflow.storage.scratch import scratch_folder
 from nablaflow.storage.written import write_checksums
 
@@ -98,24 +100,30 @@ def export_run(
     given = {"trusted": trusted, "pipeline": pipeline, "method": method, "settings": settings}
     which = {"checkpoint": checkpoint, "strength": strength, "average": average}
     model, config, folder = load_policy(run, THE_MODEL, choices=(LAST, BEST), **which, **given)
-    update = int(folder.name.partition("-")[2])
+    update = update_of(folder)
     source = source_of(config, pipeline)
     # At once: later the run may be another, by a training with --overwrite beside this.
     measured = strength == 1 and not average  # the run has no figures of another
-    figures = summary_of(run, update) if measured else None
+    figures = summary_of(run, folder) if measured else None
     with _beside(final, overwrite=overwrite) as partial:
         write_policy(model, source, partial, form, DTYPES[dtype])
         for path in sorted(partial.rglob("*.safetensors")):
             put_in_order(path)
         if form == "merged":
             write_checksums(partial)
-        taken = Taken(update, strength, average)
+        taken = Taken(update, strength, average, 1.0 if average else left_of(folder))
         card = card_of(config, model, source, taken, form, dtype, figures)
         write_whole(partial / CARD, text_of(card, run))
         files = _checksums(partial)
         exported = Exported(final, form, dtype, update, strength, average, files)
         write_whole(partial / MANIFEST, checksums.sealed(_manifest(exported)))
     return exported
+
+
+def left_of(checkpoint: Path) -> float:
+    """The strength that ``training.calibrate`` left of the policy in a checkpoint; 1: all."""
+    found = load_calibration(checkpoint)
+    return 1.0 if found is None else found["strength"]
 
 
 def _check_choices(form: str, dtype: str, checkpoint: str) -> None:

@@ -20,8 +20,9 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.report.card import Card, card_text
 from nablaflow.report.loading import base_lines, folder_lines, fusing
 from nablaflow.report.privacy import without_folders_in
-from nablaflow.runs.belonging import check_figures
+from nablaflow.runs.belonging import check_figures, is_of
 from nablaflow.runs.pretrained import fused_lora
+from nablaflow.storage.manifest import update_of
 from nablaflow.storage.run_folder import LORA_FILE, SUMMARY
 
 
@@ -33,11 +34,13 @@ class Taken:
         update: after which the policy was taken.
         strength: of what was trained: 1 is the policy.
         average: whether it is the policy's average over the updates.
+        calibrated: the strength that ``training.calibrate`` left of it; 1: all.
     """
 
     update: int
     strength: float
     average: bool
+    calibrated: float = 1.0
 
 
 def card_of(
@@ -69,7 +72,7 @@ def card_of(
         "guidance scale": _guidance_told(config),
         "adapter": str(model.adapter.coverage).removeprefix("adapter: "),
         "updates": str(taken.update),
-        **_strength_told(taken.strength),
+        **_strength_told(taken),
         "weights": dtype,
         **_average_told(config, average=taken.average),
     }
@@ -99,11 +102,13 @@ def _guidance_told(config: Config) -> str:
     return ", ".join(told)
 
 
-def _strength_told(strength: float) -> dict[str, str]:
-    """Nothing of the policy itself."""
-    return (
-        {} if strength == 1 else {"strength": f"{strength:g} of what was trained, in the weights"}
-    )
+def _strength_told(taken: Taken) -> dict[str, str]:
+    """Nothing of a policy as it was trained."""
+    whole = taken.strength * taken.calibrated
+    if taken.strength == taken.calibrated == 1:
+        return {}
+    left = f"; training.calibrate left {taken.calibrated:.3g}" if taken.calibrated < 1 else ""
+    return {"strength": f"{whole:.3g} of what was trained, in the weights{left}"}
 
 
 def _average_told(config: Config, *, average: bool) -> dict[str, str]:
@@ -112,7 +117,7 @@ def _average_told(config: Config, *, average: bool) -> dict[str, str]:
     if decay is None:
         return {}
     kept = f"its average over the updates, decay {decay:g}"
-    return {"policy": kept if average else "as the last update left it"}
+    return {"policy": kept if average else "that of the last update"}
 
 
 def _fused_told(lora: tuple[str, float] | None) -> dict[str, str]:
@@ -139,8 +144,8 @@ def _shown(spec: Any) -> str:
     return spec if isinstance(spec, str) else json.dumps(spec, sort_keys=True)
 
 
-def summary_of(run: Path, update: int) -> dict[str, Any] | None:
-    """The figures of the run, if they are of the policy after this update.
+def summary_of(run: Path, checkpoint: Path) -> dict[str, Any] | None:
+    """The figures of the run, if they are of the policy in this checkpoint of it.
 
     Raises:
         UserError: they cannot be read, or are of another run's.
@@ -150,12 +155,13 @@ def summary_of(run: Path, update: int) -> dict[str, Any] | None:
         return None
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
-        own = summary if summary["updates"] == update else None
+        own = summary if summary["updates"] == update_of(checkpoint) else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(file, error) from None
-    if own is not None:
-        check_figures(run, own)
-    return own
+    if own is None:
+        return None
+    check_figures(run, own)
+    return own if is_of(own, checkpoint) else None
 
 
 def text_of(card: Card, run: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nablaflow.report.words import SAME_REWARD, warnings
+from nablaflow.runs.calibrate import calibrated, is_wanted
 from nablaflow.runs.setup import Parts
 
 
@@ -20,7 +21,16 @@ def nothing_left(parts: Parts) -> list[str]:
         more = "Another guard needs another run"
     else:
         return []
-    return [f"{why}; nothing is trained, and the policy is measured as it is. {more}"]
+    return [f"{why}; nothing is trained, and the policy is {_what_is_done(parts)}. {more}"]
+
+
+def _what_is_done(parts: Parts) -> str:
+    """With a policy of which nothing is left to train."""
+    if is_wanted(parts.config) and parts.trainer.update > 0 and calibrated(parts) is None:
+        return "calibrated, if the reference bank tells the tilt, and measured"
+    if not is_wanted(parts.config) and parts.trainer.keeper.trained is not None:
+        return "again as it was trained, and measured"
+    return "measured as it is"
 
 
 def guard_told(parts: Parts) -> str:

@@ -181,6 +181,28 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(manifest["update"], manifest["seconds"], tensors, state, manifest["config"])
 
 
+def load_calibration(folder: Path) -> dict[str, Any] | None:
+    """What ``training.calibrate`` made of the policy in a checkpoint; None: nothing.
+
+    Raises:
+        DamagedCheckpoint: the file that has it is missing or damaged.
+    """
+    try:
+        _check_file(folder, STATE, read_manifest(folder))
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except DamagedCheckpoint:
+        raise
+    except Exception as error:  # as in `load_checkpoint`
+        raise damaged(folder, f"{STATE}: {type(error).__name__}") from error
+    return calibration_in(state, update_of(folder))
+
+
+def calibration_in(state: Mapping[str, Any], update: int) -> dict[str, Any] | None:
+    """The same of a state that is read, after so many updates: a later policy is another one."""
+    found = state.get("calibrated")  # which an earlier version had not
+    return found if found is not None and found["update"] == update else None
+
+
 def load_policy(folder: Path) -> dict[str, Tensor]:
     """The policy's parameters in a checkpoint, as `load_group`."""
     return load_group(folder, "policy")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL = ".partial-"
+SET_ASIDE = f"{PARTIAL}old-"  # until what replaces it has its name
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors says it
 
 
@@ -122,7 +123,7 @@ def put_in_place(partial: Path, final: Path) -> None:
             _open_to(Path(folder) / name, mode)
             sync(Path(folder) / name)
         sync(Path(folder))
-    old = final.with_name(f"{PARTIAL}old-{final.name}")
+    old = final.with_name(SET_ASIDE + final.name)
     remove_tree(old)
     if os.path.lexists(final):
         os.replace(final, old)

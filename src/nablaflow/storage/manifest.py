@@ -20,6 +20,7 @@ from nablaflow.storage.naming import name_of
 from nablaflow.storage.run_folder import CHECKPOINTS
 
 MANIFEST, STATE = "progress.json", "state.pt"
+POLICY = "policy.safetensors"
 LINES = "lines"
 """In the manifest: marks of the lines of metrics.jsonl; earlier versions have none."""
 _NAME = re.compile(r"(step|best)-(\d{6,})")
@@ -69,6 +70,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if None not in (own, found) and own != found:
         raise damaged(folder, "it is of another run")
     return manifest
+
+
+def policy_mark(folder: Path) -> str | None:
+    """The checksum of a checkpoint's policy; None: the checkpoint is damaged."""
+    try:
+        return read_manifest(folder)["files"][POLICY]
+    except DamagedCheckpoint:
+        return None
 
 
 def _check_form(manifest: Mapping[str, Any]) -> None:

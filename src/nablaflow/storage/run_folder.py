@@ -11,12 +11,13 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nablaflow.errors import UserError
-from nablaflow.storage.files import PARTIAL, sync
-from nablaflow.storage.lock import MARKER, is_run
+from nablaflow.storage.files import PARTIAL, SET_ASIDE, sync
+from nablaflow.storage.lock import MARKER, is_held, is_run
 from nablaflow.storage.scratch import PREFIX
 
 CONFIG, METRICS, SUMMARY, REPORT = "config.yaml", "metrics.jsonl", "summary.json", "report.html"
@@ -187,6 +188,21 @@ def remove_partial(run: Path) -> None:
     for folder in (run, run / CHECKPOINTS, run / AVERAGE):
         for left in folder.glob(f"{PARTIAL}*"):
             _remove_empty(left)
+
+
+def undo_set_aside(run: Path) -> None:
+    """Give a checkpoint its name again that a crash took it from before its successor had it.
+
+    The last one is written anew when its policy is calibrated, and it may be the only one.
+    """
+    folder = run / CHECKPOINTS
+    if folder.is_symlink() or is_held(run):
+        return
+    for old in folder.glob(f"{SET_ASIDE}*"):
+        final = old.with_name(old.name.removeprefix(SET_ASIDE))
+        if not os.path.lexists(final):
+            with suppress(FileNotFoundError):  # another process of this launch was first
+                os.replace(old, final)
 
 
 def has_checkpoint(run: Path) -> bool:

@@ -31,7 +31,8 @@ class Keeper:
     """Reads and writes what the next update depends on, wherever in the training that is.
 
     Attributes:
-        calibrated: after which ``update`` the policy was last calibrated, and to what ``strength``.
+        calibrated: after which ``update`` the policy was calibrated, and to what ``strength``.
+        trained: the policy as it was before that, on the processor; training goes on from it.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Keeper:
         self.batches, self.stepper, self.guard = batches, stepper, guard
         self.accelerator = accelerator
         self.calibrated: dict[str, Any] | None = None
+        self.trained: dict[str, Tensor] | None = None
 
     def checkpoint(self, update: int, seconds: float) -> Checkpoint:
         """Every process must call it.
@@ -69,6 +71,8 @@ class Keeper:
             tensors["policy_average"] = whole_of(self.stepper.average.values)
         if networks.old_policy is not None:
             tensors["old_policy"] = networks.old_policy.values
+        if self.trained is not None:
+            tensors["trained"] = self.trained
         if kernels := kernel_state(self.model):
             tensors[GROUP] = kernels
         state = {
@@ -103,8 +107,16 @@ class Keeper:
         recall(networks.reward, state.get("reward", {}))
         self.batches.restore(state)
         self.calibrated = state.get("calibrated")  # which an earlier version had not
+        self.trained = tensors.get("trained")
         if self.guard is not None:
             self.guard.restore(state["guard"])
+
+    def undo_calibration(self) -> None:
+        """The policy as it was trained, if it was weakened since; every process must call it."""
+        if self.trained is not None:
+            with self.stepper.divided():
+                load_trainable_state(self.model.network, self.trained)
+        self.calibrated = self.trained = None
 
     def _restore_policy(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         try:

@@ -85,6 +85,7 @@ class Trainer:
         self._guarding = None if guard is None else Guarding(guard, self.keeper, config.training)
         self.update = 0
         self._applied = 0
+        self._kept = 0
         self.clock: Callable[[], float] = time.perf_counter
         self.seconds = 0.0
         self.spent = 0.0
@@ -226,6 +227,8 @@ class Trainer:
         training = self.config.training
         if self.guard is not None and self.update == 0:
             self.keeper.save_best(run, self.update, self.seconds)
+        if not (self.finished or self.tripped):
+            self.keeper.undo_calibration()
         while not (self.finished or self.tripped):
             record = self._step_or_save(run)
             try:
@@ -258,9 +261,10 @@ class Trainer:
     def _save_what_was_done(self, run: Path) -> None:
         """Between two updates that is all; in one of several steps it is the last checkpoint.
 
+        Nothing where nothing was done since that: its policy may be calibrated, and measured.
         Not with several processes: the others wait for this one in the middle of their update.
         """
-        if self.accelerator.num_processes == 1 and self.update > 0 and self._applied == 0:
+        if self.accelerator.num_processes == 1 and self.update > self._kept and self._applied == 0:
             self.save(run)
 
     @property
@@ -306,6 +310,7 @@ class Trainer:
     def save(self, run: Path) -> None:
         """Write a checkpoint, see `Keeper.save`."""
         self.keeper.save(run, self.update, self.seconds)
+        self._kept = self.update
 
     def checkpoint(self) -> Checkpoint:
         """All state that the next update depends on; every process must call it."""
@@ -315,4 +320,5 @@ class Trainer:
         """Go on from a checkpoint of the same configuration, see `Keeper.restore`."""
         self.keeper.restore(checkpoint)
         self.update, self.seconds = checkpoint.update, 0.0
+        self._kept = checkpoint.update
         self._spend(checkpoint.seconds)
