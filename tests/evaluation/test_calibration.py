@@ -137,6 +137,17 @@ def test_what_has_not_passed_the_tilt_stays_as_it_is(subject: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_what_chance_may_have_put_past_the_tilt_stays_as_it_is(subject: Any) -> None:
+    """Four rewards 0.1 about their mean: an error of 6 % of the way, and the bank's own."""
+    of = subject(lambda strength: 1.1 * strength)
+    found = calibrate(of, bank(), unseen)
+    assert found.way is not None
+    assert found.way.value - 2.0 * found.way.se < 1.0 < found.way.value
+    assert found.strength == calibration._AS_IT_IS
+    assert "past it by what chance may do; the policy stays as it is" in str(found)
+    assert of.strength() == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("beta", [0.0, 20.0])
 def test_a_bank_that_does_not_tell_changes_nothing(subject: Any, beta: float) -> None:
     """At beta 0 there is no way; at beta 20 a handful of its images would be the tilt."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from nablaflow.evaluation.measure import Subject, sample_and_measure
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.reward import reward_mean
-from nablaflow.metrics.summary import SampleSet
+from nablaflow.metrics.summary import SampleSet, part_of_way
 from nablaflow.metrics.tilt import ImportanceWeights
 from nablaflow.models.adapters import load_trainable_state, trainable_state
 from nablaflow.progress import StartProgress
@@ -34,7 +34,8 @@ class Calibration:
 
     Attributes:
         way: share of the way to the tilt's mean reward at strength 1; None: the bank does not tell.
-        strength: with its error; exactly 1 where the policy has not passed the tilt.
+        strength: with its error; exactly 1 where the policy has not passed the tilt, or not by more
+            than two standard errors.
     """
 
     way: Estimate | None
@@ -45,7 +46,8 @@ class Calibration:
             return "the reference bank does not tell the exact tilt's mean reward; nothing is done"
         way = f"{self.way.value:.0%} ± {self.way.se:.0%} of the way to the exact tilt's mean reward"
         if self.strength.value == 1.0:
-            return f"{way}, not past it; the policy stays as it is"
+            passed = "not past it" if self.way.value < 1.0 else "past it by what chance may do"
+            return f"{way}, {passed}; the policy stays as it is"
         found = f"{self.strength.value:.3g} ± {self.strength.se:.2g}"
         return f"{way}; from here on the policy is what was trained at strength {found}"
 
@@ -62,11 +64,10 @@ def calibrate(subject: Subject, bank: SampleSet, progress: StartProgress) -> Cal
     tilt = ImportanceWeights.of_rewards(bank.rewards, bank.prompt_index, subject.beta)
     start = reward_mean(bank.rewards, bank.prompt_index)
     goal = reward_mean(bank.rewards, bank.prompt_index, tilt.weights)
-    far = goal.value - start.value
-    if not tilt.trustworthy or abs(far) <= 2.0 * math.hypot(start.se, goal.se):
+    if not tilt.trustworthy or part_of_way(start, goal, goal) is None:
         return Calibration(None, _AS_IT_IS)
-    tries = list(_downwards(subject, start.value, far, progress))
-    found = _AS_IT_IS if tries[0].way.value < 1.0 else at_tilt(tries)
+    tries = list(_downwards(subject, start, goal, progress))
+    found = at_tilt(tries) if len(tries) > 1 else _AS_IT_IS
     subject.model.adapter.settle(found.value)
     return Calibration(tries[0].way, found)
 
@@ -98,9 +99,12 @@ def at_tilt(tries: Sequence[Try]) -> Estimate:
 
 
 def _downwards(
-    subject: Subject, start: float, far: float, progress: StartProgress
+    subject: Subject, start: Estimate, goal: Estimate, progress: StartProgress
 ) -> Iterator[Try]:
-    """From the policy on, as far as is needed; the network has the policy again after each."""
+    """From the policy on, as far as is needed; the network has the policy again after each.
+
+    One that chance may have put past the tilt is the last.
+    """
     network, adapter = subject.model.network, subject.model.adapter
     policy = trainable_state(network)
     tries: list[Try] = []
@@ -119,9 +123,11 @@ def _downwards(
         load_trainable_state(network, policy)
         adapter.scale(1.0)
         mean = reward_mean(samples.rewards, samples.prompt_index)
-        tries.append(Try(strength, Estimate((mean.value - start) / far, mean.se / abs(far))))
+        way = part_of_way(start, mean, goal)
+        assert way is not None  # `calibrate` has looked
+        tries.append(Try(strength, way))
         yield tries[-1]
-        if tries[-1].way.value < 1.0:
+        if way.value - (2.0 * way.se if strength == 1.0 else 0.0) < 1.0:
             return
         if len(tries) > 1 and at_tilt(tries).value >= strength - _BEYOND:
             return

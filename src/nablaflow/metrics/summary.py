@@ -209,7 +209,11 @@ def closing(reference: Column, policy: Column, tilt: Column | None) -> Estimate 
     """
     if tilt is None:
         return None
-    start, end, goal = (_estimate(column, "reward_mean") for column in (reference, policy, tilt))
+    return part_of_way(*(_estimate(column, "reward_mean") for column in (reference, policy, tilt)))
+
+
+def part_of_way(start: Estimate, end: Estimate, goal: Estimate) -> Estimate | None:
+    """The same of the three mean rewards."""
     way = goal.value - start.value
     if abs(way) <= 2.0 * math.hypot(goal.se, start.se):
         return None
