@@ -65,6 +65,10 @@ class StableDiffusion3(FlowMatching):
         )
 
     @staticmethod
+    def channels_out(config: Any) -> int:
+        return config["out_channels"] or config["in_channels"]  # of latents, which it is given
+
+    @staticmethod
     def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:
         config = pipeline.transformer.config
         height, width = FlowMatching.latent_sides(pipeline, sampler, config["patch_size"])
