@@ -69,32 +69,6 @@ def left_unsaid(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-class InScript(str):
-    """What a script says for a value that would be long in figures."""
-
-    __slots__ = ()
-    __repr__ = str.__str__
-
-
-def told_to_ddim(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without which DDIM's ``from_config`` makes of a scheduler's other levels than here.
-
-    See `to_convert`: it drops what a folder, or its pipeline, has left to another class's defaults.
-    """
-    clips = bool(config.get("clip_sample"))
-    ddim: Any = DDIMScheduler  # whose from_config is annotated as what it returns when asked more
-    wanted = ddim.from_config(to_convert(config), clip_sample=clips).config
-    told: dict[str, Any] = {}
-    if config.get("trained_betas") is None and wanted["trained_betas"] is not None:
-        told["trained_betas"] = InScript("pipeline.scheduler.betas.tolist()")
-    betas = {"trained_betas": wanted["trained_betas"]} if told else {}
-    given = ddim.from_config(config, **betas).config
-    names = [name for name in inspect.signature(DDIMScheduler).parameters if name not in told]
-    if not clips:
-        names.remove("clip_sample_range")
-    return told | {name: wanted[name] for name in names if wanted[name] != given[name]}
-
-
 def other_spacings(config: Mapping[str, Any]) -> list[str]:
     """Those of `SPACINGS` that a configuration has on."""
     return [name for name in SPACINGS if config.get(name)]
