@@ -1,4 +1,4 @@
-"""Which of diffusers' schedulers takes a sampler's steps, and what ``from_config`` has to be told."""
+"""Which diffusers scheduler takes a sampler's steps, and what ``from_config`` has to be told."""
 
 from __future__ import annotations
 
