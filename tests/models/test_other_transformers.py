@@ -1,4 +1,4 @@
-"""Transformers whose configurations differ from the published ones and mean the same."""
+"""Configurations that differ from the published ones and mean the same."""
 
 from typing import Any
 
@@ -9,12 +9,13 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
+    StableDiffusion3Pipeline,
 )
 
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model
 from tests.support.flow_parts import SMALL
-from tests.support.flow_pipelines import flux, flux2_klein
+from tests.support.flow_pipelines import flux, flux2_klein, sd3
 from tests.support.padded_pipelines import chroma, qwen_image
 
 
@@ -43,6 +44,27 @@ def test_one_that_returns_more_than_it_is_given_is_refused() -> None:
     """Without a number of its own it returns as many channels, of each place in a patch."""
     with pytest.raises(UserError, match="does not return what it is given"):
         load(with_transformer(qwen_image(), QwenImageTransformer2DModel, out_channels=None))
+
+
+@torch.no_grad()
+def test_the_clips_of_a_stable_diffusion_3_read_what_its_first_tokenizer_keeps() -> None:
+    """The stock pipeline asks the second for as many, whatever its own length is."""
+
+    def cut_at(first: int, second: int) -> Any:
+        parts: Any = sd3(t5=False).components
+        parts["tokenizer"].model_max_length = first
+        parts["tokenizer_2"].model_max_length = second
+        return load(StableDiffusion3Pipeline(**parts))
+
+    model = cut_at(12, 77)
+    ends = ["a " * 10 + end for end in ("circle", "square")]
+    first, second = (model.condition([prompt]) for prompt in ends)
+    assert first.hidden.equal(second.hidden)
+    assert first.pooled.equal(second.pooled)
+    assert "loses 'circle'" in model.note_on(ends)
+    assert "longer than the 12 tokens" in model.note_on(ends)
+    with pytest.raises(UserError, match="its tokenizer cuts prompts at 77 tokens and its text_enc"):
+        cut_at(77, 12)
 
 
 @torch.no_grad()

@@ -170,6 +170,7 @@ class FlowMatching(TextToImage):
         tokenizers = [getattr(self.pipeline, name) for name in reversed(self.tokenizers)]
         tokenizer = next(one for one in tokenizers if one is not None)
         if tokenizers[0] is None:
+            tokenizer = tokenizers[-1]  # which says how much the others read too
             return Reader(tokenizer, reads=tokenizer.model_max_length)
         # As many as it is asked for, whatever its own model_max_length says.
         reads, template = self.sequence_length, before(tokenizer) if self.templated else 0

@@ -25,6 +25,7 @@ class StableDiffusion3(FlowMatching):
     load_options: ClassVar[dict[str, Any]] = {"image_encoder": None, "feature_extractor": None}
     may_lack = ("text_encoder_3", "tokenizer_3")
     tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    cut_by_first = True
     small_decoder = "madebyollin/taesd3"
     call_defaults: ClassVar[dict[str, Any]] = {
         "name": "euler",
