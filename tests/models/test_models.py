@@ -86,6 +86,27 @@ def test_the_reports_lines_sample_as_the_policy_whatever_scheduler_the_folder_ha
     torch.testing.assert_close(found, sample(model, [3]), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "sde-dpmsolver++"])
+@pytest.mark.parametrize("made", [stable_diffusion, unconditional])
+def test_the_reports_lines_sample_by_the_runs_sampler(
+    tmp_path: Path, made: Any, sampler: str
+) -> None:
+    """A folder's own PNDM adds no noise."""
+    pipeline = made()
+    given = {"beta_schedule": "scaled_linear", "timestep_spacing": "leading"}
+    pipeline.scheduler = PNDMScheduler(**given, skip_prk_steps=True)
+    pipeline.save_pretrained(tmp_path)
+    model = load(tmp_path, name=sampler, sigma_floor=1e-9)
+    call, kind = model.stock_call(PROMPT) | model.stock_steps(), type(pipeline).__name__
+    code = Saved(tmp_path, False, kind, "", call, scheduler=model.stock_scheduler()).code()
+    names: dict[str, Any] = {}
+    exec("\n".join(code.splitlines()[:-1]), names)
+    text = {} if made is unconditional else {"guidance_scale": 1.0}
+    found = render(names["pipeline"], steps=4, seed=3, **text)
+    torch.testing.assert_close(found, sample(model, [3]), rtol=0, atol=1e-4)
+    assert "eta" not in call
+
+
 def test_a_folders_own_scheduler_is_left_where_it_takes_the_steps(
     folders: dict[str, Path],
 ) -> None:

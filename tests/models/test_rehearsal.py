@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from nablaflow.errors import ExportError, UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, export, load_model, load_pipeline
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.rehearsal import rehearse
-from tests.support.pipelines import render
+from tests.support.pipelines import render, stable_diffusion
 
 
 def model_of(folder: Path, dtype: torch.dtype = torch.float32, **adapter: Any) -> PipelineModel:
@@ -59,6 +60,16 @@ def test_a_scale_beyond_all_numbers_is_no_matter_of_a_learning_rate(
         rehearse(model, str(folders["sd"]), tmp_path)
     assert "learning_rate" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scheduler_of_no_finite_image_is_no_matter_of_the_adapter(tmp_path: Path) -> None:
+    """Of this variance diffusers takes the root of a logarithm below 0."""
+    pipeline = stable_diffusion()
+    pipeline.scheduler = DDPMScheduler(variance_type="fixed_large_log")
+    pipeline.save_pretrained(tmp_path)
+    model = model_of(tmp_path, rank=2)
+    with pytest.raises(UserError, match="by its own scheduler, a DDPMScheduler, its image is not"):
+        rehearse(model, str(tmp_path), tmp_path)
 
 
 def test_a_reference_that_is_not_finite_is_found(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffusers import StableDiffusionXLPipeline
@@ -99,3 +102,25 @@ def test_sdxl_from_end_to_end(
         str(folders["sdxl"]), ["a star"], 2, tmp_path / "i", 0, overwrite=True
     )
     assert len(written.images) == 2
+
+
+def test_the_lines_load_a_model_without_its_t5(
+    make_config: MakeConfig,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which diffusers does only where it is told that there is none: report's and card's lines."""
+    folder = folders["sd3-without-t5"]
+    few = ["sampler.name=memoryless", "training.updates=1", "sampler.max_sequence_length=4"]
+    run = align.run(make_config(*of_model(folder), *few))
+    page = unescape((run.folder / "report.html").read_text())
+    (report,) = re.findall("<pre><code>(import torch.*?)</code>", page, re.DOTALL)
+    monkeypatch.chdir(run.folder)
+    made: dict[str, Any] = {}
+    exec(report.replace(f"…/{folder.name}", str(folder)), made)
+    assert made["pipeline"].text_encoder_3 is None
+    whole = run.export("merged", tmp_path / "whole")
+    card = (whole / "README.md").read_text().split("```python")[1].split("```")[0]
+    exec(card.replace("this/folder", str(whole)), made)
+    assert made["pipeline"].tokenizer_3 is None

@@ -100,18 +100,21 @@ def ddpm(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
     )
 
 
+FIRST_ORDER: dict[str, Any] = {
+    "algorithm_type": "sde-dpmsolver++",
+    "solver_order": 1,
+    "final_sigmas_type": "sigma_min",
+    "lower_order_final": False,
+    "euler_at_final": False,
+}
+"""What makes diffusers' solver the one of `sde_dpmsolver`."""
+
+
 def sde_dpmsolver(config: Mapping[str, Any], steps: int, eta: float) -> ReverseProcess:
     """First-order SDE-DPM-Solver++ (arXiv 2211.01095, equation 18), the paper's fast sampler."""
     if eta != 1.0:
         raise UserError("sampler.eta: SDE-DPM-Solver++ has no eta; leave sampler.eta at 1")
-    scheduler: Any = DPMSolverMultistepScheduler.from_config(
-        to_convert(config),
-        algorithm_type="sde-dpmsolver++",
-        solver_order=1,
-        final_sigmas_type="sigma_min",
-        lower_order_final=False,
-        euler_at_final=False,
-    )
+    scheduler: Any = DPMSolverMultistepScheduler.from_config(to_convert(config), **FIRST_ORDER)
     scheduler.set_timesteps(steps)
     # Noise over signal; the last is the end's. See `_evenly_spaced` for one too many before it.
     ratio = torch.cat([scheduler.sigmas[:steps], scheduler.sigmas[-1:]]).double().flip(0)

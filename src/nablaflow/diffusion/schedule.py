@@ -33,6 +33,8 @@ WHERE = "scheduler/scheduler_config.json"
 COMMON = ("linear", "scaled_linear", "squaredcos_cap_v2")
 """Beta schedules that every class knows; some have others besides."""
 _DEFAULTED = "_use_default_values"
+OF_TRAINING = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type")
+"""Settings that the network was trained with: of its scheduler's class, said or not."""
 
 
 def to_convert(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,8 +42,9 @@ def to_convert(config: Mapping[str, Any]) -> dict[str, Any]:
 
     diffusers marks what a folder left to the defaults of its scheduler's class. A pipeline then
     corrects some of that (Stable Diffusion's steps_offset and clip_sample), and the mark stays:
-    without it the corrected values count. A beta schedule that is not `COMMON` is given in numbers,
-    and where a solver ends at its least sigma, DDIM ends at its first level.
+    without it the corrected values count, and so do those that are `OF_TRAINING`. A beta schedule
+    that is not `COMMON` is given in numbers, and where a solver ends at its least sigma, DDIM ends
+    at its first level.
     """
     kind = getattr(diffusers, str(config.get("_class_name")), None)
     known = inspect.signature(kind).parameters if isinstance(kind, type) else {}
@@ -51,38 +54,19 @@ def to_convert(config: Mapping[str, Any]) -> dict[str, Any]:
     ends = not known or "final_sigmas_type" in known
     if ends and config.get("final_sigmas_type") == "sigma_min":
         config = {"set_alpha_to_one": False, **config}
-    still = [
+    still = [name for name in left_unsaid(config) if name not in OF_TRAINING]
+    return {**config, _DEFAULTED: still}
+
+
+def left_unsaid(config: Mapping[str, Any]) -> list[str]:
+    """Names of what a folder left to the defaults of its scheduler's class, and is as they say."""
+    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    known = inspect.signature(kind).parameters if isinstance(kind, type) else {}
+    return [
         name
         for name in config.get(_DEFAULTED, ())
         if name not in known or known[name].default == config.get(name)
     ]
-    return {**config, _DEFAULTED: still}
-
-
-class InScript(str):
-    """What a script says for a value that would be long in figures."""
-
-    __slots__ = ()
-    __repr__ = str.__str__
-
-
-def told_to_ddim(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without which DDIM's ``from_config`` makes of a scheduler's other levels than here.
-
-    See `to_convert`: it drops what a folder, or its pipeline, has left to another class's defaults.
-    """
-    clips = bool(config.get("clip_sample"))
-    ddim: Any = DDIMScheduler  # whose from_config is annotated as what it returns when asked more
-    wanted = ddim.from_config(to_convert(config), clip_sample=clips).config
-    told: dict[str, Any] = {}
-    if config.get("trained_betas") is None and wanted["trained_betas"] is not None:
-        told["trained_betas"] = InScript("pipeline.scheduler.betas.tolist()")
-    betas = {"trained_betas": wanted["trained_betas"]} if told else {}
-    given = ddim.from_config(config, **betas).config
-    names = [name for name in inspect.signature(DDIMScheduler).parameters if name not in told]
-    if not clips:
-        names.remove("clip_sample_range")
-    return told | {name: wanted[name] for name in names if wanted[name] != given[name]}
 
 
 def other_spacings(config: Mapping[str, Any]) -> list[str]:

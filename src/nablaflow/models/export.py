@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
 
+from nablaflow.diffusion.schedule import WHERE, left_unsaid
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import ADAPTER, LoraAdapter, trainable_state
 from nablaflow.models.divided import plain_copy
@@ -118,6 +120,20 @@ def write_merged(model: PipelineModel, folder: Path, dtype: torch.dtype = torch.
                 rounded(dict(part.named_parameters()), dtype)
                 pipeline.register_modules(**{name: copy.deepcopy(part).to(dtype)})
     pipeline.save_pretrained(folder)
+    _leave_unsaid(pipeline.scheduler, folder / WHERE)
+
+
+def _leave_unsaid(scheduler: Any, path: Path) -> None:
+    """Have a saved scheduler say what its model's folder said, and no default of its class besides.
+
+    What is said counts where another class is made of it, as in the lines that load the policy, and
+    a default does not: its noise levels would be others than those of the run.
+    """
+    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+    unsaid = left_unsaid(config)
+    said = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in said.items() if name not in unsaid}
+    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

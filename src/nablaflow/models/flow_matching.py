@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +32,12 @@ TARGETS = (
     *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
 )
 """The projections of attention, of image and text tokens (as in arXiv 2505.05470's code)."""
+
+
+def those_in(network: Any, targets: Sequence[str]) -> list[str]:
+    """The targets of a LoRA that a transformer has a layer for."""
+    names = [name for name, _ in network.named_modules()]
+    return [target for target in targets if any(n.endswith(f".{target}") for n in names)]
 
 
 def in_blocks(published: str, own: str, layers: Layout) -> Layout:
@@ -98,8 +105,13 @@ class FlowMatching(TextToImage):
 
     @staticmethod
     def channels_out(config: Any) -> int:
-        """Channels that the transformer returns, as it counts those that it is given."""
-        return config.get("out_channels") or config["in_channels"]
+        """Channels that the transformer returns, as it counts those that it is given.
+
+        It is given tokens, and returns squares of ``patch_size``.
+        """
+        return (config.get("out_channels") or config["in_channels"]) * config.get(
+            "patch_size", 1
+        ) ** 2
 
     # --- its states, its kernels, its policy ------------------------------------------------------
 
@@ -119,8 +131,7 @@ class FlowMatching(TextToImage):
 
     @staticmethod
     def lora_targets(network: Any) -> list[str]:
-        names = [name for name, _ in network.named_modules()]
-        return [target for target in TARGETS if any(n.endswith(f".{target}") for n in names)]
+        return those_in(network, TARGETS)
 
     def to_autoencoder(self, x0: Latents) -> Latents:
         return in_units_of(self._autoencoder, x0)
@@ -159,6 +170,7 @@ class FlowMatching(TextToImage):
         tokenizers = [getattr(self.pipeline, name) for name in reversed(self.tokenizers)]
         tokenizer = next(one for one in tokenizers if one is not None)
         if tokenizers[0] is None:
+            tokenizer = tokenizers[-1]  # which says how much the others read too
             return Reader(tokenizer, reads=tokenizer.model_max_length)
         # As many as it is asked for, whatever its own model_max_length says.
         reads, template = self.sequence_length, before(tokenizer) if self.templated else 0

@@ -17,7 +17,7 @@ from torch import Tensor
 from nablaflow.diffusion.flow_schedule import FlowSchedule
 from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
-from nablaflow.models.flow_matching import FlowMatching, in_blocks
+from nablaflow.models.flow_matching import TARGETS, FlowMatching, in_blocks, those_in
 from nablaflow.models.kohya import Layout
 from nablaflow.models.parts import check_template
 from nablaflow.models.pipelines import PipelineModel
@@ -120,7 +120,7 @@ class Flux2Klein(FlowMatching):
     @staticmethod
     def lora_targets(network: Any) -> list[str]:
         # Of the single blocks, attention and feed-forward are one layer.
-        return [*FlowMatching.lora_targets(network), "to_qkv_mlp_proj"]
+        return those_in(network, (*TARGETS, "to_qkv_mlp_proj"))
 
     def encode(self, prompt: str) -> Condition:
         length = self.sequence_length

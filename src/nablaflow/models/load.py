@@ -69,6 +69,12 @@ def family_of(pipeline: Any) -> type[PipelineModel]:
     return _serving(type(pipeline).__name__)[0]
 
 
+def absent_parts(pipeline: Any) -> tuple[str, ...]:
+    """Parts that it does without, as its family allows; diffusers has to be told so to load it."""
+    may_lack = family_of(pipeline).may_lack
+    return tuple(name for name in may_lack if getattr(pipeline, name, None) is None)
+
+
 def _serving(name: Any) -> tuple[type[PipelineModel], type[Any]]:
     """The family, and the pipeline's class, by the class's name."""
     served = {kind.__name__: (family, kind) for family in FAMILIES for kind in family.serves}

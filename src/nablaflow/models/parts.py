@@ -148,8 +148,13 @@ def check_words(pipeline: Any, tokenizers: Sequence[str], encoders: Sequence[str
         )
 
 
-def check_lengths(pipeline: Any, tokenizers: Sequence[str], encoders: Sequence[str]) -> None:
+def check_lengths(
+    pipeline: Any, tokenizers: Sequence[str], encoders: Sequence[str], *, by_first: bool = False
+) -> None:
     """Refuse a tokenizer that cannot pad, or does not keep to as many tokens as a CLIP reads.
+
+    Args:
+        by_first: whether the pipeline asks every CLIP's for as many tokens as the first's.
 
     Raises:
         UserError: so it is.
@@ -171,6 +176,9 @@ def check_lengths(pipeline: Any, tokenizers: Sequence[str], encoders: Sequence[s
             )
         if not encoder.config.model_type.startswith("clip"):
             continue
+        if by_first:
+            name, tokenizer = tokenizers[0], getattr(pipeline, tokenizers[0])
+            given = tokenizer.model_max_length
         reads, least = encoder.config.max_position_embeddings, tokenizer.num_special_tokens_to_add()
         if type(given) is not int or not least < given <= reads:
             raise UserError(

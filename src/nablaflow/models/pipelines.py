@@ -9,14 +9,14 @@ from inspect import signature
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDIMScheduler
 from diffusers.loaders.lora_base import LoraBaseMixin
 from jaxtyping import Float
 from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.samplers import build_process
-from nablaflow.diffusion.schedule import note_uneven, told_to_ddim
+from nablaflow.diffusion.schedule import note_uneven
+from nablaflow.diffusion.stock import STOCK, told_to
 from nablaflow.errors import UserError
 from nablaflow.models.adapters import Adapter, FullAdapter, LoraAdapter
 from nablaflow.models.attention import fused_attention, use_plain_attention
@@ -258,21 +258,24 @@ class PipelineModel(DiffusionModel):
         call: dict[str, Any] = {"num_inference_steps": self.process.steps}
         asked = (type(self.pipeline).__call__, self.pipeline.scheduler.step)
         own = all("eta" in signature(f).parameters for f in asked)
-        if self.stock_scheduler() is not None or (self._sampler.name == "ddim" and own):
+        if self._sampler.name == "ddim" and (own or self.stock_scheduler() is not None):
             call["eta"] = self._sampler.eta
         return call
 
     def stock_scheduler(self) -> tuple[str, dict[str, Any]] | None:
         """Class in diffusers that takes the sampler's steps, and what it needs to be told.
 
-        None where the folder's own takes them, or the pipeline's call would ask for no noise.
+        None where the folder's own takes them, or the pipeline's call has no use for the class:
+        DDIM's noise has to be asked for, and a pipeline that always asks so takes no other.
         """
-        scheduler: Any = self.pipeline.scheduler
-        takes_noise = "eta" in signature(type(self.pipeline).__call__).parameters
-        if self._sampler.name != "ddim" or not takes_noise or isinstance(scheduler, DDIMScheduler):
+        name, scheduler, kind = self._sampler.name, self.pipeline.scheduler, type(self.pipeline)
+        asks = "eta" in signature(kind.__call__).parameters
+        fits = asks if name == "ddim" else not asks or hasattr(kind, "prepare_extra_step_kwargs")
+        stock = STOCK.get(name) if fits else None
+        if stock is None or (isinstance(scheduler, stock) and name != "sde-dpmsolver++"):
             return None
         config = {**scheduler.config, "_class_name": type(scheduler).__name__}
-        return DDIMScheduler.__name__, told_to_ddim(config)
+        return stock.__name__, told_to(name, config)
 
     @torch.no_grad()
     def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:

@@ -50,10 +50,6 @@ class QwenImage(PackedLatents):
         check_statistics(config, config["z_dim"])
 
     @staticmethod
-    def channels_out(config: Any) -> int:
-        return config["out_channels"] * config["patch_size"] ** 2
-
-    @staticmethod
     def channels_of_latents(config: Any) -> int:
         return config["z_dim"]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.diffusion import kernel_mean
+from nablaflow.diffusion.schedule import WHERE
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.models.adapters import LoraAdapter, swapped, trainable_state
 from nablaflow.models.export import save_policy
@@ -47,6 +48,7 @@ def _save(model: PipelineModel, source: ModelSource, folder: Path) -> None:
     try:
         save_policy(model, source, folder)
     except TrainingStopped as error:  # whose remedy is for a policy that was trained
+        _check_own_image(model)
         raise UserError(
             f"adapter: its policy's image is not finite, before any training, with its weights "
             f"moved by {MOVED:g}; use a smaller adapter.alpha, or another adapter.start"
@@ -77,12 +79,34 @@ def folders_fault(model: PipelineModel) -> Iterator[None]:
         ) from error
 
 
-def _stock_failure(model: PipelineModel) -> str | None:
+def _check_own_image(model: PipelineModel) -> None:
+    """Where the reference's image is not finite either, the fault is its own scheduler's.
+
+    Raises:
+        UserError: so it is; what is not finite without it, `sample_a_little` has found.
+    """
+    if _stock_image(model).isfinite().all():
+        return
+    raise UserError(
+        f"model: by its own scheduler, a {type(model.pipeline.scheduler).__name__}, its image is "
+        f"not finite, whatever is trained; use another {WHERE}, such as that of the model it comes "
+        "from"
+    )
+
+
+def _stock_image(model: PipelineModel) -> Tensor:
     pipeline = model.pipeline
-    steps = few_steps(pipeline.scheduler)
+    given = {
+        "num_inference_steps": few_steps(pipeline.scheduler),
+        "generator": torch.Generator().manual_seed(0),
+    }
+    with model.reference(), model.as_in_stock():
+        return model.stock_image_by_its_own_decoder(pipeline, CHECK_PROMPT, **given)
+
+
+def _stock_failure(model: PipelineModel) -> str | None:
     try:
-        with model.reference(), model.as_in_stock():
-            model.stock_image_by_its_own_decoder(pipeline, CHECK_PROMPT, num_inference_steps=steps)
+        _stock_image(model)
     except FAILURES as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
     return None

@@ -25,6 +25,7 @@ class StableDiffusion3(FlowMatching):
     load_options: ClassVar[dict[str, Any]] = {"image_encoder": None, "feature_extractor": None}
     may_lack = ("text_encoder_3", "tokenizer_3")
     tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    cut_by_first = True
     small_decoder = "madebyollin/taesd3"
     call_defaults: ClassVar[dict[str, Any]] = {
         "name": "euler",
@@ -63,6 +64,10 @@ class StableDiffusion3(FlowMatching):
         check_read_width(
             "pooled prompts", pipeline.transformer.config["pooled_projection_dim"], given
         )
+
+    @staticmethod
+    def channels_out(config: Any) -> int:
+        return config["out_channels"] or config["in_channels"]  # of latents, which it is given
 
     @staticmethod
     def shape_of_states(pipeline: Any, sampler: SamplerSettings) -> tuple[int, int, int]:

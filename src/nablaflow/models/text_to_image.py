@@ -41,6 +41,7 @@ class TextToImage(PipelineModel):
     Attributes:
         heavy_from: parameters of text encoders whose embeddings are kept on disk.
         tokenizers: names of the parts that read a prompt, the most restricted first.
+        cut_by_first: whether each CLIP is given as many tokens as the first tokenizer's length.
         scales: the autoencoder's settings that its latents are divided by.
         shifts: and those that are added.
         small_decoder: hub id of an AutoencoderTiny for the family's latents; None: none is known.
@@ -49,6 +50,7 @@ class TextToImage(PipelineModel):
     heavy_from: ClassVar[int] = 10**9
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    cut_by_first: ClassVar[bool] = False
     scales: ClassVar[tuple[str, ...]] = ("scaling_factor",)
     shifts: ClassVar[tuple[str, ...]] = ()
     small_decoder: ClassVar[str | None] = None
@@ -63,7 +65,7 @@ class TextToImage(PipelineModel):
     ) -> None:
         super().__init__(pipeline, sampler, adapter, device)
         check_words(pipeline, self.tokenizers, self.encoders)
-        check_lengths(pipeline, self.tokenizers, self.encoders)
+        check_lengths(pipeline, self.tokenizers, self.encoders, by_first=self.cut_by_first)
         check_decoder(pipeline.vae)
         config = pipeline.vae.config
         check_latents(self.denoiser, self.state_shape[0], self.channels_of_latents(config))

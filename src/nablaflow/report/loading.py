@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -30,6 +30,7 @@ class Saved:
         call: arguments by which the pipeline samples as the policy was trained to.
         scheduler: that it takes for it, of diffusers, and settings in place of the folder's own;
             None where its own will do.
+        absent: parts that the model does without, see `folder_lines`.
     """
 
     folder: str | Path
@@ -39,27 +40,29 @@ class Saved:
     call: Mapping[str, Any]
     fused: tuple[str, float] | None = None
     scheduler: tuple[str, Mapping[str, Any]] | None = None
+    absent: Sequence[str] = ()
 
     def code(self) -> str:
         """Lines that load it and make an image."""
         given = ", ".join(f"{name}={value!r}" for name, value in self.call.items())
         if self.as_lora:
             loaded = [
-                *base_lines(self.pipeline, self.model),
+                *base_lines(self.pipeline, self.model, self.absent),
                 *fusing(self.fused),
                 f"pipeline.load_lora_weights({str(self.folder)!r})",
             ]
         else:
-            loaded = folder_lines(self.pipeline, str(self.folder))
+            loaded = folder_lines(self.pipeline, str(self.folder), absent=self.absent)
         lines = [*loaded, *_scheduling(self.scheduler), f"image = pipeline({given}).images[0]"]
         return "\n".join(lines)
 
 
-def base_lines(pipeline: str, model: str) -> list[str]:
+def base_lines(pipeline: str, model: str, absent: Sequence[str] = ()) -> list[str]:
     """Lines that load a configuration's ``model`` in diffusers, as far as they can be known.
 
     Args:
         pipeline: its class.
+        absent: parts that it does without, see `folder_lines`.
     """
     if model.startswith(LIVE):
         return [f"pipeline = ...  # the {pipeline} that the run was given"]
@@ -72,10 +75,12 @@ def base_lines(pipeline: str, model: str) -> list[str]:
     if model in nano.MODELS:
         place = f"nf.nano.path({model!r})"
         return ["import nablaflow as nf", first, f"pipeline = {pipeline}.from_pretrained({place})"]
-    return folder_lines(pipeline, model)
+    return folder_lines(pipeline, model, absent=absent)
 
 
-def folder_lines(pipeline: str, model: str, dtype: str = "float32") -> list[str]:
+def folder_lines(
+    pipeline: str, model: str, dtype: str = "float32", absent: Sequence[str] = ()
+) -> list[str]:
     """Lines that load a pipeline's folder or file, every part of it in the same dtype.
 
     Said, since what is left unsaid is float32 to diffusers and to transformers what is in the file:
@@ -85,15 +90,18 @@ def folder_lines(pipeline: str, model: str, dtype: str = "float32") -> list[str]
         pipeline: its class.
         model: a folder, a hub id or one file.
         dtype: by torch's name.
+        absent: parts that it does without: diffusers refuses a folder that lacks one, such as
+            Stable Diffusion 3's T5, where it is not told so.
     """
     load = "from_single_file" if model.endswith(".safetensors") else "from_pretrained"
     on_hub = is_hub_id(model) and not model.startswith(FOLDER_LEFT_OUT)
     place, revision = at_revision(model) if on_hub else (model, None)
     given = repr(place) + (f", revision={revision!r}" if revision else "")
+    without = "".join(f", {name}=None" for name in absent)
     return [
         "import torch",
         f"from diffusers import {pipeline}",
-        f"pipeline = {pipeline}.{load}({given}, torch_dtype=torch.{dtype})",
+        f"pipeline = {pipeline}.{load}({given}, torch_dtype=torch.{dtype}{without})",
     ]
 
 

@@ -16,6 +16,7 @@ from nablaflow.models import ModelSource
 from nablaflow.models.file_mark import pinned
 from nablaflow.models.formats import KOHYA_FILE
 from nablaflow.models.from_hub import at_revision
+from nablaflow.models.load import absent_parts
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.report.card import Card, card_text
 from nablaflow.report.loading import base_lines, folder_lines, fusing
@@ -83,7 +84,7 @@ def card_of(
         kind,
         facts,
         figures,
-        _loading(form, kind, base, lora, dtype),
+        _loading(form, model, base, lora, dtype),
     )
 
 
@@ -124,7 +125,9 @@ def _fused_told(lora: tuple[str, float] | None) -> dict[str, str]:
     return {} if lora is None else {"fused into the base model": f"{lora[0]} at {lora[1]:g}"}
 
 
-def _loading(form: str, kind: str, base: str, lora: tuple[str, float] | None, dtype: str) -> str:
+def _loading(
+    form: str, model: PipelineModel, base: str, lora: tuple[str, float] | None, dtype: str
+) -> str:
     """How what was written is loaded, and what has to be loaded besides."""
     if form == "kohya":
         first = "" if lora is None else f" beside {lora[0]} at strength {lora[1]:g}"
@@ -132,10 +135,11 @@ def _loading(form: str, kind: str, base: str, lora: tuple[str, float] | None, dt
             f"Put `{KOHYA_FILE}` into the folder of LoRAs (ComfyUI: `models/loras`; A1111: "
             f"`models/Lora`), and load it at strength 1 on the base model{first}."
         )
+    kind = type(model.pipeline).__name__
     if form == "merged":
-        lines = folder_lines(kind, "this/folder", dtype)
+        lines = folder_lines(kind, "this/folder", dtype, absent_parts(model.pipeline))
     else:
-        lines = [*base_lines(kind, base), *fusing(lora)]
+        lines = [*base_lines(kind, base, absent_parts(model.pipeline)), *fusing(lora)]
         lines += ['pipeline.load_lora_weights("this/folder")']
     return "\n".join(["```python", *lines, "```"])
 

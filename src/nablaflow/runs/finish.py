@@ -14,6 +14,7 @@ from nablaflow.models.adapters import swapped
 from nablaflow.models.divided import whole_of
 from nablaflow.models.export import save_policy
 from nablaflow.models.file_mark import pinned
+from nablaflow.models.load import absent_parts
 from nablaflow.progress import Progress
 from nablaflow.report.loading import Saved
 from nablaflow.report.meaning import About
@@ -115,6 +116,7 @@ def _write_pictures(
             call=parts.model.stock_call(evaluation.prompts[0]) | parts.model.stock_steps(),
             fused=fused_lora(parts.source),
             scheduler=parts.model.stock_scheduler(),
+            absent=absent_parts(parts.model.pipeline),
         ),
         about=_about(parts),
     )
