@@ -14,6 +14,7 @@ from nablaflow.models import AdapterSettings, SamplerSettings, load_model
 from nablaflow.models.condition import Condition, PaddedCondition
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.twin import without_data
+from nablaflow.models.z_image import check_places
 from nablaflow.shapes import Shapes
 from tests.support.padded_pipelines import PADDED_FAMILIES, chroma, qwen_image, z_image
 from tests.support.pipelines import perturb
@@ -147,6 +148,22 @@ def test_z_images_positions_are_finite() -> None:
     with pytest.raises(UserError, match=r"sampler\.width: .*up to 1024 pixels"):
         load(z_image(), width=1028)
     assert load(z_image(), width=1024).image_size == (16, 1024)
+
+
+def test_z_images_longest_prompt_leaves_the_image_its_place() -> None:
+    """Of 98 places a prompt of 96 tokens, padded or not, takes 1 to 96 and the image 97."""
+    pipeline = z_image()
+    pipeline.transformer.register_to_config(axes_lens=[98, 256, 256])
+    with pytest.raises(UserError, match=r"97 tokens.*the 98 places .*; use 96$"):
+        load(pipeline, max_sequence_length=97)
+    model = load(pipeline, max_sequence_length=96)
+    pipeline.transformer.rope_embedder.axes_lens = [98, 256, 256]
+    x, condition = torch.zeros(1, *model.state_shape), model.longest_prompt()
+    assert condition.hidden is not None
+    model.network([x[0].unsqueeze(1)], torch.zeros(1), [condition.hidden[0]])
+    for tokens, places, remedy in ((96, 97, "use 64"), (1, 33, "use a model that has more")):
+        with pytest.raises(UserError, match=remedy):
+            check_places(tokens, places)
 
 
 @pytest.mark.parametrize("make", [z_image, qwen_image, chroma])

@@ -14,6 +14,7 @@ from diffusers import ZImagePipeline
 from torch import Tensor
 
 from nablaflow.diffusion.flow_schedule import FlowSchedule, shift_by_tokens
+from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition, PaddedCondition
 from nablaflow.models.flow_matching import FlowMatching, in_blocks
 from nablaflow.models.kohya import Layout
@@ -23,6 +24,7 @@ from nablaflow.models.sizes import check_positions, sides
 from nablaflow.typing import Latents
 
 PATCH = 2  # latents on each side of a token
+MULTIPLE = 32  # the network pads prompts to whole multiples
 SIDE = 1024  # of an image by default, pixels
 _BLOCK: Layout = {
     "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
@@ -66,7 +68,8 @@ class ZImage(FlowMatching):
         config, factor = pipeline.transformer.config, pipeline.vae_scale_factor
         own = (SIDE // factor, SIDE // factor)
         height, width = sides(own, factor, sampler, PATCH)
-        _, rows, columns = config["axes_lens"]
+        places, rows, columns = config["axes_lens"]
+        check_places(sampler.max_sequence_length or ZImage.reads_tokens, places)
         check_positions((height, width), (PATCH * rows, PATCH * columns), factor)
         return int(config["in_channels"]), height, width
 
@@ -101,3 +104,22 @@ class ZImage(FlowMatching):
 
     def stock_call(self, prompt: str) -> dict[str, Any]:
         return super().stock_call(prompt) | {"guidance_scale": self.guidance_scale - 1.0}
+
+
+def check_places(tokens: int, places: int) -> None:
+    """Refuse prompts of so many tokens that the image, which comes after them, has no place.
+
+    Args:
+        places: that the network has for the two, one behind the other.
+
+    Raises:
+        UserError: the longest prompt leaves none.
+    """
+    padded = -(-tokens // MULTIPLE) * MULTIPLE
+    if padded + 1 >= places:
+        most = (places - 2) // MULTIPLE * MULTIPLE
+        raise UserError(
+            f"sampler.max_sequence_length: {tokens} tokens, in steps of {MULTIPLE}, and the image "
+            f"after them are more than the {places} places of its transformer (axes_lens); "
+            + (f"use {most}" if most else "use a model that has more")
+        )
