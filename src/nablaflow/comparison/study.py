@@ -189,8 +189,10 @@ class ComparisonStudy(Study[ComparisonCell]):
             whole = load_config(None, [], {**values, "output_dir": "."}).model_dump(mode="json")
         except UserError:  # a setting that is gone, say: its name is told as a difference
             return found
-        del whole["training"]["calibrate"]
-        return found | {name: value for name, value in whole.items() if name not in kept}
+        own = {name: value for name, value in whole.items() if name not in kept}
+        completed = _filled(found, own)
+        del completed["training"]["calibrate"]
+        return completed
 
     def _method_of(self, cell: ComparisonCell) -> list[Reference]:
         return [Reference(CODE, cell.method)] if is_custom(cell.method) else []
@@ -198,6 +200,16 @@ class ComparisonStudy(Study[ComparisonCell]):
     def store(self, cell: ComparisonCell, found: dict[str, Any]) -> None:
         head = {"reward": cell.reward, "method": cell.method, "seed": cell.seed, "beta": self.beta}
         super().store(cell, head | found)
+
+
+def _filled(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of what is not there, group by group."""
+    both = {
+        name: _filled(found[name], value)
+        for name, value in defaults.items()
+        if isinstance(value, dict) and isinstance(found.get(name), dict)
+    }
+    return {**found, **both, **{k: v for k, v in defaults.items() if k not in found}}
 
 
 def _is_built_in(method: Any) -> bool:

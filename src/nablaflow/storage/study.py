@@ -139,10 +139,10 @@ class Study(abc.ABC, Generic[Cell]):
 
 
 def difference(old: Any, new: Any, name: str = "") -> str | None:
-    """The first setting by name that differs, with both values; None: all are the same."""
+    """The first setting that differs, with both values; None: all are the same."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return None if old == new else f"{name}: {old} there, {new} here"
-    for key in sorted({**old, **new}):
+    for key in {**old, **new}:
         inner = f"{name}.{key}" if name else key
         if change := difference(old.get(key), new.get(key), inner):
             return change
