@@ -146,8 +146,9 @@ class TrainingSettings(Settings):
     calibrate: bool | None = Field(
         default=None,
         description="after the last update, weaken the policy to the strength at which its images' "
-        "mean reward is the exact tilt's, if it has passed that; evaluation.n images a try; null: "
-        "where there is an evaluation.bank, and the method aims at the tilt",
+        "mean reward is the exact tilt's, if it has passed that by more than chance does; "
+        "evaluation.n images a try; null: where there is an evaluation.bank, and the method aims "
+        "at the tilt",
     )
     sample_every: Count = Field(default=50, description="updates between two sheets of samples")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
