@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
-from nablaflow.models.adapters import LoraAdapter
+from nablaflow.models.adapters import LoraAdapter, trainable_state
 from nablaflow.models.export import save_policy
 from nablaflow.models.formats import check_format, write_policy
 from nablaflow.models.pipelines import PipelineModel
@@ -131,3 +131,15 @@ def test_a_policy_in_bf16_is_saved(folders: dict[str, Path], tmp_path: Path) -> 
 def test_a_fully_trained_network_has_neither(name: str) -> None:
     with pytest.raises(UserError, match=f"adapter.{name}: every weight trains"):
         AdapterSettings(**{"kind": "full", name: True})
+
+
+def test_what_trains_is_copied_to_the_device_that_is_asked_for() -> None:
+    """To the processor's memory also of a network that is there: training goes on beside it."""
+    network = torch.nn.Linear(3, 2)
+    there = trainable_state(network, torch.device("meta"))
+    assert {value.device.type for value in there.values()} == {"meta"}
+    for given in (None, CPU):
+        kept = trainable_state(network, given)
+        with torch.no_grad():
+            network.bias.add_(1.0)
+        torch.testing.assert_close(kept["bias"] + 1.0, network.bias.detach())

@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from nablaflow.evaluation.measure import Subject, sample_and_measure
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.reward import reward_mean
@@ -106,7 +108,7 @@ def _downwards(
     One that chance may have put past the tilt is the last.
     """
     network, adapter = subject.model.network, subject.model.adapter
-    policy = trainable_state(network)
+    policy = trainable_state(network, torch.device("cpu"))  # a GPU has the sampling to hold
     tries: list[Try] = []
     for quarter in range(round(1 / _STEP), 0, -1):
         strength = quarter * _STEP

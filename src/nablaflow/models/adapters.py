@@ -184,10 +184,14 @@ def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def trainable_state(network: nn.Module) -> dict[str, Tensor]:
-    """Name to a detached copy of each parameter that trains."""
+def trainable_state(network: nn.Module, device: torch.device | None = None) -> dict[str, Tensor]:
+    """Name to a detached copy of each parameter that trains.
+
+    Args:
+        device: of the copies; None: the parameter's own.
+    """
     return {
-        name: parameter.detach().clone()
+        name: parameter.detach().to(device or parameter.device, copy=True)
         for name, parameter in network.named_parameters()
         if parameter.requires_grad
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nablaflow.config.recipe import Config
 from nablaflow.evaluation.calibration import calibrate
 from nablaflow.evaluation.measure import bank_of
@@ -33,7 +35,7 @@ def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet 
         return None
     bank = bank_of(parts.subject, progress.start)
     assert bank is not None  # `check_evaluation` has seen to that
-    trained = {name: value.cpu() for name, value in trainable_state(parts.model.network).items()}
+    trained = trainable_state(parts.model.network, torch.device("cpu"))
     found = calibrate(parts.subject, bank, progress.start)
     if found.way is not None:  # a larger bank, given with --resume, may tell
         trainer.keeper.calibrated = {"update": trainer.update, "strength": found.strength.value}
