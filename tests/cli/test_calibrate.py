@@ -250,6 +250,34 @@ def test_what_reads_the_run_says_so(settings: dict[str, Any], tmp_path: Path, cl
         assert ("training.calibrate left 0.5" in card) is (strength is not None)
 
 
+@pytest.mark.usefixtures("half")
+def test_a_checkpoint_before_the_last_is_seen_as_it_was_trained(
+    settings: dict[str, Any], tmp_path: Path, cli: Cli
+) -> None:
+    """Of a run that ended there and has gone on later: its curves are of what was trained."""
+    found: dict[str, list[list[Any]]] = {}
+    for name, given in (("plain", ("training.calibrate=false",)), ("own", ())):
+        (tmp_path / name).mkdir()
+        run = train_far(settings, tmp_path / name, "evaluation.bank=16", *given)
+        done = cli("train", run / "config.yaml", "training.updates=3", "--resume")
+        assert done.exit_code == 0, done.stderr
+        looked = cli("eval", run, "--n", 8, "--metrics", "reward", "--json").stdout
+        rows = json.loads(looked)["protocol"]["rows"]
+        cli("compare", run, "--n", 8, "--out", name)
+        (cell,) = json.loads(Path(name, "warmth.json").read_text())["cells"]
+        cli("gallery", run, "--n", 2, "--strength", 1, "--out", f"{name}-images")
+        positions = json.loads(Path(f"{name}-images", "gallery.json").read_text())["positions"]
+        found[name] = [
+            [row["reward"]["value"] for row in rows if row["name"] != "reference"],
+            [point["reward_mean"] for point in cell["points"]],
+            [row["rewards"] for row in positions if row["folder"].startswith("step-")],
+        ]
+    for plain, own in zip(found["plain"], found["own"], strict=True):
+        assert len(plain) == 2
+        assert own[0] == plain[0]
+        assert own[1] != plain[1]
+
+
 def test_without_a_bank_it_is_refused_before_any_work(
     settings: dict[str, Any], tmp_path: Path, cli: Cli, recipe: Path
 ) -> None:

@@ -27,7 +27,7 @@ from nablaflow.runs.pretrained import check_may_be_given, dtype_of
 from nablaflow.runs.saved_config import load_run_config
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
-from nablaflow.storage.checkpoint import load_calibration, load_policy
+from nablaflow.storage.checkpoint import load_calibration, load_policy, load_trained
 from nablaflow.storage.manifest import DamagedCheckpoint, list_checkpoints, read_manifest
 from nablaflow.storage.run_folder import CONFIG
 from nablaflow.storage.study import check_writable
@@ -225,7 +225,7 @@ def _points(
     found = list_checkpoints(folder)
     told = progress.start(f"measure {label}"[:40], len(found) * parts.config.evaluation.n)
     points = []
-    for path, (manifest, policy) in each_whole(found, _read):
+    for path, (manifest, policy) in each_whole(found, lambda path: _read(path, found[-1])):
         put_policy(parts.model.network, policy, path, parts.config.model)
         figures = gauge.measure_policy(parts.model, parts.config, told)
         points.append({"update": manifest["update"], "seconds": manifest["seconds"], **figures})
@@ -234,5 +234,5 @@ def _points(
     return points
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    return read_manifest(folder), load_policy(folder)
+def _read(folder: Path, last: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    return read_manifest(folder), (load_policy if folder == last else load_trained)(folder)

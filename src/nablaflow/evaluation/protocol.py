@@ -28,7 +28,7 @@ from nablaflow.evaluation.sampled import Sampled
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward, recall
-from nablaflow.storage.checkpoint import load_policy
+from nablaflow.storage.checkpoint import load_trained
 from nablaflow.storage.manifest import policy_mark, update_of
 from nablaflow.storage.whole import each_whole
 
@@ -92,8 +92,8 @@ def carry_out(
 
     Args:
         last: the policy.
-        before: older checkpoints, oldest first; of each its policy is read, when its turn comes,
-            and one that is damaged is named and left out.
+        before: older checkpoints, oldest first; of each its policy is read, as it was trained, when
+            its turn comes, and one that is damaged is named and left out.
         best: checkpoint of the guard's best policy, and the policy, where that is another than the
             last.
 
@@ -131,25 +131,31 @@ def _rows(
     seed = subject.config.evaluation.seed
     known = {} if best is None else dict([best])
     folders = sorted([*before, *known], key=update_of)
-    marks = {REFERENCE, *map(_mark, folders), _mark(last.folder)}
+    marks = {REFERENCE, *map(_mark, folders), _mark(last.folder, trained=False)}
     told = progress("measure", len(marks) * len(plan.metrics))
     figures = {REFERENCE: plan.measure(evaluation.reference, second, seed, told)}
     yield ProtocolRow(REFERENCE, 0, figures[REFERENCE])
-    for folder, policy in each_whole(folders, lambda path: known.get(path) or load_policy(path)):
+    for folder, policy in each_whole(folders, lambda path: known.get(path) or load_trained(path)):
         if (mark := _mark(folder)) not in figures:
             put_policy(subject.model.network, policy, folder, subject.config.model)
             own = _sampled(subject, plan, progress, folder.name, reward=subject.reward)
             figures[mark] = plan.measure(own, second, seed, told)
         name = GUARD_BEST if folder in known else folder.name
         yield ProtocolRow(name, update_of(folder), figures[mark])
-    if (mark := _mark(last.folder)) not in figures:
+    if (mark := _mark(last.folder, trained=False)) not in figures:
         figures[mark] = plan.measure(evaluation.policy, second, seed, told)
     yield ProtocolRow("policy", last.update, figures[mark])
 
 
-def _mark(folder: Path) -> str:
-    """Tells policies apart, by their checkpoints; before any update it is the reference."""
-    return REFERENCE if update_of(folder) == 0 else policy_mark(folder) or folder.name
+def _mark(folder: Path, *, trained: bool = True) -> str:
+    """Tells policies apart, by their checkpoints; before any update it is the reference.
+
+    Args:
+        trained: as in `policy_mark`.
+    """
+    if update_of(folder) == 0:
+        return REFERENCE
+    return policy_mark(folder, trained=trained) or folder.name
 
 
 def _second(subject: Subject, plan: EvaluationPlan, progress: StartProgress) -> Sampled:

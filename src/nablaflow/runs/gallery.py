@@ -26,6 +26,7 @@ from nablaflow.runs.sample import BATCH, image_name
 from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage import checksums
 from nablaflow.storage.checkpoint import load_policy as read_policy
+from nablaflow.storage.checkpoint import load_trained
 from nablaflow.storage.files import folder_fault, write_whole
 from nablaflow.storage.gallery import GALLERY, REFERENCE
 from nablaflow.storage.lock import alone
@@ -181,11 +182,11 @@ def _drawer(run: Path, n: int, seed: int, settings: Sequence[str], *, trusted: b
 def _positions(run: Path, strengths: Sequence[float]) -> Iterator[Position]:
     """The reference comes first: it is what the others are held against.
 
-    A checkpoint is read when its turn comes, once.
+    A checkpoint is read when its turn comes, once; one before the last is as it was trained.
     """
     last = Position(REFERENCE, 0.0)
     yield last
-    for folder, state in whole_checkpoints(run, read_policy):
+    for folder, state in whole_checkpoints(run, read_policy, load_trained):
         last = Position(folder.name, 1.0, folder, state)
         yield last
     for strength in strengths:

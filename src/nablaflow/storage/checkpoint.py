@@ -39,6 +39,7 @@ from nablaflow.storage.manifest import (
     known_lines,
     list_checkpoints,
     read_manifest,
+    trained_group,
     update_of,
 )
 from nablaflow.storage.naming import name_of
@@ -206,6 +207,14 @@ def calibration_in(state: Mapping[str, Any], update: int) -> dict[str, Any] | No
 def load_policy(folder: Path) -> dict[str, Tensor]:
     """The policy's parameters in a checkpoint, as `load_group`."""
     return load_group(folder, "policy")
+
+
+def load_trained(folder: Path) -> dict[str, Tensor]:
+    """The policy as it was trained, before ``training.calibrate`` weakened it, as `load_group`.
+
+    A checkpoint before the last has a weaker one where a run that ended there has gone on later.
+    """
+    return load_group(folder, trained_group(read_manifest(folder)))
 
 
 def load_group(folder: Path, group: str) -> dict[str, Tensor]:

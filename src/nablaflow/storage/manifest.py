@@ -21,6 +21,8 @@ from nablaflow.storage.run_folder import CHECKPOINTS
 
 MANIFEST, STATE = "progress.json", "state.pt"
 POLICY = "policy.safetensors"
+TRAINED = "trained"
+"""Group of a checkpoint: the policy before ``training.calibrate`` weakened it."""
 LINES = "lines"
 """In the manifest: marks of the lines of metrics.jsonl; earlier versions have none."""
 _NAME = re.compile(r"(step|best)-(\d{6,})")
@@ -72,12 +74,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def policy_mark(folder: Path) -> str | None:
-    """The checksum of a checkpoint's policy; None: the checkpoint is damaged."""
+def policy_mark(folder: Path, *, trained: bool = False) -> str | None:
+    """The checksum of a checkpoint's policy; None: the checkpoint is damaged.
+
+    Args:
+        trained: of the policy as it was trained, see `trained_group`.
+    """
     try:
-        return read_manifest(folder)["files"][POLICY]
+        manifest = read_manifest(folder)
     except DamagedCheckpoint:
         return None
+    return manifest["files"][f"{trained_group(manifest)}.safetensors" if trained else POLICY]
+
+
+def trained_group(manifest: Mapping[str, Any]) -> str:
+    """The group that has the policy as it was trained: one of its own where it was weakened."""
+    return TRAINED if TRAINED in manifest["groups"] else "policy"
 
 
 def _check_form(manifest: Mapping[str, Any]) -> None:

@@ -55,16 +55,21 @@ def last_whole(run: Path, read: Callable[[Path], Found]) -> Found:
     raise UserError(f"{run} has no checkpoint yet; train it first")
 
 
-def whole_checkpoints(run: Path, read: Callable[[Path], Found]) -> Iterator[tuple[Path, Found]]:
+def whole_checkpoints(
+    run: Path, read: Callable[[Path], Found], before: Callable[[Path], Found] | None = None
+) -> Iterator[tuple[Path, Found]]:
     """All checkpoints that are whole, oldest first, one at least, with what ``read`` makes of each.
 
     Each is read once, the last one before any other. Those that are damaged are named on stderr.
+
+    Args:
+        before: reads those before the last; None: as the last.
 
     Raises:
         UserError: as `last_whole`.
     """
     last = last_whole(run, lambda folder: (folder, read(folder)))
-    yield from each_whole(checkpoints_before(run, last[0]), read)
+    yield from each_whole(checkpoints_before(run, last[0]), before or read)
     yield last
 
 

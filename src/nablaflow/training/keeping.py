@@ -18,6 +18,7 @@ from nablaflow.models.divided import part_like, whole_of
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import memory, recall
 from nablaflow.storage.checkpoint import Checkpoint, save_best, save_checkpoint
+from nablaflow.storage.manifest import TRAINED
 from nablaflow.storage.records import sync_records
 from nablaflow.storage.run_folder import forget_replaced
 from nablaflow.training.batches import Batches
@@ -72,7 +73,7 @@ class Keeper:
         if networks.old_policy is not None:
             tensors["old_policy"] = networks.old_policy.values
         if self.trained is not None:
-            tensors["trained"] = self.trained
+            tensors[TRAINED] = self.trained
         if kernels := kernel_state(self.model):
             tensors[GROUP] = kernels
         state = {
@@ -107,7 +108,7 @@ class Keeper:
         recall(networks.reward, state.get("reward", {}))
         self.batches.restore(state)
         self.calibrated = state.get("calibrated")  # which an earlier version had not
-        self.trained = tensors.get("trained")
+        self.trained = tensors.get(TRAINED)
         if self.guard is not None:
             self.guard.restore(state["guard"])
 
