@@ -190,7 +190,8 @@ def load_calibration(folder: Path) -> dict[str, Any] | None:
     """
     try:
         _check_file(folder, STATE, read_manifest(folder))
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        # Mapped, since the optimizer's moments are there, twice the size of what trains.
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
     except DamagedCheckpoint:
         raise
     except Exception as error:  # as in `load_checkpoint`
