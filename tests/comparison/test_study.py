@@ -95,7 +95,7 @@ def test_a_setting_that_is_gone_is_told(tmp_path: Path):
     study, cell = _study(tmp_path), ComparisonCell("warmth", "refl", 0)
     study.store(cell, {"points": []})
     found = study.read(cell)
-    found["settings"]["training"]["gone"] = 3
+    found["settings"]["training"] |= {"calibrate": False, "gone": 3}
     write_whole(study.path(cell), checksums.sealed(found))
     with pytest.raises(UserError, match=r"other settings \(training\.gone: 3 there, None here"):
         study.is_done(cell)

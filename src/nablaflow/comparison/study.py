@@ -169,9 +169,8 @@ class ComparisonStudy(Study[ComparisonCell]):
         return load_config(None, [], values | own, load_method)
 
     def settings(self, cell: ComparisonCell) -> dict[str, Any]:
-        config = self.config(cell).model_dump(mode="json")
+        config = _uncalibrated(self.config(cell).model_dump(mode="json"))
         del config["output_dir"]
-        del config["training"]["calibrate"]  # every method is measured as it was trained
         if not cell.trained:
             assert self.beta is not None
             config["method"] = [m.model_dump_named() for m in BYSTANDERS[cell.method](self.beta)]
@@ -180,6 +179,7 @@ class ComparisonStudy(Study[ComparisonCell]):
         return whole | ({FILES: files} if files else {})
 
     def _completed(self, found: dict[str, Any]) -> dict[str, Any]:
+        found = _uncalibrated(found)
         values = {name: found[name] for name in found if name in Config.model_fields}
         kept = {"output_dir"}
         if not _is_built_in(found.get("method")):
@@ -190,9 +190,7 @@ class ComparisonStudy(Study[ComparisonCell]):
         except UserError:  # a setting that is gone, say: its name is told as a difference
             return found
         own = {name: value for name, value in whole.items() if name not in kept}
-        completed = _filled(found, own)
-        del completed["training"]["calibrate"]
-        return completed
+        return _filled(found, _uncalibrated(own))
 
     def _method_of(self, cell: ComparisonCell) -> list[Reference]:
         return [Reference(CODE, cell.method)] if is_custom(cell.method) else []
@@ -200,6 +198,14 @@ class ComparisonStudy(Study[ComparisonCell]):
     def store(self, cell: ComparisonCell, found: dict[str, Any]) -> None:
         head = {"reward": cell.reward, "method": cell.method, "seed": cell.seed, "beta": self.beta}
         super().store(cell, head | found)
+
+
+def _uncalibrated(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without ``training.calibrate``: every method is measured as it was trained."""
+    training = settings.get("training")
+    if not isinstance(training, dict):
+        return settings
+    return {**settings, "training": {k: v for k, v in training.items() if k != "calibrate"}}
 
 
 def _filled(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
