@@ -100,6 +100,22 @@ def test_a_state_is_put_back_in_parts_and_stays():
     torch.testing.assert_close(trainable_state(network), state)
 
 
+@torch.no_grad()
+def test_weights_that_are_changed_while_gathered_are_those_of_every_pass():
+    """As calibration changes them: it tries strengths, and what it settles on is measured."""
+    plain, network = make(), make()
+    shards = Shards(network, CPU, 1)
+    shards.gather()
+    x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(1))
+    for change in (1.0, 0.5):
+        state = {name: value + change for name, value in trainable_state(plain, CPU).items()}
+        for own in (plain, network):
+            load_trainable_state(own, state)
+        for _ in range(2):
+            torch.testing.assert_close(network(x), plain(x))
+        torch.testing.assert_close(trainable_state(network, CPU), state)
+
+
 def test_a_copy_of_a_divided_network_is_one_as_before():
     network = make()
     twin = copy.deepcopy(network)
