@@ -113,6 +113,20 @@ def test_a_bank_that_did_not_tell_leaves_it_to_a_larger_one(
     check_halved(policy(run), first)
 
 
+def test_one_that_left_all_is_undone_and_found_again(
+    settings: dict[str, Any], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By more images, say: then it is past the tilt by more than chance."""
+    found = Calibration(Estimate(1.1, 0.1), Estimate(1.0, 0.0))
+    monkeypatch.setattr("nablaflow.runs.calibrate.calibrate", lambda *_: found)
+    run = train_far(settings, tmp_path, *ON)
+    for asked, told in (("false", None), ("true", {"update": 2, "strength": 1.0})):
+        done = cli("train", run / "config.yaml", f"training.calibrate={asked}", "--resume")
+        assert done.exit_code == 0, done.stderr
+        assert "again as it was trained" not in done.stderr
+        assert json.loads((run / "summary.json").read_text()).get("calibrated") == told
+
+
 @pytest.mark.usefixtures("half")
 @pytest.mark.parametrize(
     ("of", "weakened"),
@@ -261,21 +275,18 @@ def test_a_checkpoint_before_the_last_is_seen_as_it_was_trained(
         run = train_far(settings, tmp_path / name, "evaluation.bank=16", *given)
         done = cli("train", run / "config.yaml", "training.updates=3", "--resume")
         assert done.exit_code == 0, done.stderr
-        looked = cli("eval", run, "--n", 8, "--metrics", "reward", "--json").stdout
-        rows = json.loads(looked)["protocol"]["rows"]
+        looked = json.loads(cli("eval", run, "--n", 8, "--metrics", "reward", "--json").stdout)
         cli("compare", run, "--n", 8, "--out", name)
-        (cell,) = json.loads(Path(name, "warmth.json").read_text())["cells"]
+        cells = json.loads(Path(name, "warmth.json").read_text())["cells"]
         cli("gallery", run, "--n", 2, "--strength", 1, "--out", f"{name}-images")
         positions = json.loads(Path(f"{name}-images", "gallery.json").read_text())["positions"]
         found[name] = [
-            [row["reward"]["value"] for row in rows if row["name"] != "reference"],
-            [point["reward_mean"] for point in cell["points"]],
-            [row["rewards"] for row in positions if row["folder"].startswith("step-")],
+            [row["reward"]["value"] for row in looked["protocol"]["rows"][1:]],
+            [point["reward_mean"] for point in cells[0]["points"]],
+            [row["rewards"] for row in positions[1:3]],  # after the reference
         ]
     for plain, own in zip(found["plain"], found["own"], strict=True):
-        assert len(plain) == 2
-        assert own[0] == plain[0]
-        assert own[1] != plain[1]
+        assert [a == b for a, b in zip(plain, own, strict=True)] == [True, False]
 
 
 def test_without_a_bank_it_is_refused_before_any_work(

@@ -48,10 +48,13 @@ def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet 
 
 
 def _undo(parts: Parts, folder: Path, progress: Progress) -> None:
-    keeper = parts.trainer.keeper
-    if keeper.trained is not None:
-        keeper.undo_calibration()
-        parts.trainer.save(folder)
+    keeper, found = parts.trainer.keeper, calibrated(parts)
+    weakened = keeper.trained is not None
+    if found is None or (found["strength"] < 1.0 and not weakened):  # an earlier version kept none
+        return
+    keeper.undo_calibration()
+    parts.trainer.save(folder)
+    if weakened:
         progress.say("calibrate: the policy is again as it was trained")
 
 
