@@ -32,6 +32,7 @@ def test_by_its_defaults(name: str) -> None:
     [
         (DDPO.tilted(2.0), True),
         (DDPO(beta=2.0, advantage="centred", kl_weight=1.0), False),  # the KL to come left out
+        (DDPO(beta=2.0, advantage="centred", kl_weight=1.0, kl_to_go=True), False),  # bounded
         (Draft(beta=2.0, k="all", kl_weight=1.0), True),
         (Draft(beta=2.0, k="all", kl_weight=0.5), False),
         (Draft(beta=2.0, k=2, kl_weight=1.0), False),

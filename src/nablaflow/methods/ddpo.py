@@ -64,7 +64,10 @@ class DDPO(PolicyGradient):
 
     @property
     def aims_at_tilt(self) -> bool:
-        return self.advantage == "centred" and self.kl_weight == 1.0 and self.kl_to_go
+        bounded = self.max_advantage is not None
+        return (
+            self.advantage == "centred" and self.kl_weight == 1.0 and self.kl_to_go and not bounded
+        )
 
     @property
     def needs_states(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
