@@ -36,6 +36,7 @@ def figures(summary: dict[str, Any]) -> Figures:
         "reward of the reference": reference["reward_mean"],
         "reward, aligned": policy["reward_mean"],
         "reward of the exact tilt": tilt["reward_mean"],
+        "strength after calibration": (summary.get("calibrated") or {}).get("strength", 1.0),
         "closed of the way": summary["closing"],
         "its standard error": summary["closing_se"],
         "diversity, aligned over exact tilt": policy["diversity"] / tilt["diversity"],
