@@ -1,4 +1,4 @@
-"""What a run is measured by: the same prompts and seeds before and after, and the exact tilt."""
+"""What figures are made of: images sampled, decoded and scored, and those of the reference bank."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ from nablaflow.evaluation.bank import (
     spread,
     states_key,
 )
-from nablaflow.evaluation.bank_size import BankSize, bank_for_tilt, look_at_bank
-from nablaflow.evaluation.plan import EvaluationPlan
+from nablaflow.evaluation.bank_size import BankSize, look_at_bank
 from nablaflow.evaluation.sampled import ImageLook, Sampled
 from nablaflow.evaluation.scored import shipped_scores
 from nablaflow.evaluation.shares import in_shares
 from nablaflow.features import pooled_pixels
-from nablaflow.metrics.summary import Column, SampleSet, Summary, Yardstick, add_figures
+from nablaflow.metrics.summary import SampleSet
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.progress import StartProgress
 from nablaflow.rewards import NamedReward
-from nablaflow.typing import Images, Latents
+from nablaflow.typing import Latents
 
 SHOWN = 8  # images of each prompt that the report shows
 MOST_SHOWN = 64
 SECOND = "yardstick"
 """Names the noise of the samples that distances are measured from."""
-_NO_TILT: Column = {"distance_to_tilt": None, "distance_to_tilt_se": None}
 
 
 @torch.no_grad()
@@ -125,43 +123,6 @@ def sample_and_measure(
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The figures and the samples behind them.
-
-    Attributes:
-        bank: images of the reference bank that were looked at.
-        yardstick: what the figures are measured by.
-        second: the reference's, by other noise, which metrics measure distances from; None where
-            ``evaluation.metrics`` names none.
-    """
-
-    summary: Summary
-    reference: Sampled
-    policy: Sampled
-    bank: int
-    yardstick: Yardstick
-    second: Sampled | None = None
-
-    def column(self, samples: SampleSet) -> Column:
-        """The figures of further samples, as the policy's in the summary."""
-        found = self.yardstick.column(samples)
-        return found if self.bank else found | _NO_TILT
-
-    @property
-    def before(self) -> Images:
-        return self.reference.images
-
-    @property
-    def after(self) -> Images:
-        return self.policy.images
-
-    @property
-    def prompts(self) -> list[str]:
-        """One for each image before, and after."""
-        return self.policy.prompts
-
-
-@dataclass(frozen=True)
 class Subject:
     """A run as far as measuring goes.
 
@@ -180,56 +141,6 @@ class Subject:
     fingerprint: str
     beta: float
     bank: BankSize
-
-
-def evaluate(
-    subject: Subject,
-    progress: StartProgress,
-    looks: Mapping[str, ImageLook] | None = None,
-    *,
-    bank: SampleSet | None = None,
-) -> Evaluation:
-    """Measure reference, policy and, with ``evaluation.bank``, the exact tilt.
-
-    Without a bank the reference's own samples stand in for it: distances to the reference are
-    then measured against them, and the exact tilt is left out. The metrics that
-    ``evaluation.metrics`` names stand beside the figures of reference and policy.
-
-    Args:
-        bank: what `bank_of` gives, where it is known; None: it is looked at now.
-    """
-    model, reward = subject.model, subject.reward
-    prompts, config = subject.prompts, subject.config
-    plan = EvaluationPlan.of_summary(config.evaluation, len(prompts), model.device)
-    looks = {**plan.looks(), **(looks or {})}
-    with model.reference():
-        reference = sample_and_measure(
-            model, reward, prompts, config, progress, "reference", looks=looks
-        )
-    policy = sample_and_measure(
-        model, reward, prompts, config, progress, "aligned model", looks=looks
-    )
-    bank = bank_of(subject, progress) if bank is None else bank
-    found = bank or reference.samples
-    yardstick = Yardstick.of(found, subject.beta)
-    summary = yardstick.summary(reference.samples, policy.samples)
-    if bank is None:
-        summary = _without_tilt(summary)
-    if summary["exact_tilt"] is None:
-        enough = bank_for_tilt(found.rewards, found.prompt_index, subject.beta)
-        summary["bank_for_tilt"] = enough
-    looked_at = 0 if bank is None else len(bank)
-    if not plan.metrics:
-        return Evaluation(summary, reference, policy, looked_at, yardstick)
-    with model.reference():
-        second = sample_and_measure(
-            model, None, prompts, config, progress, "reference again", looks=looks, purpose=SECOND
-        )
-    told = progress("measure the metrics", 2 * len(plan.metrics))
-    both = [plan.measure(own, second, config.evaluation.seed, told) for own in (reference, policy)]
-    summary["reference"] = add_figures(summary["reference"], both[0])
-    summary["policy"] = add_figures(summary["policy"], both[1])
-    return Evaluation(summary, reference, policy, looked_at, yardstick, second)
 
 
 def bank_of(subject: Subject, progress: StartProgress) -> SampleSet | None:
@@ -300,17 +211,3 @@ def measure_bank(
         )
 
     return look_at_bank(sample, score, size, len(prompts), find_beta)
-
-
-def _without_tilt(summary: Summary) -> Summary:
-    """No bank, no tilt: nothing may be quoted from a handful of reweighted samples."""
-    itself = {"distance_to_reference": None, "distance_to_reference_se": None}
-    return {
-        **summary,
-        "reference": {**summary["reference"], **_NO_TILT, **itself},
-        "policy": {**summary["policy"], **_NO_TILT},
-        "exact_tilt": None,
-        "effective_sample_size": None,
-        "closing": None,
-        "closing_se": None,
-    }

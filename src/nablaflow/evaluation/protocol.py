@@ -15,13 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from nablaflow.evaluation.measure import (
-    SECOND,
-    Evaluation,
-    Subject,
-    evaluate,
-    sample_and_measure,
-)
+from nablaflow.evaluation.evaluate import Evaluation, evaluate
+from nablaflow.evaluation.measure import SECOND, Subject, sample_and_measure
 from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.policy_state import LastPolicy, put_policy
 from nablaflow.evaluation.sampled import Sampled

@@ -15,7 +15,8 @@ from typing import Any
 
 from nablaflow.config.values import LARGEST
 from nablaflow.errors import UserError
-from nablaflow.evaluation.measure import Evaluation, Subject, sample_and_measure
+from nablaflow.evaluation.evaluate import Evaluation
+from nablaflow.evaluation.measure import Subject, sample_and_measure
 from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.policy_state import LastPolicy
 from nablaflow.metrics.estimate import Estimate

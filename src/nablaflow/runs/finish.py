@@ -9,7 +9,7 @@ from typing import Any
 
 from nablaflow.config.overrides import plain_config
 from nablaflow.config.yaml_text import dump_values
-from nablaflow.evaluation.measure import Evaluation, evaluate
+from nablaflow.evaluation.evaluate import Evaluation, evaluate
 from nablaflow.models.adapters import swapped
 from nablaflow.models.divided import whole_of
 from nablaflow.models.export import save_policy
