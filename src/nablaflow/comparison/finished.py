@@ -211,7 +211,7 @@ def _calibrated(run: Path, last: Path) -> list[str]:
         found = load_calibration(last)
     except DamagedCheckpoint:  # which was named when it was left out
         return []
-    if found is None or found["strength"] == 1.0:
+    if found is None:
         return []
     return [
         f"{run}: after update {found['update']} training.calibrate weakened the policy to strength "

@@ -183,13 +183,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def load_calibration(folder: Path) -> dict[str, Any] | None:
-    """What ``training.calibrate`` made of the policy in a checkpoint; None: nothing.
+    """How ``training.calibrate`` weakened the policy in a checkpoint; None: it is as trained.
 
     Raises:
         DamagedCheckpoint: the file that has it is missing or damaged.
     """
+    manifest = read_manifest(folder)
+    if trained_group(manifest) == "policy":
+        return None
     try:
-        _check_file(folder, STATE, read_manifest(folder))
+        _check_file(folder, STATE, manifest)
         # Mapped, since the optimizer's moments are there, twice the size of what trains.
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
     except DamagedCheckpoint:
