@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support import shape_checks
+
+shape_checks.install()  # before anything imports the package
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # What a user gave word for is remembered, and not in the folder of whoever runs the tests.
