@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,19 @@ def test_the_run_has_what_it_wrote(aligned: tuple[nf.Run, Any, Any]):
     saved = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert saved["model"] == "python:StableDiffusionPipeline"
     assert "optimizer" not in repr(run)
+
+
+def test_a_notebook_shows_its_report_in_a_frame_that_runs_nothing(
+    aligned: tuple[nf.Run, Any, Any],
+):
+    tags: list[tuple[str, dict[str, str | None]]] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: tags.append((tag, dict(attrs)))
+    parser.feed(aligned[0]._repr_html_() or "")
+    ((tag, attributes),) = tags
+    assert tag == "iframe"
+    assert attributes["sandbox"] is None  # as strict as it can be: nothing is allowed
+    assert attributes["srcdoc"] == aligned[0].report.read_text()
 
 
 def test_its_pipeline_is_the_reference_with_the_lora(

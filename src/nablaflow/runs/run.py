@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,13 @@ class Run:
     def report(self) -> Path:
         """The page to look at."""
         return self.folder / REPORT
+
+    def _repr_html_(self) -> str | None:
+        """In a notebook: the report, in a frame that runs nothing. Without one, as it prints."""
+        if not self.report.is_file():
+            return None
+        page = escape(read_text(self.report))
+        return f'<iframe sandbox srcdoc="{page}" style="width:100%;height:48em;border:0"></iframe>'
 
     @in_python
     @surrounded
