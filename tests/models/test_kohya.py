@@ -13,12 +13,15 @@ from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from safetensors.torch import load_file
 from torch import Tensor
 
+import nablaflow as nf
 from nablaflow import nano
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.export import lora_layers
 from nablaflow.models.formats import KOHYA_FILE, check_format, write_kohya
 from nablaflow.models.kohya import by_kohyas_names
+from nablaflow.models.load import FAMILIES
+from nablaflow.models.lora_targets import automatic_targets
 from nablaflow.models.pipelines import PipelineModel
 from tests.support import comfy
 from tests.support.flow_parts import SMALL
@@ -170,6 +173,52 @@ def test_the_rules_hold_at_full_size(name: str) -> None:
     layers = {n for n, part in unet.named_modules() if isinstance(part, kinds)}
     assert layers <= places.keys()
     assert len({places[name] for name in layers}) == len(layers)
+
+
+FULL_SIZE = {
+    **{"sd35": "sd3", "flux": "flux", "flux2-klein": "flux2"},
+    **{"z-image": "z-image", "qwen-image": "qwen-image", "chroma": "flux"},
+}
+FUSED = {
+    "sd35": ("joint_blocks_0_x_block_attn_qkv", 3 * 1536),
+    "flux": ("single_blocks_37_linear1", 3 * 3072 + 12288),
+    "flux2-klein": ("double_blocks_4_img_attn_qkv", 3 * 3072),
+    "z-image": ("layers_29_attention_qkv", 3 * 3840),
+    "qwen-image": ("transformer_blocks_59_attn_to_q", 3072),
+    "chroma": ("single_blocks_37_linear1", 3 * 3072 + 12288),
+}
+"""A layer of the published checkpoint that others end up in, and its rows."""
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_transformer_of_full_size_has_its_places(name: str) -> None:
+    """Of the published depth and widths: what `auto` adapts, and all that ComfyUI has a key for."""
+    pipeline = nf.models.random(name, device="meta", dtype=torch.bfloat16)
+    network: Any = pipeline.transformer
+    blocks = network.config.get("num_layers") or network.config["n_layers"]
+    singles = network.config.get("num_single_layers") or network.config.get("n_refiner_layers", 0)
+    places = comfy.of_flow(FULL_SIZE[name], blocks, singles)
+    held = {own for rows in places.values() for own in rows}
+    linear = {n: part for n, part in network.named_modules() if isinstance(part, torch.nn.Linear)}
+    automatic = tuple(f".{target}" for target in automatic_targets(network))
+    chosen = {n: part for n, part in linear.items() if n.endswith(automatic) or n in held}
+    assert held >= {n for n in chosen if n.endswith(automatic)}
+    family = next(kind for kind in FAMILIES if type(pipeline) in kind.serves)
+    tensors = by_kohyas_names(_factors(chosen), network, family.published_layers)
+    keys = {f"lora_unet_{place.replace('.', '_')}": rows for place, rows in places.items()}
+    found = {key.removesuffix(".lora_up.weight"): up for key, up in tensors.items() if "_up" in key}
+    assert found.keys() == {key for key, rows in keys.items() if any(n in chosen for n in rows)}
+    for key, up in found.items():
+        assert len(up) == sum(linear[n].out_features for n in keys[key])
+    place, rows = FUSED[name]
+    assert len(found[f"lora_unet_{place}"]) == rows
+
+
+def _factors(layers: dict[str, Any]) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        down = {f"{n}.lora_A.weight": torch.empty(2, p.in_features) for n, p in layers.items()}
+        up = {f"{n}.lora_B.weight": torch.empty(p.out_features, 2) for n, p in layers.items()}
+    return down | up
 
 
 def test_a_layer_without_a_name_is_one_line() -> None:
