@@ -256,6 +256,12 @@ def test_what_reads_the_run_says_so(settings: dict[str, Any], tmp_path: Path, cl
     assert done.exit_code == 0, done.stderr
     said = "after update 2 training.calibrate weakened the policy to strength 0.5; the last figures"
     assert said in done.stderr
+    for which in ("step-1", "step-2"):
+        done = cli("sample", run, "--n", 1, "--checkpoint", which, "--out", which)
+        assert done.exit_code == 0, done.stderr
+        assert ("the policy at strength 0.5 of what was trained" in done.stderr) is (
+            which == "step-2"
+        )
     for more, strength in ((("--strength", 0.5), "0.25"), (("--ema",), None)):
         done = cli("export", run, *more, "--format", "kohya", "--out", "x", "--overwrite")
         assert done.exit_code == 0, done.stderr

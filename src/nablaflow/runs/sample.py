@@ -30,9 +30,10 @@ from nablaflow.progress import show
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.report.pictures import grid, save_picture, to_picture
 from nablaflow.runs.checks import check_count, check_decodes, image_bytes
-from nablaflow.runs.policy import load_policy
+from nablaflow.runs.policy import LAST, load_policy
 from nablaflow.runs.run import Run
 from nablaflow.runs.trust import THE_MODEL
+from nablaflow.storage.checkpoint import load_calibration
 from nablaflow.storage.files import folder_fault
 from nablaflow.storage.lock import alone, is_run
 from nablaflow.storage.run_folder import CONFIG
@@ -79,7 +80,9 @@ def _model(
         if of_model:
             raise UserError(_not_of_a_run(of_model))
         parts = THE_MODEL if prompts else (*THE_MODEL, "prompts")
-        model, config, _ = load_policy(Path(source), parts, trusted=trusted, **here, **of_run)
+        model, config, folder = load_policy(Path(source), parts, trusted=trusted, **here, **of_run)
+        if of_run.get("checkpoint", LAST).startswith("step-"):  # one of several, and not alike
+            _say_weakened(folder)
         return model, prompts or load_prompts(config.prompts, Path(), config.seed)
     if of_run:
         moved = of_run.get("settings")
@@ -91,6 +94,14 @@ def _model(
     for line in told:  # which is nothing to say of a model that is refused
         _say(line)
     return model, prompts or ["a circle" if source in EMBEDDED else ""]
+
+
+def _say_weakened(checkpoint: Path) -> None:
+    if (found := load_calibration(checkpoint)) is not None:
+        _say(
+            f"{checkpoint.name} is where the run ended once: the policy at strength "
+            f"{found['strength']:.3g} of what was trained, as training.calibrate left it"
+        )
 
 
 def _not_of_a_run(of_model: dict[str, Any]) -> str:
