@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -151,6 +152,14 @@ def test_a_folder_that_takes_no_file_is_a_line(tmp_path: Path, capsys: pytest.Ca
 
     assert ended(work) == 2
     assert "gone" in capsys.readouterr().err
+
+
+def test_a_file_that_its_server_has_no_more_is_a_line(capsys: pytest.CaptureFixture[str]):
+    def work() -> None:
+        raise OSError(errno.ESTALE, "Stale file handle", "run/metrics.jsonl")
+
+    assert ended(work) == 2
+    assert "run/metrics.jsonl: Stale file handle" in " ".join(capsys.readouterr().err.split())
 
 
 def test_code_that_ends_the_program_is_no_success():

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -238,6 +239,16 @@ def test_a_mistake_is_one_line(make_parts: MakeParts, case: str):
     with pytest.raises(UserError, match=words) as caught:
         make_parts(*GUARD, override)
     assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_is_told_before_the_reference_is_sampled(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+):
+    work = Mock(side_effect=AssertionError)
+    monkeypatch.setattr("nablaflow.runs.setup.find_kernels", work)
+    monkeypatch.setattr("nablaflow.runs.choices.find_beta", work)
+    with pytest.raises(UserError, match=r"^guard\.n: "):
+        make_parts(*GUARD, "guard.n=5", "sampler.variance=analytic", "method.beta=auto")
 
 
 def test_a_budget_that_the_reference_exceeds_leaves_nothing_behind(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from unittest.mock import Mock
+
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from nablaflow.methods.groups import tells_apart
 from nablaflow.rewards.contract import NamedReward
 from nablaflow.runs import align
+from nablaflow.runs.setup import Parts
+from nablaflow.training import loop
+from nablaflow.training.rollout import Rollout
 from tests.support.tiny_run import MakeConfig
 
 LINE = "after update 1: the reward is the same for all images of a prompt"
@@ -65,3 +72,18 @@ def test_images_are_held_against_those_of_their_prompt(
     scores: list[float], prompts: list[str], apart: bool
 ):
     assert tells_apart(torch.tensor(scores), prompts) == apart
+
+
+@pytest.mark.parametrize(("other", "alike"), [(1.0, True), (2.0, False)])
+def test_images_of_a_prompt_are_compared_whichever_processes_have_them(
+    make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch, other: float, alike: bool
+):
+    """Each of two has one image of the one prompt."""
+    trainer = make_parts("flow=null", "method={name: ddpo}").trainer
+    both = Mock(spec=Accelerator)
+    both.gather.side_effect = lambda own: own and torch.cat([own, own.new_tensor([other])])
+    monkeypatch.setattr(trainer, "accelerator", both)
+    monkeypatch.setattr(loop, "gather_object", lambda own: [*own, *own])
+    rollout = Mock(spec=Rollout, scores=torch.tensor([1.0]), prompts=["a"], components={})
+    trainer._observe(rollout)
+    assert trainer.alike == alike

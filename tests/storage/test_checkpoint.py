@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import resource
 import shutil
@@ -16,7 +17,13 @@ import torch
 
 from nablaflow.errors import UserError
 from nablaflow.storage import checksums
-from nablaflow.storage.checkpoint import Checkpoint, load_checkpoint, load_policy, save_checkpoint
+from nablaflow.storage.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_policy,
+    save_best,
+    save_checkpoint,
+)
 from nablaflow.storage.lock import held
 from nablaflow.storage.manifest import DamagedCheckpoint, list_checkpoints
 from nablaflow.storage.naming import keep_name
@@ -299,6 +306,24 @@ def test_what_is_measured_beside_a_running_training_stays_there(tmp_path: Path):
     assert not place.exists()
     with steady(tmp_path) as place:
         assert place == tmp_path
+
+
+def test_one_that_is_removed_while_it_is_kept_for_a_reader_makes_room_for_the_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_best(tmp_path, example(1))
+    save_checkpoint(tmp_path, example(1), keep=1)
+    link = os.link
+
+    def slowly(source: Path, target: Path) -> None:
+        if source.parent.name == "step-000001":
+            save_checkpoint(tmp_path, example(2), keep=1)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", slowly)
+    with held(tmp_path), steady(tmp_path) as place:
+        assert [path.name for path in list_checkpoints(place)] == ["step-000002"]
+        assert_same(last_whole(place, load_checkpoint), example(2))
 
 
 def test_beside_a_run_without_a_checkpoint_a_reader_is_told_of_the_run(tmp_path: Path):

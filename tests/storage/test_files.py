@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from nablaflow.storage import checksums
 from nablaflow.storage.checkpoint import Checkpoint, save_checkpoint
-from nablaflow.storage.files import append_line, folder_fault, read_text, write_whole
+from nablaflow.storage.files import append_line, folder_fault, read_text, remedy, write_whole
 from nablaflow.storage.header import in_order, is_whole, put_in_order
 
 
@@ -173,3 +173,16 @@ def test_a_link_to_nothing_is_no_folder(tmp_path: Path):
     assert "a link to what is not there" in (folder_fault(tmp_path / "link") or "")
     (tmp_path / "gone").mkdir()
     assert folder_fault(tmp_path / "link") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "free some space"),
+        (RuntimeError("a write failed (os error 28)"), "free some space"),
+        (RuntimeError("a write failed"), "free some space"),
+        (OSError(errno.EXDEV, os.strerror(errno.EXDEV)), "put that right"),
+    ],
+)
+def test_room_is_asked_for_unless_the_system_says_otherwise(error: Exception, told: str):
+    assert remedy(error) == told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -66,6 +67,31 @@ def test_a_place_that_takes_no_folder_is_told_by_its_setting(
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
     with pytest.raises(UserError, match=r"^output_dir: no folder can be made in .* \(No such file"):
         check_holds(tmp_path)
+
+
+@pytest.mark.parametrize("fails", ["a file's name", "a folder's name", "a longer file"])
+def test_a_place_that_takes_no_files_of_a_run_is_told_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+):
+    """As a store of objects, which has no names to change and no files that grow."""
+    replace, opened = os.replace, os.open
+
+    def renamed(old: Path, new: Path) -> None:
+        if fails == ("a folder's name" if Path(old).is_dir() else "a file's name"):
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+        replace(old, new)
+
+    def open_unless_longer(path: Path, flags: int, *mode: int, **more: int | None) -> int:
+        if flags & os.O_APPEND and fails == "a longer file":
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+        return opened(path, flags, *mode, **more)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(os, "open", open_unless_longer)
+    line = r"^output_dir: a run's files cannot be written in .* \(Operation not supported\); give"
+    with pytest.raises(UserError, match=line):
+        check_holds(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

@@ -135,6 +135,7 @@ def _without_exit(work: Callable[[], None]) -> None:
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT),
+    errno.ESTALE,  # of a server that has another file by now
 }
 """What a disk or a path can do to a command, whatever it was doing."""
 

@@ -21,7 +21,7 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.same_image import check_same_image
 from nablaflow.models.source import ModelSource
 from nablaflow.quiet import quiet_libraries
-from nablaflow.storage.files import put_in_place, remove_tree, what_failed
+from nablaflow.storage.files import put_in_place, remedy, remove_tree, what_failed
 from nablaflow.storage.header import put_in_order
 from nablaflow.storage.run_folder import LORA_FILE
 from nablaflow.storage.written import write_checksums
@@ -82,7 +82,7 @@ def save_policy(model: PipelineModel, source: ModelSource, folder: str | Path) -
         put_in_place(partial, final)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"output_dir: cannot write {final} ({what_failed(error)}); free some space"
+            f"output_dir: cannot write {final} ({what_failed(error)}); {remedy(error)}"
         ) from error
     finally:
         remove_tree(partial)

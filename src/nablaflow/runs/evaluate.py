@@ -103,14 +103,15 @@ def evaluate_run(
         before = [] if only_last else checkpoints_before(place, last.folder)
         parts = prepare(config, folder, reward, last.folder, pipeline=pipeline)
         # Beside a training each process may have come to another moment of it.
-        measured = [checkpoint.name for checkpoint in (*before, last.folder)]
+        best = None if only_last else guards_best(place, last.guard, last.policy)
+        kept = [] if best is None else [best[0]]
+        measured = [checkpoint.name for checkpoint in (*before, last.folder, *kept)]
         check_same({"checkpoints": measured})
         n = config.evaluation.n
         main = parts.accelerator.is_main_process
         parts.tell(parts.notes)
         plan = EvaluationPlan.of(metrics, features, n, len(parts.evaluated), parts.model.device)
         with show(console) if main else Progress() as progress:
-            best = None if only_last else guards_best(place, last.guard, last.policy)
             started = progress.start
             subject = replace(parts.subject, bank=bank)
             evaluation, protocol = carry_out(subject, plan, last, before, started, best)

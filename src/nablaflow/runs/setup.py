@@ -128,13 +128,13 @@ def prepare(
     check_model(config, model, reward, prompts)
     _note_cuts(model, [*prompts, *evaluated], accelerator)
     seen = start if accelerator.is_main_process else unseen
+    guard = make_guard(config, prompts, model, reward, mark)  # before the work, since it may refuse
     _settle_kernels(config, model, mark, prompts, checkpoint, seen)
     config, choices = settle(config, model, reward, prompts, seen)
     suit(model, config)
     config, flow, sizes = flow_beside(config, model)
     processes, sharded = accelerator.num_processes, Launch.read(os.environ, config.training).sharded
     config, fitted = with_batches(config, model, reward, flow, processes, sharded=sharded)
-    guard = make_guard(config, prompts, model, reward, mark)
     trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard, sharded=sharded)
     source, ahead = source_of(config, pipeline), ahead_told(config, model, reward)
     told = (*_reference_told(source, model), *choices, *sizes, *fitted, *ahead)

@@ -22,6 +22,7 @@ from nablaflow.storage import checksums
 from nablaflow.storage.files import (
     PARTIAL,
     put_in_place,
+    remedy,
     remove_tree,
     system_says,
     what_failed,
@@ -132,8 +133,8 @@ def _write_whole(final: Path, checkpoint: Checkpoint) -> None:
         older = [path.name for path in list_checkpoints(final.parents[1]) if path != final]
         left = f"{older[-1]} is whole" if older else "no checkpoint was written before it"
         raise UserError(
-            f"output_dir: cannot write {final} ({what_failed(error)}); {left}. Free some space and "
-            "run again with --resume"
+            f"output_dir: cannot write {final} ({what_failed(error)}); {left}. "
+            f"{remedy(error).capitalize()} and run again with --resume"
         ) from error
 
 

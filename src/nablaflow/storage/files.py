@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 PARTIAL = ".partial-"
 SET_ASIDE = f"{PARTIAL}old-"  # until what replaces it has its name
+_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors says it
 
 
@@ -94,6 +95,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def what_failed(error: BaseException) -> str:
     """What the system said when writing failed, without the words of the library that wrote."""
     return system_says(error) or "it was refused"
+
+
+def remedy(error: BaseException) -> str:
+    """What is to be done about a disk that did not take a file: room is what it mostly lacks."""
+    said = system_says(error)
+    return "free some space" if said is None or said in _FULL else "put that right"
 
 
 def system_says(error: BaseException) -> str | None:

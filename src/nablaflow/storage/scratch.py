@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from nablaflow.errors import UserError
+from nablaflow.storage.files import append_line, put_in_place, what_failed, write_whole
 
 PREFIX = ".nablaflow-scratch-"
 
@@ -53,18 +54,33 @@ def _remove_if_left(folder: Path) -> None:
 
 
 def check_holds(place: Path) -> None:
-    """Find out whether a folder can be made in a place, which its permissions do not always tell.
+    """Find out whether a place takes what a run writes, which its permissions do not always tell.
 
     Raises:
-        UserError: so it is not, as in ``/proc``.
+        UserError: so it does not, as ``/proc``, or a store of objects that looks like a disk.
     """
+    made = False
     try:
-        with scratch_folder(place):
-            pass
+        with scratch_folder(place) as folder:
+            made = True
+            _write_as_a_run(folder)
     except OSError as error:
+        what = "a run's files cannot be written" if made else "no folder can be made"
         raise UserError(
-            f"output_dir: no folder can be made in {place} ({error.strerror}); give another place"
+            f"output_dir: {what} in {place} ({what_failed(error)}); give another place"
         ) from error
+
+
+def _write_as_a_run(folder: Path) -> None:
+    """A file in place of another and longer by a line, and a folder in place of another."""
+    file, partial, final = (folder / name for name in ("file", "partial", "final"))
+    file.touch()
+    write_whole(file, "line\n")
+    append_line(file, "line")
+    for place in (partial, final):
+        place.mkdir()
+        (place / "file").touch()
+    put_in_place(partial, final)
 
 
 def check_room(place: Path, sizes: Sequence[int]) -> None:

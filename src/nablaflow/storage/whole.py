@@ -105,16 +105,31 @@ def steady(run: Path) -> Iterator[Path]:
     if not is_held(run) or not list_checkpoints(run):  # a message names the run then
         yield run
         return
-    with TemporaryDirectory(prefix="nablaflow-") as place:
-        for folder in sorted((run / CHECKPOINTS).glob("[sb]*-*")):
-            with suppress(FileNotFoundError):  # removed meanwhile, so there is a newer one
-                shutil.copytree(folder, Path(place, CHECKPOINTS, folder.name), copy_function=_link)
+    with TemporaryDirectory(prefix="nablaflow-") as name:
+        place = Path(name)
+        for _ in range(_TRIES):
+            for folder in sorted((run / CHECKPOINTS).glob("[sb]*-*")):
+                _link_all(folder, place / CHECKPOINTS / folder.name)
+            if list_checkpoints(place):
+                break
         with suppress(FileNotFoundError):  # of a run of an earlier version
-            _link(os.fspath(run / NAME), os.fspath(Path(place, NAME)))
-        yield Path(place)
+            _link(run / NAME, place / NAME)
+        yield place
 
 
-def _link(source: str, target: str) -> None:
+def _link_all(source: Path, target: Path) -> None:
+    """A checkpoint's files, once; of one that a newer one has replaced meanwhile nothing."""
+    if target.exists():
+        return
+    try:
+        target.mkdir(parents=True)
+        for file in source.iterdir():
+            _link(file, target / file.name)
+    except FileNotFoundError:
+        remove_tree(target)
+
+
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except FileNotFoundError:

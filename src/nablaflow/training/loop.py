@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from nablaflow.config.recipe import Config
@@ -150,8 +151,9 @@ class Trainer:
 
     def _observe(self, rollout: Rollout) -> None:
         """Let the reward remember the scores of all processes, in their order, on each of them."""
-        if self.alike:
-            self.alike = not on_any(self.accelerator, tells_apart(rollout.scores, rollout.prompts))
+        if self.alike:  # by all of them: a process may have one image of each prompt
+            scores: Any = self.accelerator.gather(rollout.scores)
+            self.alike = not tells_apart(scores, gather_object(rollout.prompts))
         gathered: Any = self.accelerator.gather(rollout.components)
         observe(self.reward, gathered)
 
