@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from nablaflow.evaluation import calibration
-from nablaflow.evaluation.calibration import Try, at_tilt, calibrate
+from nablaflow.evaluation.calibration import Calibration, Try, at_tilt, calibrate
 from nablaflow.evaluation.measure import Subject
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.summary import SampleSet
-from nablaflow.models.adapters import LoraAdapter, trainable_parameters
+from nablaflow.models.adapters import LoraAdapter, trainable_parameters, trainable_state
 from nablaflow.progress import unseen
 
 BETA = 1.0
@@ -26,6 +26,10 @@ def bank() -> SampleSet:
     half = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(1000) + 0.5) / 1000)
     index = torch.arange(2000) % 2
     return SampleSet(torch.zeros(2000, 1), half.repeat_interleave(2), index)
+
+
+def calibrated(of: Any) -> Calibration:
+    return calibrate(of, bank(), trainable_state(of.model.network), unseen)
 
 
 def tilted_mean() -> float:
@@ -69,7 +73,7 @@ def subject(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], floa
 
 def test_a_straight_line_is_followed_exactly(subject: Any) -> None:
     of = subject(lambda strength: 1.6 * strength)
-    found = calibrate(of, bank(), unseen)
+    found = calibrated(of)
     assert found.strength.value == pytest.approx(tilted_mean() / 1.6, rel=1e-4)
     assert found.way is not None
     assert found.way.value == pytest.approx(1.6 / tilted_mean(), rel=1e-4)
@@ -81,7 +85,7 @@ def test_a_straight_line_is_followed_exactly(subject: Any) -> None:
 def test_a_curve_is_followed_below_what_was_tried(subject: Any) -> None:
     """Where s is the strength, a mean reward of 2 s - s^2 / 1.5."""
     of = subject(lambda strength: 2.0 * strength - strength**2 / 1.5)
-    found = calibrate(of, bank(), unseen)
+    found = calibrated(of)
     exact = 1.5 - (1.5**2 - 1.5 * tilted_mean()) ** 0.5
     assert found.strength.value == pytest.approx(exact, rel=1e-4)
 
@@ -101,7 +105,7 @@ def test_no_more_is_sampled_than_is_needed(
         return sampled(*given, **named)
 
     monkeypatch.setattr(calibration, "sample_and_measure", counted)
-    calibrate(of, bank(), unseen)
+    calibrated(of)
     assert len(seen) == tries
 
 
@@ -130,7 +134,7 @@ def test_the_parabola_goes_through_what_was_measured(ways: dict[float, float]) -
 def test_what_has_not_passed_the_tilt_stays_as_it_is(subject: Any) -> None:
     of = subject(lambda strength: 0.9 * strength)
     before = [value.clone() for value in trainable_parameters(of.model.network)]
-    found = calibrate(of, bank(), unseen)
+    found = calibrated(of)
     assert found.strength == calibration._AS_IT_IS
     assert "not past it" in str(found)
     after = trainable_parameters(of.model.network)
@@ -140,7 +144,7 @@ def test_what_has_not_passed_the_tilt_stays_as_it_is(subject: Any) -> None:
 def test_what_chance_may_have_put_past_the_tilt_stays_as_it_is(subject: Any) -> None:
     """Four rewards 0.1 about their mean: an error of 6 % of the way, and the bank's own."""
     of = subject(lambda strength: 1.1 * strength)
-    found = calibrate(of, bank(), unseen)
+    found = calibrated(of)
     assert found.way is not None
     assert found.way.value - 2.0 * found.way.se < 1.0 < found.way.value
     assert found.strength == calibration._AS_IT_IS
@@ -152,12 +156,12 @@ def test_what_chance_may_have_put_past_the_tilt_stays_as_it_is(subject: Any) -> 
 def test_a_bank_that_does_not_tell_changes_nothing(subject: Any, beta: float) -> None:
     """At beta 0 there is no way; at beta 20 a handful of its images would be the tilt."""
     of = subject(lambda strength: 5.0 * strength, beta)
-    found = calibrate(of, bank(), unseen)
+    found = calibrated(of)
     assert found.way is None
     assert of.strength() == pytest.approx(1.0)
 
 
 def test_even_the_weakest_quarter_may_be_past_it(subject: Any) -> None:
     of = subject(lambda strength: 10.0 * strength)
-    found = calibrate(of, bank(), unseen)
+    found = calibrated(of)
     assert found.strength.value == pytest.approx(0.1, rel=0.01)

@@ -13,14 +13,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from nablaflow.evaluation.measure import Subject, sample_and_measure
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.reward import reward_mean
 from nablaflow.metrics.summary import SampleSet, part_of_way
 from nablaflow.metrics.tilt import ImportanceWeights
-from nablaflow.models.adapters import load_trainable_state, trainable_state
+from nablaflow.models.adapters import load_trainable_state
 from nablaflow.progress import StartProgress
 
 _STEP = 0.25
@@ -57,18 +57,21 @@ class Calibration:
 _AS_IT_IS = Estimate(1.0, 0.0)
 
 
-def calibrate(subject: Subject, bank: SampleSet, progress: StartProgress) -> Calibration:
+def calibrate(
+    subject: Subject, bank: SampleSet, trained: dict[str, Tensor], progress: StartProgress
+) -> Calibration:
     """Find it, and leave the network with the policy at that strength.
 
     Args:
         bank: of the reference, on the same prompts.
+        trained: the network's `trainable_state`, on whatever device.
     """
     tilt = ImportanceWeights.of_rewards(bank.rewards, bank.prompt_index, subject.beta)
     start = reward_mean(bank.rewards, bank.prompt_index)
     goal = reward_mean(bank.rewards, bank.prompt_index, tilt.weights)
     if not tilt.trustworthy or part_of_way(start, goal, goal) is None:
         return Calibration(None, _AS_IT_IS)
-    tries = list(_downwards(subject, start, goal, progress))
+    tries = list(_downwards(subject, trained, start, goal, progress))
     found = at_tilt(tries) if len(tries) > 1 else _AS_IT_IS
     subject.model.adapter.settle(found.value)
     return Calibration(tries[0].way, found)
@@ -101,14 +104,17 @@ def at_tilt(tries: Sequence[Try]) -> Estimate:
 
 
 def _downwards(
-    subject: Subject, start: Estimate, goal: Estimate, progress: StartProgress
+    subject: Subject,
+    trained: dict[str, Tensor],
+    start: Estimate,
+    goal: Estimate,
+    progress: StartProgress,
 ) -> Iterator[Try]:
     """From the policy on, as far as is needed; the network has the policy again after each.
 
     One that chance may have put past the tilt is the last.
     """
     network, adapter = subject.model.network, subject.model.adapter
-    policy = trainable_state(network, torch.device("cpu"))  # a GPU has the sampling to hold
     tries: list[Try] = []
     for quarter in range(round(1 / _STEP), 0, -1):
         strength = quarter * _STEP
@@ -122,7 +128,7 @@ def _downwards(
             f"policy at strength {strength:g}",
             purpose=_NOISE,
         ).samples
-        load_trainable_state(network, policy)
+        load_trainable_state(network, trained)
         adapter.scale(1.0)
         mean = reward_mean(samples.rewards, samples.prompt_index)
         way = part_of_way(start, mean, goal)

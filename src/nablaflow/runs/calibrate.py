@@ -35,8 +35,9 @@ def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet 
         return None
     bank = bank_of(parts.subject, progress.start)
     assert bank is not None  # `check_evaluation` has seen to that
+    # Off the device, which has the sampling to hold.
     trained = trainable_state(parts.model.network, torch.device("cpu"))
-    found = calibrate(parts.subject, bank, progress.start)
+    found = calibrate(parts.subject, bank, trained, progress.start)
     if found.way is not None:  # a larger bank, given with --resume, may tell
         trainer.keeper.calibrated = {"update": trainer.update, "strength": found.strength.value}
         trainer.keeper.trained = trained if found.strength.value < 1.0 else None
