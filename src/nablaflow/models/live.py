@@ -8,7 +8,9 @@ even after an error in the middle.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ from nablaflow.storage.run_folder import INDEX
 
 AnyPipeline = DiffusionPipeline
 """What a user may hand over; `FAMILIES` says which classes are served."""
+
+FREE_U = ("s1", "s2", "b1", "b2")
+"""Attributes that `enable_freeu` gives a UNet's blocks; without FreeU they are None or absent."""
 
 LIVE = "python:"
 """Begins the name that a saved configuration has for a pipeline without a folder or a hub id."""
@@ -84,6 +89,25 @@ class LivePipeline:
         ]
 
 
+def check_has_parts(pipeline: Any, without: Collection[str]) -> None:
+    """Refuse a pipeline whose parts were set to None, to save memory for one.
+
+    Args:
+        without: parts that it may lack.
+
+    Raises:
+        UserError: one that it is made of is not there.
+    """
+    kind = type(pipeline)
+    for name, given in signature(kind).parameters.items():
+        needed = given.default is given.empty and name not in without
+        if needed and getattr(pipeline, name, None) is None:
+            raise UserError(
+                f"model: the pipeline has no {name}, which a {kind.__name__} is made of; load it "
+                "whole"
+            )
+
+
 def _check_plain(name: str, network: nn.Module) -> None:
     if not hasattr(network, "config"):
         kind = type(network).__name__
@@ -112,6 +136,16 @@ def _check_plain(name: str, network: nn.Module) -> None:
             "of it can be trained; load the pipeline outside"
         )
     _check_own_forward(name, network)
+    if any(value.is_meta for value in network.parameters()):
+        raise UserError(
+            f"model: the pipeline's {name} is on the device meta, without its weights; load the "
+            "pipeline again"
+        )
+    if any(getattr(part, key, None) is not None for part in network.modules() for key in FREE_U):
+        raise UserError(
+            f"model: the pipeline's {name} has FreeU on, which no saved policy can have; call "
+            "disable_freeu()"
+        )
 
 
 def _check_own_forward(name: str, network: nn.Module) -> None:
