@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 import nablaflow as nf
 from nablaflow.errors import UserError
+from nablaflow.models import hand_over
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
@@ -118,6 +120,27 @@ def test_it_is_measured_and_sampled_without_asking_for_the_pipeline(
     run = aligned[0]
     assert nf.evaluate(run, n=4, only_last=True)["policy"]["n"] == 4
     assert [picture.size for picture in nf.sample(run, n=2)] == [(16, 16)] * 2
+
+
+def test_what_its_owner_does_with_it_afterwards_does_not_reach_the_run(
+    aligned: tuple[nf.Run, Any, Any], pipeline: Any, tiny_model: Path
+):
+    """A LoRA that is fused would count twice, and another scheduler has other noise levels."""
+    own = pipeline.scheduler
+    run = aligned[0]
+    before = nf.evaluate(run, n=4, only_last=True)["policy"]
+    changed = {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    pipeline.scheduler = DDIMScheduler.from_config(own.config, **changed)
+    try:
+        assert nf.evaluate(run, n=4, only_last=True)["policy"] == before
+        assert run.pipeline().scheduler.config == own.config
+    finally:
+        pipeline.scheduler = own
+    other = nameless(tiny_model)
+    with torch.no_grad():
+        next(other.unet.parameters()).add_(1.0)
+    with pytest.raises(UserError, match="undo what was done to it since"):
+        replace(run, live=hand_over(other)).pipeline()
 
 
 def test_by_its_folder_alone_the_pipeline_is_asked_for_and_checked(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
@@ -36,10 +36,13 @@ LIVE = "python:"
 
 @dataclass(frozen=True)
 class LivePipeline:
-    """A pipeline of the user's.
+    """A pipeline of the user's, with the scheduler that it has when it is handed over.
+
+    Whoever makes images with it afterwards often gives it another.
 
     Attributes:
         unused: parts that a model to align does without, as when it is loaded from a folder.
+        scheduler: a copy of the pipeline's.
 
     Raises:
         UserError: it carries a LoRA, or is spread, fused or quantized so that no copy of it can
@@ -48,8 +51,10 @@ class LivePipeline:
 
     pipeline: Any
     unused: tuple[str, ...] = ()
+    scheduler: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scheduler", copy.deepcopy(self.pipeline.scheduler))
         for name, part in self._networks():
             _check_plain(name, part)
 
@@ -76,7 +81,7 @@ class LivePipeline:
         unused = {name: None for name in self.unused if name in self.pipeline.components}
         made = copy.copy(self.pipeline)
         # Its state is a number of steps; tokenizers are set anew at each call.
-        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        scheduler = copy.deepcopy(self.scheduler)
         made.register_modules(**{**parts, **unused, "scheduler": scheduler})
         return made
 

@@ -52,8 +52,9 @@ def copy_of_live(config: Config, live: LivePipeline, dtype: torch.dtype | None) 
         dtype: None: as the user's is.
 
     Raises:
-        UserError: as `source_of`.
+        UserError: as `load_pretrained`: its owner may have loaded a LoRA into it since.
     """
+    load_pretrained(config, live)
     source = source_of(config, live)
     if not isinstance(source, WithLora):
         return live.copy(dtype)
@@ -84,9 +85,11 @@ def load_pretrained(config: Config, given: LivePipeline | None) -> Any:
     pipeline = load_pipeline(source_of(config, given), dtype_of(config))
     if config.model_hash is not None and fingerprint(pipeline) != config.model_hash:
         name = "the pipeline that is given" if given else config.model
+        done = "undo what was done to it since (a LoRA, another precision), or "
+        remedy = done if given else ""
         raise UserError(
             f"model: {name} has other weights than the pipeline that the run was begun with; "
-            "give that one (model=…)"
+            f"{remedy}give that one (model=…)"
         )
     return pipeline
 
