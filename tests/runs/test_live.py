@@ -160,6 +160,25 @@ def test_by_its_folder_alone_the_pipeline_is_asked_for_and_checked(
         nf.align(**arguments(other, folder), resume=True)
 
 
+def test_a_folder_with_other_noise_levels_is_not_taken_for_the_pipeline(
+    aligned: tuple[nf.Run, Any, Any], tiny_model: Path, tmp_path: Path
+):
+    """A pipeline may be given another scheduler before it is handed over, and keeps its folder."""
+    given = StableDiffusionPipeline.from_pretrained(tiny_model)
+    given.scheduler = DDIMScheduler.from_config(
+        given.scheduler.config, timestep_spacing="trailing"
+    )
+    run = nf.align(**arguments(given, tmp_path / "run"))
+    assert run.config.model == str(tiny_model)
+    with pytest.raises(UserError, match="has other noise levels .*give it with the scheduler"):
+        nf.evaluate(run.folder, n=4, only_last=True)
+    again = nf.evaluate(run.folder, n=4, only_last=True, model=given)
+    assert again["policy"]["reward_mean"] == run.summary["policy"]["reward_mean"]
+    plain = StableDiffusionPipeline.from_pretrained(tiny_model)
+    with pytest.raises(UserError, match="model_hash: the run to resume has another value"):
+        nf.align(**arguments(plain, run.folder), resume=True)
+
+
 def test_it_is_resumed_with_the_pipeline_again(
     aligned: tuple[nf.Run, Any, Any], pipeline: Any, tmp_path: Path
 ):
