@@ -191,5 +191,7 @@ def test_a_run_whose_folder_has_moved_says_so(
 ):
     """No update is a figure too."""
     run = nf.Run(tmp_path / "gone", make_config(), {}, tmp_path / "gone" / "lora")
-    with pytest.raises(nf.UserError, match=r"^run: [^\n]*gone is not there any more; open the run wher"):
+    with pytest.raises(
+        nf.UserError, match=r"^run: [^\n]*gone is not there any more; open the run wher"
+    ):
         ask(run)

@@ -129,7 +129,7 @@ def test_what_its_owner_does_with_it_afterwards_does_not_reach_the_run(
     own = pipeline.scheduler
     run = aligned[0]
     before = nf.evaluate(run, n=4, only_last=True)["policy"]
-    changed = {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    changed: dict[str, Any] = {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}
     pipeline.scheduler = DDIMScheduler.from_config(own.config, **changed)
     try:
         assert nf.evaluate(run, n=4, only_last=True)["policy"] == before
@@ -165,12 +165,10 @@ def test_a_folder_with_other_noise_levels_is_not_taken_for_the_pipeline(
 ):
     """A pipeline may be given another scheduler before it is handed over, and keeps its folder."""
     given = StableDiffusionPipeline.from_pretrained(tiny_model)
-    given.scheduler = DDIMScheduler.from_config(
-        given.scheduler.config, timestep_spacing="trailing"
-    )
+    given.scheduler = DDIMScheduler.from_config(given.scheduler.config, timestep_spacing="trailing")
     run = nf.align(**arguments(given, tmp_path / "run"))
     assert run.config.model == str(tiny_model)
-    with pytest.raises(UserError, match="has other noise levels .*give it with the scheduler"):
+    with pytest.raises(UserError, match=r"has other noise levels .*give it with the scheduler"):
         nf.evaluate(run.folder, n=4, only_last=True)
     again = nf.evaluate(run.folder, n=4, only_last=True, model=given)
     assert again["policy"]["reward_mean"] == run.summary["policy"]["reward_mean"]
