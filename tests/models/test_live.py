@@ -12,7 +12,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, hand_over, load_model, load_pipeline
-from tests.support.flow_pipelines import flux
+from tests.support.flow_pipelines import flux, sd3
 from tests.support.pipelines import stable_diffusion, unconditional
 
 CPU = torch.device("cpu")
@@ -130,6 +130,25 @@ def cast_by_layer() -> Any:
     return pipeline
 
 
+def without_its_text_encoder() -> Any:
+    pipeline = stable_diffusion()
+    pipeline.text_encoder = None  # as is done where the embeddings are kept
+    return pipeline
+
+
+def without_weights() -> Any:
+    pipeline = stable_diffusion()
+    pipeline.unet.to("meta")
+    return pipeline
+
+
+def with_free_u() -> Any:
+    """Its images are others, and what is saved of a policy would be loaded without it."""
+    pipeline = stable_diffusion()
+    pipeline.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    return pipeline
+
+
 def of_another_class() -> Any:
     return StableDiffusionImg2ImgPipeline(**stable_diffusion().components)
 
@@ -144,6 +163,9 @@ def of_another_class() -> Any:
         (made_for_inference, r"was made inside torch.inference_mode\(\)"),
         (wrapped, r"unet is a DataParallel, .*the network that it wraps"),
         (cast_by_layer, "unet was replaced by a hook of diffusers .*load the pipeline without it"),
+        (without_its_text_encoder, "the pipeline has no text_encoder, which a StableDiffusionPip"),
+        (without_weights, "unet is on the device meta, without its weights; load"),
+        (with_free_u, r"unet has FreeU on, .*call disable_freeu\(\)"),
         (of_another_class, "a StableDiffusionImg2ImgPipeline is not supported; use one of"),
         (lambda: stable_diffusion().unet, "must be a folder, a hub id or a diffusers pipeline"),
         (lambda: 3, "must be a folder, a hub id or a diffusers pipeline, not 3"),
@@ -152,6 +174,18 @@ def of_another_class() -> Any:
 def test_what_cannot_be_handed_over_is_one_line(make: Callable[[], Any], words: str):
     with pytest.raises(UserError, match=rf"^model: [^\n]*{words}"):
         hand_over(make())
+
+
+def test_free_u_that_is_off_again_is_no_hindrance():
+    pipeline = with_free_u()
+    pipeline.disable_freeu()
+    hand_over(pipeline)
+
+
+def test_a_part_that_its_family_does_without_may_be_none():
+    pipeline: Any = sd3()
+    pipeline.text_encoder_3 = pipeline.tokenizer_3 = None
+    hand_over(pipeline)
 
 
 def test_a_compiled_network_is_taken_as_it_was_before():

@@ -102,6 +102,18 @@ def test_what_cannot_be_called_is_refused():
         named(42)
 
 
+def test_a_class_is_refused_for_an_instance_of_it():
+    """Its call is no score, and what was said of it was about its arguments."""
+
+    class Mine:
+        def __call__(self, images, prompts):
+            return images.mean((1, 2, 3))
+
+    with pytest.raises(UserError, match=r"^reward Mine is a class: .*such as Mine\(\)$"):
+        named(Mine)
+    assert named(Mine()).name == "Mine"
+
+
 def test_summary_is_one_line():
     assert summary(ValueError("first\nsecond")) == "ValueError: first"
     assert summary(KeyError()) == "KeyError"

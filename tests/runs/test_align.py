@@ -237,9 +237,10 @@ def test_prompts_may_be_a_file_or_anything_that_gives_them(
     seen: list[Config] = []
     monkeypatch.setattr("nablaflow.api.align.run", _not_run(seen))
     file = tmp_path / "prompts.txt"
-    for prompts in (file, (name for name in ("a", "b")), np.array(["a", "b"])):
+    both = ["a", "b"]
+    for prompts in (file, (name for name in both), np.array(both), dict.fromkeys(both).keys()):
         nf.align(**{**arguments, "prompts": prompts})
-    assert [config.prompts for config in seen] == [str(file), ["a", "b"], ["a", "b"]]
+    assert [config.prompts for config in seen] == [str(file), both, both, both]
 
 
 @pytest.mark.usefixtures("unchecked")

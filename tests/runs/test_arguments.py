@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,26 @@ def test_a_method_that_compares_an_updates_images_needs_two(make_config: MakeCon
         check_group(method, make_config(one[0]))
         with pytest.raises(nf.UserError, match=r"^training\.images_per_prompt: .* of an update"):
             check_group(method, make_config(*one))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda run: run.metrics,
+        lambda run: run.pipeline(),
+        lambda run: run.export("diffusers"),
+        lambda run: nf.evaluate(run),
+        lambda run: nf.sample(run),
+        lambda run: nf.compare(run),
+    ],
+    ids=["metrics", "pipeline", "export", "evaluate", "sample", "compare"],
+)
+def test_a_run_whose_folder_has_moved_says_so(
+    ask: Callable[[nf.Run], Any], tmp_path: Path, make_config: MakeConfig
+):
+    """No update is a figure too."""
+    run = nf.Run(tmp_path / "gone", make_config(), {}, tmp_path / "gone" / "lora")
+    with pytest.raises(
+        nf.UserError, match=r"^run: [^\n]*gone is not there any more; open the run wher"
+    ):
+        ask(run)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from accelerate.tracking import TensorBoardTracker
 
 from nablaflow.errors import UserError
 from nablaflow.runs import align
@@ -52,6 +54,31 @@ def test_a_callback_that_raises_is_one_line_and_leaves_a_run_to_resume(make_conf
     assert caught.value.__cause__.__traceback__ is not None
     align.run(config, resume=True)
     assert [record["update"] for record in read_records(config.output_dir)] == [1, 2, 3, 4]
+
+
+def test_one_that_ends_the_program_leaves_a_run_to_resume_too(make_config: MakeConfig):
+    config = make_config(*PLAIN, "training.checkpoint_every=50")
+    with pytest.raises(UserError, match=r"after update 1 \(SystemExit: 3\); all of it is sa"):
+        align.run(config, on_update=lambda record: sys.exit(3))
+    assert [path.name for path in list_checkpoints(config.output_dir)] == ["step-000001"]
+
+
+def test_trackers_are_closed_after_an_error_too(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+):
+    """Else the next run of the program would be written where this one was."""
+    closed: list[Any] = []
+    finish = TensorBoardTracker.finish
+    monkeypatch.setattr(
+        TensorBoardTracker, "finish", lambda self: closed.append(self.name) or finish(self)
+    )
+
+    def fail(record: dict[str, Any]) -> None:
+        raise KeyError
+
+    with pytest.raises(UserError, match="on_update: fail failed"):
+        align.run(make_config(*PLAIN, "training.trackers=[tensorboard]"), on_update=fail)
+    assert closed == ["tensorboard"]
 
 
 @pytest.mark.parametrize("answer", [None, False, np.False_])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 import nablaflow as nf
 from nablaflow.errors import UserError
+from nablaflow.models import hand_over
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
 
@@ -134,6 +136,27 @@ def test_it_is_measured_and_sampled_without_asking_for_the_pipeline(
     assert [picture.size for picture in nf.sample(run, n=2)] == [(16, 16)] * 2
 
 
+def test_what_its_owner_does_with_it_afterwards_does_not_reach_the_run(
+    aligned: tuple[nf.Run, Any, Any], pipeline: Any, tiny_model: Path
+):
+    """A LoRA that is fused would count twice, and another scheduler has other noise levels."""
+    own = pipeline.scheduler
+    run = aligned[0]
+    before = nf.evaluate(run, n=4, only_last=True)["policy"]
+    changed: dict[str, Any] = {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    pipeline.scheduler = DDIMScheduler.from_config(own.config, **changed)
+    try:
+        assert nf.evaluate(run, n=4, only_last=True)["policy"] == before
+        assert run.pipeline().scheduler.config == own.config
+    finally:
+        pipeline.scheduler = own
+    other = nameless(tiny_model)
+    with torch.no_grad():
+        next(other.unet.parameters()).add_(1.0)
+    with pytest.raises(UserError, match="undo what was done to it since"):
+        replace(run, live=hand_over(other)).pipeline()
+
+
 def test_by_its_folder_alone_the_pipeline_is_asked_for_and_checked(
     aligned: tuple[nf.Run, Any, Any], tiny_model: Path, pipeline: Any
 ):
@@ -149,6 +172,23 @@ def test_by_its_folder_alone_the_pipeline_is_asked_for_and_checked(
         nf.evaluate(folder, n=4, model=other)
     with pytest.raises(UserError, match="model_hash: the run to resume has another value"):
         nf.align(**arguments(other, folder), resume=True)
+
+
+def test_a_folder_with_other_noise_levels_is_not_taken_for_the_pipeline(
+    aligned: tuple[nf.Run, Any, Any], tiny_model: Path, tmp_path: Path
+):
+    """A pipeline may be given another scheduler before it is handed over, and keeps its folder."""
+    given = StableDiffusionPipeline.from_pretrained(tiny_model)
+    given.scheduler = DDIMScheduler.from_config(given.scheduler.config, timestep_spacing="trailing")
+    run = nf.align(**arguments(given, tmp_path / "run"))
+    assert run.config.model == str(tiny_model)
+    with pytest.raises(UserError, match=r"has other noise levels .*give it with the scheduler"):
+        nf.evaluate(run.folder, n=4, only_last=True)
+    again = nf.evaluate(run.folder, n=4, only_last=True, model=given)
+    assert again["policy"]["reward_mean"] == run.summary["policy"]["reward_mean"]
+    plain = StableDiffusionPipeline.from_pretrained(tiny_model)
+    with pytest.raises(UserError, match="model_hash: the run to resume has another value"):
+        nf.align(**arguments(plain, run.folder), resume=True)
 
 
 def test_it_is_resumed_with_the_pipeline_again(

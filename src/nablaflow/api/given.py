@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, KeysView, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def text_of(path: Any) -> Any:
 
 def prompts_of(prompts: Any) -> Any:
     """Prompts as a recipe has them; what are none are for the settings' own check."""
-    if isinstance(prompts, Set):
+    if isinstance(prompts, Set) and not isinstance(prompts, KeysView):  # a mapping's have one
         raise UserError(
             "prompts: a set has another order in every session, and so would the run; give a list"
         )
@@ -67,8 +67,13 @@ def prompts_of(prompts: Any) -> Any:
 def parts_of(
     of: Run | str | Path,
 ) -> tuple[Path, NamedReward | None, LivePipeline | None, type[Method] | None]:
-    """The folder; and of what was handed over in this session reward, pipeline, method."""
+    """The folder; and of what was handed over in this session reward, pipeline, method.
+
+    Raises:
+        UserError: it is none, or that of a run is not there any more.
+    """
     if isinstance(of, Run):
+        of.check_is_there()
         return of.folder, of.reward, of.live, of.method
     return folder_of_run(of), None, None, None
 

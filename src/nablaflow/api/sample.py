@@ -60,7 +60,7 @@ def sample(
     asked = checked(SampleArguments, n=n, seed=seed, **given)
     of_model = those_given(sampler=asked.sampler, height=asked.height, width=asked.width)
     of_run = those_given(checkpoint=asked.checkpoint, strength=asked.strength)
-    source = of if isinstance(of, Run) else _source(of)
+    source = _source(of)
     own = {"trusted": trusted, "of_model": of_model, "of_run": of_run}
     images, of_images = sample_images(source, texts(prompts), asked.n, asked.seed, **own)
     if folder is not None:
@@ -68,6 +68,9 @@ def sample(
     return [to_picture(image) for image in images]
 
 
-def _source(model: Model) -> ModelSource:
-    name, live = model_of(model)
+def _source(of: Run | Model) -> Run | ModelSource:
+    if isinstance(of, Run):
+        of.check_is_there()
+        return of
+    name, live = model_of(of)
     return live or name

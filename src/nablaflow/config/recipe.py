@@ -47,8 +47,9 @@ class Config(Settings):
     model_hash: str | None = Field(
         default=None,
         description="of the files of a model's folder, the package's own included, the commit of a "
-        "hub id, or of the weights of a pipeline that was handed over in Python, which a run "
-        "records and checks when it is resumed, measured or sampled; null: they are not checked",
+        "hub id, or of weights and noise levels of a pipeline that was handed over in Python, "
+        "which a run records and checks when it is resumed, measured or sampled; null: they are "
+        "not checked",
     )
     model_lora: str | None = Field(
         default=None,

@@ -8,7 +8,9 @@ even after an error in the middle.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -25,16 +27,22 @@ from nablaflow.storage.run_folder import INDEX
 AnyPipeline = DiffusionPipeline
 """What a user may hand over; `FAMILIES` says which classes are served."""
 
+FREE_U = ("s1", "s2", "b1", "b2")
+"""Attributes that `enable_freeu` gives a UNet's blocks; without FreeU they are None or absent."""
+
 LIVE = "python:"
 """Begins the name that a saved configuration has for a pipeline without a folder or a hub id."""
 
 
 @dataclass(frozen=True)
 class LivePipeline:
-    """A pipeline of the user's.
+    """A pipeline of the user's, with the scheduler that it has when it is handed over.
+
+    Whoever makes images with it afterwards often gives it another.
 
     Attributes:
         unused: parts that a model to align does without, as when it is loaded from a folder.
+        scheduler: a copy of the pipeline's.
 
     Raises:
         UserError: it carries a LoRA, or is spread, fused or quantized so that no copy of it can
@@ -43,8 +51,10 @@ class LivePipeline:
 
     pipeline: Any
     unused: tuple[str, ...] = ()
+    scheduler: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scheduler", copy.deepcopy(self.pipeline.scheduler))
         for name, part in self._networks():
             _check_plain(name, part)
 
@@ -71,7 +81,7 @@ class LivePipeline:
         unused = {name: None for name in self.unused if name in self.pipeline.components}
         made = copy.copy(self.pipeline)
         # Its state is a number of steps; tokenizers are set anew at each call.
-        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        scheduler = copy.deepcopy(self.scheduler)
         made.register_modules(**{**parts, **unused, "scheduler": scheduler})
         return made
 
@@ -82,6 +92,25 @@ class LivePipeline:
             for name, part in self.pipeline.components.items()
             if isinstance(part, nn.Module) and name not in self.unused
         ]
+
+
+def check_has_parts(pipeline: Any, without: Collection[str]) -> None:
+    """Refuse a pipeline whose parts were set to None, to save memory for one.
+
+    Args:
+        without: parts that it may lack.
+
+    Raises:
+        UserError: one that it is made of is not there.
+    """
+    kind = type(pipeline)
+    for name, given in signature(kind).parameters.items():
+        needed = given.default is given.empty and name not in without
+        if needed and getattr(pipeline, name, None) is None:
+            raise UserError(
+                f"model: the pipeline has no {name}, which a {kind.__name__} is made of; load it "
+                "whole"
+            )
 
 
 def _check_plain(name: str, network: nn.Module) -> None:
@@ -112,6 +141,16 @@ def _check_plain(name: str, network: nn.Module) -> None:
             "of it can be trained; load the pipeline outside"
         )
     _check_own_forward(name, network)
+    if any(value.is_meta for value in network.parameters()):
+        raise UserError(
+            f"model: the pipeline's {name} is on the device meta, without its weights; load the "
+            "pipeline again"
+        )
+    if any(getattr(part, key, None) is not None for part in network.modules() for key in FREE_U):
+        raise UserError(
+            f"model: the pipeline's {name} has FreeU on, which no saved policy can have; call "
+            "disable_freeu()"
+        )
 
 
 def _check_own_forward(name: str, network: nn.Module) -> None:

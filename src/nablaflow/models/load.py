@@ -24,7 +24,7 @@ from nablaflow.models.folder import (
 )
 from nablaflow.models.from_hub import folder_from_hub, index_on_hub, is_hub_id
 from nablaflow.models.fused import WithLora, fuse
-from nablaflow.models.live import LIVE, LivePipeline
+from nablaflow.models.live import LIVE, LivePipeline, check_has_parts
 from nablaflow.models.network_files import (
     check_finite,
     check_scheduler_reads,
@@ -100,7 +100,9 @@ def hand_over(pipeline: Any) -> LivePipeline:
         raise UserError(
             f"model: must be a folder, a hub id or a diffusers pipeline, not {show(pipeline)}"
         )
-    options = family_of(pipeline).load_options.items()
+    family = family_of(pipeline)
+    check_has_parts(pipeline, {*family.load_options, *family.may_lack})
+    options = family.load_options.items()
     return LivePipeline(pipeline, tuple(name for name, part in options if part is None))
 
 

@@ -155,10 +155,13 @@ def named(reward: Any) -> NamedReward:
     """Give a callable its own name; a ``NamedReward`` stays as it is.
 
     Raises:
-        UserError: it cannot be called.
+        UserError: it cannot be called, or makes an object where it is.
     """
     if isinstance(reward, NamedReward):
         return reward
+    if isinstance(reward, type):
+        name = reward.__name__
+        raise UserError(f"reward {name} is a class: give an instance of it, such as {name}()")
     if not callable(reward):
         raise UserError(
             f"reward {reward!r} is not callable: give a name, path/to/file.py:function, "

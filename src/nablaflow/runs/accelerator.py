@@ -56,6 +56,19 @@ def fresh_accelerator() -> Iterator[None]:
             _UNDER_WAY.release()
 
 
+@contextmanager
+def trackers_of(accelerator: Accelerator) -> Iterator[None]:
+    """Its trackers are closed at the end, after an error too.
+
+    One that is left open goes on in its thread, and some would be told of the program's next run.
+    """
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+
 def _forget() -> None:
     if PartialState._shared_state.get("num_processes", 1) > 1:
         # A thread of gloo may want Python's lock for its last tensors, while the destructor of

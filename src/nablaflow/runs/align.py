@@ -19,7 +19,7 @@ from nablaflow.models import LivePipeline
 from nablaflow.models.rehearsal import rehearse
 from nablaflow.progress import Progress, Work, show
 from nablaflow.rewards import NamedReward
-from nablaflow.runs.accelerator import fresh_accelerator
+from nablaflow.runs.accelerator import fresh_accelerator, trackers_of
 from nablaflow.runs.agreement import check_same
 from nablaflow.runs.begun_with import told_of_marks, with_checksums
 from nablaflow.runs.calibrate import is_wanted
@@ -101,7 +101,8 @@ def run(
                 _rehearse(parts, progress)
                 _begin(parts, progress)
         folder = folder.absolute()  # a program may go to another folder while it is told of updates
-        with _opened(parts, launch, resume=resume, overwrite=overwrite):
+        opened = _opened(parts, launch, resume=resume, overwrite=overwrite)
+        with opened, trackers_of(parts.accelerator):
             if resume:
                 _restore(parts, folder)
             update = parts.trainer.update
@@ -113,7 +114,7 @@ def run(
                 _train(parts, folder, progress, callback)
                 with stopped_at_once():
                     result = finish(parts, folder, progress)
-        parts.accelerator.end_training()  # of the trackers, and of the group of processes
+        parts.accelerator.state.destroy_process_group()
     return replace(result, live=pipeline, reward=reward)
 
 
@@ -268,6 +269,6 @@ def _train(parts: Parts, folder: Path, progress: Progress, callback: Callback) -
         trainer.train(folder, on_update, on_saved, on_look)
     callback.settle(trainer.update, folder)
     if on_any(accelerator, bool(pressed)) and not trainer.finished:
-        accelerator.end_training()
+        accelerator.state.destroy_process_group()
         raise Interrupted(f"stopped after update {trainer.update}; go on with --resume")
     work.end()

@@ -25,7 +25,7 @@ class Callback:
         if function is not None and not callable(function):
             raise UserError(f"on_update: must be a function of the record, not {show(function)}")
         self._function: Callable[..., Any] | None = function
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
 
     def __call__(self, record: dict[str, Any]) -> bool:
         """Whether to stop."""
@@ -33,7 +33,7 @@ class Callback:
             return False
         try:
             answer: Any = self._function(dict(record))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # who ends the program wants what was trained
             self._failure = error
             return True
         if answer is None or isinstance(answer, bool | np.bool_):

@@ -18,6 +18,7 @@ from nablaflow.models import (
 )
 from nablaflow.models.file_mark import COMMIT, is_of_files, mark_of_files, pinned, place_of
 from nablaflow.models.fused import SETTING as FUSED
+from nablaflow.models.schedule_mark import schedule_mark
 from nablaflow.quiet import quiet_libraries
 from nablaflow.report.privacy import without_folders
 from nablaflow.runs.begun_with import known_lora
@@ -52,8 +53,9 @@ def copy_of_live(config: Config, live: LivePipeline, dtype: torch.dtype | None) 
         dtype: None: as the user's is.
 
     Raises:
-        UserError: as `source_of`.
+        UserError: as `load_pretrained`: its owner may have loaded a LoRA into it since.
     """
+    load_pretrained(config, live)
     source = source_of(config, live)
     if not isinstance(source, WithLora):
         return live.copy(dtype)
@@ -68,7 +70,8 @@ def dtype_of(config: Config) -> torch.dtype:
 
 def of_live(config: Config, pipeline: LivePipeline) -> Config:
     """With the name of a pipeline that is handed over, and what tells it from any other."""
-    mark = fingerprint(load_pipeline(source_of(config, pipeline), dtype_of(config)))
+    made = load_pipeline(source_of(config, pipeline), dtype_of(config))
+    mark = f"{fingerprint(made)}-{schedule_mark(made.scheduler)}"
     return config.model_copy(update={"model": pipeline.name, "model_hash": mark})
 
 
@@ -82,13 +85,27 @@ def load_pretrained(config: Config, given: LivePipeline | None) -> Any:
         _check_files(config, given)
         return load_pipeline(source_of(config, given), dtype_of(config))
     pipeline = load_pipeline(source_of(config, given), dtype_of(config))
-    if config.model_hash is not None and fingerprint(pipeline) != config.model_hash:
-        name = "the pipeline that is given" if given else config.model
+    if config.model_hash is not None:
+        _check_weights(pipeline, config, given)
+    return pipeline
+
+
+def _check_weights(pipeline: Any, config: Config, given: LivePipeline | None) -> None:
+    """Refuse another pipeline than the one that was handed over when a run was begun."""
+    weights, _, schedule = (config.model_hash or "").partition("-")
+    name = "the pipeline that is given" if given else config.model
+    if fingerprint(pipeline) != weights:
+        done = "undo what was done to it since (a LoRA, another precision), or "
+        remedy = done if given else ""
         raise UserError(
             f"model: {name} has other weights than the pipeline that the run was begun with; "
-            "give that one (model=…)"
+            f"{remedy}give that one (model=…)"
         )
-    return pipeline
+    if schedule and schedule_mark(pipeline.scheduler) != schedule:
+        raise UserError(
+            f"model: the scheduler of {name} has other noise levels than that of the pipeline that "
+            "the run was begun with; give it with the scheduler that it had then (model=…)"
+        )
 
 
 def with_mark(config: Config) -> Config:

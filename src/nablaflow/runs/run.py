@@ -124,9 +124,26 @@ class Run:
         of_files = self.live is None and is_of_files(self.config.model_hash)
         return _places(self.config.model if of_files else None, self.config.model_lora)
 
+    def check_is_there(self) -> None:
+        """Refuse to go on without its folder.
+
+        Raises:
+            UserError: it was moved or removed.
+        """
+        if not self.folder.is_dir():
+            raise UserError(
+                f"run: {self.folder} is not there any more; open the run where it is now, "
+                "nf.Run.open(folder)"
+            )
+
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The record of each update, as metrics.jsonl has them."""
+        """The record of each update, as metrics.jsonl has them.
+
+        Raises:
+            UserError: its folder was moved or removed.
+        """
+        self.check_is_there()
         return read_records(self.folder)
 
     @property
@@ -159,6 +176,7 @@ class Run:
             raise UserError(
                 f"dtype: must be one of torch's, such as torch.float16, not {show(dtype)}"
             )
+        self.check_is_there()
         if self.lora.name == MODEL:
             check_saved(self.lora, self.summary)
             return load_pipeline(str(self.lora), dtype or torch.float32)
@@ -206,6 +224,7 @@ class Run:
         """
         which = {"checkpoint": checkpoint, "strength": strength}
         asked = checked(ExportArguments, form=form, dtype=dtype, **which)
+        self.check_is_there()
         own = {"pipeline": self.live, "method": self.method, "settings": self.settings}
         own |= {"trusted": trusted}
         given = {"dtype": asked.dtype, "checkpoint": asked.checkpoint, "overwrite": overwrite}
