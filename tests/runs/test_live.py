@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 
 import nablaflow as nf
 from nablaflow.errors import UserError
@@ -175,20 +175,31 @@ def test_by_its_folder_alone_the_pipeline_is_asked_for_and_checked(
 
 
 def test_a_folder_with_other_noise_levels_is_not_taken_for_the_pipeline(
-    aligned: tuple[nf.Run, Any, Any], tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path
 ):
-    """A pipeline may be given another scheduler before it is handed over, and keeps its folder."""
+    """A pipeline may be given another scheduler before it is handed over."""
     given = StableDiffusionPipeline.from_pretrained(tiny_model)
     given.scheduler = DDIMScheduler.from_config(given.scheduler.config, timestep_spacing="trailing")
     run = nf.align(**arguments(given, tmp_path / "run"))
-    assert run.config.model == str(tiny_model)
+    assert run.config.model == "python:StableDiffusionPipeline"
+    assert str(tiny_model) not in run.report.read_text()
     with pytest.raises(UserError, match=r"has other noise levels .*give it with the scheduler"):
-        nf.evaluate(run.folder, n=4, only_last=True)
+        nf.evaluate(run.folder, n=4, only_last=True, model=tiny_model)
     again = nf.evaluate(run.folder, n=4, only_last=True, model=given)
     assert again["policy"]["reward_mean"] == run.summary["policy"]["reward_mean"]
     plain = StableDiffusionPipeline.from_pretrained(tiny_model)
-    with pytest.raises(UserError, match="model_hash: the run to resume has another value"):
+    with pytest.raises(UserError, match="the run to resume has another value"):
         nf.align(**arguments(plain, run.folder), resume=True)
+
+
+def test_a_scheduler_of_another_class_and_the_same_levels_is_the_folders(tiny_model: Path):
+    """Another sampler is what it is set for, and a run has its own."""
+    given = StableDiffusionPipeline.from_pretrained(tiny_model)
+    given.scheduler = EulerDiscreteScheduler.from_config(given.scheduler.config)
+    assert hand_over(given).name == str(tiny_model)
+    for folder in (tiny_model / "scheduler", tiny_model / "nowhere"):
+        given.register_to_config(_name_or_path=str(folder))
+        assert hand_over(given).name == "python:StableDiffusionPipeline"
 
 
 def test_it_is_resumed_with_the_pipeline_again(

@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
@@ -36,21 +37,32 @@ def checked(kind: Any) -> Any:
         return _checked_function(kind) if _has_array(kind) else kind
     if dataclasses.is_dataclass(kind) and any(_has_array(each) for each in kind.__mro__):
         kind = jaxtyping.jaxtyped(typechecker=_typechecker)(kind)
-        setattr(kind.__init__, MARK, True)
+        _marked(kind.__init__)
     return kind
 
 
 def _checked_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    """By jaxtyping's older form, with one look at the arguments where the other has two.
+    """With one look at the arguments and the shapes of this call, where jaxtyping's has two.
 
     But not a generator: beartype looks at its arguments as it begins, among its caller's shapes.
     """
     if inspect.isgeneratorfunction(function):
-        found: Any = jaxtyping.jaxtyped(typechecker=_typechecker)(function)
-    else:
-        found = jaxtyping.jaxtyped(typechecker=None)(_typechecker(function))
-    setattr(found, MARK, True)
-    return found
+        return _marked(jaxtyping.jaxtyped(typechecker=_typechecker)(function))
+    looked_at = _typechecker(function)
+
+    @wraps(function)
+    def found(*args: Any, **kwargs: Any) -> Any:
+        if jaxtyping.config.jaxtyping_disable:
+            return function(*args, **kwargs)
+        with jaxtyping.jaxtyped("context"):
+            return looked_at(*args, **kwargs)
+
+    return _marked(found)
+
+
+def _marked(function: Any) -> Any:
+    setattr(function, MARK, True)
+    return function
 
 
 def _has_array(kind: type | Callable[..., Any]) -> bool:

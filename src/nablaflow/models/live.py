@@ -10,16 +10,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from nablaflow.errors import UserError
+from nablaflow.models.folder import read_index
 from nablaflow.models.from_hub import is_hub_id
+from nablaflow.models.schedule_mark import schedule_mark
 from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
 from nablaflow.storage.run_folder import INDEX
@@ -58,14 +63,28 @@ class LivePipeline:
         for name, part in self._networks():
             _check_plain(name, part)
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """Folder or hub id that it was loaded from; else one that no pipeline can be loaded by."""
+        """Folder or hub id that it was loaded from; else one that no pipeline can be loaded by.
+
+        Nor by a folder whose own scheduler has other noise levels: it was given another since.
+        """
         origin = str(self.pipeline.name_or_path or "")
         folder = at_home(origin)
-        if origin and (folder / INDEX).is_file():
+        if origin and (folder / INDEX).is_file() and self._has_levels_of(folder):
             return str(folder.absolute())
         return origin if is_hub_id(origin) else LIVE + type(self.pipeline).__name__
+
+    @quiet_libraries()
+    def _has_levels_of(self, folder: Path) -> bool:
+        try:
+            _, kind = read_index(folder)["scheduler"]
+            own = getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler")
+        except (UserError, OSError, ValueError, TypeError, LookupError, AttributeError):
+            return False  # nor could the pipeline be loaded by it
+        # In a pipeline, whose making corrects what was once written otherwise.
+        made = type(self.pipeline)(**{**self.pipeline.components, "scheduler": own})
+        return schedule_mark(made.scheduler) == schedule_mark(self.scheduler)
 
     def borrow(self, dtype: torch.dtype) -> Any:
         """A pipeline of its own around the same weights; for what leaves the weights alone."""
