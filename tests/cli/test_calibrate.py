@@ -15,6 +15,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file
 
+from nablaflow.estimators import contrastive
 from nablaflow.evaluation.calibration import Calibration
 from nablaflow.evaluation.guard import Guard, Look
 from nablaflow.evaluation.measure import Subject
@@ -30,13 +31,18 @@ pytestmark = pytest.mark.usefixtures("lean_runs")
 
 Cli = Callable[..., Result]
 ON = ("training.calibrate=true", "evaluation.bank=16")
+FITTED = (
+    *("method.gamma=one", "method.step=exact", "method.reverse_weight=0", "flow=null"),
+    *("method.value=contrastive", "training.value_samples=64"),
+)
+GUARD = "guard={every: 1, n: 4, max_kl: 1.0e9, action: stop}"
 
 
 @pytest.fixture
 def half(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each calibration finds half the strength; how it is found has tests of its own."""
 
-    def found(subject: Subject, *_: Any) -> Calibration:
+    def found(subject: Subject, *_: Any, **named: Any) -> Calibration:
         subject.model.adapter.settle(0.5)
         return Calibration(Estimate(2.0, 0.1), Estimate(0.5, 0.05))
 
@@ -98,7 +104,7 @@ def test_a_bank_that_did_not_tell_leaves_it_to_a_larger_one(
 ) -> None:
     """As the line about a missing tilt advises: --resume with another evaluation.bank."""
 
-    def found(subject: Subject, bank: SampleSet, *_: Any) -> Calibration:
+    def found(subject: Subject, bank: SampleSet, *_: Any, **named: Any) -> Calibration:
         if len(bank) < 32:
             return Calibration(None, Estimate(1.0, 0.0))
         subject.model.adapter.settle(0.5)
@@ -118,7 +124,7 @@ def test_one_that_left_all_is_undone_and_found_again(
 ) -> None:
     """By more images, say: then it is past the tilt by more than chance."""
     found = Calibration(Estimate(1.1, 0.1), Estimate(1.0, 0.0))
-    monkeypatch.setattr("nablaflow.runs.calibrate.calibrate", lambda *_: found)
+    monkeypatch.setattr("nablaflow.runs.calibrate.calibrate", lambda *_, **named: found)
     run = train_far(settings, tmp_path, *ON)
     for asked, told in (("false", None), ("true", {"update": 2, "strength": 1.0})):
         done = cli("train", run / "config.yaml", f"training.calibrate={asked}", "--resume")
@@ -142,6 +148,46 @@ def test_without_a_word_it_is_where_there_is_a_tilt_to_be_at(
 ) -> None:
     run = train_far(settings, tmp_path, "training.calibrate=null", *of)
     assert ("calibrated" in json.loads((run / "summary.json").read_text())) is weakened
+
+
+@pytest.mark.parametrize(
+    ("given", "up"),
+    [
+        ((), False),
+        (FITTED, True),
+        ((*FITTED, GUARD), False),
+    ],
+    ids=["forward-looking", "a fitted value", "a guard that ends runs"],
+)
+def test_a_fitted_value_may_be_strengthened(
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: tuple[str, ...],
+    up: bool,
+) -> None:
+    """What is kept, saved and said is that, and `training.calibrate=false` takes it back."""
+    asked = []
+
+    def found(subject: Subject, *_: Any, up: bool) -> Calibration:
+        asked.append(up)
+        subject.model.adapter.settle(1.5)
+        return Calibration(Estimate(0.7, 0.05), Estimate(1.5, 0.05))
+
+    monkeypatch.setattr("nablaflow.runs.calibrate.calibrate", found)
+    monkeypatch.setattr(contrastive, "ITERATIONS", 8)
+    monkeypatch.setattr(contrastive, "CONTRASTED", 16)
+    run = train_far(settings, tmp_path, *ON, *given)
+    assert asked == [up]
+    kept = load_checkpoint(list_checkpoints(run)[-1]).tensors
+    for name, value in kept["trained"].items():
+        scale = 1.5 if "lora_B" in name else 1.0
+        torch.testing.assert_close(kept["policy"][name], scale * value)
+    said = "what was trained had less reward than the run&#x27;s exact tilt"
+    assert said in (run / "report.html").read_text()
+    train_far(settings, tmp_path, *ON[1:], *given, "training.calibrate=false", "--resume")
+    for name, value in policy(run).items():
+        assert torch.equal(value, kept["trained"][name])
 
 
 @pytest.mark.usefixtures("half")
@@ -254,7 +300,7 @@ def test_what_reads_the_run_says_so(settings: dict[str, Any], tmp_path: Path, cl
     assert json.loads(done.stdout)["calibrated"] == {"update": 2, "strength": 0.5}
     done = cli("compare", run, "--n", 8, "--out", "c")
     assert done.exit_code == 0, done.stderr
-    said = "after update 2 training.calibrate weakened the policy to strength 0.5; the last figures"
+    said = "after update 2 training.calibrate put the policy at strength 0.5; the last figures"
     assert said in done.stderr
     for which in ("step-1", "step-2"):
         done = cli("sample", run, "--n", 1, "--checkpoint", which, "--out", which)

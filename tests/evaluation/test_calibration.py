@@ -28,8 +28,8 @@ def bank() -> SampleSet:
     return SampleSet(torch.zeros(2000, 1), half.repeat_interleave(2), index)
 
 
-def calibrated(of: Any) -> Calibration:
-    return calibrate(of, bank(), trainable_state(of.model.network), unseen)
+def calibrated(of: Any, *, up: bool = False) -> Calibration:
+    return calibrate(of, bank(), trainable_state(of.model.network), unseen, up=up)
 
 
 def tilted_mean() -> float:
@@ -129,6 +129,44 @@ def test_the_parabola_goes_through_what_was_measured(ways: dict[float, float]) -
     assert found.value == pytest.approx(min(root.real for root in roots if root.real > 0.0))
     slope = np.polyval(np.polyder(parabola), found.value)
     assert found.se == pytest.approx(0.02 / slope)
+
+
+def test_what_falls_short_is_followed_upwards_where_that_is_asked_for(subject: Any) -> None:
+    """A straight line, and a curve whose mean reward is 0.8 s - s^2 / 10."""
+    found = calibrated(of := subject(lambda strength: 0.6 * strength), up=True)
+    assert found.strength.value == pytest.approx(tilted_mean() / 0.6, rel=1e-4)
+    assert of.strength() == pytest.approx(found.strength.value, rel=1e-5)
+    found = calibrated(subject(lambda strength: 0.8 * strength - strength**2 / 10), up=True)
+    assert found.strength.value == pytest.approx(4 - (16 - 10 * tilted_mean()) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("tries", [(0.8, 2), (0.55, 4), (1.2, 2), (0.98, 1)])
+def test_upwards_no_more_is_sampled_than_is_needed(
+    subject: Any, tries: tuple[float, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slope, number = tries
+    of, seen = subject(lambda strength: slope * strength), []
+    sampled = calibration.sample_and_measure
+
+    def counted(*given: Any, **named: Any) -> Any:
+        seen.append(given)
+        return sampled(*given, **named)
+
+    monkeypatch.setattr(calibration, "sample_and_measure", counted)
+    calibrated(of, up=True)
+    assert len(seen) == number
+
+
+@pytest.mark.parametrize(
+    "reward", [lambda s: 0.3 * s, lambda s: 0.5 - 2.0 * (s - 1.0), lambda s: 0.6 * s - 0.1 * s**2]
+)
+def test_twice_the_strength_is_the_most(subject: Any, reward: Callable[[float], float]) -> None:
+    """Of a slow rise, one that falls again at once, and one that ends below the tilt."""
+    of = subject(reward)
+    found = calibrated(of, up=True)
+    assert found.strength == calibration._AS_IT_IS
+    assert "and short of it at 2 times the strength too; the policy stays as it is" in str(found)
+    assert of.strength() == pytest.approx(1.0)
 
 
 def test_what_has_not_passed_the_tilt_stays_as_it_is(subject: Any) -> None:

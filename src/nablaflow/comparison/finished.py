@@ -214,7 +214,7 @@ def _calibrated(run: Path, last: Path) -> list[str]:
     if found is None:
         return []
     return [
-        f"{run}: after update {found['update']} training.calibrate weakened the policy to strength "
+        f"{run}: after update {found['update']} training.calibrate put the policy at strength "
         f"{found['strength']:.3g}; the last figures are of that, those before of what was trained"
     ]
 

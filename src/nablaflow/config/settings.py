@@ -146,7 +146,9 @@ class TrainingSettings(Settings):
     calibrate: bool | None = Field(
         default=None,
         description="after the last update, weaken the policy to the strength at which its images' "
-        "mean reward is the exact tilt's, if it has passed that by more than two standard errors; "
+        "mean reward is the exact tilt's, if it has passed that by more than two standard errors, "
+        "or, by method.value=contrastive and without a guard that ends runs, strengthen it if it "
+        "is as much short of that; "
         "evaluation.n images a try; null: where there is an evaluation.bank, and the method aims "
         "at the tilt",
     )

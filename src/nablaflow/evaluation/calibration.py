@@ -4,7 +4,9 @@ The tilt is the one distribution of its kind with its mean reward, so a policy w
 that has gone past it. Between the reference and what was trained lie policies that have not, see
 `nablaflow.evaluation.strengths`; they are looked at from the trained one down, a quarter at a time,
 until a parabola through the last two and the reference tells where the tilt is. (Straight lines
-would be past it: the less there is left to gain, the less a strength adds.)
+would be past it: the less there is left to gain, the less a strength adds.) Where a method's shifts
+have the tilt's shape and not its length, as the means of a few kernels of fixed width have, a
+policy that falls short is looked at upwards alike, to twice its strength at most.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from nablaflow.progress import StartProgress
 
 _STEP = 0.25
 _BEYOND = _STEP / 2
-"""How far below what was measured the parabola is trusted."""
+"""How far beyond what was measured the parabola is trusted."""
+_MOST = 2.0
+"""Strength beyond which nothing is looked at."""
 _NOISE = "calibration"
 """Names the noise, which is not that of the figures."""
 
@@ -36,12 +40,14 @@ class Calibration:
 
     Attributes:
         way: share of the way to the tilt's mean reward at strength 1; None: the bank does not tell.
-        strength: with its error; exactly 1 where the policy has not passed the tilt, or not by more
-            than two standard errors.
+        strength: with its error; exactly 1 where the policy is at the tilt by two standard errors,
+            or short of it and not to be strengthened, or not enough by `_MOST`.
+        short: whether it is the last of these.
     """
 
     way: Estimate | None
     strength: Estimate
+    short: bool = False
 
     def __str__(self) -> str:
         if self.way is None:
@@ -49,6 +55,8 @@ class Calibration:
         way = f"{self.way.value:.0%} ± {self.way.se:.0%} of the way to the exact tilt's mean reward"
         if self.strength.value == 1.0:
             passed = "not past it" if self.way.value < 1.0 else "past it by what chance may do"
+            if self.short:
+                passed = f"and short of it at {_MOST:g} times the strength too"
             return f"{way}, {passed}; the policy stays as it is"
         found = f"{self.strength.value:.3g} ± {self.strength.se:.2g}"
         return f"{way}; from here on the policy is what was trained at strength {found}"
@@ -58,23 +66,31 @@ _AS_IT_IS = Estimate(1.0, 0.0)
 
 
 def calibrate(
-    subject: Subject, bank: SampleSet, trained: dict[str, Tensor], progress: StartProgress
+    subject: Subject,
+    bank: SampleSet,
+    trained: dict[str, Tensor],
+    progress: StartProgress,
+    *,
+    up: bool = False,
 ) -> Calibration:
     """Find it, and leave the network with the policy at that strength.
 
     Args:
         bank: of the reference, on the same prompts.
         trained: the network's `trainable_state`, on whatever device.
+        up: whether a policy that falls short is strengthened, too.
     """
     tilt = ImportanceWeights.of_rewards(bank.rewards, bank.prompt_index, subject.beta)
     start = reward_mean(bank.rewards, bank.prompt_index)
     goal = reward_mean(bank.rewards, bank.prompt_index, tilt.weights)
     if not tilt.trustworthy or part_of_way(start, goal, goal) is None:
         return Calibration(None, _AS_IT_IS)
-    tries = list(_downwards(subject, trained, start, goal, progress))
-    found = at_tilt(tries) if len(tries) > 1 else _AS_IT_IS
+    tries = list(_tries(subject, trained, start, goal, progress, up=up))
+    last = tries[-1]
+    short = last.strength > 1.0 and last.way.value < 1.0 and not _tells(tries)
+    found = at_tilt(tries) if len(tries) > 1 and not short else _AS_IT_IS
     subject.model.adapter.settle(found.value)
-    return Calibration(tries[0].way, found)
+    return Calibration(tries[0].way, found, short)
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,8 @@ def at_tilt(tries: Sequence[Try]) -> Estimate:
     Its error is that of the way, over the parabola's slope.
 
     Args:
-        tries: two or more from strength 1 down, all but the last with the whole way or more.
+        tries: two or more, from strength 1 down, all but the last with the whole way or more; or
+            from 1 up, all but the last with less.
     """
     before, last = tries[-2:]
     steep = last.way.value / last.strength
@@ -99,43 +116,71 @@ def at_tilt(tries: Sequence[Try]) -> Estimate:
     a = steep - b * last.strength
     # Of a s + b s^2 = 1, without a difference of what is nearly the same.
     root = math.sqrt(max(a * a + 4.0 * b, 0.0))
-    strength = min(2.0 / (a + root), 1.0)
+    strength = 2.0 / (a + root) if a + root > 0.0 else math.inf
+    if last.strength < 1.0:
+        strength = min(strength, 1.0)
     return Estimate(strength, last.way.se / root if root > 0.0 else math.inf)
 
 
-def _downwards(
+def _tells(tries: Sequence[Try]) -> bool:
+    """Whether the parabola has the tilt where it was measured, or not far beyond."""
+    found, last = at_tilt(tries), tries[-1].strength
+    if last < 1.0:
+        return found.value >= last - _BEYOND
+    return found.value <= last + _BEYOND and math.isfinite(found.se)
+
+
+def _tries(
     subject: Subject,
     trained: dict[str, Tensor],
     start: Estimate,
     goal: Estimate,
     progress: StartProgress,
+    *,
+    up: bool,
 ) -> Iterator[Try]:
-    """From the policy on, as far as is needed; the network has the policy again after each.
+    """From the policy on, down or up, as far as is needed; the network has the policy again after.
 
-    One that chance may have put past the tilt is the last.
+    One that chance may have put past the tilt, or short of it, is the last.
     """
-    network, adapter = subject.model.network, subject.model.adapter
-    tries: list[Try] = []
-    for quarter in range(round(1 / _STEP), 0, -1):
-        strength = quarter * _STEP
-        adapter.scale(strength)
-        samples = sample_and_measure(
-            subject.model,
-            subject.reward,
-            subject.prompts,
-            subject.config,
-            progress,
-            f"policy at strength {strength:g}",
-            purpose=_NOISE,
-        ).samples
-        load_trainable_state(network, trained)
-        adapter.scale(1.0)
-        mean = reward_mean(samples.rewards, samples.prompt_index)
-        way = part_of_way(start, mean, goal)
-        assert way is not None  # `calibrate` has looked
-        tries.append(Try(strength, way))
+    first = _measured(1.0, subject, trained, start, goal, progress)
+    yield first
+    past = first.way.value - 2.0 * first.way.se >= 1.0
+    if not past and not (up and first.way.value + 2.0 * first.way.se < 1.0):
+        return
+    tries, quarters = [first], round(1 / _STEP)
+    way = range(quarters - 1, 0, -1) if past else range(quarters + 1, round(_MOST / _STEP) + 1)
+    for quarter in way:
+        tries.append(_measured(quarter * _STEP, subject, trained, start, goal, progress))
         yield tries[-1]
-        if way.value - (2.0 * way.se if strength == 1.0 else 0.0) < 1.0:
+        if (tries[-1].way.value < 1.0) is past:
             return
-        if len(tries) > 1 and at_tilt(tries).value >= strength - _BEYOND:
+        if _tells(tries):
             return
+
+
+def _measured(
+    strength: float,
+    subject: Subject,
+    trained: dict[str, Tensor],
+    start: Estimate,
+    goal: Estimate,
+    progress: StartProgress,
+) -> Try:
+    network, adapter = subject.model.network, subject.model.adapter
+    adapter.scale(strength)
+    samples = sample_and_measure(
+        subject.model,
+        subject.reward,
+        subject.prompts,
+        subject.config,
+        progress,
+        f"policy at strength {strength:g}",
+        purpose=_NOISE,
+    ).samples
+    load_trainable_state(network, trained)
+    adapter.scale(1.0)
+    mean = reward_mean(samples.rewards, samples.prompt_index)
+    way = part_of_way(start, mean, goal)
+    assert way is not None  # `calibrate` has looked
+    return Try(strength, way)

@@ -102,6 +102,11 @@ class Method(Settings, abc.ABC):
         return False
 
     @property
+    def keeps_shape_beyond(self) -> bool:
+        """Whether a strength above 1 leads on along the tilts, and not only to more reward."""
+        return False
+
+    @property
     def uses_flow(self) -> bool:
         """Whether there is a use for a flow-score network."""
         return True

@@ -130,6 +130,11 @@ class ResidualNablaDB(StepwiseMethod):
         return self.prior_strength == 1.0
 
     @property
+    def keeps_shape_beyond(self) -> bool:
+        """With a fitted value, as docs/benchmarks.md measures; with the forward-looking one not."""
+        return self.value == "contrastive"
+
+    @property
     def uses_flow(self) -> bool:
         """A detached flow score that no reverse residual trains would stay 0."""
         return self.reverse_weight > 0 or self.forward_flow == "attached"

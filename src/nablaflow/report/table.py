@@ -140,18 +140,20 @@ def _closing(summary: Mapping[str, Any]) -> str | None:
 
 def _calibrated(summary: Mapping[str, Any]) -> str | None:
     """What ``training.calibrate`` made of the policy, where that was anything."""
-    if not _weakened(summary):
+    strength = _strength(summary)
+    if strength == 1.0:
         return None
-    found = summary["calibrated"]
+    found, more = summary["calibrated"], "more" if strength < 1.0 else "less"
     return (
-        f"Calibrated after update {found['update']}: what was trained had more reward than the "
+        f"Calibrated after update {found['update']}: what was trained had {more} reward than the "
         f"run's exact tilt, and the aligned model is it at strength {found['strength']:.3g}."
     )
 
 
-def _weakened(summary: Mapping[str, Any]) -> bool:
+def _strength(summary: Mapping[str, Any]) -> float:
+    """Of what was trained; 1 without a calibration."""
     found = summary.get("calibrated")
-    return found is not None and found["strength"] < 1.0
+    return 1.0 if found is None else found["strength"]
 
 
 def _fit(summary: Mapping[str, Any]) -> str | None:
@@ -161,7 +163,7 @@ def _fit(summary: Mapping[str, Any]) -> str | None:
         return None
     asked = plus_minus(fit["asked"], fit["asked_se"])
     left = plus_minus(fit["unfollowed"], fit["unfollowed_se"])
-    taken_back = ", what calibration took back among them" if _weakened(summary) else ""
+    taken_back = ", what calibration took back among them" if _strength(summary) < 1.0 else ""
     return (
         f"The method asks for {asked} nats along the policy's own trajectories, of which {left} "
         f"are not followed{taken_back} ({fit['trajectories']} trajectories)."
@@ -174,7 +176,7 @@ def _guard(summary: Mapping[str, Any]) -> str | None:
     if guard is None:
         return None
     best = f"best under it: update {guard['best_update']}, {guard['best_checkpoint']}"
-    best += ", as it was trained" if _weakened(summary) else ""
+    best += ", as it was trained" if _strength(summary) != 1.0 else ""
     trip = guard["tripped"]
     if guard["action"] == "warn":
         said = list(warnings(guard["last"], guard["budgets"]).values())

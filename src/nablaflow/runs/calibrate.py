@@ -37,25 +37,27 @@ def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet 
     assert bank is not None  # `check_evaluation` has seen to that
     # Off the device, which has the sampling to hold.
     trained = trainable_state(parts.model.network, torch.device("cpu"))
-    found = calibrate(parts.subject, bank, trained, progress.start)
+    guard = parts.config.guard  # whose budgets are held where the policy is as it was trained
+    up = parts.config.method.keeps_shape_beyond and (guard is None or guard.action == "warn")
+    found = calibrate(parts.subject, bank, trained, progress.start, up=up)
     if found.way is not None:  # a larger bank, given with --resume, may tell
         trainer.keeper.calibrated = {"update": trainer.update, "strength": found.strength.value}
-        trainer.keeper.trained = trained if found.strength.value < 1.0 else None
+        trainer.keeper.trained = trained if found.strength.value != 1.0 else None
         trainer.save(folder)
-    weaker = found.strength.value < 1.0 and trainer.average is not None
-    rest = "; the average of adapter.ema_decay stays as it is" if weaker else ""
+    other = found.strength.value != 1.0 and trainer.average is not None
+    rest = "; the average of adapter.ema_decay stays as it is" if other else ""
     progress.say(f"calibrate: {found}{rest}")
     return bank
 
 
 def _undo(parts: Parts, folder: Path, progress: Progress) -> None:
     keeper, found = parts.trainer.keeper, calibrated(parts)
-    weakened = keeper.trained is not None
-    if found is None or (found["strength"] < 1.0 and not weakened):  # an earlier version kept none
+    changed = keeper.trained is not None
+    if found is None or (found["strength"] != 1.0 and not changed):  # an earlier version kept none
         return
     keeper.undo_calibration()
     parts.trainer.save(folder)
-    if weakened:
+    if changed:
         progress.say("calibrate: the policy is again as it was trained")
 
 

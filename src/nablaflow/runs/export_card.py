@@ -35,7 +35,7 @@ class Taken:
         update: after which the policy was taken.
         strength: of what was trained: 1 is the policy.
         average: whether it is the policy's average over the updates.
-        calibrated: the strength that ``training.calibrate`` left of it; 1: all.
+        calibrated: the strength that ``training.calibrate`` left it at; 1: as trained.
     """
 
     update: int
@@ -108,7 +108,7 @@ def _strength_told(taken: Taken) -> dict[str, str]:
     whole = taken.strength * taken.calibrated
     if taken.strength == taken.calibrated == 1:
         return {}
-    left = f"; training.calibrate left {taken.calibrated:.3g}" if taken.calibrated < 1 else ""
+    left = f"; training.calibrate left {taken.calibrated:.3g}" if taken.calibrated != 1 else ""
     return {"strength": f"{whole:.3g} of what was trained, in the weights{left}"}
 
 
