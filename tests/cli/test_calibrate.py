@@ -183,6 +183,8 @@ def test_a_fitted_value_may_be_strengthened(
     for name, value in kept["trained"].items():
         scale = 1.5 if "lora_B" in name else 1.0
         torch.testing.assert_close(kept["policy"][name], scale * value)
+    left = "with a guard that ends runs no policy is strengthened"
+    assert (left in (run / "log.txt").read_text()) is (GUARD in given)
     said = "what was trained had less reward than the run&#x27;s exact tilt"
     assert said in (run / "report.html").read_text()
     train_far(settings, tmp_path, *ON[1:], *given, "training.calibrate=false", "--resume")

@@ -179,13 +179,15 @@ def test_what_cannot_be_handed_over_is_one_line(make: Callable[[], Any], words: 
 def test_free_u_that_is_off_again_is_no_hindrance():
     pipeline = with_free_u()
     pipeline.disable_freeu()
-    hand_over(pipeline)
+    assert hand_over(pipeline).pipeline is pipeline
 
 
 def test_a_part_that_its_family_does_without_may_be_none():
     pipeline: Any = sd3()
     pipeline.text_encoder_3 = pipeline.tokenizer_3 = None
-    hand_over(pipeline)
+    borrowed = hand_over(pipeline).borrow(torch.float32)
+    assert borrowed.text_encoder_3 is None
+    assert borrowed.transformer is not None
 
 
 def test_a_compiled_network_is_taken_as_it_was_before():

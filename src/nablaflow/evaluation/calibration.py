@@ -12,7 +12,7 @@ policy that falls short is looked at upwards alike, to twice its strength at mos
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -85,7 +85,14 @@ def calibrate(
     goal = reward_mean(bank.rewards, bank.prompt_index, tilt.weights)
     if not tilt.trustworthy or part_of_way(start, goal, goal) is None:
         return Calibration(None, _AS_IT_IS)
-    tries = list(_tries(subject, trained, start, goal, progress, up=up))
+
+    def measured(strength: float) -> Try:
+        mean = _mean_at(strength, subject, trained, progress)
+        way = part_of_way(start, mean, goal)
+        assert way is not None  # there is one
+        return Try(strength, way)
+
+    tries = _tries(measured, up=up)
     last = tries[-1]
     short = last.strength > 1.0 and last.way.value < 1.0 and not _tells(tries)
     found = at_tilt(tries) if len(tries) > 1 and not short else _AS_IT_IS
@@ -130,43 +137,30 @@ def _tells(tries: Sequence[Try]) -> bool:
     return found.value <= last + _BEYOND and math.isfinite(found.se)
 
 
-def _tries(
-    subject: Subject,
-    trained: dict[str, Tensor],
-    start: Estimate,
-    goal: Estimate,
-    progress: StartProgress,
-    *,
-    up: bool,
-) -> Iterator[Try]:
-    """From the policy on, down or up, as far as is needed; the network has the policy again after.
+def _tries(measured: Callable[[float], Try], *, up: bool) -> list[Try]:
+    """From strength 1 on, down or up, as far as is needed.
 
-    One that chance may have put past the tilt, or short of it, is the last.
+    One that chance may have put past the tilt, or short of it, is the only one.
     """
-    first = _measured(1.0, subject, trained, start, goal, progress)
-    yield first
-    past = first.way.value - 2.0 * first.way.se >= 1.0
-    if not past and not (up and first.way.value + 2.0 * first.way.se < 1.0):
-        return
-    tries, quarters = [first], round(1 / _STEP)
-    way = range(quarters - 1, 0, -1) if past else range(quarters + 1, round(_MOST / _STEP) + 1)
-    for quarter in way:
-        tries.append(_measured(quarter * _STEP, subject, trained, start, goal, progress))
-        yield tries[-1]
-        if (tries[-1].way.value < 1.0) is past:
-            return
-        if _tells(tries):
-            return
+    tries = [measured(1.0)]
+    way = tries[0].way
+    past, short = way.value - 2.0 * way.se >= 1.0, way.value + 2.0 * way.se < 1.0
+    whole, most = round(1 / _STEP), round(_MOST / _STEP)
+    further = (
+        range(whole - 1, 0, -1) if past else range(whole + 1, most + 1) if up and short else ()
+    )
+    for quarter in further:
+        tries.append(measured(quarter * _STEP))
+        crossed = (tries[-1].way.value < 1.0) == past
+        if crossed or _tells(tries):
+            break
+    return tries
 
 
-def _measured(
-    strength: float,
-    subject: Subject,
-    trained: dict[str, Tensor],
-    start: Estimate,
-    goal: Estimate,
-    progress: StartProgress,
-) -> Try:
+def _mean_at(
+    strength: float, subject: Subject, trained: dict[str, Tensor], progress: StartProgress
+) -> Estimate:
+    """The policy's mean reward at a strength; the network has the policy again afterwards."""
     network, adapter = subject.model.network, subject.model.adapter
     adapter.scale(strength)
     samples = sample_and_measure(
@@ -180,7 +174,4 @@ def _measured(
     ).samples
     load_trainable_state(network, trained)
     adapter.scale(1.0)
-    mean = reward_mean(samples.rewards, samples.prompt_index)
-    way = part_of_way(start, mean, goal)
-    assert way is not None  # `calibrate` has looked
-    return Try(strength, way)
+    return reward_mean(samples.rewards, samples.prompt_index)

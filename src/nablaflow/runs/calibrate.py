@@ -37,15 +37,18 @@ def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet 
     assert bank is not None  # `check_evaluation` has seen to that
     # Off the device, which has the sampling to hold.
     trained = trainable_state(parts.model.network, torch.device("cpu"))
-    guard = parts.config.guard  # whose budgets are held where the policy is as it was trained
-    up = parts.config.method.keeps_shape_beyond and (guard is None or guard.action == "warn")
-    found = calibrate(parts.subject, bank, trained, progress.start, up=up)
+    guard = parts.config.guard
+    held = guard is not None and guard.action != "warn"  # to budgets, as it was trained
+    may = parts.config.method.keeps_shape_beyond
+    found = calibrate(parts.subject, bank, trained, progress.start, up=may and not held)
     if found.way is not None:  # a larger bank, given with --resume, may tell
         trainer.keeper.calibrated = {"update": trainer.update, "strength": found.strength.value}
         trainer.keeper.trained = trained if found.strength.value != 1.0 else None
         trainer.save(folder)
     other = found.strength.value != 1.0 and trainer.average is not None
     rest = "; the average of adapter.ema_decay stays as it is" if other else ""
+    if may and held and found.way is not None and found.way.value < 1.0:
+        rest = "; with a guard that ends runs no policy is strengthened"
     progress.say(f"calibrate: {found}{rest}")
     return bank
 

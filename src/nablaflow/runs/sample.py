@@ -82,7 +82,7 @@ def _model(
         parts = THE_MODEL if prompts else (*THE_MODEL, "prompts")
         model, config, folder = load_policy(Path(source), parts, trusted=trusted, **here, **of_run)
         if of_run.get("checkpoint", LAST).startswith("step-"):  # one of several, and not alike
-            _say_weakened(folder)
+            _say_calibrated(folder)
         return model, prompts or load_prompts(config.prompts, Path(), config.seed)
     if of_run:
         moved = of_run.get("settings")
@@ -96,7 +96,7 @@ def _model(
     return model, prompts or ["a circle" if source in EMBEDDED else ""]
 
 
-def _say_weakened(checkpoint: Path) -> None:
+def _say_calibrated(checkpoint: Path) -> None:
     if (found := load_calibration(checkpoint)) is not None:
         _say(
             f"{checkpoint.name} is where the run ended once: the policy at strength "

@@ -184,7 +184,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def load_calibration(folder: Path) -> dict[str, Any] | None:
-    """How ``training.calibrate`` weakened the policy in a checkpoint; None: it is as trained.
+    """How ``training.calibrate`` changed the policy in a checkpoint; None: it is as trained.
 
     Raises:
         DamagedCheckpoint: the file that has it is missing or damaged.
@@ -215,9 +215,9 @@ def load_policy(folder: Path) -> dict[str, Tensor]:
 
 
 def load_trained(folder: Path) -> dict[str, Tensor]:
-    """The policy as it was trained, before ``training.calibrate`` weakened it, as `load_group`.
+    """The policy as it was trained, before ``training.calibrate`` changed it, as `load_group`.
 
-    A checkpoint before the last has a weaker one where a run that ended there has gone on later.
+    A checkpoint before the last has another one where a run that ended there has gone on later.
     """
     return load_group(folder, trained_group(read_manifest(folder)))
 

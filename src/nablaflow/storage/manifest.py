@@ -22,7 +22,7 @@ from nablaflow.storage.run_folder import CHECKPOINTS
 MANIFEST, STATE = "progress.json", "state.pt"
 POLICY = "policy.safetensors"
 TRAINED = "trained"
-"""Group of a checkpoint: the policy before ``training.calibrate`` weakened it."""
+"""Group of a checkpoint: the policy before ``training.calibrate`` changed it."""
 LINES = "lines"
 """In the manifest: marks of the lines of metrics.jsonl; earlier versions have none."""
 _NAME = re.compile(r"(step|best)-(\d{6,})")
@@ -88,7 +88,7 @@ def policy_mark(folder: Path, *, trained: bool = False) -> str | None:
 
 
 def trained_group(manifest: Mapping[str, Any]) -> str:
-    """The group that has the policy as it was trained: one of its own where it was weakened."""
+    """The group that has the policy as it was trained: one of its own where it was changed."""
     return TRAINED if TRAINED in manifest["groups"] else "policy"
 
 
