@@ -150,14 +150,62 @@ def test_without_a_word_it_is_where_there_is_a_tilt_to_be_at(
     assert ("calibrated" in json.loads((run / "summary.json").read_text())) is weakened
 
 
+def stronger(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Each calibration finds half as much strength again; which of them might, by ``up``."""
+    asked = []
+
+    def found(subject: Subject, *_: Any, up: bool) -> Calibration:
+        asked.append(up)
+        subject.model.adapter.settle(1.5)
+        return Calibration(Estimate(0.7, 0.05), Estimate(1.5, 0.05))
+
+    monkeypatch.setattr("nablaflow.runs.calibrate.calibrate", found)
+    monkeypatch.setattr(contrastive, "MOST", 8)
+    monkeypatch.setattr(contrastive, "CONTRASTED", 16)
+    return asked
+
+
+@pytest.mark.parametrize(("action", "held"), [("stop", True), ("roll-back", True), ("warn", False)])
+def test_a_strength_beyond_a_guards_budget_is_left(
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    action: str,
+    held: bool,
+) -> None:
+    """One that only warns says so, and lets it be. What the guard remembers is of the training."""
+    stronger(monkeypatch)
+    own, looks = Guard.look, []
+
+    def look(guard: Guard, update: int, on_progress: Callable[[int], None]) -> Look:
+        looks.append(update)
+        kl = 7.0 if len(looks) == 3 else 1.0  # after both updates, and at the strength
+        return replace(own(guard, update, on_progress), kl=kl)
+
+    monkeypatch.setattr(Guard, "look", look)
+    guard = f"guard={{every: 1, n: 4, max_kl: 5.0, action: {action}}}"
+    run = train_far(settings, tmp_path, *ON, *FITTED, guard)
+    assert looks == [1, 2, 2]
+    figures = json.loads((run / "summary.json").read_text())
+    assert figures["calibrated"] == {"update": 2, "strength": 1.0 if held else 1.5}
+    assert figures["guard"]["tripped"] is None
+    assert figures["guard"]["last"]["kl"] == 1.0
+    (said,) = (line for line in (run / "log.txt").read_text().splitlines() if "calibrate:" in line)
+    beyond = "; at 1.5 times the strength the guard's kl 7 is above its budget of 5"
+    assert said.endswith(beyond)
+    assert ("the policy stays as it is" in said) is held
+    kept = load_checkpoint(list_checkpoints(run)[-1]).tensors
+    assert ("trained" in kept) is not held
+
+
 @pytest.mark.parametrize(
     ("given", "up"),
     [
         ((), False),
         (FITTED, True),
-        ((*FITTED, GUARD), False),
+        ((*FITTED, GUARD), True),
     ],
-    ids=["forward-looking", "a fitted value", "a guard that ends runs"],
+    ids=["forward-looking", "a fitted value", "within a guard's budgets"],
 )
 def test_a_fitted_value_may_be_strengthened(
     settings: dict[str, Any],
@@ -167,24 +215,13 @@ def test_a_fitted_value_may_be_strengthened(
     up: bool,
 ) -> None:
     """What is kept, saved and said is that, and `training.calibrate=false` takes it back."""
-    asked = []
-
-    def found(subject: Subject, *_: Any, up: bool) -> Calibration:
-        asked.append(up)
-        subject.model.adapter.settle(1.5)
-        return Calibration(Estimate(0.7, 0.05), Estimate(1.5, 0.05))
-
-    monkeypatch.setattr("nablaflow.runs.calibrate.calibrate", found)
-    monkeypatch.setattr(contrastive, "ITERATIONS", 8)
-    monkeypatch.setattr(contrastive, "CONTRASTED", 16)
+    asked = stronger(monkeypatch)
     run = train_far(settings, tmp_path, *ON, *given)
     assert asked == [up]
     kept = load_checkpoint(list_checkpoints(run)[-1]).tensors
     for name, value in kept["trained"].items():
         scale = 1.5 if "lora_B" in name else 1.0
         torch.testing.assert_close(kept["policy"][name], scale * value)
-    left = "with a guard that ends runs no policy is strengthened"
-    assert (left in (run / "log.txt").read_text()) is (GUARD in given)
     said = "what was trained had less reward than the run&#x27;s exact tilt"
     assert said in (run / "report.html").read_text()
     train_far(settings, tmp_path, *ON[1:], *given, "training.calibrate=false", "--resume")

@@ -71,7 +71,7 @@ def fitted(
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what does not depend on how well the network is fitted."""
-    monkeypatch.setattr(contrastive, "ITERATIONS", 20)
+    monkeypatch.setattr(contrastive, "MOST", 20)
 
 
 @pytest.mark.usefixtures("quick")
@@ -221,3 +221,12 @@ def test_time_and_prompt_reach_the_network():
     hidden = torch.randn(2, 5, 6, generator=generator)[[0, 0, 1]]
     found = network(x, torch.tensor([10, 900, 10]), Condition(hidden=hidden))
     assert len(found.unique()) == 3
+
+
+@pytest.mark.parametrize(
+    ("samples", "iterations"), [(2, 1), (512, 200), (1024, 400), (2048, 800), (8192, 800)]
+)
+def test_few_samples_are_not_learned_by_heart(samples: int, iterations: int):
+    """288 in each iteration, and each of the three quarters that are fitted to 150 times."""
+    assert contrastive.iterations(samples) == iterations
+    assert contrastive.work(10, samples) == iterations + 10

@@ -164,7 +164,7 @@ def test_twice_the_strength_is_the_most(subject: Any, reward: Callable[[float], 
     """Of a slow rise, one that falls again at once, and one that ends below the tilt."""
     of = subject(reward)
     found = calibrated(of, up=True)
-    assert found.strength == calibration._AS_IT_IS
+    assert found.strength == calibration.AS_IT_IS
     assert "and short of it at 2 times the strength too; the policy stays as it is" in str(found)
     assert of.strength() == pytest.approx(1.0)
 
@@ -173,7 +173,7 @@ def test_what_has_not_passed_the_tilt_stays_as_it_is(subject: Any) -> None:
     of = subject(lambda strength: 0.9 * strength)
     before = [value.clone() for value in trainable_parameters(of.model.network)]
     found = calibrated(of)
-    assert found.strength == calibration._AS_IT_IS
+    assert found.strength == calibration.AS_IT_IS
     assert "not past it" in str(found)
     after = trainable_parameters(of.model.network)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -185,7 +185,7 @@ def test_what_chance_may_have_put_past_the_tilt_stays_as_it_is(subject: Any) -> 
     found = calibrated(of)
     assert found.way is not None
     assert found.way.value - 2.0 * found.way.se < 1.0 < found.way.value
-    assert found.strength == calibration._AS_IT_IS
+    assert found.strength == calibration.AS_IT_IS
     assert "past it by what chance may do; the policy stays as it is" in str(found)
     assert of.strength() == pytest.approx(1.0)
 

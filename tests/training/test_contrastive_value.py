@@ -14,7 +14,10 @@ import torch
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.estimators import contrastive
+from nablaflow.methods.nabla_db import NablaDB
+from nablaflow.methods.residual_nabla_db import ResidualNablaDB
 from nablaflow.runs import align
+from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import load_checkpoint
 from nablaflow.storage.manifest import list_checkpoints
@@ -38,7 +41,7 @@ FITTED = (
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrastive, "ITERATIONS", 8)
+    monkeypatch.setattr(contrastive, "MOST", 8)
     monkeypatch.setattr(contrastive, "CONTRASTED", 16)
 
 
@@ -100,6 +103,55 @@ def test_the_target_is_the_mix(make_parts: MakeParts):
     step = ratio.sqrt() * (1.0 - 1.0 / ratio)
     wanted = 0.5 * step * gradient.square().flatten(1).sum(1)
     assert torch.allclose(asked, wanted, rtol=1e-3)
+
+
+TO_A_TILT = (*FITTED, "method.value=auto", "training.value_samples=384", "evaluation.bank=32")
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ((), "contrastive"),
+        (("training.calibrate=false",), "forward-looking"),
+        (("training.value_samples=383",), "forward-looking"),
+        (("evaluation.bank=0",), "forward-looking"),
+        (("method.gamma=measured",), "forward-looking"),
+        (("method.step=published",), "forward-looking"),
+        (("method.value=forward-looking",), "forward-looking"),
+        (("evaluation.bank=0", "method.value=contrastive"), "contrastive"),
+    ],
+)
+def test_a_run_that_ends_at_the_tilt_has_a_fitted_value(
+    make_parts: MakeParts, given: tuple[str, ...], value: str
+):
+    parts = make_parts(*TO_A_TILT, *given)
+    assert parts.config.method.model_dump()["value"] == value
+    told = [line for line in parts.choices if line.startswith("method.value: ")]
+    if value == "contrastive" and "method.value=contrastive" not in given:
+        assert "contrastive, that is fitted to 384 samples" in told[0]
+    elif "training.value_samples=383" in given:
+        assert "forward-looking, since a fitted one takes 128 samples of each prompt" in told[0]
+        assert "training.value_samples=384 has it" in told[0]
+    else:
+        assert not told
+
+
+@pytest.mark.usefixtures("train_only")
+def test_a_run_that_goes_on_has_the_value_that_it_began_with(
+    make_config: MakeConfig, tmp_path: Path
+):
+    """Also one that is older than the choice, which has left it open."""
+    run = tmp_path / "run"
+    own = (f"output_dir={run}", *TO_A_TILT)
+    align.run(make_config(*own, "training.updates=1"))
+    assert as_chosen(make_config(*own)).method.model_dump()["value"] == "contrastive"
+    without = make_config(*own, "training.calibrate=false")
+    assert as_chosen(without).method.model_dump()["value"] == "contrastive"
+    now = ResidualNablaDB(beta=1.0)
+    assert now.settled_as(now).value == "forward-looking"
+    assert now.settled_as(NablaDB(beta=1.0)) is now
+    chosen = ResidualNablaDB(beta=1.0, value="contrastive")
+    assert chosen.settled_as(now) is chosen
 
 
 @pytest.mark.parametrize(

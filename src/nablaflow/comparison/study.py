@@ -169,7 +169,7 @@ class ComparisonStudy(Study[ComparisonCell]):
         return load_config(None, [], values | own, load_method)
 
     def settings(self, cell: ComparisonCell) -> dict[str, Any]:
-        config = _uncalibrated(self.config(cell).model_dump(mode="json"))
+        config = _compared(self.config(cell).model_dump(mode="json"))
         del config["output_dir"]
         if not cell.trained:
             assert self.beta is not None
@@ -179,18 +179,20 @@ class ComparisonStudy(Study[ComparisonCell]):
         return whole | ({FILES: files} if files else {})
 
     def _completed(self, found: dict[str, Any]) -> dict[str, Any]:
-        found = _uncalibrated(found)
+        found = _compared(found)
         values = {name: found[name] for name in found if name in Config.model_fields}
         kept = {"output_dir"}
         if not _is_built_in(found.get("method")):
             values["method"] = entrant_settings(DEFAULT[0], 1.0, None)["method"]
             kept.add("method")
         try:
-            whole = load_config(None, [], {**values, "output_dir": "."}).model_dump(mode="json")
+            config = load_config(None, [], {**values, "output_dir": "."})
         except UserError:  # a setting that is gone, say: its name is told as a difference
             return found
+        method = config.method.settled(calibrated=False)
+        whole = config.model_copy(update={"method": method}).model_dump(mode="json")
         own = {name: value for name, value in whole.items() if name not in kept}
-        return _filled(found, _uncalibrated(own))
+        return _filled(found, _compared(own))
 
     def _method_of(self, cell: ComparisonCell) -> list[Reference]:
         return [Reference(CODE, cell.method)] if is_custom(cell.method) else []
@@ -200,12 +202,18 @@ class ComparisonStudy(Study[ComparisonCell]):
         super().store(cell, head | found)
 
 
-def _uncalibrated(settings: dict[str, Any]) -> dict[str, Any]:
-    """Without ``training.calibrate``: every method is measured as it was trained."""
-    training = settings.get("training")
+def _compared(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without what has no part in a cell.
+
+    That is ``training.calibrate``, since every method is measured as it was trained, and what a
+    value is fitted to where none is.
+    """
+    training, method = settings.get("training"), settings.get("method")
     if not isinstance(training, dict):
         return settings
-    return {**settings, "training": {k: v for k, v in training.items() if k != "calibrate"}}
+    fitted = isinstance(method, dict) and method.get("value") == "contrastive"
+    idle = {"calibrate"} if fitted else {"calibrate", "value_samples"}
+    return {**settings, "training": {k: v for k, v in training.items() if k not in idle}}
 
 
 def _filled(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -153,6 +153,12 @@ class Config(Settings):
         return SHARED_ROLLOUT if able else 1
 
     @property
+    def calibrates(self) -> bool:
+        """``training.calibrate``; without a word, whether a run can say where its goal is."""
+        asked = self.training.calibrate
+        return self.evaluation.bank > 0 and self.method.aims_at_tilt if asked is None else asked
+
+    @property
     def strata(self) -> int:
         """Transitions trained in each trajectory: one from each stratum of its steps."""
         return round(self.training.transition_fraction * self.sampler.steps)

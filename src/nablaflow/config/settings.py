@@ -107,7 +107,7 @@ class TrainingSettings(Settings):
         "first update",
     )
     value_samples: Annotated[int, Field(ge=64, le=2**20)] = Field(
-        default=2048,
+        default=1024,
         description="samples of the reference to which a contrastive value is fitted before the "
         "first update",
     )
@@ -147,8 +147,8 @@ class TrainingSettings(Settings):
         default=None,
         description="after the last update, weaken the policy to the strength at which its images' "
         "mean reward is the exact tilt's, if it has passed that by more than two standard errors, "
-        "or, by method.value=contrastive and without a guard that ends runs, strengthen it if it "
-        "is as much short of that; "
+        "or, by method.value=contrastive, strengthen it within the guard's budgets if it is as "
+        "much short of that; "
         "evaluation.n images a try; null: where there is an evaluation.bank, and the method aims "
         "at the tilt",
     )

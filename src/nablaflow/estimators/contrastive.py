@@ -33,7 +33,9 @@ from nablaflow.progress import Done
 from nablaflow.rewards import NamedReward
 from nablaflow.typing import Latents, Steps
 
-ITERATIONS = 800
+PASSES = 150
+"""How often each sample is seen: with more of a few hundred their noise is learned by heart."""
+MOST = 800  # iterations
 GROUPS = 3  # contrasts in an iteration, each of one prompt and one level
 CONTRASTED = 96  # samples in a contrast
 RATE, DECAY = 2e-3, 1e-2
@@ -136,9 +138,15 @@ def fit_log_flow(
     return LogFlowFit(network, gamma, delta, torch.stack([ahead, mixed]))
 
 
-def work(steps: int) -> int:
+def work(steps: int, samples: int) -> int:
     """What `fit_log_flow` has to do, as its progress counts it."""
-    return ITERATIONS + len(measured_levels(steps))
+    return iterations(samples) + len(measured_levels(steps))
+
+
+def iterations(samples: int) -> int:
+    """Of the fit's first part, for so many samples, those that are held out among them."""
+    seen = PASSES * (1.0 - HELD_OUT) * samples
+    return min(MOST, max(1, round(seen / (GROUPS * CONTRASTED))))
 
 
 def _train(
@@ -151,9 +159,10 @@ def _train(
     on_progress: Done,
 ) -> None:
     optimizer = torch.optim.AdamW(network.requires_grad_(True).parameters(), weight_decay=DECAY)
-    for iteration in range(ITERATIONS):
+    count = iterations(len(samples.x0))
+    for iteration in range(count):
         warm = min(1.0, (iteration + 1) / 50)
-        rate = RATE * warm * 0.5 * (1.0 + math.cos(math.pi * iteration / ITERATIONS))
+        rate = RATE * warm * 0.5 * (1.0 + math.cos(math.pi * iteration / count))
         optimizer.param_groups[0]["lr"] = rate
         parts = [_drawn(model.process, beta, samples, rows, generator) for _ in range(GROUPS)]
         values = network(

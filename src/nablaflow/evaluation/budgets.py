@@ -42,6 +42,11 @@ class Trip:
     limit: float
     update: int
 
+    def __str__(self) -> str:
+        side = "above" if is_ceiling(self.metric) else "below"
+        name = self.metric.replace("_", "-")
+        return f"{name} {self.value:.3g} is {side} its budget of {self.limit:g}"
+
 
 def is_ceiling(metric: str) -> bool:
     """Whether a budget of this figure is the most allowed, and not the least."""

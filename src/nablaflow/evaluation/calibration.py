@@ -62,7 +62,8 @@ class Calibration:
         return f"{way}; from here on the policy is what was trained at strength {found}"
 
 
-_AS_IT_IS = Estimate(1.0, 0.0)
+AS_IT_IS = Estimate(1.0, 0.0)
+"""The strength of a policy as it was trained."""
 
 
 def calibrate(
@@ -84,7 +85,7 @@ def calibrate(
     start = reward_mean(bank.rewards, bank.prompt_index)
     goal = reward_mean(bank.rewards, bank.prompt_index, tilt.weights)
     if not tilt.trustworthy or part_of_way(start, goal, goal) is None:
-        return Calibration(None, _AS_IT_IS)
+        return Calibration(None, AS_IT_IS)
 
     def measured(strength: float) -> Try:
         mean = _mean_at(strength, subject, trained, progress)
@@ -95,7 +96,7 @@ def calibrate(
     tries = _tries(measured, up=up)
     last = tries[-1]
     short = last.strength > 1.0 and last.way.value < 1.0 and not _tells(tries)
-    found = at_tilt(tries) if len(tries) > 1 and not short else _AS_IT_IS
+    found = at_tilt(tries) if len(tries) > 1 and not short else AS_IT_IS
     subject.model.adapter.settle(found.value)
     return Calibration(tries[0].way, found, short)
 

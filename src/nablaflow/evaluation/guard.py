@@ -119,7 +119,7 @@ class Guard:
         self.best = self.last = Look(0, kl, 1.0, found.reward, found.held_out, found.metrics)
         self.reference = {**self.best.figures(), "diversity": found.diversity}
         del self.reference["kl"]
-        trip = self._exceeded(self.best)
+        trip = self.exceeded(self.best)
         if trip is not None:
             own = {"held_out": "held_out.min", "diversity": "min_diversity"}
             key = own.get(trip.metric, f"budgets.{trip.metric}")
@@ -149,14 +149,15 @@ class Guard:
 
     def judge(self, look: Look) -> bool:
         """Take a look into account; whether it is the best so far."""
-        self.last, self.trip = look, self._exceeded(look)
+        self.last, self.trip = look, self.exceeded(look)
         better = self.best is None or look.reward > self.best.reward
         if self.trip is None and better:
             self.best = look
             return True
         return False
 
-    def _exceeded(self, look: Look) -> Trip | None:
+    def exceeded(self, look: Look) -> Trip | None:
+        """The first budget that a look exceeds, if there is one; nothing is remembered."""
         figures = look.figures()
         for metric, limit in self.settings.limits.items():
             value = figures[metric]

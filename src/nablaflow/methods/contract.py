@@ -106,6 +106,18 @@ class Method(Settings, abc.ABC):
         """Whether a strength above 1 leads on along the tilts, and not only to more reward."""
         return False
 
+    def settled(self, *, calibrated: bool) -> Method:
+        """With what it leaves to a run.
+
+        Args:
+            calibrated: whether the run finds the policy's strength at its end.
+        """
+        return self
+
+    def settled_as(self, begun: Method) -> Method:
+        """With what it leaves to a run as one that goes on was begun with it."""
+        return self
+
     @property
     def uses_flow(self) -> bool:
         """Whether there is a use for a flow-score network."""

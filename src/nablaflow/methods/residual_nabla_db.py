@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,7 @@ from nablaflow.estimators import (
 from nablaflow.estimators.bootstrap import target_flow
 from nablaflow.methods.contract import (
     Losses,
+    Method,
     StepwiseMethod,
     check_output_regularization,
     check_residuals,
@@ -73,10 +74,11 @@ class ResidualNablaDB(StepwiseMethod):
         default="one",
         description="gamma_k, trust in the forward-looking reward (published: alpha_bar)",
     )
-    value: Literal["forward-looking", "contrastive"] = Field(
-        default="forward-looking",
+    value: Literal["auto", "forward-looking", "contrastive"] = Field(
+        default="auto",
         description="what the value is: the forward-looking reward's, or that mixed with a log "
-        "flow, both fitted to samples of the reference before the first update",
+        "flow, both fitted to samples of the reference before the first update (contrastive); "
+        "auto: the latter in a run that ends with training.calibrate, which it needs",
     )
     forward_weight: float = Field(default=1.0, ge=0, description="of the forward residual")
     reverse_weight: float = Field(
@@ -133,6 +135,18 @@ class ResidualNablaDB(StepwiseMethod):
     def keeps_shape_beyond(self) -> bool:
         """With a fitted value, as docs/benchmarks.md measures; with the forward-looking one not."""
         return self.value == "contrastive"
+
+    def settled(self, *, calibrated: bool) -> ResidualNablaDB:
+        if self.value != "auto":
+            return self
+        fits = calibrated and not any(self._against_a_fit())
+        return self.model_copy(update={"value": "contrastive" if fits else "forward-looking"})
+
+    def settled_as(self, begun: Method) -> ResidualNablaDB:
+        if self.value != "auto" or not isinstance(begun, ResidualNablaDB):
+            return self
+        older = begun.value == "auto"  # than the choice
+        return self.model_copy(update={"value": "forward-looking" if older else begun.value})
 
     @property
     def uses_flow(self) -> bool:
@@ -219,7 +233,17 @@ class ResidualNablaDB(StepwiseMethod):
         check_gamma_counts(self.gamma, process, levels)
 
     def _check_contrastive(self) -> None:
-        """The fit has gamma's place and the flow network's, and is of the reference at x_k."""
+        for name, needed in self._against_a_fit():
+            raise UserError(
+                f"method.{name}: method.value=contrastive needs {needed}; set "
+                f"method.{name}={needed}, or method.value=forward-looking"
+            )
+
+    def _against_a_fit(self) -> Iterator[tuple[str, Any]]:
+        """Settings that it does not go with, and what they would have to be.
+
+        It has gamma's place and the flow network's, and is of the reference at x_k.
+        """
         taken = {
             "step": "exact",
             "gamma": "one",
@@ -229,10 +253,7 @@ class ResidualNablaDB(StepwiseMethod):
         }
         for name, needed in taken.items():
             if getattr(self, name) != needed:
-                raise UserError(
-                    f"method.{name}: method.value=contrastive needs {needed}; set "
-                    f"method.{name}={needed}, or method.value=forward-looking"
-                )
+                yield name, needed
 
     def losses(self, batch: TrainingBatch, networks: Networks) -> Losses:
         step = self.value_step(networks.model.process)

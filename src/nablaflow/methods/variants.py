@@ -34,7 +34,7 @@ from nablaflow.methods.vgg_flow import VGGFlow
 CLIP = 1e-2  # per value, for states of some hundred values; the published 1e-4 is for 16,384
 
 VARIANTS: Mapping[str, Callable[[float], Method]] = {
-    "residual-nabla-db": lambda beta: ResidualNablaDB(beta=beta),
+    "residual-nabla-db": lambda beta: ResidualNablaDB(beta=beta, value="forward-looking"),
     "residual-nabla-db-published": lambda beta: ResidualNablaDB.published(beta, 0.0),
     "residual-nabla-db-contrastive": lambda beta: ResidualNablaDB(beta=beta, value="contrastive"),
     "nabla-db": lambda beta: NablaDB(beta=beta),

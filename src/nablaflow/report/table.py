@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from nablaflow.evaluation.budgets import is_ceiling
+from nablaflow.evaluation.budgets import Trip
 from nablaflow.metrics.catalog import METRICS
 from nablaflow.metrics.tilt import MIN_EFFECTIVE_SAMPLE_SIZE
 from nablaflow.report.digits import is_told, to_the_error
@@ -186,12 +186,7 @@ def _guard(summary: Mapping[str, Any]) -> str | None:
         return f"The guard stayed within its budgets; {best}."
     rolled = guard["action"] == "roll-back"
     what = "rolled the run back" if rolled else "stopped the run"
-    side = "above" if is_ceiling(trip["metric"]) else "below"
-    name = trip["metric"].replace("_", "-")
-    return (
-        f"The guard {what} after update {trip['update']}: {name} {trip['value']:.3g} is {side} its "
-        f"budget of {trip['limit']:g}; {best}."
-    )
+    return f"The guard {what} after update {trip['update']}: {Trip(**trip)}; {best}."
 
 
 def _basis(summary: Mapping[str, Any]) -> str | None:

@@ -22,7 +22,6 @@ from nablaflow.rewards import NamedReward
 from nablaflow.runs.accelerator import fresh_accelerator, trackers_of
 from nablaflow.runs.agreement import check_same
 from nablaflow.runs.begun_with import told_of_marks, with_checksums
-from nablaflow.runs.calibrate import is_wanted
 from nablaflow.runs.callback import Callback, OnUpdate
 from nablaflow.runs.choices import as_chosen
 from nablaflow.runs.finish import finish
@@ -152,7 +151,7 @@ def _rehearsed(parts: Parts, progress: Progress) -> None:
     run = parts.config.output_dir.absolute()
     place = next(folder for folder in (run, *run.parents) if folder.is_dir())
     saved = saved_held(parts.config, parts.model, parts.trainer.flow, parts.trainer.core)
-    if is_wanted(parts.config):  # which keeps what was trained beside the policy
+    if parts.config.calibrates:  # which keeps what was trained beside the policy
         saved = (*saved, saved[0])
     told = progress.start("rehearse sampling and saving", 1)
     check_holds(place)

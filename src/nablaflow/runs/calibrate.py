@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from nablaflow.config.recipe import Config
-from nablaflow.evaluation.calibration import calibrate
+from nablaflow.evaluation.calibration import AS_IT_IS, Calibration, calibrate
 from nablaflow.evaluation.measure import bank_of
 from nablaflow.metrics.summary import SampleSet
-from nablaflow.models.adapters import trainable_state
+from nablaflow.models.adapters import load_trainable_state, trainable_state
 from nablaflow.progress import Progress
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import calibration_in
 
 
 def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet | None:
-    """Calibrate the policy after the last update, as `is_wanted` says, and keep it.
+    """Calibrate the policy after the last update, as `Config.calibrates` says, and keep it.
 
     What was trained is kept beside it: training goes on from that, and a run that is gone on with
     by ``training.calibrate=false`` ends with it. Where a session ended before it was kept, the next
@@ -28,7 +29,7 @@ def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet 
         The reference bank, where it was looked at for this.
     """
     trainer = parts.trainer
-    if not is_wanted(parts.config):
+    if not parts.config.calibrates:
         _undo(parts, folder, progress)
         return None
     if trainer.update == 0 or calibrated(parts):
@@ -37,20 +38,38 @@ def calibrate_once(parts: Parts, folder: Path, progress: Progress) -> SampleSet 
     assert bank is not None  # `check_evaluation` has seen to that
     # Off the device, which has the sampling to hold.
     trained = trainable_state(parts.model.network, torch.device("cpu"))
-    guard = parts.config.guard
-    held = guard is not None and guard.action != "warn"  # to budgets, as it was trained
-    may = parts.config.method.keeps_shape_beyond
-    found = calibrate(parts.subject, bank, trained, progress.start, up=may and not held)
+    up = parts.config.method.keeps_shape_beyond
+    found = calibrate(parts.subject, bank, trained, progress.start, up=up)
+    found, beyond = _within_budgets(parts, found, trained, progress)
     if found.way is not None:  # a larger bank, given with --resume, may tell
         trainer.keeper.calibrated = {"update": trainer.update, "strength": found.strength.value}
         trainer.keeper.trained = trained if found.strength.value != 1.0 else None
         trainer.save(folder)
     other = found.strength.value != 1.0 and trainer.average is not None
     rest = "; the average of adapter.ema_decay stays as it is" if other else ""
-    if may and held and found.way is not None and found.way.value < 1.0:
-        rest = "; with a guard that ends runs no policy is strengthened"
-    progress.say(f"calibrate: {found}{rest}")
+    progress.say(f"calibrate: {found}{rest}{beyond}")
     return bank
+
+
+def _within_budgets(
+    parts: Parts, found: Calibration, trained: dict[str, Tensor], progress: Progress
+) -> tuple[Calibration, str]:
+    """What a guard makes of a policy that is stronger than it has seen, and a word about that.
+
+    One that does more than to warn has it as it was trained where a budget is exceeded.
+    """
+    guarding, strength = parts.trainer.guarding, found.strength.value
+    if guarding is None or strength <= 1.0:
+        return found, ""
+    look = progress.start("look as the guard does", guarding.guard.n)
+    trip = guarding.trip(parts.trainer.update, look)
+    if trip is None:
+        return found, ""
+    beyond = f"; at {strength:.3g} times the strength the guard's {trip}"
+    if guarding.guard.settings.action == "warn":
+        return found, beyond
+    load_trainable_state(parts.model.network, trained)
+    return replace(found, strength=AS_IT_IS), beyond
 
 
 def _undo(parts: Parts, folder: Path, progress: Progress) -> None:
@@ -62,12 +81,6 @@ def _undo(parts: Parts, folder: Path, progress: Progress) -> None:
     parts.trainer.save(folder)
     if changed:
         progress.say("calibrate: the policy is again as it was trained")
-
-
-def is_wanted(config: Config) -> bool:
-    """``training.calibrate``; without a word, whether a run can say where its method's goal is."""
-    asked = config.training.calibrate
-    return config.evaluation.bank > 0 and config.method.aims_at_tilt if asked is None else asked
 
 
 def calibrated(parts: Parts) -> dict[str, Any] | None:

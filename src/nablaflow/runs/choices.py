@@ -19,6 +19,7 @@ from nablaflow.rewards import NamedReward
 from nablaflow.runs.begun_with import check_revision
 from nablaflow.runs.checks import note_on_speed
 from nablaflow.runs.saved_config import saved_config
+from nablaflow.training.beginning import VALUE_EACH
 
 BATCHES = ("micro_batch", "rollout_batch", "estimate_batch", "decode_batch")
 
@@ -30,9 +31,9 @@ def settle(
     prompts: list[str],
     start: StartProgress,
 ) -> tuple[Config, list[str]]:
-    """With the adapter's targets and the beta that it leaves to the run, and lines about both."""
-    config = with_targets(config, model)
-    choices = [str(model.adapter.coverage), *note_on_speed(model)]
+    """With the adapter's targets, the value and the beta that it leaves to the run, and lines."""
+    config, told = with_value(with_targets(config, model), prompts)
+    choices = [str(model.adapter.coverage), *note_on_speed(model), *told]
     rule = undecided(config)
     if rule is not None:
         found = _found_beta(rule, config, model, reward, prompts, start)
@@ -59,6 +60,29 @@ def with_targets(config: Config, model: PipelineModel) -> Config:
     if not isinstance(model.adapter, LoraAdapter):
         return config
     return _replaced(config, "adapter", targets=model.adapter.targets)
+
+
+def with_value(config: Config, prompts: list[str]) -> tuple[Config, list[str]]:
+    """With what the method's value is, and a line where that costs samples, or too many.
+
+    A fit has to have seen every prompt that is trained on.
+    """
+    left, n = config.method, config.training.value_samples
+    method, told = left.settled(calibrated=config.calibrates), []
+    needed = VALUE_EACH * len(set(prompts))
+    if method.needs_log_flow and not left.needs_log_flow:
+        told = [
+            f"method.value: contrastive, that is fitted to {n:,} samples of the reference "
+            "(training.value_samples) before the first update; forward-looking needs none, and is "
+            "further from the tilt"
+        ]
+        if n < needed:
+            method = left.settled(calibrated=False)
+            told = [
+                f"method.value: forward-looking, since a fitted one takes {VALUE_EACH} samples of "
+                f"each prompt; training.value_samples={needed} has it fitted, nearer to the tilt"
+            ]
+    return config.model_copy(update={"method": method}), told
 
 
 def with_beta(config: Config, beta: float) -> Config:
@@ -95,6 +119,7 @@ def as_chosen(config: Config) -> Config:
         config = _replaced(config, "flow", channels=saved.flow.channels)
     if undecided(config):
         config = with_beta(config, saved.method.beta)
+    config = config.model_copy(update={"method": config.method.settled_as(saved.method)})
     return _with_saved_batches(config, saved)
 
 

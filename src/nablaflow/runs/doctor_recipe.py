@@ -53,6 +53,8 @@ def plan_of_recipe(
     check_recipe(recipe, config, settings, trusted=trusted)
     device = _device(config, elsewhere)
     there = _memory(config, device, memory)
+    method = config.method.settled(calibrated=config.calibrates)  # the most that it may need
+    config = config.model_copy(update={"method": method})
     reward = load(config.reward)
     with torch.random.fork_rng(devices=[]):
         model = _on_shapes(config)

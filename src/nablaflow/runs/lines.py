@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nablaflow.report.words import SAME_REWARD, warnings
-from nablaflow.runs.calibrate import calibrated, is_wanted
+from nablaflow.runs.calibrate import calibrated
 from nablaflow.runs.setup import Parts
 
 
@@ -26,9 +26,9 @@ def nothing_left(parts: Parts) -> list[str]:
 
 def _what_is_done(parts: Parts) -> str:
     """With a policy of which nothing is left to train."""
-    if is_wanted(parts.config) and parts.trainer.update > 0 and calibrated(parts) is None:
+    if parts.config.calibrates and parts.trainer.update > 0 and calibrated(parts) is None:
         return "calibrated, if the reference bank tells the tilt, and measured"
-    if not is_wanted(parts.config) and parts.trainer.keeper.trained is not None:
+    if not parts.config.calibrates and parts.trainer.keeper.trained is not None:
         return "again as it was trained, and measured"
     return "measured as it is"
 

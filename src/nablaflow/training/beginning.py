@@ -23,7 +23,7 @@ from nablaflow.prompts.sets import prompt_batch
 from nablaflow.seeds import stream
 from nablaflow.training.processes import by_main
 
-AT_ONCE = 32  # trajectories at the most
+AT_ONCE = 64  # trajectories at the most
 GAMMA_EACH = 16  # trajectories of a prompt, which its mean is taken off
 VALUE_EACH = 128  # samples of a prompt, which are contrasted with each other
 
@@ -69,7 +69,8 @@ class Beginning:
         fit = self.networks.log_flow
         if fit is None or fit.fitted:
             return 0
-        return len(self._value_prompts()) + fit_work(self.networks.model.process.steps)
+        samples = len(self._value_prompts())
+        return samples + fit_work(self.networks.model.process.steps, samples)
 
     def find(self, start: StartProgress) -> None:
         """Find what is not there yet; every process must call it.
@@ -83,7 +84,7 @@ class Beginning:
                 by_main(self.accelerator, lambda: self._measured(start("measure gamma", work)))
             )
         if fit is not None and (work := self.log_flow_work):
-            done = start("fit the value", work)
+            done = start("fit method.value to the reference", work)
             samples = self._samples(done)
             fit.take(by_main(self.accelerator, lambda: self._fitted(fit, samples, done).state()))
 

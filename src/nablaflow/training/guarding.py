@@ -9,6 +9,7 @@ from typing import final
 
 from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import TrainingStopped
+from nablaflow.evaluation.budgets import Trip
 from nablaflow.evaluation.guard import Guard, Look, as_record
 from nablaflow.storage.checkpoint import best_folder, load_checkpoint
 from nablaflow.training.keeping import Keeper
@@ -79,6 +80,11 @@ class Guarding:
         if guard.trip is not None and guard.settings.action == "roll-back":
             self._roll_back(run)
         return as_record(look)
+
+    def trip(self, update: int, on_look: Callable[[int], None]) -> Trip | None:
+        """The budget that the policy as it is exceeds, if there is one; nothing is remembered."""
+        self.begin(on_look)
+        return self.guard.exceeded(from_main(self._look(update, on_look)))
 
     def _look(self, update: int, on_look: Callable[[int], None]) -> Look:
         try:

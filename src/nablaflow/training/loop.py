@@ -44,6 +44,7 @@ class Trainer:
         update: updates done so far.
         keeper: reads and writes all of it.
         beginning: finds what the method needs of the reference before the first update.
+        guarding: the guard's turns; None without a guard.
         clock: seconds from some moment on, by which training is timed.
         seconds: of training so far, earlier sessions of a resumed run included.
         spent: share of `training.minutes` so far, the same on all processes; 0 without.
@@ -83,7 +84,7 @@ class Trainer:
         self.keeper = Keeper(
             config, model, self.networks, self.batches, self.stepper, guard, accelerator
         )
-        self._guarding = None if guard is None else Guarding(guard, self.keeper, config.training)
+        self.guarding = None if guard is None else Guarding(guard, self.keeper, config.training)
         self.update = 0
         self._applied = 0
         self._kept = 0
@@ -286,12 +287,12 @@ class Trainer:
 
     def begin_guard(self, on_look: Callable[[int], None]) -> None:
         """Measure the reference, see `Guarding.begin`."""
-        if self._guarding is not None:
-            self._guarding.begin(on_look)
+        if self.guarding is not None:
+            self.guarding.begin(on_look)
 
     def _look(self, run: Path, on_look: Callable[[int], None]) -> Record:
         """The guard's figures, if it is its turn."""
-        guarding = self._guarding
+        guarding = self.guarding
         if guarding is None:
             return {}
         if not (self.finished or guarding.is_due(self.update, self.spent)):
