@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,18 @@ def bank() -> SampleSet:
 
 def calibrated(of: Any, *, up: bool = False) -> Calibration:
     return calibrate(of, bank(), trainable_state(of.model.network), unseen, up=up)
+
+
+def strengths_seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is looked at from now on, by the name that it is shown with."""
+    seen, sampled = [], calibration.sample_and_measure
+
+    def counted(*given: Any, **named: Any) -> Any:
+        seen.append(given[-1])
+        return sampled(*given, **named)
+
+    monkeypatch.setattr(calibration, "sample_and_measure", counted)
+    return seen
 
 
 def tilted_mean() -> float:
@@ -92,21 +105,24 @@ def test_a_curve_is_followed_below_what_was_tried(subject: Any) -> None:
 
 @pytest.mark.parametrize(
     ("reward", "tries"),
-    [(lambda s: 0.9 * s, 1), (lambda s: 1.2 * s, 2), (lambda s: 1.5 * s, 2), (lambda s: 3 * s, 4)],
+    [
+        (lambda s: 0.9 * s, [1.0]),
+        (lambda s: 1.2 * s, [1.0, 0.75]),
+        (lambda s: 1.5 * s, [1.0, 0.5]),
+        (lambda s: 3.0 * s, [1.0, 0.25]),
+        (lambda s: 1.5 - 1.5 * math.exp(-5.0 * s), [1.0, 0.5, 0.25]),
+    ],
 )
 def test_no_more_is_sampled_than_is_needed(
-    subject: Any, reward: Callable[[float], float], tries: int, monkeypatch: pytest.MonkeyPatch
+    subject: Any,
+    reward: Callable[[float], float],
+    tries: list[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    of, seen = subject(reward), []
-    sampled = calibration.sample_and_measure
-
-    def counted(*given: Any, **named: Any) -> Any:
-        seen.append(given)
-        return sampled(*given, **named)
-
-    monkeypatch.setattr(calibration, "sample_and_measure", counted)
+    of = subject(reward)
+    seen = strengths_seen(monkeypatch)
     calibrated(of)
-    assert len(seen) == tries
+    assert seen == [f"policy at strength {strength:g}" for strength in tries]
 
 
 @pytest.mark.parametrize(
@@ -140,21 +156,27 @@ def test_what_falls_short_is_followed_upwards_where_that_is_asked_for(subject: A
     assert found.strength.value == pytest.approx(4 - (16 - 10 * tilted_mean()) ** 0.5, rel=1e-4)
 
 
-@pytest.mark.parametrize("tries", [(0.8, 2), (0.55, 4), (1.2, 2), (0.98, 1)])
+@pytest.mark.parametrize(
+    ("reward", "tries"),
+    [
+        (lambda s: 0.8 * s, [1.0, 1.25]),
+        (lambda s: 0.55 * s, [1.0, 2.0]),
+        (lambda s: 0.98 * s, [1.0]),
+        (lambda s: 1.2 * s, [1.0, 0.75]),
+        (lambda s: 1.1 - 1.1 * math.exp(-1.2 * s), [1.0, 1.5, 1.75, 2.0]),
+        (lambda s: -0.5 * s, [1.0, 2.0]),
+    ],
+)
 def test_upwards_no_more_is_sampled_than_is_needed(
-    subject: Any, tries: tuple[float, int], monkeypatch: pytest.MonkeyPatch
+    subject: Any,
+    reward: Callable[[float], float],
+    tries: list[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slope, number = tries
-    of, seen = subject(lambda strength: slope * strength), []
-    sampled = calibration.sample_and_measure
-
-    def counted(*given: Any, **named: Any) -> Any:
-        seen.append(given)
-        return sampled(*given, **named)
-
-    monkeypatch.setattr(calibration, "sample_and_measure", counted)
+    of = subject(reward)
+    seen = strengths_seen(monkeypatch)
     calibrated(of, up=True)
-    assert len(seen) == number
+    assert seen == [f"policy at strength {strength:g}" for strength in tries]
 
 
 @pytest.mark.parametrize(

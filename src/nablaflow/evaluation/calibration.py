@@ -2,9 +2,10 @@
 
 The tilt is the one distribution of its kind with its mean reward, so a policy with more reward than
 that has gone past it. Between the reference and what was trained lie policies that have not, see
-`nablaflow.evaluation.strengths`; they are looked at from the trained one down, a quarter at a time,
-until a parabola through the last two and the reference tells where the tilt is. (Straight lines
-would be past it: the less there is left to gain, the less a strength adds.) Where a method's shifts
+`nablaflow.evaluation.strengths`. After the trained one the next quarter is looked at beyond where a
+straight line has the tilt, and from there one quarter after another, until a parabola through the
+last two and the reference tells where the tilt is. (By straight lines alone it would be missed: the
+less there is left to gain, the less a strength adds.) Where a method's shifts
 have the tilt's shape and not its length, as the means of a few kernels of fixed width have, a
 policy that falls short is looked at upwards alike, to twice its strength at most.
 """
@@ -146,16 +147,21 @@ def _tries(measured: Callable[[float], Try], *, up: bool) -> list[Try]:
     tries = [measured(1.0)]
     way = tries[0].way
     past, short = way.value - 2.0 * way.se >= 1.0, way.value + 2.0 * way.se < 1.0
-    whole, most = round(1 / _STEP), round(_MOST / _STEP)
-    further = (
-        range(whole - 1, 0, -1) if past else range(whole + 1, most + 1) if up and short else ()
-    )
-    for quarter in further:
+    for quarter in _further(way.value) if past or (up and short) else ():
         tries.append(measured(quarter * _STEP))
         crossed = (tries[-1].way.value < 1.0) == past
         if crossed or _tells(tries):
             break
     return tries
+
+
+def _further(way: float) -> range:
+    """The quarters to look at, from beyond the tilt by a straight line to ``way`` at strength 1."""
+    whole, most = round(1 / _STEP), round(_MOST / _STEP)
+    if way > 1.0:
+        return range(min(whole - 1, max(1, math.floor(whole / way))), 0, -1)
+    first = math.ceil(whole / max(way, 1.0 / most))
+    return range(max(whole + 1, min(first, most)), most + 1)
 
 
 def _mean_at(
