@@ -105,6 +105,25 @@ def test_the_target_is_the_mix(make_parts: MakeParts):
     assert torch.allclose(asked, wanted, rtol=1e-3)
 
 
+@pytest.mark.usefixtures("train_only")
+@pytest.mark.parametrize(
+    ("own", "more"),
+    [
+        (FITTED, r", or use method\.value=forward-looking"),
+        (("method.gamma=measured", "method.beta=4.0"), ""),
+    ],
+)
+def test_a_time_that_the_fit_alone_takes_is_refused(
+    make_config: MakeConfig, tmp_path: Path, own: tuple[str, ...], more: str
+):
+    """Before there is a folder: no update would be made."""
+    run = tmp_path / "run"
+    words = "^training.minutes: all of 1e-06 went into what the method finds .* give it more"
+    with pytest.raises(UserError, match=f"{words}{more}$"):
+        align.run(make_config(f"output_dir={run}", *own, "training.minutes=1e-6"))
+    assert not run.exists()
+
+
 TO_A_TILT = (*FITTED, "method.value=auto", "training.value_samples=384", "evaluation.bank=32")
 
 

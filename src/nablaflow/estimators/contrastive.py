@@ -28,7 +28,7 @@ from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.estimators.contrasts import Contrast, ReferenceSamples
 from nablaflow.estimators.measured_gamma import measured_levels
 from nablaflow.memory import in_parts
-from nablaflow.models import Condition, DiffusionModel, LogFlow
+from nablaflow.models import DiffusionModel, LogFlow
 from nablaflow.progress import Done
 from nablaflow.rewards import NamedReward
 from nablaflow.typing import Latents, Steps
@@ -159,20 +159,16 @@ def _train(
     on_progress: Done,
 ) -> None:
     optimizer = torch.optim.AdamW(network.requires_grad_(True).parameters(), weight_decay=DECAY)
-    count = iterations(len(samples.x0))
+    count, timestep = iterations(len(samples.x0)), model.process.timestep.to(model.device)
     for iteration in range(count):
         warm = min(1.0, (iteration + 1) / 50)
         rate = RATE * warm * 0.5 * (1.0 + math.cos(math.pi * iteration / count))
         optimizer.param_groups[0]["lr"] = rate
-        parts = [_drawn(model.process, beta, samples, rows, generator) for _ in range(GROUPS)]
-        values = network(
-            torch.cat([part.x for part in parts]),
-            model.process.timestep.to(model.device)[torch.cat([part.k for part in parts])],
-            Condition.concatenate([part.condition for part in parts]),
-        ).split([len(part.x) for part in parts])
-        losses = [part.loss(value) for part, value in zip(parts, values, strict=True)]
         optimizer.zero_grad(set_to_none=True)
-        torch.stack(losses).mean().backward()
+        for _ in range(GROUPS):  # one at a time: states of large images are large
+            part = _drawn(model.process, beta, samples, rows, generator)
+            value = network(part.x, timestep[part.k], part.condition)
+            (part.loss(value) / GROUPS).backward()
         optimizer.step()
         on_progress(1)
     network.requires_grad_(False)

@@ -184,7 +184,11 @@ def _begin(parts: Parts, progress: Progress) -> None:
 
 
 def _find(parts: Parts, progress: Progress) -> None:
-    """What the method needs of the reference, and lines about what was found."""
+    """What the method needs of the reference, and lines about what was found.
+
+    Raises:
+        UserError: it took all the time that there is.
+    """
     beginning, networks = parts.trainer.beginning, parts.trainer.networks
     of_gamma, of_value = beginning.gamma_work, beginning.log_flow_work
     parts.trainer.begin(partial(progress.start, inner=True))
@@ -195,6 +199,13 @@ def _find(parts: Parts, progress: Progress) -> None:
         ahead, mixed = (_by_step(row) for row in networks.log_flow.explained)
         progress.say(f"nats of the tilt that the predicted reward tells, k = 1 ... K: {ahead}")
         progress.say(f"the same with the log flow, on samples held out from its fit: {mixed}")
+    if (of_gamma or of_value) and parts.trainer.finished:
+        minutes = parts.config.training.minutes
+        rest = ", or use method.value=forward-looking" if of_value else ""
+        raise UserError(
+            f"training.minutes: all of {minutes:g} went into what the method finds of the "
+            f"reference first; give it more{rest}"
+        )
 
 
 def _by_step(table: Tensor) -> str:
