@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from nablaflow.cli import app
+from nablaflow.estimators import contrastive
 from tests.support.cli_runs import train
 
 pytestmark = pytest.mark.usefixtures("lean_runs")
@@ -127,8 +128,23 @@ def test_held_out_prompts_are_what_is_measured(run: Path, recipe: Path, cli: Cli
 PLAIN = ("method.step=exact", "method.reverse_weight=0", "method.gamma=one", "flow=null")
 
 
-def test_the_default_methods_fit_is_measured_and_said(recipe: Path, cli: Cli):
-    trained = cli("train", recipe, *PLAIN, "optimizer.learning_rate=1e-9", "--json")
+@pytest.mark.parametrize(
+    "found",
+    [
+        ("method.value=forward-looking",),
+        ("method.gamma=measured",),
+        ("method.value=contrastive", "training.value_samples=64", "method.beta=4.0"),
+    ],
+    ids=["nothing", "gamma", "value"],
+)
+def test_the_default_methods_fit_is_measured_and_said(
+    recipe: Path, cli: Cli, found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever is found of the reference before the first update is read from the checkpoint."""
+    monkeypatch.setattr(contrastive, "MOST", 8)
+    monkeypatch.setattr(contrastive, "CONTRASTED", 16)
+    own = (*PLAIN, *found, "optimizer.learning_rate=1e-9")
+    trained = cli("train", recipe, *own, "--json")
     assert trained.exit_code == 0, trained.stderr
     options = ("--n", 8, "--metrics", "reward")
     fit = json.loads(cli("eval", "run", *options, "--json").stdout)["fit"]
@@ -143,7 +159,7 @@ def test_no_fit_where_the_target_is_the_trainings_own_or_another_rewards(
     run: Path, recipe: Path, cli: Cli
 ):
     options = ("--n", 8, "--metrics", "reward", "--json")
-    assert json.loads(cli("eval", run, *options).stdout)["fit"] is None  # its gamma is measured
+    assert json.loads(cli("eval", run, *options).stdout)["fit"] is None  # its flow network learns
     assert cli("train", recipe, *PLAIN, "--json").exit_code == 0
     other = cli("eval", "run", "reward=brightness", *options)
     assert json.loads(other.stdout)["fit"] is None

@@ -101,11 +101,11 @@ def test_a_calibration_is_said_where_it_changed_something(summary):
     assert notes(summary | {"calibrated": {"update": 60, "strength": 1.0}}) == notes(summary)
 
 
-def test_what_calibration_took_back_is_no_fault_of_the_fit(summary):
+def test_what_calibration_changed_is_no_fault_of_the_fit(summary):
     fit = {"asked": 5.0, "asked_se": 0.1, "unfollowed": 0.5, "unfollowed_se": 0.1}
     own = summary | {"fit": fit | {"trajectories": 32}}
-    said = "are not followed, what calibration took back among them (32 trajectories)."
-    for strength, told in ((0.8, True), (1.0, False)):
+    said = "are not followed, what calibration changed among them (32 trajectories)."
+    for strength, told in ((0.8, True), (1.6, True), (1.0, False)):
         found = own | {"calibrated": {"update": 60, "strength": strength}}
         assert (said in " ".join(notes(found))) is told
 

@@ -188,7 +188,7 @@ def test_which_methods_train_at_any_state():
     assert ResidualNablaDB(beta=1.0).states_its_target
     measured = ResidualNablaDB(beta=1.0, gamma="measured")
     assert measured.trains_at_any_state
-    assert not measured.states_its_target
+    assert measured.states_its_target
     assert not ResidualNablaDB.published(1.0, 0.0).trains_at_any_state
     assert not ResidualNablaDB(beta=1.0, output_regularization=1.0).trains_at_any_state
 

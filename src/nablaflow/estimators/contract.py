@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,9 @@ from nablaflow.estimators.path import Path, ValueGradients
 from nablaflow.models import DiffusionModel, FlowScore, OldPolicy
 from nablaflow.rewards import NamedReward
 from nablaflow.settings import Settings
+
+FOUND = ("gamma", "log_flow")
+"""Groups of a checkpoint's tensors: what `Networks.found` has."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,22 @@ class Networks:
                 "Networks(log_flow=…) what nablaflow.estimators.fit_log_flow returns"
             )
         return self.log_flow
+
+    def found(self) -> dict[str, dict[str, Tensor]]:
+        """What was found of the reference before the first update: tensors for a checkpoint."""
+        tensors = {}
+        if self.measured_gamma is not None:
+            tensors["gamma"] = {"gamma": self.measured_gamma.clone()}
+        if self.log_flow is not None:
+            tensors["log_flow"] = self.log_flow.state()
+        return tensors
+
+    def take(self, tensors: Mapping[str, dict[str, Tensor]]) -> None:
+        """Have, in place, what `found` gave."""
+        if self.measured_gamma is not None:
+            self.measured_gamma.copy_(tensors["gamma"]["gamma"])
+        if self.log_flow is not None:
+            self.log_flow.take(tensors["log_flow"])
 
 
 class Estimator(Settings, abc.ABC):

@@ -28,7 +28,7 @@ from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.estimators.contrasts import Contrast, ReferenceSamples
 from nablaflow.estimators.measured_gamma import measured_levels
 from nablaflow.memory import in_parts
-from nablaflow.models import DiffusionModel, LogFlow
+from nablaflow.models import Condition, DiffusionModel, LogFlow
 from nablaflow.progress import Done
 from nablaflow.rewards import NamedReward
 from nablaflow.typing import Latents, Steps

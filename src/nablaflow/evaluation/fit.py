@@ -25,7 +25,6 @@ from nablaflow.methods import Method
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.metrics.reward import weighted_mean
 from nablaflow.models import DiffusionModel
-from nablaflow.rewards import NamedReward
 from nablaflow.seeds import stream
 
 TRAJECTORIES, STRATA = 32, 10
@@ -52,8 +51,7 @@ class PolicyFit:
 
 @torch.no_grad()
 def policy_fit(
-    model: DiffusionModel,
-    reward: NamedReward,
+    networks: Networks,
     method: Method,
     prompts: list[str],
     *,
@@ -67,6 +65,7 @@ def policy_fit(
     parts of the steps, which stands for its part.
 
     Args:
+        networks: with what the method has found of the reference before its first update.
         prompts: in turns.
         batch: transitions, and trajectories, at once.
 
@@ -75,15 +74,15 @@ def policy_fit(
     """
     if not method.states_its_target:
         return None
-    path = _trajectories(model, prompts, seed, trajectories)
-    networks, whole = Networks(model, reward), path.batch()
+    path = _trajectories(networks.model, prompts, seed, trajectories)
+    whole = path.batch()
 
     def work(rows: slice) -> tuple[Tensor, Tensor]:
         metrics = method.losses(whole[rows], networks).metrics
         return metrics["asked_nats"].cpu(), metrics["unfollowed_nats"].cpu()
 
     parts = in_parts(work, len(whole), batch, "evaluation.batch")
-    counts = _steps_stood_for(model.process.steps)[path.transitions.k.cpu() - 1]
+    counts = _steps_stood_for(networks.model.process.steps)[path.transitions.k.cpu() - 1]
     rows = path.transitions.trajectory.cpu()
     asked, unfollowed = (
         _mean(torch.zeros(trajectories).double().index_add_(0, rows, counts * nats))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nablaflow.errors import UserError
+from nablaflow.estimators.contract import FOUND
 from nablaflow.models.adapters import load_trainable_state
 from nablaflow.storage.checkpoint import calibration_in, load_checkpoint
 
@@ -38,6 +39,7 @@ class LastPolicy:
         reward: what a reward that remembers has in it.
         guard: what the guard has in it; None without one.
         calibrated: what ``training.calibrate`` made of it; None: nothing.
+        found: of the reference before the first update, see `Networks.found`.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class LastPolicy:
     reward: dict[str, Any]
     guard: dict[str, Any] | None
     calibrated: dict[str, Any] | None = None
+    found: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> LastPolicy:
@@ -56,9 +59,10 @@ class LastPolicy:
         """
         found = load_checkpoint(folder)
         state, policy = found.state, found.tensors["policy"]
+        of_reference = {name: found.tensors[name] for name in FOUND if name in found.tensors}
         calibrated = calibration_in(state, found.update)
         memory, guard = state.get("reward", {}), state.get("guard")
-        return cls(folder, found.update, policy, memory, guard, calibrated)
+        return cls(folder, found.update, policy, memory, guard, calibrated, of_reference)
 
     def put(self, network: torch.nn.Module, model: str) -> None:
         """Put it into a network, as `put_policy`."""

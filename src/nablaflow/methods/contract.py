@@ -133,7 +133,7 @@ class Method(Settings, abc.ABC):
 
     @property
     def states_its_target(self) -> bool:
-        """Whether what is asked of a kernel is known to whoever has the reference and the reward.
+        """Whether what is asked of a kernel is known to whoever has its `Networks`.
 
         Then the losses log ``asked_nats`` and ``unfollowed_nats``, see `nablaflow.evaluation.fit`.
         """

@@ -158,9 +158,7 @@ class ResidualNablaDB(StepwiseMethod):
 
     @property
     def states_its_target(self) -> bool:
-        """What was measured or fitted before the first update is the training's own."""
-        own = self.gamma == "measured" or self.needs_log_flow
-        return self.trains_at_any_state and not own
+        return self.trains_at_any_state
 
     @property
     def trains_at_any_state(self) -> bool:

@@ -163,10 +163,10 @@ def _fit(summary: Mapping[str, Any]) -> str | None:
         return None
     asked = plus_minus(fit["asked"], fit["asked_se"])
     left = plus_minus(fit["unfollowed"], fit["unfollowed_se"])
-    taken_back = ", what calibration took back among them" if _strength(summary) < 1.0 else ""
+    changed = ", what calibration changed among them" if _strength(summary) != 1.0 else ""
     return (
         f"The method asks for {asked} nats along the policy's own trajectories, of which {left} "
-        f"are not followed{taken_back} ({fit['trajectories']} trajectories)."
+        f"are not followed{changed} ({fit['trajectories']} trajectories)."
     )
 
 

@@ -33,7 +33,7 @@ from nablaflow.runs.accelerator import fresh_accelerator
 from nablaflow.runs.agreement import check_same
 from nablaflow.runs.pretrained import check_may_be_given
 from nablaflow.runs.saved_config import check_is_run, load_run_config
-from nablaflow.runs.setup import prepare
+from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.files import folder_fault
 from nablaflow.storage.run_folder import CURVES
@@ -120,7 +120,7 @@ def evaluate_run(
                 rows = measure_strengths(subject, evaluation, last, strengths, started)
                 scaled = {"strengths": rows.as_dict()}
             own_reward = is_own or "reward" in own or reward_is(config, reward)
-            fit = fit_of_run(subject, last) if own_reward else None
+            fit = fit_of_run(parts, subject, last) if own_reward else None
         parts.tell(bank.note(evaluation.bank, "without --n all are"))
         parts.accelerator.end_training()
     if not main:
@@ -174,14 +174,14 @@ def reward_is(config: Config, reward: NamedReward | None) -> bool:
     return reward is not None and config.reward == f"{CALLABLE}{reward.name}"
 
 
-def fit_of_run(subject: Subject, last: LastPolicy) -> dict[str, Any] | None:
+def fit_of_run(parts: Parts, subject: Subject, last: LastPolicy) -> dict[str, Any] | None:
     """How much of its own target the last policy follows; None where the method states none."""
-    config = subject.config
+    config, networks = subject.config, parts.trainer.networks
     assert isinstance(config.method, Method)
     last.put(subject.model.network, config.model)
+    networks.take(last.found)
     fit = policy_fit(
-        subject.model,
-        subject.reward,
+        networks,
         config.method,
         subject.prompts,
         seed=config.evaluation.seed,

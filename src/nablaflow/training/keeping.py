@@ -60,11 +60,7 @@ class Keeper:
             seconds: of training so far.
         """
         networks = self.networks
-        tensors = {"policy": trainable_state(self.model.network)}
-        if networks.measured_gamma is not None:
-            tensors["gamma"] = {"gamma": networks.measured_gamma.clone()}
-        if networks.log_flow is not None:
-            tensors["log_flow"] = networks.log_flow.state()
+        tensors = {"policy": trainable_state(self.model.network), **networks.found()}
         if networks.flow is not None and networks.flow_target is not None:
             for name, network in (("flow", networks.flow), ("flow_target", networks.flow_target)):
                 tensors[name] = {k: value.clone() for k, value in network.state_dict().items()}
@@ -98,10 +94,7 @@ class Keeper:
         if networks.flow is not None and networks.flow_target is not None:
             networks.flow.load_state_dict(tensors["flow"])
             networks.flow_target.load_state_dict(tensors["flow_target"])
-        if networks.measured_gamma is not None:
-            networks.measured_gamma.copy_(tensors["gamma"]["gamma"])
-        if networks.log_flow is not None:
-            networks.log_flow.take(tensors["log_flow"])
+        networks.take(tensors)
         if networks.old_policy is not None:
             for name, value in tensors["old_policy"].items():
                 networks.old_policy.values[name].copy_(value)
