@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -206,22 +205,35 @@ def test_in_a_loop_of_ones_own_it_has_to_be_given(make_parts: MakeParts):
         bare.objective(bare.batch(rollout))
 
 
-def test_processes_share_the_samples_and_all_have_them(
-    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+def test_a_later_run_takes_the_samples_of_an_earlier_one(
+    make_parts: MakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    begun = make_parts(*FITTED).trainer.beginning
-    whole = begun._samples(lambda done: None)
-    shares: list[Any] = []
+    """Whatever its reward or beta, where model, prompts, sampler and seed are the same."""
+    monkeypatch.setenv("NABLAFLOW_CACHE", str(tmp_path / "cache"))
+    made = make_parts(*TO_A_TILT).trainer.beginning._samples(lambda done: None)
+    asked = []
 
-    def one_after_the_other(own: list[Any]) -> list[Any]:
-        shares.extend(own)
-        return shares if len(shares) == 2 else own * 2
+    def none(*given: Any, **named: Any) -> torch.Tensor:
+        asked.append(named["seed"])
+        raise AssertionError("sampled a second time")
 
-    monkeypatch.setattr(beginning, "gather_object", one_after_the_other)
-    for process in range(2):
-        begun.accelerator = SimpleNamespace(process_index=process, num_processes=2)
-        found = begun._samples(lambda done: None)
-    assert len(shares[0][0]) == len(shares[1][0]) == len(whole.x0) // 2
-    assert torch.allclose(found.x0, whole.x0, atol=1e-5)
-    assert torch.allclose(found.rewards, whole.rewards, atol=1e-5)
-    assert found.prompts == whole.prompts
+    monkeypatch.setattr("nablaflow.evaluation.reference_states.sample_states", none)
+    later = make_parts(*TO_A_TILT, "reward=brightness", "method.beta=1.0").trainer.beginning
+    found = later._samples(lambda done: None)
+    assert torch.equal(found.x0, made.x0)
+    assert found.prompts == made.prompts
+    images = later.networks.model.decode(found.x0).mean((1, 2, 3)).double()
+    torch.testing.assert_close(found.rewards, images.detach(), atol=0.05, rtol=0.0)
+    assert not torch.allclose(found.rewards, made.rewards, atol=0.01)
+    with pytest.raises(AssertionError, match="a second time"):
+        make_parts(*TO_A_TILT, "seed=5").trainer.beginning._samples(lambda done: None)
+    assert asked == [5]
+
+
+def test_the_samples_are_as_many_of_each_prompt(make_parts: MakeParts):
+    begun = make_parts(*TO_A_TILT).trainer.beginning
+    done: list[int] = []
+    found = begun._samples(done.append)
+    assert [len(rows) for rows in found.rows] == [128, 128, 128]
+    assert sum(done) == 2 * 384  # sampled, and scored
+    assert begun.log_flow_work == 2 * 384 + contrastive.work(4, 384)

@@ -135,7 +135,8 @@ def prepare(
     config, flow, sizes = flow_beside(config, model)
     processes, sharded = accelerator.num_processes, Launch.read(os.environ, config.training).sharded
     config, fitted = with_batches(config, model, reward, flow, processes, sharded=sharded)
-    trainer = Trainer(config, prompts, model, reward, flow, accelerator, guard, sharded=sharded)
+    given = (config, prompts, model, reward, flow, accelerator, guard)
+    trainer = Trainer(*given, fingerprint=mark, sharded=sharded)
     source, ahead = source_of(config, pipeline), ahead_told(config, model, reward)
     told = (*_reference_told(source, model), *choices, *sizes, *fitted, *ahead)
     return Parts(

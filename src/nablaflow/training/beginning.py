@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from nablaflow.config.recipe import Config
@@ -12,19 +11,22 @@ from nablaflow.estimators import (
     LogFlowFit,
     Networks,
     ReferenceSamples,
-    draw_reference,
     fit_log_flow,
     measure_gamma,
 )
 from nablaflow.estimators.contrastive import work as fit_work
+from nablaflow.evaluation.reference_states import ReferenceStates
+from nablaflow.evaluation.shares import in_shares
 from nablaflow.models import DiffusionModel, make_log_flow
 from nablaflow.progress import Done, StartProgress
 from nablaflow.prompts.sets import prompt_batch
 from nablaflow.seeds import stream
 from nablaflow.training.processes import by_main
+from nablaflow.typing import Batch, Latents
 
 AT_ONCE = 64  # trajectories at the most
 GAMMA_EACH = 16  # trajectories of a prompt, which its mean is taken off
+VALUE = "value"  # names the noise of the samples that it is fitted to
 VALUE_EACH = 128  # samples of a prompt, which are contrasted with each other
 
 
@@ -48,13 +50,19 @@ class Beginning:
 
     Args:
         networks: whose `measured_gamma` and `log_flow` are filled in, in place.
+        samples: of the reference, those of an earlier run where they are kept.
     """
 
     def __init__(
-        self, config: Config, prompts: list[str], networks: Networks, accelerator: Accelerator
+        self,
+        config: Config,
+        prompts: list[str],
+        networks: Networks,
+        samples: ReferenceStates,
+        accelerator: Accelerator,
     ) -> None:
         self.config, self.prompts, self.networks = config, prompts, networks
-        self.accelerator = accelerator
+        self.samples, self.accelerator = samples, accelerator
 
     @property
     def gamma_work(self) -> int:
@@ -65,12 +73,12 @@ class Beginning:
 
     @property
     def log_flow_work(self) -> int:
-        """Samples and iterations that the log flow takes; 0 where there is nothing to do."""
+        """Samples, scores and iterations that the log flow takes; 0 where nothing is to be done."""
         fit = self.networks.log_flow
         if fit is None or fit.fitted:
             return 0
         samples = len(self._value_prompts())
-        return samples + fit_work(self.networks.model.process.steps, samples)
+        return 2 * samples + fit_work(self.networks.model.process.steps, samples)
 
     def find(self, start: StartProgress) -> None:
         """Find what is not there yet; every process must call it.
@@ -101,19 +109,22 @@ class Beginning:
 
     def _samples(self, on_progress: Done) -> ReferenceSamples:
         """Each process makes its share of them, and has all."""
-        model, prompts = self.networks.model, self._value_prompts()
-        seeds = self._seeds("value", len(prompts))
-        first, each = self.accelerator.process_index, self.accelerator.num_processes
-        own = slice(first, None, each)
-        x0, rewards = draw_reference(
-            model, self.networks.reward, prompts[own], seeds[own], self._at_once, on_progress
-        )
-        shares = gather_object([(x0.cpu(), rewards)])
-        states = torch.empty(len(prompts), *x0.shape[1:])
-        scores = torch.empty(len(prompts), dtype=rewards.dtype)
-        for place, (part, part_scores) in enumerate(shares):
-            states[place::each], scores[place::each] = part, part_scores
-        return ReferenceSamples.of(model, states.to(model.device), scores, prompts)
+        model, prompts, seed = self.networks.model, self._value_prompts(), self.config.seed
+        given = {"seed": seed, "purpose": VALUE, "batch": self._at_once}
+        states = self.samples.sample(prompts, len(prompts), **given, on_progress=on_progress)
+        states = states.to(model.device)
+        rewards = self._scored(states, prompts, on_progress)
+        return ReferenceSamples.of(model, states, rewards, prompts)
+
+    @torch.no_grad()
+    def _scored(self, states: Latents, prompts: list[str], on_progress: Done) -> Batch:
+        model, reward = self.networks.model, self.networks.reward
+
+        def work(rows: slice) -> Tensor:
+            return reward(model.decode(states[rows]), prompts[rows]).cpu().double()
+
+        setting = "training.rollout_batch"
+        return torch.cat(in_shares(work, len(states), self._at_once, setting, on_progress))
 
     def _fitted(self, fit: LogFlowFit, samples: ReferenceSamples, on_progress: Done) -> LogFlowFit:
         model, reward, beta = self.networks.model, self.networks.reward, self.config.method.beta

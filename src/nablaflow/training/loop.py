@@ -16,6 +16,7 @@ from torch import Tensor
 from nablaflow.config.recipe import Config
 from nablaflow.errors import TrainingStopped
 from nablaflow.evaluation.guard import Guard
+from nablaflow.evaluation.reference_states import ReferenceStates
 from nablaflow.methods import Networks, TrainingBatch
 from nablaflow.methods.groups import tells_apart
 from nablaflow.models import FlowScore
@@ -38,6 +39,7 @@ class Trainer:
     """Aligns a model; all state between two updates is in `checkpoint` and `restore`.
 
     Args:
+        fingerprint: of the pretrained weights; empty where nothing is to be kept for later runs.
         sharded: whether the processes divide the policy's weights among them (FSDP2).
 
     Attributes:
@@ -61,6 +63,7 @@ class Trainer:
         accelerator: Accelerator,
         guard: Guard | None = None,
         *,
+        fingerprint: str = "",
         sharded: bool = False,
     ) -> None:
         self.config, self.model, self.reward, self.flow = config, model, reward, flow
@@ -78,7 +81,8 @@ class Trainer:
         )
         self.core = Update(self.method, networks)
         self.networks = self.core.networks
-        self.beginning = Beginning(config, prompts, self.networks, accelerator)
+        samples = ReferenceStates(model, config.sampler, fingerprint)
+        self.beginning = Beginning(config, prompts, self.networks, samples, accelerator)
         self.batches = Batches(config, prompts, self.core, accelerator)
         self.stepper = Stepper(config, self.core.objective, accelerator, sharded=sharded)
         self.keeper = Keeper(
