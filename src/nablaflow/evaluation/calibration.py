@@ -5,9 +5,9 @@ that has gone past it. Between the reference and what was trained lie policies t
 `nablaflow.evaluation.strengths`. After the trained one the next quarter is looked at beyond where a
 straight line has the tilt, and from there one quarter after another, until a parabola through the
 last two and the reference tells where the tilt is. (By straight lines alone it would be missed: the
-less there is left to gain, the less a strength adds.) Where a method's shifts
-have the tilt's shape and not its length, as the means of a few kernels of fixed width have, a
-policy that falls short is looked at upwards alike, to twice its strength at most.
+less there is left to gain, the less a strength adds.) Where a method's shifts have the tilt's shape
+and not its length, as the means of a few kernels of fixed width have, a policy that falls short is
+looked at upwards alike, to four times its strength at most.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nablaflow.progress import StartProgress
 _STEP = 0.25
 _BEYOND = _STEP / 2
 """How far beyond what was measured the parabola is trusted."""
-_MOST = 2.0
+_MOST = 4.0
 """Strength beyond which nothing is looked at."""
 _NOISE = "calibration"
 """Names the noise, which is not that of the figures."""
@@ -42,7 +42,7 @@ class Calibration:
     Attributes:
         way: share of the way to the tilt's mean reward at strength 1; None: the bank does not tell.
         strength: with its error; exactly 1 where the policy is at the tilt by two standard errors,
-            or short of it and not to be strengthened, or not enough by `_MOST`.
+            or short of it and not to be strengthened, or in vain.
         short: whether it is the last of these.
     """
 
@@ -57,7 +57,7 @@ class Calibration:
         if self.strength.value == 1.0:
             passed = "not past it" if self.way.value < 1.0 else "past it by what chance may do"
             if self.short:
-                passed = f"and short of it at {_MOST:g} times the strength too"
+                passed = "and short of it at every strength that was tried"
             return f"{way}, {passed}; the policy stays as it is"
         found = f"{self.strength.value:.3g} ± {self.strength.se:.2g}"
         return f"{way}; from here on the policy is what was trained at strength {found}"
@@ -146,11 +146,12 @@ def _tries(measured: Callable[[float], Try], *, up: bool) -> list[Try]:
     """
     tries = [measured(1.0)]
     way = tries[0].way
-    past, short = way.value - 2.0 * way.se >= 1.0, way.value + 2.0 * way.se < 1.0
+    past, short = way.value - 2.0 * way.se >= 1.0, 0.0 < way.value < 1.0 - 2.0 * way.se
     for quarter in _further(way.value) if past or (up and short) else ():
         tries.append(measured(quarter * _STEP))
-        crossed = (tries[-1].way.value < 1.0) == past
-        if crossed or _tells(tries):
+        before, last = (found.way.value for found in tries[-2:])
+        crossed, falls = (last < 1.0) == past, short and last < before
+        if crossed or falls or _tells(tries):
             break
     return tries
 
