@@ -16,7 +16,7 @@ from nablaflow.estimators import contrastive
 from nablaflow.methods.nabla_db import NablaDB
 from nablaflow.methods.residual_nabla_db import ResidualNablaDB
 from nablaflow.runs import align
-from nablaflow.runs.choices import as_chosen
+from nablaflow.runs.choices import as_chosen, with_value
 from nablaflow.runs.setup import Parts
 from nablaflow.storage.checkpoint import load_checkpoint
 from nablaflow.storage.manifest import list_checkpoints
@@ -228,6 +228,15 @@ def test_a_later_run_takes_the_samples_of_an_earlier_one(
     with pytest.raises(AssertionError, match="a second time"):
         make_parts(*TO_A_TILT, "seed=5").trainer.beginning._samples(lambda done: None)
     assert asked == [5]
+
+
+def test_a_run_that_is_older_than_the_choice_is_measured_with_what_it_had(make_config: MakeConfig):
+    config = make_config(*TO_A_TILT)
+    prompts = ["a circle", "a square", "a star"]
+    for begun, value in ((False, "contrastive"), (True, "forward-looking")):
+        found, told = with_value(config, prompts, begun=begun)
+        assert found.method.model_dump()["value"] == value
+        assert bool(told) is not begun
 
 
 def test_the_samples_are_as_many_of_each_prompt(make_parts: MakeParts):

@@ -130,7 +130,7 @@ def prepare(
     seen = start if accelerator.is_main_process else unseen
     guard = make_guard(config, prompts, model, reward, mark)  # before the work, since it may refuse
     _settle_kernels(config, model, mark, prompts, checkpoint, seen)
-    config, choices = settle(config, model, reward, prompts, seen)
+    config, choices = settle(config, model, reward, prompts, seen, begun=checkpoint is not None)
     suit(model, config)
     config, flow, sizes = flow_beside(config, model)
     processes, sharded = accelerator.num_processes, Launch.read(os.environ, config.training).sharded
