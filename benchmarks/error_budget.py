@@ -114,13 +114,12 @@ def merged(base: Figures, over: Figures) -> Figures:
 def prepared(name: str, seed: int, updates: int, over: Figures | None = None) -> Parts:
     """A case ready to train, with ``over`` in place of what the case and the demo say.
 
-    A rollout for each update, and the forward-looking value, unless ``over`` says otherwise: what
-    is compared here is the target.
+    A rollout for each update, unless ``over`` says otherwise: what is compared here is the target.
     """
     changes, function = CASES[name]
     settings = merged(demo_settings(), {"guard": None, "seed": seed, "output_dir": "runs/budget"})
     settings = merged(settings, {"evaluation": {"n": 1024}})
-    own = {"updates": updates, "trackers": [], "updates_per_rollout": 1, "calibrate": False}
+    own = {"updates": updates, "trackers": [], "updates_per_rollout": 1}
     settings = merged(settings, {"training": own})
     settings = merged(merged(settings, changes), over or {})
     reward = None if function is None else NamedReward(name, function)

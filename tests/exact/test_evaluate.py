@@ -151,7 +151,7 @@ def test_a_row_is_plain_data_without_the_samples() -> None:
 def test_every_contender_can_be_named_and_takes_any_beta(
     name: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrastive, "ITERATIONS", 8)  # of a fit that is far from its end
+    monkeypatch.setattr(contrastive, "MOST", 8)  # of a fit that is far from its end
     sampler = "euler" if name == "vgg-flow" else "ddim"  # the one that has no noise
     problem = Problem(LINE.prior, LINE.reward, beta=0.7, steps=3, sampler=sampler)
     settings = LabSettings(width=8, layers=1)

@@ -16,8 +16,8 @@ from nablaflow.estimators import contrastive
 from nablaflow.methods.nabla_db import NablaDB
 from nablaflow.methods.residual_nabla_db import ResidualNablaDB
 from nablaflow.runs import align
-from nablaflow.runs.choices import as_chosen, with_value
-from nablaflow.runs.setup import Parts
+from nablaflow.runs.choices import as_chosen
+from nablaflow.runs.setup import Parts, prepare
 from nablaflow.storage.checkpoint import load_checkpoint
 from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.training import beginning
@@ -123,6 +123,11 @@ def test_a_time_that_the_fit_alone_takes_is_refused(
     assert not run.exists()
 
 
+def prepared(config: Config) -> Parts:
+    """As a run has it that is begun now."""
+    return prepare(config, config.output_dir, ends=True)
+
+
 TO_A_TILT = (*FITTED, "method.value=auto", "training.value_samples=384", "evaluation.bank=32")
 
 
@@ -140,9 +145,9 @@ TO_A_TILT = (*FITTED, "method.value=auto", "training.value_samples=384", "evalua
     ],
 )
 def test_a_run_that_ends_at_the_tilt_has_a_fitted_value(
-    make_parts: MakeParts, given: tuple[str, ...], value: str
+    make_config: MakeConfig, given: tuple[str, ...], value: str
 ):
-    parts = make_parts(*TO_A_TILT, *given)
+    parts = prepared(make_config(*TO_A_TILT, *given))
     assert parts.config.method.model_dump()["value"] == value
     told = [line for line in parts.choices if line.startswith("method.value: ")]
     if value == "contrastive" and "method.value=contrastive" not in given:
@@ -206,11 +211,11 @@ def test_in_a_loop_of_ones_own_it_has_to_be_given(make_parts: MakeParts):
 
 
 def test_a_later_run_takes_the_samples_of_an_earlier_one(
-    make_parts: MakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Whatever its reward or beta, where model, prompts, sampler and seed are the same."""
     monkeypatch.setenv("NABLAFLOW_CACHE", str(tmp_path / "cache"))
-    made = make_parts(*TO_A_TILT).trainer.beginning._samples(lambda done: None)
+    made = prepared(make_config(*TO_A_TILT)).trainer.beginning._samples(lambda done: None)
     asked = []
 
     def none(*given: Any, **named: Any) -> torch.Tensor:
@@ -218,7 +223,9 @@ def test_a_later_run_takes_the_samples_of_an_earlier_one(
         raise AssertionError("sampled a second time")
 
     monkeypatch.setattr("nablaflow.evaluation.reference_states.sample_states", none)
-    later = make_parts(*TO_A_TILT, "reward=brightness", "method.beta=1.0").trainer.beginning
+    later = prepared(
+        make_config(*TO_A_TILT, "reward=brightness", "method.beta=1.0")
+    ).trainer.beginning
     found = later._samples(lambda done: None)
     assert torch.equal(found.x0, made.x0)
     assert found.prompts == made.prompts
@@ -226,21 +233,19 @@ def test_a_later_run_takes_the_samples_of_an_earlier_one(
     torch.testing.assert_close(found.rewards, images.detach(), atol=0.05, rtol=0.0)
     assert not torch.allclose(found.rewards, made.rewards, atol=0.01)
     with pytest.raises(AssertionError, match="a second time"):
-        make_parts(*TO_A_TILT, "seed=5").trainer.beginning._samples(lambda done: None)
+        prepared(make_config(*TO_A_TILT, "seed=5")).trainer.beginning._samples(lambda done: None)
     assert asked == [5]
 
 
-def test_a_run_that_is_older_than_the_choice_is_measured_with_what_it_had(make_config: MakeConfig):
-    config = make_config(*TO_A_TILT)
-    prompts = ["a circle", "a square", "a star"]
-    for begun, value in ((False, "contrastive"), (True, "forward-looking")):
-        found, told = with_value(config, prompts, begun=begun)
-        assert found.method.model_dump()["value"] == value
-        assert bool(told) is not begun
+def test_what_does_not_come_to_its_end_has_the_value_that_needs_none(make_parts: MakeParts):
+    """Such as a measurement of a run that is older than the choice."""
+    parts = make_parts(*TO_A_TILT)
+    assert parts.config.method.model_dump()["value"] == "forward-looking"
+    assert parts.trainer.networks.log_flow is None
 
 
-def test_the_samples_are_as_many_of_each_prompt(make_parts: MakeParts):
-    begun = make_parts(*TO_A_TILT).trainer.beginning
+def test_the_samples_are_as_many_of_each_prompt(make_config: MakeConfig):
+    begun = prepared(make_config(*TO_A_TILT)).trainer.beginning
     done: list[int] = []
     found = begun._samples(done.append)
     assert [len(rows) for rows in found.rows] == [128, 128, 128]

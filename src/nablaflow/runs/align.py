@@ -92,7 +92,7 @@ def run(
     with fresh_accelerator():
         checkpoint = found[-1] if found else None
         with show(console) as progress:  # of what has to be found first
-            parts = prepare(config, folder, reward, checkpoint, progress.start, pipeline)
+            parts = prepare(config, folder, reward, checkpoint, progress.start, pipeline, ends=True)
         check_same({"--resume": resume})
         if not resume:
             # Before the folder, since they may refuse.

@@ -31,15 +31,14 @@ def settle(
     prompts: list[str],
     start: StartProgress,
     *,
-    begun: bool,
+    ends: bool,
 ) -> tuple[Config, list[str]]:
     """With the adapter's targets, the value and the beta that it leaves to the run, and lines.
 
     Args:
-        begun: whether the run has a checkpoint, so that what it left open then is older than the
-            choice.
+        ends: whether it is trained and comes to its end, where its strength is found.
     """
-    config, told = with_value(with_targets(config, model), prompts, begun=begun)
+    config, told = with_value(with_targets(config, model), prompts, ends=ends)
     choices = [str(model.adapter.coverage), *note_on_speed(model), *told]
     rule = undecided(config)
     if rule is not None:
@@ -69,13 +68,13 @@ def with_targets(config: Config, model: PipelineModel) -> Config:
     return _replaced(config, "adapter", targets=model.adapter.targets)
 
 
-def with_value(config: Config, prompts: list[str], *, begun: bool) -> tuple[Config, list[str]]:
+def with_value(config: Config, prompts: list[str], *, ends: bool) -> tuple[Config, list[str]]:
     """With what the method's value is, and a line where that costs samples, or too many.
 
     A fit has to have seen every prompt that is trained on.
     """
     left, n = config.method, config.training.value_samples
-    method, told = left.settled(calibrated=config.calibrates and not begun), []
+    method, told = left.settled(calibrated=config.calibrates and ends), []
     needed = VALUE_EACH * len(set(prompts))
     if method.needs_log_flow and not left.needs_log_flow:
         told = [

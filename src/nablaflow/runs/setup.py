@@ -97,6 +97,8 @@ def prepare(
     checkpoint: Path | None = None,
     start: StartProgress = unseen,
     pipeline: LivePipeline | None = None,
+    *,
+    ends: bool = False,
 ) -> Parts:
     """Load and check everything that the configuration names; writes nothing.
 
@@ -106,6 +108,8 @@ def prepare(
             there is none, and analytic ones are estimated.
         start: shows the work of finding kernels and beta, where those are left to the run.
         pipeline: in place of the model that the configuration names.
+        ends: whether the run is trained, and comes to its end; what a method leaves to that is
+            otherwise as if it did not.
 
     Raises:
         UserError: whatever of it does not fit, with the remedy.
@@ -130,7 +134,7 @@ def prepare(
     seen = start if accelerator.is_main_process else unseen
     guard = make_guard(config, prompts, model, reward, mark)  # before the work, since it may refuse
     _settle_kernels(config, model, mark, prompts, checkpoint, seen)
-    config, choices = settle(config, model, reward, prompts, seen, begun=checkpoint is not None)
+    config, choices = settle(config, model, reward, prompts, seen, ends=ends)
     suit(model, config)
     config, flow, sizes = flow_beside(config, model)
     processes, sharded = accelerator.num_processes, Launch.read(os.environ, config.training).sharded
