@@ -334,6 +334,8 @@ def test_the_demo_in_a_shortened_form(cli: Cli, tiny_model: Path, here: Path):
         "sampler.steps=5",
         "training.updates=2",
         "training.images_per_prompt=1",
+        "method.value=contrastive",
+        "training.value_samples=64",
         "training.device=cpu",
         "evaluation.n=16",
         "evaluation.bank=1000",

@@ -34,6 +34,7 @@ def test_the_flow_matching_model_makes_an_update_and_is_measured(cli: Cli, here:
         *("--model", "flow", "output_dir=run", "guard=null"),
         *("training.updates=1", "training.images_per_prompt=2", "training.prompts_per_update=2"),
         *("sampler.steps=4", "training.transition_fraction=0.5"),
+        *("method.value=contrastive", "training.value_samples=64"),
         *("evaluation.n=8", "evaluation.bank=16"),
     )
     assert result.exit_code == 0, result.stderr

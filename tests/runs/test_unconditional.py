@@ -25,6 +25,7 @@ SMALL = [
     "sampler.steps=5",
     "training.updates=2",
     "training.images_per_prompt=2",
+    "training.value_samples=128",
     "training.trackers=[]",
     "training.device=cpu",
     "evaluation.n=4",
