@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nablaflow.estimators import LogFlowFit, ReferenceSamples, contrastive, fit_log_flow
 from nablaflow.evaluation.bank import reference_bank, sample_states, spread
-from nablaflow.models import fingerprint, make_log_flow
+from nablaflow.models import make_log_flow
 from nablaflow.runs.setup import Parts
 
 BATCH = 64
@@ -104,7 +104,7 @@ def main() -> None:
         parts = prepared(case, 0, 1)
         bank = reference_bank(
             parts.model,
-            fingerprint(parts.model.pipeline),
+            parts.fingerprint,
             parts.prompts,
             parts.config.sampler,
             parts.config.evaluation.bank,
