@@ -77,6 +77,22 @@ def test_stars_by_touch_on_a_phone(opened: Opened, images: Path):
     assert [row.score for row in rows] == ["4", "2"]
 
 
+def test_a_name_that_comes_while_a_question_is_asked(opened: Opened, images: Path):
+    page, held = opened(), []
+    page.route("**/pairs/ask", lambda asked: held.append(asked))
+    page.goto(page.url.split("/?")[0].rstrip("/") + f"/rate/{address(images)}/pairs")
+    page.fill("#rater", "ann")
+    page.keyboard.press("Tab")
+    page.wait_for_function("document.activeElement.id !== 'rater'")
+    assert [asked.request.post_data_json["rater"] for asked in held] == ["me"]
+    held[0].continue_()
+    page.unroute("**/pairs/ask")
+    told(page, "0 by ann")
+    press(page, "ArrowLeft")
+    told(page, "1 by ann")
+    assert [row.rater for row in pairs_of(images)] == ["ann"]
+
+
 def test_two_people_at_once(opened: Opened, images: Path):
     pages = [opened(f"/rate/{address(images)}/pairs") for _ in range(2)]
     for name, page in zip(("ann", "ben"), pages, strict=True):

@@ -7,21 +7,22 @@ if (rating) {
   const picks = { unsure: "the reward is unsure of this one", again: "another person was asked this", random: "" };
   let question = null;
   let busy = false;
+  let name = rater.value;
 
-  const tell = (next) => {
+  const tell = (next, who) => {
     const enough = Number(rating.dataset.enough), good = Number(rating.dataset.good);
     const goal = next.total < enough ? enough : good;
     byId("bar").max = goal;
     byId("bar").value = Math.min(next.total, goal);
     const agreed = next.agreement ? ` · ${next.agreement}` : "";
     const what = next.total < enough ? `a fit takes ${enough}` : next.total < good ? `${good} make a good fit` : "enough for a good fit";
-    byId("progress").textContent = `${next.done} by ${rater.value}, ${next.total} in all; ${what}${agreed}`;
+    byId("progress").textContent = `${next.done} by ${who}, ${next.total} in all; ${what}${agreed}`;
   };
 
   // An answer is to what is seen, so none is taken before the images are there.
-  const show = async (next) => {
+  const show = async (next, who) => {
     question = next.number === null ? null : next;
-    tell(next);
+    tell(next, who);
     byId("prompt").textContent = question ? next.prompt : "You have rated all images.";
     byId("pick").textContent = question ? picks[next.pick] : "";
     const images = next.images.map((address, at) => {
@@ -36,17 +37,26 @@ if (rating) {
   const send = async (address, content) => {
     if (busy) return;
     busy = true;
+    const who = name;
     rating.setAttribute("aria-busy", "true");
     try {
-      const next = await post(`${rating.dataset.rate}/${address}`, { rater: rater.value, ...content });
+      const next = await post(`${rating.dataset.rate}/${address}`, { rater: who, ...content });
       say("");
-      await show(next);
+      await show(next, who);
     } catch (error) {
       say(error.message);
     } finally {
       busy = false;
       rating.removeAttribute("aria-busy");
     }
+    if (name !== who) rename();
+  };
+  // A question is to one person: another name has one of its own, also where it came while
+  // the first was being asked.
+  const rename = () => {
+    name = rater.value;
+    question = null;
+    send("ask", {});
   };
   const answer = (which) => question && send("answer", { number: question.number, answer: which });
 
@@ -54,7 +64,7 @@ if (rating) {
     button.addEventListener("click", () => answer(button.dataset.answer));
   }
   byId("undo").addEventListener("click", () => send("undo", {}));
-  rater.addEventListener("change", () => send("ask", {}));
+  rater.addEventListener("change", rename);
 
   const keys = rating.dataset.kind === "stars"
     ? { 1: "1", 2: "2", 3: "3", 4: "4", 5: "5" }
