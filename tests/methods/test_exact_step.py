@@ -12,6 +12,7 @@ from nablaflow.estimators import Networks, Path, look_ahead
 from nablaflow.methods import (
     AdjointMatching,
     Method,
+    NablaTD,
     ResidualNablaDB,
     TerminalMatching,
     ValueMatching,
@@ -19,12 +20,12 @@ from nablaflow.methods import (
 from nablaflow.models import Condition
 from tests.support.balance import COVARIANCE, DIRECTION, MEAN
 from tests.support.chain import x0_hat_of
-from tests.support.gaussian import GaussianModel, MeanShift, linear_reward
+from tests.support.gaussian import AffineFlow, GaussianModel, MeanShift, linear_reward
 from tests.support.numeric import finite_difference
 from tests.support.paths import training_batch
 from tests.support.schedules import STABLE_DIFFUSION
 
-BETA = 1.4
+BETA, GAMMA = 1.4, 0.4
 N = 8
 
 
@@ -67,12 +68,22 @@ METHODS: list[Method] = [
     ),
     AdjointMatching(beta=BETA, step="exact"),
     AdjointMatching(beta=BETA, step="exact", stride=3),
+    NablaTD(beta=BETA, step="exact", td_lambda=0.0, gamma=GAMMA),
+    NablaTD(beta=BETA, step="exact", td_lambda=0.5, gamma=GAMMA),
 ]
+IDS = ["residual", "forward-looking", "adjoint", "jump", "bootstrap", "traces"]
+
+
+def flow_beside(model: GaussianModel) -> AffineFlow:
+    """What ``GAMMA`` leaves of the value gradient for a flow score, exactly."""
+    steps = range(1, model.process.steps + 1)
+    left = torch.stack([(1.0 - GAMMA) * value_gradient(model, k) for k in steps])
+    return AffineFlow(model.process, torch.cat([torch.zeros_like(left[:1]), left]))
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "sde-dpmsolver++"])
 @pytest.mark.parametrize("steps", [5, 10, 20, 50])
-@pytest.mark.parametrize("method", METHODS, ids=["residual", "forward-looking", "adjoint", "jump"])
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
 def test_the_loss_is_zero_at_the_tilt(method: Method, steps: int, sampler: str) -> None:
     model = aligned(sampler, steps)
     assert loss_on(method, model) < 1e-5
@@ -83,8 +94,9 @@ def test_the_loss_is_zero_at_the_tilt(method: Method, steps: int, sampler: str) 
 
 def loss_on(method: Method, model: GaussianModel) -> float:
     """Largest over the transitions, relative to the target's own size in the same unit."""
-    networks = Networks(model, linear_reward(DIRECTION))
-    method.check(model.process, flow=False, on_policy=True)
+    flow = flow_beside(model) if isinstance(method, NablaTD) else None
+    networks = Networks(model, linear_reward(DIRECTION), flow=flow, flow_target=flow)
+    method.check(model.process, flow=flow is not None, on_policy=True)
     path = path_through(model)
     path = Path(
         path.x0,

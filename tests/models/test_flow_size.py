@@ -13,16 +13,20 @@ from nablaflow import nano
 from nablaflow.models import (
     AdapterSettings,
     Condition,
+    ConvLogFlow,
     FlowSettings,
     SamplerSettings,
     UNetFlowScore,
     load_model,
     load_pipeline,
+    log_flow_size,
     make_flow_score,
+    make_log_flow,
 )
 from nablaflow.models.flow_size import SHARE
 from nablaflow.models.pipelines import PipelineModel
 
+MODELS = Path(__file__).parents[2] / "benchmarks/models"
 CPU = torch.device("cpu")
 TOKENS, WIDTH = 16, 96  # of the embedded model
 
@@ -52,6 +56,27 @@ def test_the_chosen_size_is_the_largest_within_a_quarter() -> None:
     parameters = sum(parameter.numel() for parameter in flow.parameters())
     assert f"{parameters / 1e6:.3g} M parameters" in line
     assert f"{own / denoiser:.0%} of the denoiser's forward FLOPs" in line
+
+
+def test_a_log_flow_is_the_widest_within_a_quarter(folders: dict[str, Path]) -> None:
+    """Of 48 channels beside the embedded model; beside the digits' denoiser that would be half."""
+    nano_model, digits = load(nano.path()), load(MODELS / "digits")
+    assert parameters(make_log_flow(nano_model, 0)) == parameters(ConvLogFlow(4, 8, WIDTH, 48))
+    found = make_log_flow(digits, 0)
+    assert parameters(found) == parameters(ConvLogFlow(1, 8, 0, 24))
+    state, step = torch.zeros(1, 1, 8, 8), torch.tensor([5])
+    bare: Any = load_pipeline(str(MODELS / "digits"))
+    own, denoiser = flops(found, state, step, Condition()), flops(bare.unet, state, 5)
+    assert own <= SHARE * denoiser
+    assert flops(ConvLogFlow(1, 8, 0, 32), state, step, Condition()) > SHARE * denoiser
+    line = f"log flow: {parameters(found) / 1e6:.3g} M parameters, {own / denoiser:.0%} of"
+    assert log_flow_size(digits, found).startswith(line)
+    tiny = make_log_flow(load(folders["ddpm"]), 0)
+    assert parameters(tiny) == parameters(ConvLogFlow(3, 8, 0, 8))
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def test_channels_that_are_given_win(folders: dict[str, Path]) -> None:

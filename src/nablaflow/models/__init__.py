@@ -6,7 +6,7 @@ with quiet_libraries():  # pipelines name optional packages as they are imported
     from nablaflow.models.condition import Condition
     from nablaflow.models.contract import DiffusionModel
     from nablaflow.models.flow_score import FlowScore, UNetFlowScore
-    from nablaflow.models.flow_size import make_flow_score
+    from nablaflow.models.flow_size import log_flow_size, make_flow_score, make_log_flow
     from nablaflow.models.fused import WithLora
     from nablaflow.models.live import AnyPipeline, LivePipeline
     from nablaflow.models.load import (
@@ -17,7 +17,7 @@ with quiet_libraries():  # pipelines name optional packages as they are imported
         load_model,
         load_pipeline,
     )
-    from nablaflow.models.log_flow import ConvLogFlow, LogFlow, make_log_flow
+    from nablaflow.models.log_flow import ConvLogFlow, LogFlow
     from nablaflow.models.old_policy import OldPolicy
     from nablaflow.models.random_weights import random
     from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
@@ -45,6 +45,7 @@ __all__ = [
     "hand_over",
     "load_model",
     "load_pipeline",
+    "log_flow_size",
     "make_flow_score",
     "make_log_flow",
     "model_source",

@@ -1,4 +1,4 @@
-"""How large a flow network may be beside its denoiser: told by the work of one forward pass."""
+"""How large a flow network or a log flow may be beside its denoiser: by the work of one pass."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
+from torch import nn
 
+from nablaflow.models import log_flow
+from nablaflow.models.condition import Condition
 from nablaflow.models.contract import DiffusionModel
 from nablaflow.models.flops import counted
 from nablaflow.models.flow_score import UNetFlowScore
+from nablaflow.models.log_flow import ConvLogFlow, LogFlow
 from nablaflow.models.settings import FlowSettings
 from nablaflow.quiet import quiet_libraries
 
@@ -20,6 +24,8 @@ SHARE = 1 / 4
 WIDTHS = (64, 48, 32, 24, 16, 8)
 MULTIPLES = (1, 2, 4, 4)
 """Channels of the published network (arXiv 2412.07775) are 64 times these."""
+
+Tokens = tuple[int, ...]
 
 
 @quiet_libraries()
@@ -36,16 +42,40 @@ def make_flow_score(model: DiffusionModel, settings: FlowSettings) -> tuple[UNet
     denoiser = denoiser_flops(model)
     if settings.channels == "auto":
         settings = settings.model_copy(update={"channels": _fitting(model, settings, denoiser)})
-    hidden = model.condition([""]).hidden
-    width = 0 if hidden is None else hidden.shape[-1]
+    width = _tokens(model)[-1]
     flow = UNetFlowScore(settings, model.state_shape[0], _side(model.state_shape), width)
-    parameters = sum(parameter.numel() for parameter in flow.parameters())
-    share = flow_flops(model, settings) / denoiser
-    line = (
-        f"flow network: channels {', '.join(map(str, flow.settings.channels))}; "
-        f"{parameters / 1e6:.3g} M parameters, {share:.0%} of the denoiser's forward FLOPs"
-    )
-    return flow.to(model.device), line
+    assert flow.settings.channels != "auto"
+    channels = ", ".join(map(str, flow.settings.channels))
+    size = _size(flow, flow_flops(model, settings) / denoiser)
+    return flow.to(model.device), f"flow network: channels {channels}; {size}"
+
+
+@quiet_libraries()
+def make_log_flow(model: DiffusionModel, seed: int) -> ConvLogFlow:
+    """The log flow beside a model, sized likewise; its weights are drawn by ``seed`` alone."""
+    most = SHARE * denoiser_flops(model)
+    fitting = (width for width in log_flow.WIDTHS if _log_flow_flops(model, width) <= most)
+    channels = next(fitting, log_flow.WIDTHS[-1])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # layers draw their weights from the global state
+        network = ConvLogFlow(
+            model.state_shape[0], min(model.state_shape[1:]), _tokens(model)[-1], channels
+        )
+    return network.to(model.device)
+
+
+@torch.no_grad()
+def log_flow_size(model: DiffusionModel, network: LogFlow) -> str:
+    """A line that says how large it is."""
+    x, timestep = torch.zeros(1, *model.state_shape, device=model.device), torch.zeros(1)
+    with counted() as counter:
+        network(x, timestep.to(model.device), model.condition([""]))
+    return f"log flow: {_size(network, counter.total / denoiser_flops(model))}"
+
+
+def _size(network: nn.Module, share: float) -> str:
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return f"{parameters / 1e6:.3g} M parameters, {share:.0%} of the denoiser's forward FLOPs"
 
 
 def _fitting(model: DiffusionModel, settings: FlowSettings, denoiser: int) -> list[int]:
@@ -81,14 +111,13 @@ def denoiser_flops(model: DiffusionModel) -> int:
 
 def flow_flops(model: DiffusionModel, settings: FlowSettings) -> int:
     """FLOPs of one pass at one state; counted on shapes alone."""
-    hidden = model.condition([""]).hidden
-    tokens = (1, 1, 0) if hidden is None else tuple(hidden.shape)
-    return _flops_of_shapes(settings.model_dump_json(), tuple(model.state_shape), tokens)
+    shape = tuple(model.state_shape)
+    return _flops_of_shapes(settings.model_dump_json(), shape, _tokens(model))
 
 
 @lru_cache(maxsize=64)  # a run counts its own twice, and a process may begin many runs
 @torch.no_grad()
-def _flops_of_shapes(settings: str, state: tuple[int, ...], tokens: tuple[int, ...]) -> int:
+def _flops_of_shapes(settings: str, state: tuple[int, ...], tokens: Tokens) -> int:
     with torch.device("meta"):
         own, side = FlowSettings.model_validate_json(settings), _side(state)
         network = UNetFlowScore(own, state[0], side, tokens[-1])
@@ -96,6 +125,24 @@ def _flops_of_shapes(settings: str, state: tuple[int, ...], tokens: tuple[int, .
         with counted() as counter:
             network.unet(x, timestep, torch.zeros(*tokens[:-1], tokens[-1] or 1))
     return counter.total
+
+
+@torch.no_grad()
+def _log_flow_flops(model: DiffusionModel, channels: int) -> int:
+    """FLOPs of one pass at one state; counted on shapes alone."""
+    state, tokens = model.state_shape, _tokens(model)
+    with torch.device("meta"):
+        network = ConvLogFlow(state[0], min(state[1:]), tokens[-1], channels)
+        x, timestep, hidden = torch.zeros(1, *state), torch.zeros(1), torch.zeros(tokens)
+        with counted() as counter:
+            network(x, timestep, Condition(hidden=hidden))
+    return counter.total
+
+
+def _tokens(model: DiffusionModel) -> Tokens:
+    """Shape of a prompt's embeddings; of width 0 where there are none."""
+    hidden = model.condition([""]).hidden
+    return (1, 1, 0) if hidden is None else tuple(hidden.shape)
 
 
 def _side(state: tuple[int, ...]) -> int:

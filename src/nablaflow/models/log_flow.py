@@ -12,14 +12,13 @@ from torch.nn import functional
 
 from nablaflow.devices import without_autocast
 from nablaflow.models.condition import Condition
-from nablaflow.models.contract import DiffusionModel
-from nablaflow.quiet import quiet_libraries
 from nablaflow.typing import Batch, Latents, Timesteps
 
 SIDE = 8
 """Larger states are halved down to less than twice this: at the noise where the network is needed
 they hold nothing finer."""
-CHANNELS = 48
+WIDTHS = (48, 40, 32, 24, 16, 8)
+"""Channels, from the most on; see `nablaflow.models.flow_size`."""
 GROUPS = 8
 
 
@@ -38,24 +37,27 @@ class ConvLogFlow(LogFlow):
         channel: channels of a state.
         side: the smaller side of a state.
         width: of the embeddings of a prompt's tokens, or 0 for an unconditional model.
+        channels: inside, a multiple of `GROUPS`.
     """
 
-    def __init__(self, channel: int, side: int, width: int, blocks: int = 2) -> None:
+    def __init__(
+        self, channel: int, side: int, width: int, channels: int = WIDTHS[0], blocks: int = 2
+    ) -> None:
         super().__init__()
         halvings = max(0, (side // SIDE).bit_length() - 1)
         self.stem = nn.Sequential(
-            nn.Conv2d(channel, CHANNELS, 3, padding=1),
+            nn.Conv2d(channel, channels, 3, padding=1),
             *(
                 layer
                 for _ in range(halvings)
-                for layer in (nn.SiLU(), nn.Conv2d(CHANNELS, CHANNELS, 3, stride=2, padding=1))
+                for layer in (nn.SiLU(), nn.Conv2d(channels, channels, 3, stride=2, padding=1))
             ),
         )
-        self.frequencies = Frequencies(CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time = TimestepEmbedding(CHANNELS, CHANNELS)
-        self.prompt = nn.Linear(width, CHANNELS) if width else None
-        self.blocks = nn.ModuleList(_Block() for _ in range(blocks))
-        self.head = nn.Sequential(nn.Linear(2 * CHANNELS, 128), nn.SiLU(), nn.Linear(128, 1))
+        self.frequencies = Frequencies(channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time = TimestepEmbedding(channels, channels)
+        self.prompt = nn.Linear(width, channels) if width else None
+        self.blocks = nn.ModuleList(_Block(channels) for _ in range(blocks))
+        self.head = nn.Sequential(nn.Linear(2 * channels, 128), nn.SiLU(), nn.Linear(128, 1))
         for parameter in self.head[-1].parameters():
             nn.init.zeros_(parameter)
 
@@ -74,27 +76,16 @@ class ConvLogFlow(LogFlow):
 class _Block(nn.Module):
     """Residual: norm, convolution, norm scaled and shifted by what it is told, convolution."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.GroupNorm(GROUPS, CHANNELS) for _ in range(2))
+        self.norms = nn.ModuleList(nn.GroupNorm(GROUPS, channels) for _ in range(2))
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1) for _ in range(2)
+            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)
         )
-        self.modulation = nn.Linear(CHANNELS, 2 * CHANNELS)
+        self.modulation = nn.Linear(channels, 2 * channels)
 
     def forward(self, h: Tensor, told: Tensor) -> Tensor:
         scale, shift = self.modulation(told)[:, :, None, None].chunk(2, dim=1)
         inner = self.convolutions[0](functional.silu(self.norms[0](h)))
         inner = self.norms[1](inner) * (1.0 + scale) + shift
         return h + self.convolutions[1](functional.silu(inner))
-
-
-@quiet_libraries()
-def make_log_flow(model: DiffusionModel, seed: int) -> ConvLogFlow:
-    """The network beside a model, in float32; its weights are drawn by ``seed`` alone."""
-    hidden = model.condition([""]).hidden
-    channel, *sides = model.state_shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # layers draw their weights from the global state
-        network = ConvLogFlow(channel, min(sides), 0 if hidden is None else hidden.shape[-1])
-    return network.to(model.device)

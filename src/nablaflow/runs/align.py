@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
-from nablaflow.models import LivePipeline
+from nablaflow.models import LivePipeline, log_flow_size
 from nablaflow.models.rehearsal import rehearse
 from nablaflow.progress import Progress, Work, show
 from nablaflow.rewards import NamedReward
@@ -196,6 +196,7 @@ def _find(parts: Parts, progress: Progress) -> None:
         told = _by_step(networks.measured_gamma)
         progress.say(f"gamma, trust in the predicted reward, k = 1 ... K: {told}")
     if of_value and networks.log_flow is not None:
+        progress.say(log_flow_size(networks.model, networks.log_flow.network))
         ahead, mixed = (_by_step(row) for row in networks.log_flow.explained)
         progress.say(f"nats of the tilt that the predicted reward tells, k = 1 ... K: {ahead}")
         progress.say(f"the same with the log flow, on samples held out from its fit: {mixed}")
