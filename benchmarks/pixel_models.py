@@ -1,12 +1,14 @@
-"""Two small pixel models on real images, for trying defaults on models they were not chosen on.
+"""Small pixel models, for trying defaults on models they were not chosen on.
 
     pip install scikit-learn
     python benchmarks/pixel_models.py digits
     python benchmarks/pixel_models.py patches
+    python benchmarks/pixel_models.py scenes
 
-trains an unconditional `DDPMPipeline` of 8 x 8 pixels on the data that scikit-learn ships, 1,797
-handwritten digits or patches of its two photographs, and writes it to benchmarks/models/NAME. A
-stopped training goes on from its last save. Both clamp x0_hat, as pixel models of diffusers do.
+trains an unconditional `DDPMPipeline` of 8 x 8 pixels and writes it to benchmarks/models/NAME: on
+the data that scikit-learn ships, 1,797 handwritten digits or patches of its two photographs, or on
+the embedded model's scenes at an eighth of their size. A stopped training goes on from its last
+save. All clamp x0_hat, as pixel models of diffusers do.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nablaflow.nano.pretrain.stage import run_stage, set_learning_rate, warmup_cosine
+from nablaflow.nano.scenes import render, sample_scenes
 
 SIZE = 8
 BATCH = 128
@@ -52,7 +55,17 @@ def patches() -> Tensor:
     return torch.cat(found)
 
 
-DATA: dict[str, Callable[[], Tensor]] = {"digits": digits, "patches": patches}
+def scenes() -> Tensor:
+    """(8192, 3, 8, 8) in [-1, 1]."""
+    drawn = render(sample_scenes(8192, torch.Generator().manual_seed(0)))
+    return interpolate(2.0 * drawn - 1.0, size=SIZE, mode="area")
+
+
+DATA: dict[str, Callable[[], Tensor]] = {
+    "digits": digits,
+    "patches": patches,
+    "scenes": scenes,
+}
 
 
 def build(channels: int, scheduler: DDPMScheduler) -> DDPMPipeline:

@@ -96,6 +96,23 @@ def test_a_state_that_is_not_finite_is_refused_and_not_kept(parts: Parts, cache:
     assert not cache.exists()
 
 
+def shipped(path: Path, parts: Parts, prompts: list[str], purpose: str, seed: int) -> None:
+    """That a file has what the reference samples, the first of it made again."""
+    states = (read_cached(path) or {})["states"]
+    assert len(states) >= len(prompts)
+    with parts.model.reference():
+        made = sample_states(
+            parts.model,
+            prompts,
+            2,
+            seed=seed,
+            batch=2,
+            purpose=purpose,
+            on_progress=lambda done: None,
+        )
+    torch.testing.assert_close(states[:2], made, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("model", nano.MODELS)
 def test_the_demos_guard_finds_what_is_shipped_and_it_is_the_references(model: str, cache: Path):
     config = load_config(None, [], demo_settings(model=model))
@@ -104,15 +121,19 @@ def test_the_demos_guard_finds_what_is_shipped_and_it_is_the_references(model: s
     assert guard is not None
     guard.begin(lambda done: None)
     assert not cache.exists(), "sampled, though they ship"
-    shipped = (read_cached(nano.guard_path(model)) or {})["states"]
-    with parts.model.reference():
-        made = sample_states(
-            parts.model,
-            guard.prompts,
-            2,
-            seed=guard.settings.seed,
-            batch=2,
-            purpose="guard",
-            on_progress=lambda done: None,
-        )
-    torch.testing.assert_close(shipped[:2], made, rtol=1e-3, atol=1e-3)
+    shipped(nano.guard_path(model), parts, guard.prompts, "guard", guard.settings.seed)
+
+
+@pytest.mark.parametrize("model", nano.MODELS)
+def test_the_demos_value_is_fitted_to_what_is_shipped(
+    model: str, cache: Path, no_sampling: Callable[[], None]
+):
+    config = load_config(None, [], demo_settings(model=model))
+    parts = prepare(config, config.output_dir, ends=True)
+    beginning = parts.trainer.beginning
+    no_sampling()
+    samples = beginning.reference_samples(lambda done: None)
+    assert len(samples.x0) == config.training.value_samples
+    assert not cache.exists()
+    prompts = [samples.prompts[0]] * 2
+    shipped(nano.value_path(model), parts, prompts, "value", config.seed)

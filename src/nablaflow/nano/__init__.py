@@ -35,6 +35,11 @@ def guard_path(model: str = "nano") -> Path:
     return _FOLDER / {"nano": "guard.safetensors", "flow": "flow_guard.safetensors"}[model]
 
 
+def value_path(model: str = "nano") -> Path:
+    """File of those that the demo's value is fitted to, likewise: of seed 0."""
+    return _FOLDER / {"nano": "value.safetensors", "flow": "flow_value.safetensors"}[model]
+
+
 def scores_path(model: str = "nano") -> Path:
     """File of the features and scores of those samples, by rewards of the package."""
     return _FOLDER / {"nano": "scores.safetensors", "flow": "flow_scores.safetensors"}[model]
@@ -45,4 +50,4 @@ def kernels_path(model: str = "nano") -> Path:
     return _FOLDER / {"nano": "kernels.safetensors", "flow": "flow_kernels.safetensors"}[model]
 
 
-__all__ = ["MODELS", "bank_path", "guard_path", "kernels_path", "path", "scores_path"]
+__all__ = ["MODELS", "bank_path", "guard_path", "kernels_path", "path", "scores_path", "value_path"]

@@ -93,7 +93,7 @@ class Beginning:
             )
         if fit is not None and (work := self.log_flow_work):
             done = start("fit method.value to the reference", work)
-            samples = self._samples(done)
+            samples = self.reference_samples(done)
             fit.take(by_main(self.accelerator, lambda: self._fitted(fit, samples, done).state()))
 
     def _measured(self, on_progress: Done) -> Tensor:
@@ -107,8 +107,8 @@ class Beginning:
             on_progress=on_progress,
         )
 
-    def _samples(self, on_progress: Done) -> ReferenceSamples:
-        """Each process makes its share of them, and has all."""
+    def reference_samples(self, on_progress: Done) -> ReferenceSamples:
+        """Those that a value is fitted to; each process makes its share, and has all."""
         model, prompts, seed = self.networks.model, self._value_prompts(), self.config.seed
         given = {"seed": seed, "purpose": VALUE, "batch": self._at_once}
         states = self.samples.sample(prompts, len(prompts), **given, on_progress=on_progress)
