@@ -56,6 +56,7 @@ ENTRANTS: dict[str, Entrant] = {
     entrant.variant: entrant
     for entrant in (
         Entrant("residual-nabla-db", 3e-3),
+        Entrant("residual-nabla-db-contrastive", 3e-3),
         Entrant("residual-nabla-db-published", 3e-3, flow=FLOW),
         Entrant("nabla-db", 1e-3, flow=FLOW),
         Entrant("nabla-td", 1e-2, flow=FLOW),

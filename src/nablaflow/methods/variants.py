@@ -1,8 +1,10 @@
 """The named configurations of methods: one list for laboratory, comparison and documentation.
 
-A name is one object wherever it is used. What a method is trained with (learning rate, batches) is
-no part of it: laboratory and comparison each have their own. ``-published`` is as its authors wrote
-it; ``-tilted`` has the term that makes the tilt by beta its optimum, where the plain name has none.
+A name is one object in both. What a method is trained with (learning rate, batches) is no part of
+it: laboratory and comparison each have their own. ``-published`` is as its authors wrote it;
+``-tilted`` has the term that makes the tilt by beta its optimum, where the plain name has none.
+``residual-nabla-db`` is the forward-looking one here, since nothing is fitted unasked; a run with a
+bank is ``-contrastive``, at the strength that `training.calibrate` finds.
 """
 
 from __future__ import annotations
