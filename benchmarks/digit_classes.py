@@ -1,25 +1,29 @@
 """Whether the aligned digits are the tilt's: shares of the ten classes, by the shipped reader.
 
-    python benchmarks/digit_classes.py --seeds 0 1 2
+    python benchmarks/digit_classes.py runs/upper-0 runs/upper-1 runs/upper-2
 
-trains the case ``digits`` of error_budget.py and prints half the sum of the classes' absolute
-differences (total variation) from the tilt's shares, which are the reference bank's reweighted by
-exp(beta r): of the reference, of the aligned model, and the floor, what as many samples drawn from
-the reweighted bank itself have on average.
+reads finished runs of the case ``digits`` (the command is in docs/benchmarks.md, "Elsewhere") and
+prints half the sum of the classes' absolute differences (total variation) from the tilt's shares,
+which are the reference bank's reweighted by exp(beta r): of the reference, of the aligned model,
+and the floor, what as many samples drawn from the reweighted bank itself have on average.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
-from error_budget import MODELS, prepared, trained_states
+import yaml
+from error_budget import MODELS, prepared
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nablaflow.evaluation.bank import reference_bank, sample_states
+from nablaflow.evaluation.policy_state import LastPolicy
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.runs.setup import Parts
+from nablaflow.storage.checkpoint import list_checkpoints
 
 CLASSES, DRAWS = 10, 200
 
@@ -61,42 +65,50 @@ def tilts_weights(parts: Parts, bank: Tensor) -> Tensor:
     return torch.softmax(parts.trainer.method.beta * rewards.double(), 0)
 
 
+def drawn(parts: Parts) -> Tensor:
+    """Classes of as many samples as are evaluated, of whichever network is active."""
+    settings = parts.config.evaluation
+    states = sample_states(
+        parts.model,
+        parts.evaluated,
+        settings.n,
+        seed=settings.seed,
+        batch=settings.batch,
+        purpose="evaluation",
+        on_progress=lambda done: None,
+    )
+    return read(parts.model, states)
+
+
+def judge(folder: Path) -> None:
+    checkpoint = list_checkpoints(folder)[-1]
+    seed = yaml.safe_load((folder / "config.yaml").read_text())["seed"]
+    parts = prepared("digits", seed, 1)
+    bank = bank_of(parts)
+    weights, classes = tilts_weights(parts, bank), read(parts.model, bank)
+    tilt, generator = shares(classes, weights), torch.Generator().manual_seed(seed)
+    n = parts.config.evaluation.n
+    draws = torch.multinomial(weights, DRAWS * n, True, generator=generator).reshape(DRAWS, n)
+    floor = sorted(apart(shares(classes[rows]), tilt) for rows in draws)
+    with parts.model.reference():
+        before = shares(drawn(parts))
+    LastPolicy.read(checkpoint).put(parts.model.network, parts.config.model)
+    after = shares(drawn(parts))
+    print(
+        f"{folder}: reference {apart(before, tilt):.3f}, aligned {apart(after, tilt):.3f}, "
+        f"floor {sum(floor) / DRAWS:.3f} (19 of 20 below {floor[int(0.95 * DRAWS)]:.3f})"
+    )
+    for name, found in (("tilt", tilt), ("aligned", after)):
+        print(f"  {name:<8}" + " ".join(f"{100 * share:5.1f}" for share in found.tolist()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--updates", type=int, default=60)
-    given = parser.parse_args()
-    for seed in given.seeds:
-        parts = prepared("digits", seed, given.updates)
-        settings, bank = parts.config.evaluation, bank_of(parts)
-        weights, classes = tilts_weights(parts, bank), read(parts.model, bank)
-        tilt, generator = shares(classes, weights), torch.Generator().manual_seed(seed)
-        draws = torch.multinomial(weights, DRAWS * settings.n, True, generator=generator)
-        floor = [apart(shares(classes[rows]), tilt) for rows in draws.reshape(DRAWS, -1)]
-        for _ in range(given.updates):
-            parts.trainer.step()
-        with parts.model.reference():
-            before = sample_states(
-                parts.model,
-                parts.evaluated,
-                settings.n,
-                seed=settings.seed,
-                batch=settings.batch,
-                purpose="evaluation",
-                on_progress=lambda done: None,
-            )
-        after = shares(read(parts.model, trained_states(parts)))
-        print(
-            f"seed {seed}: reference {apart(shares(read(parts.model, before)), tilt):.3f}, aligned "
-            f"{apart(after, tilt):.3f}, floor {sum(floor) / DRAWS:.3f} (19 of 20 below "
-            f"{sorted(floor)[int(0.95 * DRAWS)]:.3f})"
-        )
-        print("  tilt    " + " ".join(f"{100 * share:5.1f}" for share in tilt.tolist()))
-        print(
-            "  aligned " + " ".join(f"{100 * share:5.1f}" for share in after.tolist()), flush=True
-        )
+    parser.add_argument("runs", type=Path, nargs="+")
+    for folder in parser.parse_args().runs:
+        judge(folder)
 
 
 if __name__ == "__main__":

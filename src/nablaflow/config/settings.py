@@ -38,8 +38,9 @@ class OptimizerSettings(Settings):
     flow_weight_decay: NotNegative = Field(
         default=1e-2, description="the flow network's weight decay"
     )
-    max_grad_norm: Positive = Field(
-        default=1.0, description="gradient norm above which a network's gradient is scaled down"
+    max_grad_norm: Positive | None = Field(
+        default=1.0,
+        description="gradient norm above which a network's gradient is scaled down; null: none is",
     )
     schedule: Literal["constant", "cosine"] = Field(
         default="constant", description="learning rate after the warm-up"

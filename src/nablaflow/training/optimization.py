@@ -146,10 +146,11 @@ def learning_rate_factor(
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(done, spent))))
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> list[float]:
+def clip_gradients(optimizer: torch.optim.Optimizer, limit: float | None) -> list[float]:
     """Scale each group's gradient down to a norm of ``limit``; their norms before that."""
+    most = math.inf if limit is None else limit
     return [
-        float(whole_of(torch.nn.utils.clip_grad_norm_(group["params"], limit)))
+        float(whole_of(torch.nn.utils.clip_grad_norm_(group["params"], most)))
         for group in optimizer.param_groups
     ]
 
