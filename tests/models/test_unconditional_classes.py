@@ -11,6 +11,7 @@ from nablaflow.diffusion import trajectory_noise
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from tests.support.pipelines import render, unconditional
 
+DIGITS = Path(__file__).parents[2] / "benchmarks/models/digits"
 CPU = torch.device("cpu")
 
 
@@ -37,3 +38,12 @@ def test_pndms_class_is_the_same_model_by_our_kernels(tmp_path: Path) -> None:
     PNDMPipeline(unet, PNDMScheduler()).save_pretrained(tmp_path / "pndm")
     DDIMPipeline(unet, scheduler).save_pretrained(tmp_path / "ddim")
     assert torch.equal(sampled(tmp_path / "pndm"), sampled(tmp_path / "ddim"))
+
+
+@torch.no_grad()
+def test_a_grey_models_stock_image_is_grey_in_three_channels() -> None:
+    model = load_model(load_pipeline(str(DIGITS)), SamplerSettings(steps=4), AdapterSettings(), CPU)
+    given = {"generator": torch.Generator().manual_seed(0)}
+    image = model.stock_image(model.pipeline, "", **given)
+    assert image.shape == (1, *model.decode(torch.zeros(1, *model.state_shape)).shape[1:])
+    assert torch.equal(image[:, 0], image[:, 2])

@@ -61,4 +61,4 @@ class UnconditionalDDPM(PipelineModel):
     @torch.no_grad()
     def stock_image(self, pipeline: Any, prompt: str, **options: Any) -> Images:
         images = self.call_stock(pipeline, prompt, output_type="np", **options)
-        return torch.from_numpy(images).permute(0, 3, 1, 2)
+        return torch.from_numpy(images).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
