@@ -96,7 +96,8 @@ class LivePipeline:
 
     @quiet_libraries()
     def _made_of(self, make: Any, dtype: torch.dtype | None) -> Any:
-        parts = {name: make(part).to(dtype) for name, part in self._networks()}
+        # To eval, as what is read from a folder: dropout would be other noise at each image.
+        parts = {name: make(part).to(dtype).eval() for name, part in self._networks()}
         unused = {name: None for name in self.unused if name in self.pipeline.components}
         made = copy.copy(self.pipeline)
         # Its state is a number of steps; tokenizers are set anew at each call.
