@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,22 @@ from safetensors.torch import load_file, save_file
 from nablaflow.models import (
     AdapterSettings,
     SamplerSettings,
+    hand_over,
     load_model,
     load_pipeline,
     single_file,
 )
 from nablaflow.models.conditioning import check_network
 from nablaflow.models.pipelines import PipelineModel
-from tests.support.flow_pipelines import sd3
+from tests.support.flow_pipelines import flux, sd3
 from tests.support.mistakes import line_of
-from tests.support.pipelines import LATENT, stable_diffusion, unconditional
+from tests.support.pipelines import (
+    LATENT,
+    render,
+    stable_diffusion,
+    stable_diffusion_xl,
+    unconditional,
+)
 from tests.support.schedules import STABLE_DIFFUSION
 
 CPU = torch.device("cpu")
@@ -174,6 +182,50 @@ def test_a_lora_inside_the_base_is_named(tmp_path: Path, safe: bool) -> None:
     line = line_of(lambda: load_pipeline(str(tmp_path)))
     assert "LoRA inside" in line
     assert "unload_lora_weights()" in line
+
+
+WITH_A_LORA: dict[str, tuple[Callable[[], Any], str]] = {
+    "text_encoder": (stable_diffusion, "q_proj"),
+    "text_encoder_2": (stable_diffusion_xl, "q_proj"),
+    "vae": (stable_diffusion, "to_q"),
+    "unet": (stable_diffusion, "to_q"),
+}
+
+
+@pytest.mark.parametrize("part", WITH_A_LORA)
+def test_a_lora_inside_any_part_is_named_and_its_remedy_works(tmp_path: Path, part: str) -> None:
+    make, layer = WITH_A_LORA[part]
+    pipeline = make()
+    network = getattr(pipeline, part)
+    network.add_adapter(LoraConfig(r=2, target_modules=[layer], init_lora_weights=False))
+    expected = render(pipeline)
+    pipeline.save_pretrained(tmp_path / "a")
+    line = line_of(lambda: load_pipeline(str(tmp_path / "a")))
+    assert line.startswith(f"model: {tmp_path / 'a' / part}/")
+    assert "was saved with a LoRA inside; in the pipeline that it came from call" in line
+    assert (f"{part}.fuse_lora()" in line) == (part == "vae")
+    holder = network if part == "vae" else pipeline
+    holder.fuse_lora()
+    (holder.unload_lora if part == "vae" else holder.unload_lora_weights)()
+    pipeline.save_pretrained(tmp_path / "new")
+    found = render(load_pipeline(str(tmp_path / "new")))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_a_lora_inside_a_t5_is_named_and_its_folder_is_to_be_had_again(tmp_path: Path) -> None:
+    """Which no pipeline of diffusers fuses."""
+    pipeline: Any = flux()
+    pipeline.save_pretrained(tmp_path / "base")
+    pipeline.text_encoder_2.add_adapter(LoraConfig(r=2, target_modules=["q"]))
+    held = line_of(lambda: hand_over(pipeline))
+    assert "text_encoder_2 carries a LoRA; give the pipeline the text_encoder_2" in held
+    pipeline.save_pretrained(tmp_path / "a")
+    line = line_of(lambda: load_pipeline(str(tmp_path / "a")))
+    assert "text_encoder_2/adapter_model.safetensors was saved with a LoRA inside" in line
+    assert "put the text_encoder_2 folder of the model that it was trained on" in line
+    shutil.rmtree(tmp_path / "a" / "text_encoder_2")
+    shutil.copytree(tmp_path / "base" / "text_encoder_2", tmp_path / "a" / "text_encoder_2")
+    load_pipeline(str(tmp_path / "a"))
 
 
 def test_a_class_that_is_not_served_is_named_before_its_weights_are_read(tmp_path: Path) -> None:

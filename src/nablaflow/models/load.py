@@ -18,13 +18,13 @@ from nablaflow.models.folder import (
     all_safetensors,
     check_files,
     check_is_whole,
-    check_no_lora_inside,
     find_variant,
     read_index,
 )
 from nablaflow.models.from_hub import folder_from_hub, index_on_hub, is_hub_id
 from nablaflow.models.fused import WithLora, fuse
 from nablaflow.models.live import LIVE, LivePipeline, check_has_parts
+from nablaflow.models.lora_inside import check_no_adapter_files, check_no_lora_inside
 from nablaflow.models.network_files import (
     check_finite,
     check_scheduler_reads,
@@ -142,6 +142,7 @@ def load_pipeline(model: ModelSource | Path, dtype: torch.dtype = torch.float32)
         path = _from_hub(model)
     parts = read_index(path)
     _check_index(parts)
+    check_no_adapter_files(path, parts)
     check_files(path, parts)
     check_no_lora_inside(path, parts)
     check_checksums(path)
