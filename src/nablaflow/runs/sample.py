@@ -233,7 +233,7 @@ def sample_images(
     model, texts = _model(source, prompts, of_model or {}, of_run or {}, trusted=trusted)
     check_decodes(model)
     check_count("--n", n, 2 * image_bytes(model))
-    note = model.note_on(texts)
+    note = model.note_on(texts, trains=False)
     if note is not None:
         _say(note)
     with folders_fault(model), show() as progress:
