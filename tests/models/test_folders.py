@@ -77,6 +77,7 @@ def test_a_size_that_cannot_be_is_refused() -> None:
     assert "20 pixels are not a multiple of 8" in line, "by which the stock pipeline divides"
     line = line_of(lambda: model_of(with_config(stable_diffusion(), sample_size=7)))
     assert line.startswith("sampler.height: 14 pixels of the model's own size")
+    assert line.endswith("set sampler.height=16")
     line = line_of(lambda: model_of(with_config(stable_diffusion(), sample_size=True)))
     assert "sample_size of True is no size" in line
     line = line_of(lambda: model_of(with_config(stable_diffusion(), sample_size=None), height=16))
@@ -87,6 +88,42 @@ def test_a_size_that_cannot_be_is_refused() -> None:
     assert model_of(unconditional(), width=LATENT).image_size == (LATENT, LATENT)
     line = line_of(lambda: model_of(with_config(unconditional(), sample_size=(8, 9))))
     assert "sample_size of 9" in line
+
+
+def test_without_a_size_of_its_own_a_stable_diffusion_xl_is_given_one() -> None:
+    """As its stock pipeline has to be, whose default is what the UNet says."""
+    pipeline = with_config(stable_diffusion_xl(), sample_size=None)
+    line = line_of(lambda: model_of(pipeline))
+    assert "set sampler.height and sampler.width, in multiples of 8" in line
+    model = model_of(with_config(stable_diffusion_xl(), sample_size=None), height=24, width=16)
+    assert model.image_size == (24, 16)
+
+
+@pytest.mark.parametrize("size", [None, 0, 1, [8, 12], True, "8"])
+def test_a_size_that_makes_no_positions_is_named_with_its_file(tmp_path: Path, size: Any) -> None:
+    sd3().save_pretrained(tmp_path)
+    file = tmp_path / "transformer" / "config.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps(whole | {"sample_size": size}))
+    line = line_of(lambda: load_pipeline(str(tmp_path)))
+    assert line.startswith(f"model: sample_size {size!r} in {file} is no number of latents")
+    file.write_text(json.dumps(whole))
+    load_pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["height", "width"])
+def test_an_odd_size_of_a_transformer_has_a_remedy_that_works(part: str) -> None:
+    def of_size(**given: int) -> PipelineModel:
+        pipeline: Any = sd3()
+        pipeline.default_sample_size = 7
+        return model_of(pipeline, name="memoryless", **given)
+
+    other = {"height": 16, "width": 16}
+    del other[part]
+    line = line_of(lambda: of_size(**other))
+    assert line.startswith(f"sampler.{part}: 14 pixels of the model's own size are not a multiple")
+    assert line.endswith(f"set sampler.{part}=16")
+    assert of_size(**other, **{part: 16}).image_size == (16, 16)
 
 
 # --- files ----------------------------------------------------------------------------------------
