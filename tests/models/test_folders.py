@@ -1,6 +1,7 @@
 """The forms that a folder comes in: loaded as the stock pipeline does, or one line."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,23 @@ def test_code_in_a_bin_file_does_not_run(tmp_path: Path) -> None:
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     torch.save({"x": Trap()}, tmp_path / "unet" / "diffusion_pytorch_model.bin")
     assert "may hold code" in line_of(lambda: load_pipeline(str(tmp_path)))
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_bin_files_alone_are_loaded_in_silence(
+    tmp_path: Path, variant: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """diffusers writes that an error occurred where it looks for safetensors, and goes on."""
+    pipeline = stable_diffusion()
+    pipeline.save_pretrained(tmp_path, variant=variant, safe_serialization=False)
+    assert list((tmp_path / "unet").glob("*.bin"))
+    logging.getLogger("diffusers").addHandler(caplog.handler)
+    try:
+        found = load_pipeline(str(tmp_path))
+    finally:
+        logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert torch.equal(weights(found), weights(pipeline))
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("safe", [True, False])

@@ -201,10 +201,12 @@ def _variants_alone(part: Path) -> set[str]:
 
 def all_safetensors(folder: Path, parts: dict[str, Any]) -> bool:
     """Whether every part's weights are there as safetensors; else some are .bin files alone."""
-    return all(
-        "safetensors" in {match["kind"] for match in _to_read(folder / part)}
-        for part in with_weights(folder, parts)
-    )
+    return all(has_safetensors(folder / part) for part in with_weights(folder, parts))
+
+
+def has_safetensors(part: Path) -> bool:
+    """Whether the weights to read in a part's own folder are there as safetensors."""
+    return "safetensors" in {match["kind"] for match in _to_read(part)}
 
 
 def files_of(folder: Path) -> list[Path]:

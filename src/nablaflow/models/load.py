@@ -203,10 +203,9 @@ def _load(
     family, kind = _serving(parts["_class_name"])
     options |= family.load_options
     options |= {name: None for name in family.may_lack if (parts.get(name) or [None])[0] is None}
-    files = {"use_safetensors": options["use_safetensors"]}
     try:
-        networks = load_own(source, parts, (family.denoiser, "vae"), dtype, **files)
-        networks |= load_encoders(source, parts, family.encoders, dtype, **files)
+        networks = load_own(source, parts, (family.denoiser, "vae"), dtype)
+        networks |= load_encoders(source, parts, family.encoders, dtype)
         pipeline = kind.from_pretrained(source, torch_dtype=dtype, **options, **networks)
     except UserError:
         raise
