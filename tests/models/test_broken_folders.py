@@ -79,6 +79,13 @@ def test_a_missing_configuration_is_named(folder: Path, name: str) -> None:
     assert f"has no {name}" in refused(folder)
 
 
+@pytest.mark.parametrize("name", ["unet", "text_encoder", "vae"])
+def test_a_part_without_configuration_and_weights_is_named(folder: Path, name: str) -> None:
+    for file in (folder / name).iterdir():
+        file.unlink()
+    assert f"has no {name}/config.json; copy the whole model" in refused(folder)
+
+
 @pytest.mark.parametrize(
     "index",
     ["{}", "[]", "[" * 100_000, '{"weight_map": []}', '{"weight_map": {"a": "none.safetensors"}}'],

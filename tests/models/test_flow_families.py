@@ -151,7 +151,9 @@ def test_a_tokenizers_own_length_cuts_nothing(folders: dict[str, Path], family: 
     assert first is not None
     assert second is not None
     assert not torch.equal(first, second)
-    assert "truncated" not in (model.note_on(ends) or "")
+    note = model.note_on(ends) or ""
+    assert "truncated" not in note
+    assert "shorten" not in note
 
 
 @pytest.mark.parametrize(("given", "said"), [(3, "=4"), (None, "=512"), (512, None)])
@@ -334,11 +336,12 @@ def test_another_scheduler_than_eulers_is_said() -> None:
         assert (line in (model.note_on([PROMPT]) or "")) == said
 
 
-def test_a_prompt_is_measured_by_the_encoder_that_reads_the_most(folders: dict[str, Path]) -> None:
+def test_a_prompt_is_measured_by_each_encoder(folders: dict[str, Path]) -> None:
     long = " ".join(["red"] * 300)
     note = load(folders["sd3"]).note_on([long])
     assert note is not None
-    assert "longer than the 256 tokens" in note
+    assert "CLIP reads 16 tokens and cuts them: " in note
+    assert "the T5 reads 256 tokens and cuts them: " in note
     assert "prompt_chunks" not in note
     assert load(folders["flux-dev"], guidance_scale=1.0).note_on([" ".join(["red"] * 200)])
 

@@ -1,7 +1,9 @@
 """The forms that a folder comes in: loaded as the stock pipeline does, or one line."""
 
 import json
+import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,22 @@ from safetensors.torch import load_file, save_file
 from nablaflow.models import (
     AdapterSettings,
     SamplerSettings,
+    hand_over,
     load_model,
     load_pipeline,
     single_file,
 )
 from nablaflow.models.conditioning import check_network
 from nablaflow.models.pipelines import PipelineModel
-from tests.support.flow_pipelines import sd3
+from tests.support.flow_pipelines import flux, sd3
 from tests.support.mistakes import line_of
-from tests.support.pipelines import LATENT, stable_diffusion, unconditional
+from tests.support.pipelines import (
+    LATENT,
+    render,
+    stable_diffusion,
+    stable_diffusion_xl,
+    unconditional,
+)
 from tests.support.schedules import STABLE_DIFFUSION
 
 CPU = torch.device("cpu")
@@ -69,6 +78,7 @@ def test_a_size_that_cannot_be_is_refused() -> None:
     assert "20 pixels are not a multiple of 8" in line, "by which the stock pipeline divides"
     line = line_of(lambda: model_of(with_config(stable_diffusion(), sample_size=7)))
     assert line.startswith("sampler.height: 14 pixels of the model's own size")
+    assert line.endswith("set sampler.height=16")
     line = line_of(lambda: model_of(with_config(stable_diffusion(), sample_size=True)))
     assert "sample_size of True is no size" in line
     line = line_of(lambda: model_of(with_config(stable_diffusion(), sample_size=None), height=16))
@@ -79,6 +89,42 @@ def test_a_size_that_cannot_be_is_refused() -> None:
     assert model_of(unconditional(), width=LATENT).image_size == (LATENT, LATENT)
     line = line_of(lambda: model_of(with_config(unconditional(), sample_size=(8, 9))))
     assert "sample_size of 9" in line
+
+
+def test_without_a_size_of_its_own_a_stable_diffusion_xl_is_given_one() -> None:
+    """As its stock pipeline has to be, whose default is what the UNet says."""
+    pipeline = with_config(stable_diffusion_xl(), sample_size=None)
+    line = line_of(lambda: model_of(pipeline))
+    assert "set sampler.height and sampler.width, in multiples of 8" in line
+    model = model_of(with_config(stable_diffusion_xl(), sample_size=None), height=24, width=16)
+    assert model.image_size == (24, 16)
+
+
+@pytest.mark.parametrize("size", [None, 0, 1, [8, 12], True, "8"])
+def test_a_size_that_makes_no_positions_is_named_with_its_file(tmp_path: Path, size: Any) -> None:
+    sd3().save_pretrained(tmp_path)
+    file = tmp_path / "transformer" / "config.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps(whole | {"sample_size": size}))
+    line = line_of(lambda: load_pipeline(str(tmp_path)))
+    assert line.startswith(f"model: sample_size {size!r} in {file} is no number of latents")
+    file.write_text(json.dumps(whole))
+    load_pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["height", "width"])
+def test_an_odd_size_of_a_transformer_has_a_remedy_that_works(part: str) -> None:
+    def of_size(**given: int) -> PipelineModel:
+        pipeline: Any = sd3()
+        pipeline.default_sample_size = 7
+        return model_of(pipeline, name="memoryless", **given)
+
+    other = {"height": 16, "width": 16}
+    del other[part]
+    line = line_of(lambda: of_size(**other))
+    assert line.startswith(f"sampler.{part}: 14 pixels of the model's own size are not a multiple")
+    assert line.endswith(f"set sampler.{part}=16")
+    assert of_size(**other, **{part: 16}).image_size == (16, 16)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -164,6 +210,23 @@ def test_code_in_a_bin_file_does_not_run(tmp_path: Path) -> None:
     assert "may hold code" in line_of(lambda: load_pipeline(str(tmp_path)))
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_bin_files_alone_are_loaded_in_silence(
+    tmp_path: Path, variant: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """diffusers writes that an error occurred where it looks for safetensors, and goes on."""
+    pipeline = stable_diffusion()
+    pipeline.save_pretrained(tmp_path, variant=variant, safe_serialization=False)
+    assert list((tmp_path / "unet").glob("*.bin"))
+    logging.getLogger("diffusers").addHandler(caplog.handler)
+    try:
+        found = load_pipeline(str(tmp_path))
+    finally:
+        logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert torch.equal(weights(found), weights(pipeline))
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("safe", [True, False])
 def test_a_lora_inside_the_base_is_named(tmp_path: Path, safe: bool) -> None:
     pipeline = stable_diffusion()
@@ -174,6 +237,50 @@ def test_a_lora_inside_the_base_is_named(tmp_path: Path, safe: bool) -> None:
     line = line_of(lambda: load_pipeline(str(tmp_path)))
     assert "LoRA inside" in line
     assert "unload_lora_weights()" in line
+
+
+WITH_A_LORA: dict[str, tuple[Callable[[], Any], str]] = {
+    "text_encoder": (stable_diffusion, "q_proj"),
+    "text_encoder_2": (stable_diffusion_xl, "q_proj"),
+    "vae": (stable_diffusion, "to_q"),
+    "unet": (stable_diffusion, "to_q"),
+}
+
+
+@pytest.mark.parametrize("part", WITH_A_LORA)
+def test_a_lora_inside_any_part_is_named_and_its_remedy_works(tmp_path: Path, part: str) -> None:
+    make, layer = WITH_A_LORA[part]
+    pipeline = make()
+    network = getattr(pipeline, part)
+    network.add_adapter(LoraConfig(r=2, target_modules=[layer], init_lora_weights=False))
+    expected = render(pipeline)
+    pipeline.save_pretrained(tmp_path / "a")
+    line = line_of(lambda: load_pipeline(str(tmp_path / "a")))
+    assert line.startswith(f"model: {tmp_path / 'a' / part}/")
+    assert "was saved with a LoRA inside; in the pipeline that it came from call" in line
+    assert (f"{part}.fuse_lora()" in line) == (part == "vae")
+    holder = network if part == "vae" else pipeline
+    holder.fuse_lora()
+    (holder.unload_lora if part == "vae" else holder.unload_lora_weights)()
+    pipeline.save_pretrained(tmp_path / "new")
+    found = render(load_pipeline(str(tmp_path / "new")))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_a_lora_inside_a_t5_is_named_and_its_folder_is_to_be_had_again(tmp_path: Path) -> None:
+    """Which no pipeline of diffusers fuses."""
+    pipeline: Any = flux()
+    pipeline.save_pretrained(tmp_path / "base")
+    pipeline.text_encoder_2.add_adapter(LoraConfig(r=2, target_modules=["q"]))
+    held = line_of(lambda: hand_over(pipeline))
+    assert "text_encoder_2 carries a LoRA; give the pipeline the text_encoder_2" in held
+    pipeline.save_pretrained(tmp_path / "a")
+    line = line_of(lambda: load_pipeline(str(tmp_path / "a")))
+    assert "text_encoder_2/adapter_model.safetensors was saved with a LoRA inside" in line
+    assert "put the text_encoder_2 folder of the model that it was trained on" in line
+    shutil.rmtree(tmp_path / "a" / "text_encoder_2")
+    shutil.copytree(tmp_path / "base" / "text_encoder_2", tmp_path / "a" / "text_encoder_2")
+    load_pipeline(str(tmp_path / "a"))
 
 
 def test_a_class_that_is_not_served_is_named_before_its_weights_are_read(tmp_path: Path) -> None:

@@ -75,6 +75,22 @@ def test_half_precision_weights_stay_so():
     assert pipeline.unet.dtype == pipeline.vae.dtype == torch.float16
 
 
+@pytest.mark.parametrize("make", [stable_diffusion, unconditional, flux])
+def test_what_is_made_of_it_drops_nothing_out_and_the_pipeline_keeps_its_mode(
+    make: Callable[..., Any],
+):
+    pipeline = make()
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    for part in parts:
+        part.train()
+    live = hand_over(pipeline)
+    for made in (live.borrow(torch.float32), live.copy()):
+        found = [part for part in made.components.values() if isinstance(part, torch.nn.Module)]
+        assert len(found) == len(parts)
+        assert not any(module.training for part in found for module in part.modules())
+    assert all(module.training for part in parts for module in part.modules())
+
+
 def test_its_name_is_its_folder_or_none(folders: dict[str, Path]):
     loaded = StableDiffusionPipeline.from_pretrained(folders["sd"])
     assert hand_over(loaded).name == str(folders["sd"])

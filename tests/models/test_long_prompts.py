@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from nablaflow import nano
 from nablaflow.errors import UserError
-from nablaflow.models import AdapterSettings, SamplerSettings, load_model
-from nablaflow.models.long_prompts import Reader, note_cuts, pieces, room
+from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
+from nablaflow.models.cut_prompts import Reader, is_silent, note_cuts
+from nablaflow.models.long_prompts import pieces, room
+from tests.support.flow_pipelines import flux, sd3
 from tests.support.pipelines import stable_diffusion, stable_diffusion_xl
 
 SHORT = "a red circle"
@@ -34,9 +37,9 @@ def long(pipeline: Any, end: str) -> str:
 
 def test_a_note_names_what_is_cut_and_what_is_then_the_same(pipeline: Any) -> None:
     tokenizer = pipeline.tokenizer
-    assert note_cuts(Reader(tokenizer), [SHORT, "a circle"]) is None
+    assert note_cuts([Reader(tokenizer)], [SHORT, "a circle"]) is None
     prompts = [SHORT, long(pipeline, "circle"), long(pipeline, "square")]
-    note = note_cuts(Reader(tokenizer), prompts)
+    note = note_cuts([Reader(tokenizer)], prompts)
     assert note is not None
     assert "\n" not in note
     assert "2 of 3 (67%)" in note
@@ -45,7 +48,15 @@ def test_a_note_names_what_is_cut_and_what_is_then_the_same(pipeline: Any) -> No
     assert "loses 'square'" in note
     assert "2 of them are then the same" in note
     assert note.endswith("sampler.prompt_chunks=2")
-    assert note_cuts(Reader(tokenizer, 2), prompts) is None
+    assert note_cuts([Reader(tokenizer, 2)], prompts) is None
+
+
+def test_where_no_setting_can_be_given_a_remedy_names_none(pipeline: Any) -> None:
+    prompts = [SHORT, long(pipeline, "circle")]
+    note = note_cuts([Reader(pipeline.tokenizer)], prompts, settable=False) or ""
+    assert note.endswith("; shorten them")
+    pieces = note_cuts([Reader(pipeline.tokenizer, 2)], [3 * long(pipeline, "circle ")]) or ""
+    assert f"the 2 pieces of {pipeline.tokenizer.model_max_length} tokens" in pieces
 
 
 def guided(pipeline: Any, negative: str, chunks: int | None = None, scale: float = 3.0) -> Any:
@@ -72,6 +83,77 @@ def test_a_negative_prompt_that_nothing_reads_is_said(pipeline: Any) -> None:
     note = guided(pipeline, "red", scale=1.0).note_on([SHORT])
     assert "not read without guidance" in note
     assert guided(pipeline, "", scale=1.0).note_on([SHORT]) is None
+
+
+# --- several encoders -----------------------------------------------------------------------------
+
+
+def of_flow(pipeline: Any, **sampler: Any) -> Any:
+    settings = SamplerSettings(**{"steps": 2, "name": "memoryless", **sampler})
+    return load_model(pipeline, settings, AdapterSettings(rank=1), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("build", [sd3, flux])
+def test_what_a_clip_cuts_and_a_t5_reads_is_a_note_without_a_remedy(build: Any) -> None:
+    """FLUX.1's CLIP reads the whole alone, Stable Diffusion 3's two give tokens as well."""
+    model = of_flow(build())
+    prompts = [SHORT, *("red " * 20 + end for end in ("circle", "square"))]
+    first, second = (model.condition([prompt]) for prompt in prompts[1:])
+    assert first.pooled.equal(second.pooled), "all that is CLIP's alone"
+    assert not first.hidden.equal(second.hidden)
+    *_, note = model.note_on(prompts).splitlines()
+    assert note.startswith("prompts: 2 of 3 (67%) are longer than a text encoder reads: ")
+    assert "CLIP reads 16 tokens and cuts 2 of them: 'red " in note
+    assert "circle'" in note
+    assert note.endswith("; the T5 reads all of them")
+
+
+def test_what_a_t5_cuts_too_has_its_remedy_and_only_where_a_setting_can_be_given() -> None:
+    model = of_flow(sd3(), max_sequence_length=24)
+    prompts = [SHORT, "red " * 20, *("red " * 30 + end for end in ("circle", "square"))]
+    first, second = (model.condition([prompt]) for prompt in prompts[2:])
+    assert first.hidden.equal(second.hidden)
+    note = model.note_on(prompts)
+    assert "are longer than a text encoder reads: CLIP reads 16 tokens and cuts 3 of them" in note
+    assert " and 1 more; the T5 reads 24 tokens and cuts 2 of them: " in note
+    assert "; 2 of them are then the same as another prompt; shorten them" in note
+    assert note.endswith(", or set sampler.max_sequence_length=32")
+    assert model.note_on(prompts, trains=False).endswith("; shorten them")
+
+
+def test_a_t5_that_is_silent_reads_nothing() -> None:
+    """As the embedded model's: it gives zeros, as there are where there is none."""
+    silent: Any = sd3()
+    assert not is_silent(silent.text_encoder_3)
+    silent.text_encoder_3.encoder.final_layer_norm.weight.data.zero_()
+    assert is_silent(silent.text_encoder_3)
+    ends = ["red " * 20 + end for end in ("circle", "square")]
+    for pipeline in (silent, sd3(t5=False)):
+        model = of_flow(pipeline)
+        first, second = (model.condition([prompt]) for prompt in ends)
+        assert first.hidden.equal(second.hidden)
+        note = model.note_on(ends)
+        assert "(100%) are longer than the 16 tokens that the text encoder reads" in note
+        assert note.endswith("; 2 of them are then the same as another prompt; shorten them")
+    assert is_silent(load_pipeline(nano.path("flow")).text_encoder_3)
+
+
+def test_a_negative_prompt_is_measured_by_each_encoder() -> None:
+    model = of_flow(sd3(), guidance_scale=3.0, negative_prompt="red " * 20 + "square")
+    note = model.note_on([SHORT])
+    assert note.startswith("sampler.negative_prompt: it is longer than a text encoder reads: ")
+    assert "CLIP reads 16 tokens and cuts it: " in note
+    assert note.endswith("; the T5 reads all of it")
+
+
+def test_clips_that_read_unlike_are_named_by_their_parts() -> None:
+    pipeline = stable_diffusion_xl()
+    pipeline.tokenizer_2.model_max_length = 12
+    note = model(pipeline, None).note_on(["a " * 12 + "circle"])
+    assert "its text_encoder_2 reads 12 tokens and cuts them: " in note
+    assert note.endswith(
+        "; its text_encoder reads all of them; shorten them, or set sampler.prompt_chunks=2"
+    )
 
 
 def test_the_libraries_do_not_say_it_again(pipeline: Any, caplog: pytest.LogCaptureFixture) -> None:

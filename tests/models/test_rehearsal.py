@@ -8,9 +8,18 @@ import torch
 from diffusers import DDPMScheduler
 
 from nablaflow.errors import ExportError, UserError
-from nablaflow.models import AdapterSettings, SamplerSettings, export, load_model, load_pipeline
+from nablaflow.models import (
+    AdapterSettings,
+    SamplerSettings,
+    export,
+    hand_over,
+    load_model,
+    load_pipeline,
+)
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.rehearsal import rehearse
+from tests.support.flow_parts import SMALL
+from tests.support.flow_pipelines import flux
 from tests.support.pipelines import render, stable_diffusion
 
 
@@ -34,6 +43,34 @@ def test_it_leaves_the_policy_and_the_disk_as_they_were(
     assert rehearse(model, str(folders[family]), tmp_path) is None
     assert torch.equal(render(model.pipeline), before)
     assert list(tmp_path.iterdir()) == []
+
+
+def dropping_out(part: torch.nn.Module) -> int:
+    """How many of its layers leave out a third of what they are given, while it trains."""
+    part.train()
+    layers = [module for module in part.modules() if isinstance(module, torch.nn.Dropout)]
+    for layer in layers:
+        layer.p = 0.3
+    readers = [m for m in part.modules() if isinstance(getattr(m, "dropout", None), float)]
+    for reader in readers:  # a CLIP's attention
+        reader.dropout = 0.3
+    return len(layers) + len(readers)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "text_encoder_2"])
+def test_a_pipeline_that_is_training_with_dropout_is_compared_without(
+    tmp_path: Path, part: str
+) -> None:
+    pipeline: Any = flux() if part == "text_encoder_2" else stable_diffusion()
+    network = getattr(pipeline, part)
+    assert dropping_out(network)
+    live = hand_over(pipeline)
+    given = SMALL | {"name": "memoryless"} if part == "text_encoder_2" else {}
+    settings = SamplerSettings(**{"steps": 4, **given})
+    borrowed = load_pipeline(live)
+    model = load_model(borrowed, settings, AdapterSettings(rank=2), torch.device("cpu"))
+    assert rehearse(model, live, tmp_path) is None
+    assert network.training
 
 
 def test_a_lora_whose_scale_would_be_lost_is_found(

@@ -41,5 +41,5 @@ def test_an_image_without_room_is_refused(
     images, _ = sample_images(str(folders[family]), [], 1, 0)
     assert len(images) == 1
     monkeypatch.setattr(checks, "device_memory", lambda device: needed - 1)
-    with pytest.raises(UserError, match=r"^sampler\.height: to decode one image .* smaller"):
+    with pytest.raises(UserError, match=r"^--height: to decode one image .* smaller"):
         sample_images(str(folders[family]), [], 1, 0)

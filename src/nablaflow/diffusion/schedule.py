@@ -74,23 +74,27 @@ def other_spacings(config: Mapping[str, Any]) -> list[str]:
     return [name for name in SPACINGS if config.get(name)]
 
 
-def note_uneven(config: Mapping[str, Any], name: str, steps: int) -> str | None:
+def note_uneven(
+    config: Mapping[str, Any], name: str, steps: int, *, settable: bool = True
+) -> str | None:
     """One line where a stock scheduler's steps end at other levels than its next ones begin at.
 
     It takes them for even. The kernels here go from each timestep to the next as they are.
 
     Args:
         name: of the sampler.
+        settable: whether the remedy may be another number of steps.
     """
     most = int(config.get("num_train_timesteps", 1000))
     trailing = config.get("timestep_spacing") == "trailing"
     if name not in ("ddim", "ddpm") or not trailing or most % steps == 0:
         return None
     even = min((n for n in range(2, most + 1) if most % n == 0), key=lambda n: abs(n - steps))
-    return (
-        f"sampler.steps: {steps} trailing timesteps of {most} are not evenly apart, and a stock "
-        f"{name.upper()} takes them for even, so that its images are others; {even} steps are even"
+    told = (
+        f"{steps} trailing timesteps of {most} are not evenly apart, and a stock {name.upper()} "
+        "takes them for even, so that its images are others"
     )
+    return f"sampler.steps: {told}; {even} steps are even" if settable else told
 
 
 def check_schedule(config: Mapping[str, Any]) -> None:

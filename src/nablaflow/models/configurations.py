@@ -25,7 +25,7 @@ Where one holds another value, such as a word, diffusers takes that for a model 
 
 
 def check_configurations(part: Path) -> None:
-    """Refuse a part of which a configuration is none, or says that its weights are quantized.
+    """Refuse a part of which a configuration is none, or says what no network can be made by.
 
     Raises:
         UserError: so it is; it names the file.
@@ -35,6 +35,8 @@ def check_configurations(part: Path) -> None:
             found = _object_in(part / name)
             if name == "config.json" and found.get("quantization_config") is not None:
                 raise _quantized(part, found["quantization_config"])
+            if name == "config.json" and "pos_embed_max_size" in found:
+                _check_positions(part, found)
 
 
 def _object_in(path: Path) -> dict[str, Any]:
@@ -47,6 +49,17 @@ def _object_in(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"model: {path} holds no settings by name; {again}")
     return found
+
+
+def _check_positions(part: Path, found: dict[str, Any]) -> None:
+    """Of Stable Diffusion 3, whose positions are made by its own size, before any is asked for."""
+    size, patch = found.get("sample_size", 128), found.get("patch_size", 2)
+    if type(size) is not int or type(patch) is not int or not 0 < patch <= size:
+        raise UserError(
+            f"model: sample_size {size!r} in {part / 'config.json'} is no number of latents, which "
+            "its positions are made by; write that of the model it comes from, 128 for Stable "
+            "Diffusion 3 and 3.5"
+        )
 
 
 def _quantized(part: Path, told: Any) -> UserError:

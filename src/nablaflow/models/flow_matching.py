@@ -17,8 +17,9 @@ from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.diffusion.samplers import build_process
 from nablaflow.errors import UserError
 from nablaflow.models.condition import PaddedCondition
+from nablaflow.models.cut_prompts import Reader, called
 from nablaflow.models.kohya import Layout
-from nablaflow.models.long_prompts import Reader, before
+from nablaflow.models.long_prompts import before
 from nablaflow.models.parts import check_read_width
 from nablaflow.models.settings import MOST_TOKENS, AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import sides
@@ -166,12 +167,13 @@ class FlowMatching(TextToImage):
         )
         return [told, others] if name == "euler" and not own.startswith(EULER) else [told]
 
-    def reader(self) -> Reader:
-        tokenizers = [getattr(self.pipeline, name) for name in reversed(self.tokenizers)]
-        tokenizer = next(one for one in tokenizers if one is not None)
-        if tokenizers[0] is None:
-            tokenizer = tokenizers[-1]  # which says how much the others read too
-            return Reader(tokenizer, reads=tokenizer.model_max_length)
-        # As many as it is asked for, whatever its own model_max_length says.
-        reads, template = self.sequence_length, before(tokenizer) if self.templated else 0
-        return Reader(tokenizer, reads=reads, before=template, could_read=MOST_TOKENS)
+    def reader(self, tokenizer: str, encoder: str) -> Reader:
+        """The last reads as many tokens as it is asked for, whatever its tokenizer's own length."""
+        words, network = (getattr(self.pipeline, name) for name in (tokenizer, encoder))
+        name = called(network)
+        if tokenizer != self.tokenizers[-1]:
+            first = self.tokenizers[0] if self.cut_by_first else tokenizer
+            length = getattr(self.pipeline, first).model_max_length
+            return Reader(words, reads=length, name=name, part=encoder)
+        template, length = before(words) if self.templated else 0, self.sequence_length
+        return Reader(words, 1, length, template, MOST_TOKENS, name, encoder)

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+import diffusers
 import transformers
-from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from nablaflow.errors import UserError
 from nablaflow.models.configurations import check_configurations
@@ -93,18 +93,21 @@ def check_files(folder: Path, parts: dict[str, Any]) -> None:
         UserError: a file is missing, a pipe or no configuration, or an index of shards names
             another folder's.
     """
-    for part in _folders(folder, parts):
+    for part in folders_of_parts(folder, parts):
         for path in sorted((folder / part).iterdir()):
             if path.exists() and not (path.is_file() or path.is_dir()):
                 raise UserError(f"model: {path} is a pipe or a device, and no file; remove it")
             if _LIST.fullmatch(path.name):
                 _check_shards(path)
         check_configurations(folder / part)
-    for part in _with_weights(folder, parts):
-        if not (folder / part / "config.json").is_file():
+    weighty = set(with_weights(folder, parts))
+    for part in folders_of_parts(folder, parts):
+        needs = part in weighty or is_network(parts[part])
+        if needs and not (folder / part / "config.json").is_file():
             raise UserError(f"model: {folder} has no {part}/config.json; copy the whole model")
-        _check_listed(folder / part)
-    for part in _folders(folder, parts):
+        if part in weighty:
+            _check_listed(folder / part)
+    for part in folders_of_parts(folder, parts):
         kind = str((parts[part] or [""])[-1])
         _check_weights(folder / part, kind)
         _check_vocabulary(folder / part, getattr(transformers, kind, None))
@@ -112,7 +115,8 @@ def check_files(folder: Path, parts: dict[str, Any]) -> None:
 
 def _check_weights(place: Path, kind: str) -> None:
     """Refuse a network without weights that are read here; there may be other libraries'."""
-    if not (place / "config.json").is_file() or kind.endswith(NO_NETWORKS) or any(_matches(place)):
+    configured = (place / "config.json").is_file()
+    if not configured or kind.endswith(NO_NETWORKS) or any(weights_in(place)):
         return
     others = [path.name for path in sorted(place.iterdir()) if path.suffix != ".json"]
     there = f"none but {', '.join(others[:SHOWN])}" if others else "none"
@@ -173,7 +177,7 @@ def find_variant(folder: Path, parts: dict[str, Any]) -> str | None:
         UserError: there are several and no plain ones.
     """
     needed: set[str] = set()
-    for part in _with_weights(folder, parts):
+    for part in with_weights(folder, parts):
         needed |= _variants_alone(folder / part)
     if len(needed) > 1:
         names = ", ".join(sorted(needed))
@@ -191,16 +195,18 @@ def variant_of(part: Path) -> str | None:
 
 def _variants_alone(part: Path) -> set[str]:
     """Variants of a part's weights, where there are no plain ones."""
-    found = {_variant(match) for match in _matches(part)}
+    found = {_variant(match) for match in weights_in(part)}
     return set() if None in found else {name for name in found if name is not None}
 
 
 def all_safetensors(folder: Path, parts: dict[str, Any]) -> bool:
     """Whether every part's weights are there as safetensors; else some are .bin files alone."""
-    return all(
-        "safetensors" in {match["kind"] for match in _to_read(folder / part)}
-        for part in _with_weights(folder, parts)
-    )
+    return all(has_safetensors(folder / part) for part in with_weights(folder, parts))
+
+
+def has_safetensors(part: Path) -> bool:
+    """Whether the weights to read in a part's own folder are there as safetensors."""
+    return "safetensors" in {match["kind"] for match in _to_read(part)}
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -212,71 +218,42 @@ def files_of(folder: Path) -> list[Path]:
     parts = read_index(folder)
     weights = [
         folder / part / match.string
-        for part in _with_weights(folder, parts)
+        for part in with_weights(folder, parts)
         for match in _to_read(folder / part)
     ]
     names = ("config.json", "scheduler_config.json")
-    configs = [folder / part / name for part in _folders(folder, parts) for name in names]
+    configs = [folder / part / name for part in folders_of_parts(folder, parts) for name in names]
     return [*weights, *filter(Path.is_file, configs)]
 
 
 def _to_read(part: Path) -> list[re.Match[str]]:
     """The plain ones where there are such, whatever kind they are of."""
-    found = _matches(part)
+    found = weights_in(part)
     return [match for match in found if _variant(match) is None] or found
 
 
-def check_no_lora_inside(folder: Path, parts: dict[str, Any]) -> None:
-    """Refuse weights that were saved while a LoRA was on them: half of them have other names.
-
-    Raises:
-        UserError: there are such, or a file is damaged.
-    """
-    for part in _with_weights(folder, parts):
-        for match in _matches(folder / part):
-            path = folder / part / match.string
-            if any(_is_adapters(name) for name in _names(path)):
-                raise UserError(
-                    f"model: {path} was saved with a LoRA inside; in the pipeline that it came "
-                    "from call fuse_lora(), if it is to stay, then unload_lora_weights(), and save "
-                    "it again"
-                )
+def is_network(entry: Any) -> bool:
+    """Whether a part of the list, library and class, is one with weights."""
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        return False
+    library = {"diffusers": diffusers, "transformers": transformers}.get(str(entry[0]))
+    kind = getattr(library, str(entry[1]), None)
+    return isinstance(kind, type) and issubclass(kind, nn.Module)
 
 
-def _is_adapters(name: str) -> bool:
-    return ".base_layer." in name or ".lora_" in name or "lora_magnitude" in name
-
-
-def _names(path: Path) -> list[str]:
-    """Names of the tensors in a file, whose values are left on the disk."""
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return list(file.keys())
-        return list(torch.load(path, map_location="meta", mmap=True, weights_only=True))
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise UserError(f"model: {path} cannot be loaded ({reason}); get it again") from error
-    except Exception as error:  # what `weights_only` refuses has a class of pickle's own
-        raise UserError(
-            f"model: {path} cannot be loaded as weights alone; it may hold code. Convert it where "
-            "you trust it: DiffusionPipeline.from_pretrained(…).save_pretrained(…)"
-        ) from error
-
-
-def _folders(folder: Path, parts: dict[str, Any]) -> Iterator[str]:
+def folders_of_parts(folder: Path, parts: dict[str, Any]) -> Iterator[str]:
     """The parts that have a folder, those aside that are not read."""
     for part in parts:
         if part not in OPTIONAL and (folder / part).is_dir():
             yield part
 
 
-def _with_weights(folder: Path, parts: dict[str, Any]) -> Iterator[str]:
+def with_weights(folder: Path, parts: dict[str, Any]) -> Iterator[str]:
     """The parts that are networks, by what lies in their folders."""
-    return (part for part in _folders(folder, parts) if any(_matches(folder / part)))
+    return (part for part in folders_of_parts(folder, parts) if any(weights_in(folder / part)))
 
 
-def _matches(folder: Path) -> list[re.Match[str]]:
+def weights_in(folder: Path) -> list[re.Match[str]]:
     """Its files of weights."""
     found = (_WEIGHTS.fullmatch(path.name) for path in sorted(folder.iterdir()))
     return [match for match in found if match is not None]

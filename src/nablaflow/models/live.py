@@ -24,6 +24,7 @@ from torch import nn
 from nablaflow.errors import UserError
 from nablaflow.models.folder import read_index
 from nablaflow.models.from_hub import is_hub_id
+from nablaflow.models.lora_inside import how_to_unload
 from nablaflow.models.schedule_mark import schedule_mark
 from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
@@ -61,6 +62,7 @@ class LivePipeline:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scheduler", copy.deepcopy(self.pipeline.scheduler))
         for name, part in self._networks():
+            _check_no_lora(type(self.pipeline), name, part)
             _check_plain(name, part)
 
     @cached_property
@@ -96,7 +98,8 @@ class LivePipeline:
 
     @quiet_libraries()
     def _made_of(self, make: Any, dtype: torch.dtype | None) -> Any:
-        parts = {name: make(part).to(dtype) for name, part in self._networks()}
+        # To eval, as what is read from a folder: dropout would be other noise at each image.
+        parts = {name: make(part).to(dtype).eval() for name, part in self._networks()}
         unused = {name: None for name in self.unused if name in self.pipeline.components}
         made = copy.copy(self.pipeline)
         # Its state is a number of steps; tokenizers are set anew at each call.
@@ -132,17 +135,19 @@ def check_has_parts(pipeline: Any, without: Collection[str]) -> None:
             )
 
 
+def _check_no_lora(kind: type[Any], name: str, network: nn.Module) -> None:
+    if any(isinstance(part, BaseTunerLayer) for part in network.modules()):
+        call = how_to_unload(kind, name, network)
+        remedy = call or f"give the pipeline the {name} that it was trained on"
+        raise UserError(f"model: the pipeline's {name} carries a LoRA; {remedy}")
+
+
 def _check_plain(name: str, network: nn.Module) -> None:
     if not hasattr(network, "config"):
         kind = type(network).__name__
         raise UserError(
             f"model: the pipeline's {name} is a {kind}, which no pipeline has by itself; put the "
             "network that it wraps (.module) back in its place"
-        )
-    if any(isinstance(part, BaseTunerLayer) for part in network.modules()):
-        raise UserError(
-            f"model: the pipeline's {name} carries a LoRA; call fuse_lora(), if it is to stay, "
-            "then unload_lora_weights()"
         )
     if getattr(network, "is_quantized", False):
         raise UserError(

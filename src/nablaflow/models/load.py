@@ -18,13 +18,13 @@ from nablaflow.models.folder import (
     all_safetensors,
     check_files,
     check_is_whole,
-    check_no_lora_inside,
     find_variant,
     read_index,
 )
 from nablaflow.models.from_hub import folder_from_hub, index_on_hub, is_hub_id
 from nablaflow.models.fused import WithLora, fuse
 from nablaflow.models.live import LIVE, LivePipeline, check_has_parts
+from nablaflow.models.lora_inside import check_no_adapter_files, check_no_lora_inside
 from nablaflow.models.network_files import (
     check_finite,
     check_scheduler_reads,
@@ -142,6 +142,7 @@ def load_pipeline(model: ModelSource | Path, dtype: torch.dtype = torch.float32)
         path = _from_hub(model)
     parts = read_index(path)
     _check_index(parts)
+    check_no_adapter_files(path, parts)
     check_files(path, parts)
     check_no_lora_inside(path, parts)
     check_checksums(path)
@@ -202,10 +203,9 @@ def _load(
     family, kind = _serving(parts["_class_name"])
     options |= family.load_options
     options |= {name: None for name in family.may_lack if (parts.get(name) or [None])[0] is None}
-    files = {"use_safetensors": options["use_safetensors"]}
     try:
-        networks = load_own(source, parts, (family.denoiser, "vae"), dtype, **files)
-        networks |= load_encoders(source, parts, family.encoders, dtype, **files)
+        networks = load_own(source, parts, (family.denoiser, "vae"), dtype)
+        networks |= load_encoders(source, parts, family.encoders, dtype)
         pipeline = kind.from_pretrained(source, torch_dtype=dtype, **options, **networks)
     except UserError:
         raise

@@ -1,10 +1,7 @@
-"""Prompts that are longer than a text encoder reads: embedded in pieces, or cut and named."""
+"""Prompts that are longer than a text encoder reads: what of them is read, embedded in pieces."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +13,6 @@ from nablaflow.errors import UserError
 from nablaflow.quiet import quiet_libraries
 
 _VECTORS: Any = TextualInversionLoaderMixin()
-SHOWN = 2  # prompts that a note names
-LETTERS = 40  # of a text in a note
 
 
 def content(tokenizer: Any, prompt: str) -> list[int]:
@@ -25,7 +20,7 @@ def content(tokenizer: Any, prompt: str) -> list[int]:
 
     A word that textual inversion gave several vectors is all of them, as in the stock pipelines.
     """
-    with quiet_libraries():  # what is too long is said by `note_cuts`, and nothing fails of it
+    with quiet_libraries():  # what is too long is said by `cut_prompts`, and nothing fails of it
         prompt = _VECTORS.maybe_convert_prompt(prompt, tokenizer)
     return tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
 
@@ -114,95 +109,3 @@ def before_last(encoder: Any, read: Any, skip: int) -> Float[Tensor, "row token 
     """
     inner = getattr(encoder, "text_model", encoder)  # transformers 5 has one part for both
     return inner.final_layer_norm(read.hidden_states[-skip - 1])
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What reads a prompt, and how much of it.
-
-    Attributes:
-        count: pieces that a prompt is embedded in.
-        reads: tokens of a piece that are read, where that is fewer than the tokenizer's own, and
-            there cannot be more pieces.
-        before: of those, the ones that a template puts before the prompt.
-        could_read: as many as ``sampler.max_sequence_length`` may ask for; 0: it asks for none.
-    """
-
-    tokenizer: Any
-    count: int = 1
-    reads: int | None = None
-    before: int = 0
-    could_read: int = 0
-
-    @property
-    def size(self) -> int:
-        """Of a piece, tokens of a prompt."""
-        fewer = 0 if self.reads is None else self.tokenizer.model_max_length - self.reads
-        return max(0, room(self.tokenizer) - fewer - self.before)
-
-    @property
-    def limit(self) -> int:
-        return self.count * self.size
-
-    @property
-    def told(self) -> str:
-        """What happens to what is longer."""
-        reads = self.reads or self.tokenizer.model_max_length
-        return f"longer than the {reads} tokens that the text encoder reads and"
-
-    def remedy(self, most: int) -> str:
-        """Besides to shorten a prompt of ``most`` tokens."""
-        if self.reads is not None:
-            needed = self.before + most + self.tokenizer.num_special_tokens_to_add()
-            length = min(needed, self.could_read)
-            more = f", or set sampler.max_sequence_length={length}"
-            return more if length > self.reads else ""
-        return f", or set sampler.prompt_chunks={-(-most // self.size)}"
-
-    def shown(self, text: str, tokens: list[int]) -> str:
-        """A prompt, and what of it is cut."""
-        _, cut = kept(self.tokenizer, tokens, self.limit)
-        lost = self.tokenizer.decode(cut).strip()
-        return f"{_short(text)!r} loses {_short(lost)!r}"
-
-
-def note_cuts(reader: Reader, prompts: Sequence[str]) -> str | None:
-    """One line about prompts that are cut: which, where, and what is the same afterwards."""
-    texts, limit = list(dict.fromkeys(prompts)), reader.limit
-    tokens = {text: content(reader.tokenizer, text) for text in texts}
-    long = [text for text in texts if len(tokens[text]) > limit]
-    if not long:
-        return None
-    named = ", ".join(reader.shown(text, tokens[text]) for text in long[:SHOWN])
-    more = f" and {len(long) - SHOWN} more" if len(long) > SHOWN else ""
-    most = max(len(tokens[text]) for text in long)
-    return (
-        f"prompts: {len(long)} of {len(texts)} ({len(long) / len(texts):.0%}) are {reader.told} "
-        f"are truncated: {named}{more}{_collisions(reader, tokens)}; shorten them"
-        f"{reader.remedy(most)}"
-    )
-
-
-def note_negative(reader: Reader, text: str, *, guided: bool) -> str | None:
-    """The same about what guidance leads away from, if it is read at all."""
-    if not guided and text:
-        return "sampler.negative_prompt: it is not read without guidance, sampler.guidance_scale=1"
-    tokens = content(reader.tokenizer, text) if text else []
-    if len(tokens) <= reader.limit:
-        return None
-    return (
-        f"sampler.negative_prompt: it is {reader.told} is truncated: {reader.shown(text, tokens)}; "
-        f"shorten it{reader.remedy(len(tokens))}"
-    )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LETTERS else text[:LETTERS] + "…"
-
-
-def _collisions(reader: Reader, tokens: dict[str, list[int]]) -> str:
-    """How many of those that are cut are then the same as another prompt."""
-    read = {text: kept(reader.tokenizer, found, reader.limit) for text, found in tokens.items()}
-    left = Counter(tuple(tokens) for tokens, _ in read.values())
-    same = sum(left[tuple(tokens)] > 1 for tokens, cut in read.values() if cut)
-    return f"; {same} of them are then the same as another prompt" if same else ""

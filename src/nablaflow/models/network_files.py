@@ -17,7 +17,7 @@ import transformers
 
 from nablaflow.diffusion.schedule import WHERE
 from nablaflow.errors import UserError
-from nablaflow.models.folder import variant_of
+from nablaflow.models.folder import has_safetensors, variant_of
 
 UNREAD = "lm_head."
 """Of a language model that is read for its hidden states: it may be left out."""
@@ -26,7 +26,7 @@ MADE = ("position_ids", "inv_freq")
 
 
 def load_own(
-    source: str, parts: Mapping[str, Any], names: Iterable[str], dtype: torch.dtype, **options: Any
+    source: str, parts: Mapping[str, Any], names: Iterable[str], dtype: torch.dtype
 ) -> dict[str, Any]:
     """The networks of diffusers' own classes, the denoiser and the autoencoder, by their names.
 
@@ -37,7 +37,7 @@ def load_own(
         UserError: a file has a weight that the network has no place for.
     """
     return {
-        name: _load_own(source, name, kind, dtype, options)
+        name: _load_own(source, name, kind, dtype)
         for name, kind in _classes(parts, names, diffusers)
     }
 
@@ -52,19 +52,21 @@ def _classes(
             yield name, getattr(library, str(kind))
 
 
-def _load_own(
-    source: str, name: str, kind: type[Any], dtype: torch.dtype, options: dict[str, Any]
-) -> Any:
+def _load_own(source: str, name: str, kind: type[Any], dtype: torch.dtype) -> Any:
     network, told = kind.from_pretrained(
         source,
         subfolder=name,
         torch_dtype=dtype,
         output_loading_info=True,
-        variant=variant_of(Path(source) / name),
-        **options,
+        **_files(Path(source) / name),
     )
     _check_read(source, name, told["unexpected_keys"])
     return network
+
+
+def _files(part: Path) -> dict[str, Any]:
+    """Which of a part's files: told to take .bin, diffusers does not look for others and say so."""
+    return {"variant": variant_of(part), "use_safetensors": has_safetensors(part)}
 
 
 def _check_read(source: str, name: str, unread: Iterable[str]) -> None:
@@ -99,36 +101,32 @@ def check_scheduler_reads(source: str, parts: Mapping[str, Any]) -> None:
 
 
 def load_encoders(
-    source: str, parts: Mapping[str, Any], names: Iterable[str], dtype: torch.dtype, **options: Any
+    source: str, parts: Mapping[str, Any], names: Iterable[str], dtype: torch.dtype
 ) -> dict[str, Any]:
     """The text encoders of a pipeline, by the names of its parts.
 
     Args:
-        source: a folder, or a hub id.
+        source: a folder.
         parts: ``model_index.json``.
         names: of the parts; one that the pipeline does not have is left out.
-        options: of ``from_pretrained``.
 
     Raises:
         UserError: a weight is in no file, or of another shape than the configuration's.
     """
     return {
-        name: _load(source, name, kind, dtype, options)
+        name: _load(source, name, kind, dtype)
         for name, kind in _classes(parts, names, transformers)
     }
 
 
-def _load(
-    source: str, name: str, kind: type[Any], dtype: torch.dtype, options: dict[str, Any]
-) -> Any:
+def _load(source: str, name: str, kind: type[Any], dtype: torch.dtype) -> Any:
     encoder, told = kind.from_pretrained(
         source,
         subfolder=name,
         dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are told, and refused here
-        variant=variant_of(Path(source) / name),
-        **options,
+        **_files(Path(source) / name),
     )
     other = sorted(told["mismatched_keys"])
     missing = sorted(key for key in told["missing_keys"] if not key.startswith(UNREAD))

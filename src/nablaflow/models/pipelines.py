@@ -203,10 +203,14 @@ class PipelineModel(DiffusionModel):
 
     # --- its prompts and its images ---------------------------------------------------------------
 
-    def note_on(self, prompts: Sequence[str]) -> str | None:
-        """Lines about what the model does not read of the prompts, and about its steps, if any."""
+    def note_on(self, prompts: Sequence[str], *, trains: bool = True) -> str | None:
+        """Lines about what the model does not read of the prompts, and about its steps, if any.
+
+        Args:
+            trains: whether a run follows, so that a remedy may be a setting.
+        """
         s = self._sampler
-        return note_uneven(self.pipeline.scheduler.config, s.name, s.steps)
+        return note_uneven(self.pipeline.scheduler.config, s.name, s.steps, settable=trains)
 
     @property
     def heavy_encoders(self) -> bool:

@@ -78,11 +78,13 @@ def _side(name: str, own: int | None, factor: int, multiple: int, asked: int | N
         )
     pixels = asked if asked is not None else factor * (own or 0)
     if pixels % multiple:
-        whose = "" if asked is not None else "of the model's own size "
         near = max(multiple, round(pixels / multiple) * multiple)
+        whose, remedy = "", f"use {near}"
+        if asked is None:
+            whose, remedy = "of the model's own size ", f"set sampler.{name}={near}"
         raise UserError(
             f"sampler.{name}: {pixels} pixels {whose}are not a multiple of {multiple}, which the "
-            f"model needs; use {near}"
+            f"model needs; {remedy}"
         )
     return pixels // factor
 

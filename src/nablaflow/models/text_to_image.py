@@ -16,8 +16,8 @@ import torch
 from nablaflow.devices import without_autocast
 from nablaflow.models.condition import Condition
 from nablaflow.models.conditioning import check_clip_skip
+from nablaflow.models.cut_prompts import Reader, called, is_silent, note_cuts, note_negative
 from nablaflow.models.embeddings import Embeddings
-from nablaflow.models.long_prompts import Reader, note_cuts, note_negative
 from nablaflow.models.parts import (
     check_decoder,
     check_latents,
@@ -166,21 +166,36 @@ class TextToImage(PipelineModel):
         for encoder in self._encoders():
             encoder.to(self._rest)
 
-    def note_on(self, prompts: Sequence[str]) -> str | None:
-        reader, s = self.reader(), self._sampler
-        negative = note_negative(reader, s.negative_prompt, guided=s.guidance_scale > 1.0)
-        steps = super().note_on(prompts)
-        told = (steps, *self.notes(), note_cuts(reader, prompts), negative)
+    def note_on(self, prompts: Sequence[str], *, trains: bool = True) -> str | None:
+        readers, s = self.readers(), self._sampler
+        guided = s.guidance_scale > 1.0
+        negative = note_negative(readers, s.negative_prompt, guided=guided, settable=trains)
+        steps = super().note_on(prompts, trains=trains)
+        notes = self.notes() if trains else []
+        told = (steps, *notes, note_cuts(readers, prompts, settable=trains), negative)
         return "\n".join(line for line in told if line is not None) or None
 
     def notes(self) -> list[str]:
-        """What is to be said of the model and its sampler, one line each."""
+        """What is to be said of the model and its sampler where it trains, one line each."""
         return []
 
-    def reader(self) -> Reader:
-        """What reads most of a prompt."""
-        tokenizer = getattr(self.pipeline, self.tokenizers[0])
-        return Reader(tokenizer, self._sampler.prompt_chunks or 1)
+    def readers(self) -> list[Reader]:
+        """What reads a prompt; not a text encoder that is silent, whatever it is given."""
+        return [
+            self.reader(tokenizer, encoder)
+            for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
+            if self._reads(tokenizer, encoder)
+        ]
+
+    def _reads(self, tokenizer: str, encoder: str) -> bool:
+        parts = (getattr(self.pipeline, name, None) for name in (tokenizer, encoder))
+        return None not in parts and not is_silent(getattr(self.pipeline, encoder))
+
+    def reader(self, tokenizer: str, encoder: str) -> Reader:
+        """One text encoder, by the names of the parts."""
+        words, network = (getattr(self.pipeline, name) for name in (tokenizer, encoder))
+        count = self._sampler.prompt_chunks or 1
+        return Reader(words, count, name=called(network), part=encoder)
 
     def checkpoint_activations(self) -> None:
         """The decoder's too: in float32, under a reward's gradient, they are the largest."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ import torch
 
 from nablaflow.devices import best_device
 from nablaflow.diffusion import FLOW_SAMPLERS, SAMPLERS
-from nablaflow.diffusion.schedule import other_spacings
 from nablaflow.errors import UserError, nearest
 from nablaflow.evaluation.bank import sample_states, spread
 from nablaflow.models import (
@@ -30,6 +31,7 @@ from nablaflow.progress import show
 from nablaflow.prompts.sets import load_prompts
 from nablaflow.report.pictures import grid, save_picture, to_picture
 from nablaflow.runs.checks import check_count, check_decodes, image_bytes
+from nablaflow.runs.fitting_sampler import fitting_sampler
 from nablaflow.runs.policy import LAST, load_policy
 from nablaflow.runs.run import Run
 from nablaflow.runs.trust import THE_MODEL
@@ -122,6 +124,10 @@ def _check_known(sampler: str | None) -> None:
         raise UserError(f"--sampler: unknown sampler {sampler!r}; {nearest(sampler, known)}")
 
 
+def _of_a_run(source: ModelSource | Run) -> bool:
+    return isinstance(source, Run) or (isinstance(source, str) and _is_run(source))
+
+
 def _is_run(source: str) -> bool:
     return is_run(Path(source)) or (Path(source) / CONFIG).is_file()
 
@@ -134,48 +140,40 @@ def _sampler(
     Raises:
         UserError: there is no sampler of the name that is asked for.
     """
-    name, told = asked.get("sampler"), []
-    _check_known(name)
+    _check_known(asked.get("sampler"))
     settings = family_of(pipeline).defaults_of(pipeline)
     if isinstance(source, str):
         settings |= EMBEDDED.get(source, {})
     settings |= {side: asked[side] for side in ("height", "width") if side in asked}
-    if name is None:
-        name, told = _fitting(pipeline, settings.get("name"))
+    name, told = fitting_sampler(pipeline, settings.get("name"), asked.get("sampler"))
+    most = pipeline.scheduler.config.get("num_train_timesteps")
+    if isinstance(most, int) and 2 <= most < settings["steps"]:
+        settings["steps"] = most
+        told.append(f"sampled with {most} steps, since its scheduler has no more timesteps")
     return SamplerSettings(**{**settings, "name": name}), told
 
 
-OF_DDIM = ("DDIM", "DDPM")
-"""How the names of the schedulers begin whose steps ddim takes; of euler's a model's notes tell."""
+OPTIONS = {
+    "SamplerSettings.": "sampler.",
+    "sampler.name=": "--sampler=",
+    "sampler.name": "--sampler",
+    "sampler.height": "--height",
+    "sampler.width": "--width",
+}
+"""By what a run's settings are called: what they are here."""
 
 
-def _fitting(pipeline: Any, name: str | None) -> tuple[str, list[str]]:
-    """A sampler for the folder's scheduler, with its own noise levels or, if need be, even ones.
-
-    Nothing is trained here, so that other levels change the image and no claim.
-
-    Args:
-        name: of the family's, where it has one for all its schedulers.
-
-    Returns:
-        Its name, and lines about what differs from the stock pipeline.
-    """
-    scheduler, told = pipeline.scheduler, []
-    spacings = [] if name else other_spacings(scheduler.config)
-    if spacings:
-        scheduler.register_to_config(**dict.fromkeys(spacings, False))
-        told.append(
-            f"the scheduler's {spacings[0]} is left out; its timesteps are evenly spaced here"
-        )
-    if name is None and scheduler.config.get("timestep_spacing") == "linspace":
-        told.append(
-            "sampled with sde-dpmsolver++, since ddim does not fit timesteps spaced linspace"
-        )
-        return "sde-dpmsolver++", told
-    name, own = name or "ddim", type(scheduler).__name__
-    if name == "ddim" and not own.startswith(OF_DDIM):
-        told.append(f"sampled with {name}, since its own scheduler, {own}, is no sampler here")
-    return name, told
+@contextmanager
+def _by_options() -> Iterator[None]:
+    """Within this context a message has the options' names for a run's settings."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error)
+        for setting, option in OPTIONS.items():
+            told = told.replace(setting, option)
+        error.args = (told,)
+        raise
 
 
 def _say(line: str) -> None:
@@ -211,8 +209,8 @@ def sample_to_folder(
     if isinstance(source, str) and not _is_run(source):
         check_is_there(model_source(source))
     check_out(out, overwrite=overwrite)
-    given = {"of_model": of_model, "of_run": of_run}
-    images, texts = sample_images(source, prompts, n, seed, trusted=trusted, **given)
+    named = {"trusted": trusted, "of_model": of_model, "of_run": of_run}
+    images, texts = sample_images(source, prompts, n, seed, **named)
     with alone(out):
         check_out(out, overwrite=overwrite)  # another command may have ended meanwhile
         return write_images(images, texts, out)
@@ -230,10 +228,11 @@ def sample_images(
     of_run: dict[str, Any] | None = None,
 ) -> tuple[Images, list[str]]:
     """``n`` images, prompts in turns, and the prompt of each; as `sample_to_folder`."""
-    model, texts = _model(source, prompts, of_model or {}, of_run or {}, trusted=trusted)
-    check_decodes(model)
+    with nullcontext() if _of_a_run(source) else _by_options():
+        model, texts = _model(source, prompts, of_model or {}, of_run or {}, trusted=trusted)
+        check_decodes(model)
     check_count("--n", n, 2 * image_bytes(model))
-    note = model.note_on(texts)
+    note = model.note_on(texts, trains=False)
     if note is not None:
         _say(note)
     with folders_fault(model), show() as progress:
