@@ -129,19 +129,20 @@ class _Rehearsal:
         self.reward, self.rewarded = reward, self._reads_shapes(reward)
         self._resting = resting_encoders(config, self.model, device)
         self.decode_batch = decode_batch
-        self.core = Update(method, self._networks(model))
         with Shapes() as shapes:
             self.model.condition(["a"])  # embedded once, and kept
         self._embedding = shapes.peak
+        self.core = Update(method, self._networks())
 
-    def _networks(self, model: PipelineModel) -> Networks:
+    def _networks(self) -> Networks:
         reward = self.reward if self.rewarded else NamedReward(self.reward.name, _mean)
         flow, target = (
             None if self.flow is None else network_without_data(self.flow) for _ in range(2)
         )
         steps, fit = self.model.process.steps, None
         if self.method.needs_log_flow:
-            fit = LogFlowFit.unfitted(network_without_data(make_log_flow(model, 0)), steps)
+            with Shapes():  # its size is told by a pass of the denoiser
+                fit = LogFlowFit.unfitted(make_log_flow(self.model, 0), steps)
         gamma, decode = torch.ones(steps + 1), self.decode_batch
         return Networks(self.model, reward, flow, target, gamma, decode_batch=decode, log_flow=fit)
 
