@@ -5,12 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from nablaflow.config.parse import parse_config
 from nablaflow.runs.setup import prepare
 from tests.support.benchmarks import benchmark
 
 COST = benchmark("update_cost")
+
+
+def test_the_rate_is_of_the_precision_and_of_matrices_that_fill_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    made: list[tuple[int, torch.dtype]] = []
+    ones = torch.ones
+
+    def noted(*size: int, **options: Any) -> torch.Tensor:
+        made.append((size[0], options["dtype"]))
+        return ones(*size, **options)
+
+    monkeypatch.setattr(torch, "ones", noted)
+    times = iter([0.0, 2.0, 2.0, 3.0])
+    monkeypatch.setattr(COST, "clock", lambda device: next(times))
+    rate = COST.matrix_rate(torch.device("cpu"), torch.bfloat16, size=64, repeats=2)
+    assert rate == 2 * 64**3, "the best of the tries, of one second"
+    assert made == [(64, torch.bfloat16)]
+    assert COST.SIDE["cuda"] == 8192
 
 
 @pytest.mark.parametrize("name", COST.METHODS)
