@@ -2,10 +2,11 @@
 
     python benchmarks/update_cost.py
 
-runs one update of each method on the embedded model with the demo's batches and prints a table; the
-figures are in runs/benchmark-update-cost.json. *Needed* is what the method's formula has; *made* is
-counted. A pass is of one state through the denoiser. The rate is FLOPs made over seconds, beside
-that of a matrix product of the same machine at the same moment, in the precision of the run.
+runs updates of each method on the embedded model with the demo's batches and prints a table; the
+figures are in runs/benchmark-update-cost.json. *Needed* is what the method's formula has for an
+update that makes a rollout; *made* is counted. A pass is of one state through the denoiser. The
+rate is FLOPs made over seconds, beside that of a matrix product of the same machine at the same
+moment, in the precision of the run.
 
     python benchmarks/update_cost.py --device cuda --model random:sd15 --precision bf16
 
@@ -189,23 +190,30 @@ def clock(device: torch.device) -> float:
 
 
 def measure(name: str, overrides: list[str]) -> dict[str, Any]:
+    """GFLOP and seconds are means over the updates that share a rollout, its own part in them."""
     parts = prepared(name, overrides)
+    device, updates = parts.model.device, parts.config.updates_per_rollout
     with counted() as flops:
-        parts.trainer.step()
-    device = parts.model.device
+        steps(parts, updates)
     began = clock(device)
-    parts.trainer.step()
-    timed = clock(device) - began
+    steps(parts, updates)
+    seconds = (clock(device) - began) / updates
     peak = matrix_rate(device, DTYPES[parts.config.training.precision])
-    found, trained = made(parts)
+    found, trained = made(parts)  # by the first of the next, which makes a rollout
+    each = flops.total / updates
     return {
         "needed": needed(name, parts, trained)._asdict(),
         "made": found._asdict(),
-        "gflop": flops.total / 1e9,
-        "seconds": timed,
-        "rate_gflops": flops.total / timed / 1e9,
+        "gflop": each / 1e9,
+        "seconds": seconds,
+        "rate_gflops": each / seconds / 1e9,
         "matrix_gflops": peak / 1e9,
     }
+
+
+def steps(parts: Parts, updates: int) -> None:
+    for _ in range(updates):
+        parts.trainer.step()
 
 
 def main() -> None:

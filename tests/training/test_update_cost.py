@@ -39,3 +39,20 @@ def test_an_update_makes_the_passes_that_are_needed(name: str, settings: dict[st
     parts = prepare(config, config.output_dir)
     made, trained = COST.made(parts)
     assert made == COST.needed(name, parts, trained)
+
+
+def test_the_rate_is_of_a_whole_round_of_updates_that_share_a_rollout(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """The first of them has the rollout's passes, and the others the same seconds less."""
+    values = {**settings, "method": {**COST.METHODS["residual-nabla-db"], "beta": 1.0}}
+    config = parse_config({**values, "flow": None})
+    assert config.updates_per_rollout == 4
+    made: list[int] = []
+    monkeypatch.setattr(COST, "prepared", lambda *_: prepare(config, config.output_dir))
+    monkeypatch.setattr(COST, "steps", lambda parts, updates: made.append(updates))
+    monkeypatch.setattr(COST, "clock", lambda device: 8.0 * len(made))
+    monkeypatch.setattr(COST, "matrix_rate", lambda *_: 1e9)
+    found = COST.measure("residual-nabla-db", [])
+    assert (made, found["seconds"]) == ([4, 4], 2.0)
+    assert found["made"] == found["needed"]
