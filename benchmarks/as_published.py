@@ -1,13 +1,15 @@
 """The published form here beside the authors' own loop: the same loss, and how many seconds.
 
     python benchmarks/as_published.py
+    python benchmarks/as_published.py --device cuda --model random:sd15
 
-Both take one rollout of the embedded model and add the gradients of one update to the same policy
-and flow network, in turns, in one process. `Loop` renders the authors' code
+Both take one rollout of the embedded model, or of ``--model``, and add the gradients of one update
+to the same policy and flow network, in turns, in one process. `Loop` renders the authors' code
 (github.com/lzzcd001/nabla-gfn, train_nablagfn.py) in words of its own: one column of transitions
 after the other, a pass of the network for each quantity and a backward pass for each gradient.
 The rollout, which is alike in both, is timed beside them. A table is printed, and all times are in
-runs/benchmark-as-published.json; so is the load of the machine meanwhile.
+runs/benchmark-as-published.json; so is the load of the machine meanwhile. On a processor seconds
+are its own; on a GPU they are the clock's, which is read when the GPU has nothing left to do.
 
 Of the authors' code are left out: precision below float32, gradient scaler, logging and what comes
 to the reported loss as a constant (at the end of a trajectory the square of the policy's score).
@@ -53,7 +55,8 @@ class Loop:
         pipeline: Any = getattr(networks.model, "pipeline")  # noqa: B009, of no declared class
         scheduler: Any = DDIMScheduler.from_config(pipeline.scheduler.config)
         scheduler.set_timesteps(steps)
-        self.kept, self.timesteps = scheduler.alphas_cumprod, scheduler.timesteps.flip(0)
+        self.kept = scheduler.alphas_cumprod.to(self.model.device)
+        self.timesteps = scheduler.timesteps.flip(0).to(self.model.device)
         self.stride = len(self.kept) // steps
 
     def add_gradients(self, batch: TrainingBatch) -> float:
@@ -185,13 +188,21 @@ def rolled_out(parts: Parts, trajectories: int) -> Callable[[], TrainingBatch]:
     return lambda: core.batch(core.rollout(prompts, trajectory_noise(list(noise)), keep))
 
 
+def clock(device: torch.device) -> float:
+    """Seconds: a processor's own, or the clock's once a GPU has done all that it was given."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def gradients_of(parts: Parts, work: Callable[[], float]) -> tuple[float, list[Tensor], float]:
     """The loss, the gradient of each parameter that trains, and the seconds."""
     objective = parts.trainer.core.objective
     objective.zero_grad(set_to_none=True)
-    began = time.process_time()
+    began = clock(parts.model.device)
     loss = work()
-    took = time.process_time() - began
+    took = clock(parts.model.device) - began
     found = [p.grad for p in objective.parameters() if p.requires_grad and p.grad is not None]
     return loss, found, took
 
@@ -208,7 +219,7 @@ def both(parts: Parts, batch: TrainingBatch) -> dict[str, Callable[[], float]]:
 
 
 def measure(trajectories: int, repeats: int, overrides: list[str]) -> dict[str, Any]:
-    """Losses, how far the gradients are apart, and seconds of the processor, in turns."""
+    """Losses, how far the gradients are apart, and seconds, in turns."""
     parts = prepared(trajectories, overrides)
     roll = rolled_out(parts, trajectories)
     batch = roll()
@@ -216,9 +227,9 @@ def measure(trajectories: int, repeats: int, overrides: list[str]) -> dict[str, 
     found = {name: gradients_of(parts, work)[:2] for name, work in ways.items()}
     seconds: dict[str, list[float]] = {"rollout": [], **{name: [] for name in ways}}
     for _ in range(repeats):
-        began = time.process_time()
+        began = clock(parts.model.device)
         roll()
-        seconds["rollout"].append(time.process_time() - began)
+        seconds["rollout"].append(clock(parts.model.device) - began)
         for name, work in ways.items():
             seconds[name].append(gradients_of(parts, work)[2])
     flat = {name: torch.cat([g.flatten() for g in found[name][1]]) for name in ways}
@@ -252,14 +263,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The published form beside the authors' loop")
     parser.add_argument("--trajectories", nargs="*", type=int, default=[2, 4, 32])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--model", default="nano", help="one that is sampled by DDIM in latents")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-as-published.json"))
     parser.add_argument("settings", nargs="*", help="key.sub=value")
     given = parser.parse_args()
+    own = [f"model={given.model}", f"training.device={given.device}", *given.settings]
     rows = []
     print("| trajectories | loss: theirs, ours | gradients: theirs over ours | update | load |")
     print("|---|---|---|---|---|")
     for trajectories in given.trajectories:
-        row = measure(trajectories, given.repeats, given.settings)
+        row = measure(trajectories, given.repeats, own)
         rows.append({**row, "ratios": ratios(row)})
         losses = ", ".join(f"{row['loss'][name]:.5g}" for name in ("theirs", "ours"))
         ratio = " | ".join(told(values) for values in ratios(row).values())

@@ -2,11 +2,15 @@
 
     python benchmarks/update_cost.py
 
-runs one update of each method on the embedded model with the demo's batches and prints a table; the
-figures are in runs/benchmark-update-cost.json. *Needed* is what the method's formula has; *made* is
-counted. A pass is of one state through the denoiser. The rate is FLOPs made over seconds, beside
-that of a matrix product of the same machine at the same moment. `--device cuda --model FOLDER` is
-the same on a GPU, of another model.
+runs updates of each method on the embedded model with the demo's batches and prints a table; the
+figures are in runs/benchmark-update-cost.json. *Needed* is what the method's formula has for an
+update that makes a rollout; *made* is counted. A pass is of one state through the denoiser. The
+rate is FLOPs made over seconds, beside that of a matrix product of the same machine at the same
+moment, in the precision of the run.
+
+    python benchmarks/update_cost.py --device cuda --model random:sd15 --precision bf16
+
+is the same on a GPU, of another model: its rate in bf16 is that of matrices of 8,192 a side.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from nablaflow.diffusion import Transitions
 from nablaflow.methods import ResidualNablaDB
 from nablaflow.models import DiffusionModel
 from nablaflow.models.flops import counted
+from nablaflow.runs.pretrained import DTYPES
 from nablaflow.runs.setup import Parts, prepare
 
 
@@ -155,32 +160,60 @@ def prepared(name: str, overrides: list[str]) -> Parts:
     return prepare(config, config.output_dir)
 
 
-def matrix_rate(device: torch.device, size: int = 1024, repeats: int = 5) -> float:
-    """FLOPs a second of a float32 matrix product, the best of some tries."""
-    a = torch.ones(size, size, device=device)
+SIDE = {"cuda": 8192}
+"""Of the matrices whose product is timed, by the device; small ones do not fill a GPU."""
+
+
+def matrix_rate(
+    device: torch.device, dtype: torch.dtype, size: int | None = None, repeats: int = 5
+) -> float:
+    """FLOPs a second of a matrix product in a precision, the best of some tries.
+
+    Args:
+        size: rows and columns; None: as many as the device needs to show its rate.
+    """
+    size = size or SIDE.get(device.type, 1024)
+    a = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(repeats):
-        began = time.perf_counter()
-        (a @ a).sum().item()
-        best = min(best, time.perf_counter() - began)
+        began = clock(device)
+        a @ a
+        best = min(best, clock(device) - began)
     return 2 * size**3 / best
 
 
+def clock(device: torch.device) -> float:
+    """Seconds, once a GPU has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def measure(name: str, overrides: list[str]) -> dict[str, Any]:
+    """GFLOP and seconds are means over the updates that share a rollout, its own part in them."""
     parts = prepared(name, overrides)
+    device, updates = parts.model.device, parts.config.updates_per_rollout
     with counted() as flops:
-        parts.trainer.step()
-    timed = parts.trainer.step()["seconds"]
-    peak = matrix_rate(parts.model.device)
-    found, trained = made(parts)
+        steps(parts, updates)
+    began = clock(device)
+    steps(parts, updates)
+    seconds = (clock(device) - began) / updates
+    peak = matrix_rate(device, DTYPES[parts.config.training.precision])
+    found, trained = made(parts)  # by the first of the next, which makes a rollout
+    each = flops.total / updates
     return {
         "needed": needed(name, parts, trained)._asdict(),
         "made": found._asdict(),
-        "gflop": flops.total / 1e9,
-        "seconds": timed,
-        "rate_gflops": flops.total / timed / 1e9,
+        "gflop": each / 1e9,
+        "seconds": seconds,
+        "rate_gflops": each / seconds / 1e9,
         "matrix_gflops": peak / 1e9,
     }
+
+
+def steps(parts: Parts, updates: int) -> None:
+    for _ in range(updates):
+        parts.trainer.step()
 
 
 def main() -> None:
@@ -188,20 +221,24 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--model", default="nano")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=list(DTYPES), default="float32")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-update-cost.json"))
     parser.add_argument("settings", nargs="*", help="key.sub=value")
     given = parser.parse_args()
-    own = [f"model={given.model}", f"training.device={given.device}", *given.settings]
+    own = [f"model={given.model}", f"training.device={given.device}"]
+    own += [f"training.precision={given.precision}", *given.settings]
     found = {}
     print(
-        "| method | passes forward, backward, decodes: needed | made | GFLOP | GFLOP/s | product |"
+        "| method | passes forward, backward, decodes: needed | made | GFLOP | GFLOP/s | product "
+        "| share |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     for name in given.methods:
         found[name] = row = measure(name, own)
         needs, makes = (", ".join(map(str, row[what].values())) for what in ("needed", "made"))
         rates = f"{row['gflop']:.0f} | {row['rate_gflops']:.1f} | {row['matrix_gflops']:.1f}"
-        print(f"| {name} | {needs} | {makes} | {rates} |")
+        share = row["rate_gflops"] / row["matrix_gflops"]
+        print(f"| {name} | {needs} | {makes} | {rates} | {share:.0%} |")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nablaflow.devices import best_device, find_device, is_here
+from nablaflow.devices import best_device, find_device, is_here, peak_device_mb
 from nablaflow.errors import UserError
 
 
@@ -45,3 +45,11 @@ def test_what_is_here(two_cards):
 def test_what_is_not_here_is_one_line(two_cards, name, message):
     with pytest.raises(UserError, match=f"^{message}"):
         find_device(name, "--device")
+
+
+def test_the_peak_of_a_cards_memory_is_what_torch_counted(monkeypatch):
+    counted = {torch.device("cuda"): 3 * 2**20, torch.device("cuda:1"): 5 * 2**20}
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", counted.get)
+    assert peak_device_mb(torch.device("cuda")) == 3.0
+    assert peak_device_mb(torch.device("cuda:1")) == 5.0
+    assert peak_device_mb(torch.device("cpu")) is None

@@ -56,6 +56,16 @@ def named_device(name: str, field: str) -> torch.device:
         ) from None
 
 
+def peak_device_mb(device: torch.device) -> float | None:
+    """The most that tensors of this process took of a device at once so far, MB of 2**20 bytes.
+
+    None where torch does not count it: of a processor, and of a GPU that is not CUDA's.
+    """
+    if device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(device) / 2**20
+
+
 def is_dtype(value: Any) -> bool:
     """Whether a network's weights can be of it: a floating dtype of torch's, and no name of one."""
     return isinstance(value, torch.dtype) and value.is_floating_point

@@ -105,6 +105,7 @@ def test_the_summary_has_every_figure_with_its_standard_error(run: Path):
     assert summary["updates"] == 3
     assert summary["seconds"] > 0
     assert summary["peak_rss_mb"] > 10
+    assert "peak_device_mb" not in summary, "of a processor"
     for part in ("reference", "policy", "exact_tilt"):
         column = summary[part]
         for figure in FIGURES:

@@ -17,7 +17,7 @@ from nablaflow.storage.checkpoint import load_checkpoint
 from nablaflow.storage.manifest import list_checkpoints
 from nablaflow.storage.records import read_records
 
-TIMES = ("seconds", "training_seconds", "peak_rss_mb")
+TIMES = ("seconds", "training_seconds", "peak_rss_mb", "peak_device_mb")
 """What of a summary is another in every run."""
 
 

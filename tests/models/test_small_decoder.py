@@ -12,13 +12,22 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 
+from nablaflow.config.defaults import demo_settings
+from nablaflow.config.overrides import apply_overrides, dump_config
+from nablaflow.config.parse import parse_config
 from nablaflow.diffusion import trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.estimators.reference import reward_gradient
 from nablaflow.hub import fetch
+from nablaflow.models import text_to_image
+from nablaflow.models.load import family_of
+from nablaflow.models.random_weights import random_by_name
 from nablaflow.models.small_decoder import load_small_decoder
 from nablaflow.models.stable_diffusion import StableDiffusion
+from nablaflow.runs import setup
+from nablaflow.runs.doctor_recipe import plan_of_recipe
 from nablaflow.runs.setup import Parts
+from nablaflow.shapes import META
 
 MakeParts = Callable[..., Parts]
 TINY, PROMPTS = "training.decoder=tiny", ["a circle", "a square"]
@@ -126,6 +135,40 @@ def test_a_family_without_one_is_refused(monkeypatch: pytest.MonkeyPatch, make_p
     monkeypatch.setattr(StableDiffusion, "small_decoder", None)
     with pytest.raises(UserError, match=r"no tiny decoder is known for a StableDiffusionPipeline"):
         make_parts(TINY)
+
+
+OTHER = r"^training\.decoder: \S+ is for latents scaled by .* by 1; .* training\.decoder=full$"
+
+
+@pytest.mark.parametrize("model", ["nano", "flow"])
+def test_the_embedded_models_latents_are_not_those_of_their_family(
+    model: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Their shape is Stable Diffusion's: a decoder for its latents would be taken for theirs."""
+    monkeypatch.setattr(text_to_image, "load_small_decoder", _not_asked_for)
+    monkeypatch.setattr(setup, "settle", _not_asked_for)
+    config = parse_config(apply_overrides(demo_settings(), [f"model={model}", TINY]))
+    with pytest.raises(UserError, match=OTHER):
+        setup.prepare(config, config.output_dir)
+
+
+def test_a_plan_says_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(text_to_image, "load_small_decoder", _not_asked_for)
+    recipe = tmp_path / "demo.yaml"
+    recipe.write_text(dump_config(parse_config(demo_settings())))
+    with pytest.raises(UserError, match=OTHER):
+        plan_of_recipe(recipe, [TINY], trusted=True)
+
+
+def _not_asked_for(*_: object, **__: object) -> None:
+    raise AssertionError("work, before the refusal")
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd35", "flux"])
+def test_the_latents_of_a_published_architecture_are_its_small_decoders(name: str):
+    pipeline = random_by_name(f"random:{name}", torch.float32, META)
+    kind: Any = family_of(pipeline)
+    assert pipeline.vae.config["scaling_factor"] == kind.small_decoder_scale
 
 
 def test_a_method_without_a_rewards_gradient_is_refused(make_parts: MakeParts):

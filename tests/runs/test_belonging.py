@@ -48,6 +48,21 @@ def test_a_digit_of_the_figures(two: tuple[Path, Path]) -> None:
             read(run)
 
 
+def test_a_gpus_peak_is_among_the_figures_and_has_no_checksum(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is another on another day, as the process's own is; of a processor there is none."""
+    config = make_config("training.updates=1", "evaluation.bank=0", "evaluation.n=6")
+    monkeypatch.setattr("nablaflow.runs.finish.peak_device_mb", lambda device: 2048.0)
+    run = align.run(config)
+    assert run.summary["peak_device_mb"] == 2048.0
+    assert "2.0 GB of the GPU's in training" in (run.folder / "report.html").read_text()
+    summary = json.loads((run.folder / "summary.json").read_text())
+    summary["peak_device_mb"] = 1024.0
+    (run.folder / "summary.json").write_text(json.dumps(summary))
+    assert nf.Run.open(run.folder).summary["peak_device_mb"] == 1024.0
+
+
 def test_of_another_run(two: tuple[Path, Path]) -> None:
     run, other = two
     nf.Run.open(run).pipeline()

@@ -150,6 +150,31 @@ def test_other_methods_too(make_config: MakeConfig, tmp_path: Path, method: str)
     assert_same_figures(many, one)
 
 
+TO_A_TILT = (
+    *("method.gamma=one", "method.step=exact", "method.reverse_weight=0", "flow=null"),
+    *("method.value=contrastive", "method.beta=4.0", "training.value_samples=64"),
+    *("evaluation.bank=256", "evaluation.n=12", "training.calibrate=true"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_value_that_is_fitted_together_and_a_strength_that_is_found_together(
+    make_config: MakeConfig, tmp_path: Path
+):
+    """Samples, scores, bank and tries are shared; what the main process fits, all have."""
+    overrides = (*SHORT, *TO_A_TILT)
+    many, one = trained_twice(make_config, tmp_path, 2, "ddp", *overrides, forked=True)
+    assert_same_figures(many, one)
+    ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (many, one))
+    assert ours["exact_tilt"]["reward_mean"] == pytest.approx(
+        theirs["exact_tilt"]["reward_mean"], rel=1e-4
+    )
+    found, wanted = ours["calibrated"], theirs["calibrated"]
+    assert found.keys() == wanted.keys()
+    assert [found[name] for name in wanted] == pytest.approx(list(wanted.values()), rel=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("adapter", ["lora", "full"])

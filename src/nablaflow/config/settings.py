@@ -79,9 +79,10 @@ class TrainingSettings(Settings):
     )
     memory_budget_gb: Positive | None = Field(
         default=None,
-        description="GB (2^30 bytes) that training may take; batches that are null are chosen so "
-        "that its plan, see nablaflow doctor RECIPE, stays within; null: for models of 50 M "
-        "parameters and more nine tenths of the device's memory, for smaller ones no plan is made",
+        description="GB (2^30 bytes) that training may take, as if the device had no more; batches "
+        "that are null are chosen so that its plan, see nablaflow doctor RECIPE, stays within nine "
+        "tenths of it, the rest being for what no plan counts; null: for models of 50 M "
+        "parameters and more what the device has, for smaller ones no plan is made",
     )
     micro_batch: Count | None = Field(
         default=None,

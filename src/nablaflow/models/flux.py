@@ -64,6 +64,7 @@ class Flux(PackedLatents):
     load_options: ClassVar[dict[str, Any]] = {"image_encoder": None, "feature_extractor": None}
     tokenizers = ("tokenizer", "tokenizer_2")
     small_decoder = "madebyollin/taef1"
+    small_decoder_scale = 0.3611
     call_defaults: ClassVar[dict[str, Any]] = {
         "name": "euler",
         "steps": 28,

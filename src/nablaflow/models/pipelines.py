@@ -220,16 +220,30 @@ class PipelineModel(DiffusionModel):
     def offload_encoders(self) -> None:
         """From now on keep `encoders` on the CPU, but for the time that they embed a prompt."""
 
+    @property
+    def has_small_decoder(self) -> bool:
+        """Whether a small decoder for the latents that this model has is known."""
+        return False
+
+    def check_small_decoder(self) -> None:
+        """Refuse to take rewards' gradients through a small decoder where there is none.
+
+        Raises:
+            UserError: none is known for the family, or for the latents of its autoencoder.
+        """
+        if not self.has_small_decoder:
+            raise UserError(
+                f"training.decoder: no tiny decoder is known for a {type(self.pipeline).__name__}; "
+                "use training.decoder=full"
+            )
+
     def use_small_decoder(self) -> None:
         """From now on take rewards' gradients through a small decoder, see `decode_for_gradient`.
 
         Raises:
-            UserError: none is known for the family, or it cannot be loaded.
+            UserError: there is none, see `check_small_decoder`, or it cannot be loaded.
         """
-        raise UserError(
-            f"training.decoder: no tiny decoder is known for a {type(self.pipeline).__name__}; use "
-            "training.decoder=full"
-        )
+        self.check_small_decoder()
 
     @property
     def decoded_floats(self) -> int:

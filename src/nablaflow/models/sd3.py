@@ -27,6 +27,7 @@ class StableDiffusion3(FlowMatching):
     tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
     cut_by_first = True
     small_decoder = "madebyollin/taesd3"
+    small_decoder_scale = 1.5305
     call_defaults: ClassVar[dict[str, Any]] = {
         "name": "euler",
         "steps": 28,

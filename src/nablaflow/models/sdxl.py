@@ -36,6 +36,7 @@ class StableDiffusionXL(TextToImage):
         "add_watermarker": False,
     }
     small_decoder = "madebyollin/taesdxl"
+    small_decoder_scale = 0.13025
     call_defaults: ClassVar[dict[str, Any]] = {"steps": 50, "guidance_scale": 5.0}
     reads = StableDiffusion.reads | {"original_size", "crop", "target_size"}
 

@@ -25,6 +25,7 @@ class StableDiffusion(TextToImage):
         "requires_safety_checker": False,
     }
     small_decoder = "madebyollin/taesd"
+    small_decoder_scale = 0.18215
     call_defaults: ClassVar[dict[str, Any]] = {"steps": 50, "guidance_scale": 7.5}
     reads = TextToImage.reads | {"prompt_chunks", "clip_skip", "guidance_rescale"}
 

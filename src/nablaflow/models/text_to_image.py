@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from nablaflow.devices import without_autocast
+from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
 from nablaflow.models.conditioning import check_clip_skip
 from nablaflow.models.cut_prompts import Reader, called, is_silent, note_cuts, note_negative
@@ -45,6 +46,7 @@ class TextToImage(PipelineModel):
         scales: the autoencoder's settings that its latents are divided by.
         shifts: and those that are added.
         small_decoder: hub id of an AutoencoderTiny for the family's latents; None: none is known.
+        small_decoder_scale: ``scaling_factor`` of the autoencoder whose latents it was trained on.
     """
 
     heavy_from: ClassVar[int] = 10**9
@@ -54,6 +56,7 @@ class TextToImage(PipelineModel):
     scales: ClassVar[tuple[str, ...]] = ("scaling_factor",)
     shifts: ClassVar[tuple[str, ...]] = ()
     small_decoder: ClassVar[str | None] = None
+    small_decoder_scale: ClassVar[float] = 1.0
     reads: ClassVar[frozenset[str]] = PipelineModel.reads | {"guidance_scale", "negative_prompt"}
 
     def __init__(
@@ -215,10 +218,27 @@ class TextToImage(PipelineModel):
         height, width = self.image_size
         return super().decoded_floats if last is None else 2 * last.in_channels * height * width
 
+    @property
+    def has_small_decoder(self) -> bool:
+        return self.small_decoder is not None and self._latents_scale == self.small_decoder_scale
+
+    @property
+    def _latents_scale(self) -> float:
+        return float(self._autoencoder.config.get("scaling_factor", 1.0))
+
+    def check_small_decoder(self) -> None:
+        if self.small_decoder is not None and not self.has_small_decoder:
+            raise UserError(
+                f"training.decoder: {self.small_decoder} is for latents scaled by "
+                f"{self.small_decoder_scale:g}, and this model's autoencoder scales its own by "
+                f"{self._latents_scale:g}; no tiny decoder is known for them, use "
+                "training.decoder=full"
+            )
+        super().check_small_decoder()
+
     def use_small_decoder(self) -> None:
-        if self.small_decoder is None:
-            super().use_small_decoder()
-            return
+        self.check_small_decoder()
+        assert self.small_decoder is not None
         channels, factor = (
             self._autoencoder.config["latent_channels"],
             self.pipeline.vae_scale_factor,

@@ -113,6 +113,8 @@ def _facts(summary: Mapping[str, Any]) -> str:
         facts.append(_duration(round(summary["seconds"])))
     if "peak_rss_mb" in summary:
         facts.append(f"{summary['peak_rss_mb'] / 1024:.1f} GB of memory at most")
+    if "peak_device_mb" in summary:
+        facts.append(f"{summary['peak_device_mb'] / 1024:.1f} GB of the GPU's in training")
     return f'<p class="facts">{" · ".join(facts)}</p>' if facts else ""
 
 

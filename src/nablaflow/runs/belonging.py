@@ -19,7 +19,7 @@ from nablaflow.storage.run_folder import CHECKSUMS, LORA_FILE, SUMMARY
 FILES = "files"
 """In summary.json: names of files to their SHA-256; runs of an earlier version have none."""
 _OWN = "sha256"  # of summary.json, the same for the same run on another day
-_OF_THE_DAY = (_OWN, "seconds", "training_seconds", "peak_rss_mb")
+_OF_THE_DAY = (_OWN, "seconds", "training_seconds", "peak_rss_mb", "peak_device_mb")
 _SAVED = (LORA_FILE, CHECKSUMS)  # of a whole model the list, which has the checksums of all else
 
 

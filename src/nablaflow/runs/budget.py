@@ -5,7 +5,6 @@ What is chosen stands in the run's config.yaml: a resumed run sums in the same o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,58 +16,31 @@ from nablaflow.errors import UserError
 from nablaflow.models import FlowScore
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
+from nablaflow.runs.plan import (
+    DECODE,
+    ESTIMATES,
+    KEPT,
+    LOSSES,
+    REHEARSAL,
+    ROLLOUT,
+    TRAINED,
+    WEIGHTS,
+    MemoryPlan,
+)
+from nablaflow.runs.remedies import SHARE, too_small
 from nablaflow.shapes import META, Shapes, weights_come_back
-from nablaflow.training.memory_plan import GIB, Needs, needs_of
+from nablaflow.training.memory_plan import GIB, Line, Needs, needs_of
 
 MOST = 64
 """Transitions at once: more make no update of the embedded model faster (docs/benchmarks.md)."""
 PLANNED = 50_000_000
 """Parameters of a denoiser from which memory is planned where no budget is given."""
-SHARE = 0.9
-"""Of a device's memory: the budget where none is given."""
 LARGE_IMAGE = 256**2
 HEAP = 1.4
 """What glibc's heap and a convolution's scratch take for each byte of tensors (docs/benchmarks.md).
 An accelerator's own allocator is counted as exact, which has not been measured."""
 CONTEXT = GIB // 2
 """Of an accelerator: the driver's and the kernels' own, of the usual size, not measured."""
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """What a run of these batches takes at most, bytes.
-
-    Attributes:
-        parts: that are there at once, at the peak's time or always; their sum is ``peak``.
-        stages: the peak of each stage of an update, besides what is always there.
-        saved: of a transition for backward, by network.
-        batches: chosen or given, by their settings.
-        rewarded: whether the reward's own is counted.
-    """
-
-    parts: dict[str, int]
-    stages: dict[str, int]
-    saved: dict[str, int]
-    batches: dict[str, int | None]
-    rewarded: bool
-
-    @property
-    def peak(self) -> int:
-        return sum(self.parts.values())
-
-    def as_dict(self) -> dict[str, Any]:
-        """For ``--json``: GiB, but for the batches."""
-        groups = {"parts": self.parts, "stages": self.stages, "saved_per_transition": self.saved}
-        gib = {
-            group: {name: round(value / GIB, 4) for name, value in values.items()}
-            for group, values in groups.items()
-        }
-        return {
-            "peak_gib": round(self.peak / GIB, 4),
-            **gib,
-            "batches": self.batches,
-            "counts_the_reward": self.rewarded,
-        }
 
 
 @dataclass(frozen=True)
@@ -153,33 +125,40 @@ def plan_for(
     factor = HEAP if device.type == "cpu" else 1.0
     room = (allowed - sum(always.values())) / factor
 
-    def chosen(given: int | None, line: Any, most: int) -> int:
-        return min(most, given) if given else max(1, min(most, line.rows_in(room)))
+    def chosen(given: int | None, line: Line, most: int, within: float = room) -> int:
+        return min(most, given) if given else max(1, min(most, line.rows_in(within)))
 
     n = counts.trajectories
     micro = chosen(training.micro_batch, needs.loss, min(MOST, counts.transitions))
-    rollout = chosen(training.rollout_batch, needs.rollout, n)
-    decode = chosen(decode, needs.decode, n) if decode is None else min(n, decode)
-    stages = {
-        "rehearsal": needs.rehearsal,
-        "rollout": needs.rollout.at(rollout),
-        "decode and reward": needs.decode.at(decode),
-        "losses and gradients": needs.loss.at(micro),
-    }
+    stages = {REHEARSAL: needs.rehearsal, LOSSES: needs.loss.at(micro)}
     estimate = None
     if needs.estimate is not None:
         estimate = chosen(training.estimate_batch, needs.estimate, n)
-        stages["value gradients"] = needs.estimate.at(estimate)
-    stages = {name: round(factor * value) for name, value in stages.items()}
-    largest = max(stages, key=lambda name: stages[name])
+        stages[ESTIMATES] = needs.estimate.at(estimate)
+    # What makes no gradient takes no more than what does: larger, it would be no faster.
+    within = min(room, max(stages.values()))
+    rollout = chosen(training.rollout_batch, needs.rollout, n, within)
+    decode = chosen(None, needs.decode, n, within) if decode is None else min(n, decode)
+    stages |= {ROLLOUT: needs.rollout.at(rollout), DECODE: needs.decode.at(decode)}
     batches = {
         "micro_batch": micro,
         "rollout_batch": rollout,
         "estimate_batch": estimate,
         "decode_batch": decode,
     }
-    parts = {**always, f"largest stage: {largest}": stages[largest]}
-    return MemoryPlan(parts, stages, needs.saved, batches, needs.rewarded)
+    order = (REHEARSAL, ROLLOUT, DECODE, LOSSES, ESTIMATES)
+    stages = {name: round(factor * stages[name]) for name in order if name in stages}
+    largest = max(stages, key=lambda name: stages[name])
+    return MemoryPlan(
+        parts={**always, f"largest stage: {largest}": stages[largest]},
+        stages=stages,
+        saved=needs.saved,
+        encoders=needs.encoders,
+        rest=needs.rest,
+        batches=batches,
+        device=device.type,
+        rewarded=needs.rewarded,
+    )
 
 
 def _always(needs: Needs, counts: _Counts, device: torch.device, here: int) -> dict[str, int]:
@@ -193,9 +172,9 @@ def _always(needs: Needs, counts: _Counts, device: torch.device, here: int) -> d
         process = max(0, psutil.Process().memory_info().rss - here)
     return {
         "the process": process,
-        "weights": needs.weights,
-        "adapter and optimizer": needs.trained,
-        "rollout, kept": needs.kept * counts.trajectories,
+        WEIGHTS: needs.weights,
+        TRAINED: needs.trained,
+        KEPT: needs.kept * counts.trajectories,
     }
 
 
@@ -213,52 +192,6 @@ def reward_weights(reward: NamedReward, size: tuple[int, int]) -> int:
         return shapes.now
 
 
-def too_small(config: Config, model: PipelineModel, least: MemoryPlan, allowed: float) -> UserError:
-    """What to say where not even single rows fit.
-
-    Args:
-        least: the plan, which then is of single rows, but for the batches that are given.
-    """
-    peak = least.peak / GIB
-    given = [name for name in least.batches if (getattr(config.training, name) or 1) > 1]
-    remedy = f"set training.memory_budget_gb={peak * 1.005 + 0.005:.2f} or more"
-    if config.training.memory_budget_gb is None:
-        remedy = "use a device with more"
-    if given:
-        asked = ", ".join(f"training.{name}={least.batches[name]}" for name in given)
-        return UserError(
-            f"training.memory_budget_gb: {asked} and what is chosen beside take {peak:.2f} GB, and "
-            f"{allowed / GIB:.2f} are allowed; {remedy}, or leave training.{given[0]} to the plan"
-        )
-    return UserError(
-        f"training.memory_budget_gb: nothing fits in {allowed / GIB:.2f} GB; the least that would "
-        f"is {peak:.2f} GB, with batches of 1; {remedy}, or "
-        f"{', '.join(_savings(config, model, least))}"
-    )
-
-
-def _savings(config: Config, model: PipelineModel, least: MemoryPlan) -> Iterator[str]:
-    """Settings that would help, with what is known of how much."""
-    training = config.training
-    if not training.gradient_checkpointing:
-        held = (least.saved["policy"] + least.saved["reference"]) / GIB
-        yield f"training.gradient_checkpointing=true (a part of {held:.2f} GB)"
-    small = getattr(model, "small_decoder", None) is not None
-    if small and training.decoder == "full" and config.method.needs_reward_gradient:
-        held = least.saved["decoder"] / GIB
-        yield f"training.decoder=tiny (more than {held:.2f} GB, which the full one keeps)"
-    heavy = training.offload_encoders is None and model.heavy_encoders
-    if model.encoders and not (training.offload_encoders or heavy):
-        parts = [getattr(model.pipeline, name, None) for name in model.encoders]
-        held = sum(
-            value.nbytes for part in parts if part is not None for value in part.parameters()
-        )
-        yield f"training.offload_encoders=true ({held / GIB:.2f} GB of an accelerator)"
-    height, width = model.image_size
-    yield f"smaller images than {height} x {width} (sampler.height, sampler.width)"
-    yield "a lower adapter.rank"
-
-
 def check_there(plan: MemoryPlan, memory: float) -> None:
     """Refuse a budget that a machine does not have, where the plan makes use of it.
 
@@ -268,19 +201,19 @@ def check_there(plan: MemoryPlan, memory: float) -> None:
     if plan.peak > memory:
         raise UserError(
             f"training.memory_budget_gb: {plan.peak / GIB:.2f} GB are planned, and there are "
-            f"{memory / GIB:.2f}; set training.memory_budget_gb={SHARE * memory / GIB:.2f} or "
-            "less (nablaflow doctor RECIPE --for cuda --memory 24 plans for a card of 24 GB)"
+            f"{memory / GIB:.2f}; set training.memory_budget_gb={memory / GIB:.2f} or less "
+            "(nablaflow doctor RECIPE --for cuda --memory 24 plans for a card of 24 GB)"
         )
 
 
 def allowance(config: Config, memory: float) -> float:
-    """Bytes that training may take: the budget, or what a device has but for a reserve.
+    """Bytes that are planned: nine tenths of the budget, or of what a device has.
 
     Args:
         memory: of the device, bytes.
     """
     budget = config.training.memory_budget_gb
-    return SHARE * memory if budget is None else budget * GIB
+    return SHARE * (memory if budget is None else budget * GIB)
 
 
 def device_memory(device: torch.device) -> int:

@@ -53,6 +53,8 @@ def check_model(
     method, training = config.method, config.training
     check_fits(config, model)
     check_prompts(config, model)
+    if training.decoder == "tiny":
+        model.check_small_decoder()
     on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
     method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
     check_reward(method, reward, model, prompts)

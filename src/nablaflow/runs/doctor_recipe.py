@@ -19,8 +19,9 @@ from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.random_weights import RANDOM, random_by_name
 from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import load
-from nablaflow.runs.budget import allowance, check_there, device_memory, plan_for, too_small
+from nablaflow.runs.budget import allowance, check_there, device_memory, plan_for
 from nablaflow.runs.pretrained import dtype_of, load_pretrained
+from nablaflow.runs.remedies import savings, too_small
 from nablaflow.runs.setup import flow_beside, suit
 from nablaflow.runs.trust import check_recipe, methods_of_recipe
 from nablaflow.shapes import META, Shapes
@@ -75,6 +76,7 @@ def plan_of_recipe(
         "budget_gib": round(allowed / GIB, 2),
         "fits": plan.peak <= allowed,
         **plan.as_dict(),
+        "would_help": [] if plan.peak <= allowed else savings(config, model, plan),
     }
 
 
@@ -137,4 +139,8 @@ def plan_table(found: dict[str, Any]) -> Table:
             shown.add_row(f"training.{name}", str(value))
     if not found["counts_the_reward"]:
         shown.add_row("the reward's own memory", "not counted")
+    if found["would_help"]:
+        shown.add_section()
+    for way in found["would_help"]:
+        shown.add_row(f"would help: {way}", "")
     return shown

@@ -9,6 +9,7 @@ from typing import Any
 
 from nablaflow.config.overrides import plain_config
 from nablaflow.config.yaml_text import dump_values
+from nablaflow.devices import peak_device_mb
 from nablaflow.evaluation.evaluate import Evaluation, evaluate
 from nablaflow.models.adapters import swapped
 from nablaflow.models.divided import whole_of
@@ -36,6 +37,7 @@ from nablaflow.training.processes import by_main
 def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
     """Measure the policy, all processes together; the main one saves it and writes the rest."""
     started = time.perf_counter()
+    trained_in = peak_device_mb(parts.model.device)  # before the evaluation, which no plan is of
     bank = calibrate_once(parts, folder, progress)
     saved = _save(parts, folder)
     evaluation = evaluate(parts.subject, progress.start, bank=bank)
@@ -46,6 +48,8 @@ def finish(parts: Parts, folder: Path, progress: Progress) -> Run:
         if said is not None:
             progress.say(said)
         summary = _summary(parts, folder, evaluation, time.perf_counter() - started)
+        if trained_in is not None:
+            summary["peak_device_mb"] = trained_in
         summary[FILES] = files_of(folder, saved, parts.trainer.update)
         summary = with_checksum(summary)
         write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

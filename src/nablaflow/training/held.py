@@ -89,10 +89,10 @@ def _moments(config: Config) -> int:
     return 2 * (1 if config.optimizer.name == "adamw8bit" else FLOAT)
 
 
-def resting_held(model: PipelineModel, resting: tuple[str, ...]) -> int:
-    """Encoders that rest elsewhere, while they are at work."""
-    parts = [getattr(model.pipeline, name, None) for name in resting]
-    return sum(_bytes(value) for part in parts if part is not None for value in _all(part))
+def encoders_held(model: PipelineModel) -> dict[str, int]:
+    """Text encoders that there are, by their names."""
+    parts = {name: getattr(model.pipeline, name, None) for name in model.encoders}
+    return {n: sum(map(_bytes, _all(part))) for n, part in parts.items() if part is not None}
 
 
 def stocks_own(model: PipelineModel) -> int:

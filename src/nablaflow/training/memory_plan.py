@@ -31,8 +31,8 @@ from nablaflow.rewards import NamedReward
 from nablaflow.shapes import META, Shapes
 from nablaflow.training.held import (
     FLOAT,
+    encoders_held,
     resting_encoders,
-    resting_held,
     stocks_own,
     trained_held,
     weights_held,
@@ -70,6 +70,7 @@ class Needs:
         estimate: value gradients, by trajectories; None for methods that have no estimator.
         loss: losses and gradients, by transitions.
         rehearsal: before the first update, where resting encoders are at work.
+        encoders: of the text encoders, by name; ``rest``: whether they are not in ``weights``.
         saved: for backward, by part, for one transition.
         rewarded: whether the reward's own is in ``decode``, ``estimate`` and ``loss``.
     """
@@ -82,6 +83,8 @@ class Needs:
     estimate: Line | None
     loss: Line
     rehearsal: int
+    encoders: dict[str, int]
+    rest: bool
     saved: dict[str, int]
     rewarded: bool
 
@@ -129,19 +132,20 @@ class _Rehearsal:
         self.reward, self.rewarded = reward, self._reads_shapes(reward)
         self._resting = resting_encoders(config, self.model, device)
         self.decode_batch = decode_batch
-        self.core = Update(method, self._networks(model))
         with Shapes() as shapes:
             self.model.condition(["a"])  # embedded once, and kept
         self._embedding = shapes.peak
+        self.core = Update(method, self._networks())
 
-    def _networks(self, model: PipelineModel) -> Networks:
+    def _networks(self) -> Networks:
         reward = self.reward if self.rewarded else NamedReward(self.reward.name, _mean)
         flow, target = (
             None if self.flow is None else network_without_data(self.flow) for _ in range(2)
         )
         steps, fit = self.model.process.steps, None
         if self.method.needs_log_flow:
-            fit = LogFlowFit.unfitted(network_without_data(make_log_flow(model, 0)), steps)
+            with Shapes():  # its size is told by a pass of the denoiser
+                fit = LogFlowFit.unfitted(make_log_flow(self.model, 0), steps)
         gamma, decode = torch.ones(steps + 1), self.decode_batch
         return Networks(self.model, reward, flow, target, gamma, decode_batch=decode, log_flow=fit)
 
@@ -167,6 +171,8 @@ class _Rehearsal:
             estimate=None if estimator is None else _line(self._estimate),
             loss=_line(self._loss),
             rehearsal=self._rehearsal(),
+            encoders=encoders_held(model),
+            rest=bool(self._resting),
             saved=self._saved(),
             rewarded=self.rewarded,
         )
@@ -228,7 +234,7 @@ class _Rehearsal:
 
     def _rehearsal(self) -> int:
         """An image by a stock pipeline's call, in float32 (`nablaflow.models.same_image`)."""
-        encoders = resting_held(self.model, self._resting)
+        encoders = sum(encoders_held(self.model).values()) if self._resting else 0
         with computing_in_float32(self.model.network):
             drawn = self._predict(1)
         return encoders + stocks_own(self.model) + max(self._embedding, drawn, self._decode(1))
