@@ -299,6 +299,47 @@ def test_a_scheduler_without_a_fixed_gaussian_kernel_is_refused(
         build_process(DDPM | changes, name, 2, 1.0, sigma_floor=0.01)
 
 
+RESCALED = DDIMScheduler(rescale_betas_zero_snr=True).betas.double()
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "mended"),
+    [
+        (
+            {"rescale_betas_zero_snr": True},
+            "rescale_betas_zero_snr to false",
+            {"rescale_betas_zero_snr": False},
+        ),
+        *(
+            ({"trained_betas": [*RESCALED[:-1].tolist(), 1 - left]}, "trained_betas", None)
+            for left in (0.0, 1e-7, 1e-5)
+        ),
+        ({"trained_betas": [0.1, 0.5, 1 - 2e-7]}, "trained_betas", {"trained_betas": [0.1, 0.5]}),
+        ({"beta_schedule": "linear", "beta_end": 1.0}, "beta_end", {"beta_end": 0.02}),
+    ],
+)
+def test_no_signal_or_next_to_none_is_refused_with_epsilon_by_its_setting(
+    changes: dict[str, Any], setting: str, mended: dict[str, Any] | None
+) -> None:
+    config = DDPM | changes | {"timestep_spacing": "trailing"}
+    config["num_train_timesteps"] = len(changes.get("trained_betas", range(1000)))
+    with pytest.raises(UserError, match=rf"zero terminal SNR.*; set {setting}.* v_prediction$"):
+        build_process(config, "ddim", 2, 1.0, sigma_floor=0.01)
+    capped = {"trained_betas": [*RESCALED[:-1].tolist(), 0.999]}
+    config |= capped if mended is None else mended
+    config["num_train_timesteps"] = len(config.get("trained_betas") or range(1000))
+    build_process(config, "ddim", 2, 1.0, sigma_floor=0.01)
+
+
+@pytest.mark.parametrize("timesteps", [50, 1000])
+def test_a_cosine_whose_last_beta_is_capped_is_none_without_signal(timesteps: int) -> None:
+    config = DDPM | {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": timesteps}
+    process = build_process(
+        config | {"timestep_spacing": "trailing"}, "ddim", 10, 1.0, sigma_floor=0.01
+    )
+    assert 0 < process.alpha_bar[-1] < 1e-6
+
+
 @pytest.mark.parametrize(
     ("scheduler", "named"),
     [

@@ -212,14 +212,30 @@ def _check_kind(config: Mapping[str, Any]) -> None:
         )
 
 
+CAP, SILENT = 0.9991, 1e-6
+"""Betas that are capped end at 0.999, as a cosine's; above that, and with so little signal power
+left, a schedule is one of no signal whose last beta was moved off 1."""
+
+
 def _check_terminal_level(config: Mapping[str, Any]) -> None:
     """At a signal of zero the noise says nothing about x_0 (arXiv 2305.08891, section 3.1)."""
     if config.get("prediction_type", "epsilon") != "epsilon":
         return
     schedule = _schedule(config)
-    if schedule.alphas_cumprod[-1] == 0:
+    least, beta = float(schedule.alphas_cumprod[-1]), float(schedule.betas[-1])
+    if least == 0 or (least < SILENT and beta > CAP):
+        nearly = "" if least == 0 else f"all but (a signal power of {least:.0e}) "
         raise UserError(
-            "model: its schedule ends at zero terminal SNR, where a prediction of epsilon says "
-            f"nothing about the image; set rescale_betas_zero_snr to false in its {WHERE}, or use "
-            "a model with v_prediction"
+            f"model: its schedule ends at {nearly}zero terminal SNR, where a prediction of epsilon "
+            f"says nothing about the image; {_without_silence(config)}, or use a model with "
+            "v_prediction"
         )
+
+
+def _without_silence(config: Mapping[str, Any]) -> str:
+    """What to change of the setting that makes the schedule end so."""
+    if config.get("rescale_betas_zero_snr"):
+        return f"set rescale_betas_zero_snr to false in its {WHERE}"
+    name = "beta_end" if config.get("trained_betas") is None else "trained_betas"
+    what = "what the model was trained with, which ends at 0.999 or less"
+    return f"set {name} in its {WHERE} to {what}"
