@@ -152,8 +152,8 @@ def test_other_methods_too(make_config: MakeConfig, tmp_path: Path, method: str)
 
 TO_A_TILT = (
     *("method.gamma=one", "method.step=exact", "method.reverse_weight=0", "flow=null"),
-    *("method.value=contrastive", "method.beta=4.0", "training.value_samples=64"),
-    *("evaluation.bank=256", "evaluation.n=12", "training.calibrate=true"),
+    *("method.value=contrastive", "method.beta=25.0", "training.value_samples=64"),
+    *("evaluation.bank=8192", "evaluation.n=24", "training.calibrate=true"),
 )
 
 
