@@ -215,7 +215,7 @@ def test_a_later_run_takes_the_samples_of_an_earlier_one(
 ):
     """Whatever its reward or beta, where model, prompts, sampler and seed are the same."""
     monkeypatch.setenv("NABLAFLOW_CACHE", str(tmp_path / "cache"))
-    made = prepared(make_config(*TO_A_TILT)).trainer.beginning._samples(lambda done: None)
+    made = prepared(make_config(*TO_A_TILT)).trainer.beginning.reference_samples(lambda done: None)
     asked = []
 
     def none(*given: Any, **named: Any) -> torch.Tensor:
@@ -226,14 +226,14 @@ def test_a_later_run_takes_the_samples_of_an_earlier_one(
     later = prepared(
         make_config(*TO_A_TILT, "reward=brightness", "method.beta=1.0")
     ).trainer.beginning
-    found = later._samples(lambda done: None)
+    found = later.reference_samples(lambda done: None)
     assert torch.equal(found.x0, made.x0)
     assert found.prompts == made.prompts
     images = later.networks.model.decode(found.x0).mean((1, 2, 3)).double()
     torch.testing.assert_close(found.rewards, images.detach(), atol=0.05, rtol=0.0)
     assert not torch.allclose(found.rewards, made.rewards, atol=0.01)
     with pytest.raises(AssertionError, match="a second time"):
-        prepared(make_config(*TO_A_TILT, "seed=5")).trainer.beginning._samples(lambda done: None)
+        prepared(make_config(*TO_A_TILT, "seed=5")).trainer.beginning.reference_samples(lambda done: None)
     assert asked == [5]
 
 
@@ -247,7 +247,7 @@ def test_what_does_not_come_to_its_end_has_the_value_that_needs_none(make_parts:
 def test_the_samples_are_as_many_of_each_prompt(make_config: MakeConfig):
     begun = prepared(make_config(*TO_A_TILT)).trainer.beginning
     done: list[int] = []
-    found = begun._samples(done.append)
+    found = begun.reference_samples(done.append)
     assert [len(rows) for rows in found.rows] == [128, 128, 128]
     assert sum(done) == 2 * 384  # sampled, and scored
     assert begun.log_flow_work == 2 * 384 + contrastive.work(4, 384)
