@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from diffusers import StableDiffusionXLPipeline
 
 from nablaflow.config.recipe import Config
 from nablaflow.methods import METHODS
+from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.adapters import trainable_state
 from nablaflow.runs import align
 from nablaflow.runs.sample import sample_to_folder
@@ -52,6 +54,35 @@ def test_every_method_trains(
     after = trainable_state(parts.model.network)
     assert all(value.isfinite().all() for value in after.values())
     assert any((after[name] != before[name]).any() for name in before)
+
+
+ESTIMATORS = ["n-step", "adjoint", "forward-looking-flow", "denoising-adjoint"]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_are_matched_by_every_estimator(
+    make_parts: MakeParts, folders: dict[str, Path], family: str, estimator: str
+) -> None:
+    more = ", adjoint_above: 0.5" if estimator == "denoising-adjoint" else ""
+    method = f"{{name: value-matching, beta: 5.0, estimator: {{name: {estimator}{more}}}}}"
+    chosen = (f"method={method}", "sampler.name=ddim", ATTENTION)
+    record = make_parts(*of_model(folders[family]), *chosen).trainer.step()
+    assert all(math.isfinite(value) for value in record.values()), record
+    assert record["policy_gradient_norm"] > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["sd", *FAMILIES])
+def test_in_fp16_kernels_and_images_are_float32(folders: dict[str, Path], family: str) -> None:
+    pipeline = load_pipeline(str(folders[family]), torch.float16)
+    settings, adapter = SamplerSettings(steps=4), AdapterSettings()
+    model = load_model(pipeline, settings, adapter, torch.device("cpu"))
+    x = torch.randn(1, *model.state_shape, generator=torch.Generator().manual_seed(0))
+    found = model.predict(x, torch.tensor([2]), model.condition(["a red circle"]))
+    images = model.decode(found.x0_hat)
+    assert {t.dtype for t in (found.x0_hat, found.epsilon, images)} == {torch.float32}
+    assert all(t.isfinite().all() for t in (found.x0_hat, found.epsilon, images))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -233,7 +233,9 @@ def test_a_later_run_takes_the_samples_of_an_earlier_one(
     torch.testing.assert_close(found.rewards, images.detach(), atol=0.05, rtol=0.0)
     assert not torch.allclose(found.rewards, made.rewards, atol=0.01)
     with pytest.raises(AssertionError, match="a second time"):
-        prepared(make_config(*TO_A_TILT, "seed=5")).trainer.beginning.reference_samples(lambda done: None)
+        prepared(make_config(*TO_A_TILT, "seed=5")).trainer.beginning.reference_samples(
+            lambda done: None
+        )
     assert asked == [5]
 
 

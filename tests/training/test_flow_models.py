@@ -57,6 +57,14 @@ def test_a_method_trains(
     assert_trains(make_parts(*overrides(folders[family], method)).trainer)
 
 
+@pytest.mark.parametrize("family", KINDS)
+def test_it_trains_in_bf16(
+    make_parts: MakeParts, folders: dict[str, Path], family: str, other_precision: None
+) -> None:
+    settings = overrides(folders[family], "residual-nabla-db")
+    assert_trains(make_parts(*settings, "training.precision=bf16").trainer)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", KINDS)
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in (*QUICK, RESUMED)])
