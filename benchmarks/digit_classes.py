@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 import yaml
-from error_budget import MODELS, prepared
+from error_budget import MODELS, prepared, trained_states
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nablaflow.evaluation.bank import reference_bank, sample_states
+from nablaflow.evaluation.bank import reference_bank
 from nablaflow.evaluation.policy_state import LastPolicy
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.runs.setup import Parts
@@ -65,21 +65,6 @@ def tilts_weights(parts: Parts, bank: Tensor) -> Tensor:
     return torch.softmax(parts.trainer.method.beta * rewards.double(), 0)
 
 
-def drawn(parts: Parts) -> Tensor:
-    """Classes of as many samples as are evaluated, of whichever network is active."""
-    settings = parts.config.evaluation
-    states = sample_states(
-        parts.model,
-        parts.evaluated,
-        settings.n,
-        seed=settings.seed,
-        batch=settings.batch,
-        purpose="evaluation",
-        on_progress=lambda done: None,
-    )
-    return read(parts.model, states)
-
-
 def judge(folder: Path) -> None:
     checkpoint = list_checkpoints(folder)[-1]
     seed = yaml.safe_load((folder / "config.yaml").read_text())["seed"]
@@ -91,9 +76,9 @@ def judge(folder: Path) -> None:
     draws = torch.multinomial(weights, DRAWS * n, True, generator=generator).reshape(DRAWS, n)
     floor = sorted(apart(shares(classes[rows]), tilt) for rows in draws)
     with parts.model.reference():
-        before = shares(drawn(parts))
+        before = shares(read(parts.model, trained_states(parts)))
     LastPolicy.read(checkpoint).put(parts.model.network, parts.config.model)
-    after = shares(drawn(parts))
+    after = shares(read(parts.model, trained_states(parts)))
     print(
         f"{folder}: reference {apart(before, tilt):.3f}, aligned {apart(after, tilt):.3f}, "
         f"floor {sum(floor) / DRAWS:.3f} (19 of 20 below {floor[int(0.95 * DRAWS)]:.3f})"

@@ -212,6 +212,13 @@ def test_the_network_takes_states_of_any_size_and_begins_at_zero(shape: tuple[in
     assert sum(p.numel() for p in network.parameters()) < 3e5
 
 
+def test_a_log_flow_of_another_size_is_not_taken():
+    wide, narrow = (LogFlowFit.unfitted(ConvLogFlow(4, 8, 6, n), 3) for n in (48, 24))
+    wide.take(wide.state())
+    with pytest.raises(UserError, match="another size than this version makes"):
+        narrow.take(wide.state())
+
+
 def test_time_and_prompt_reach_the_network():
     torch.manual_seed(0)
     network = ConvLogFlow(4, 8, 6)

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nablaflow.diffusion.process import ReverseProcess
+from nablaflow.errors import UserError
 from nablaflow.estimators.contrasts import Contrast, ReferenceSamples
 from nablaflow.estimators.measured_gamma import measured_levels
 from nablaflow.memory import in_parts
@@ -76,8 +77,18 @@ class LogFlowFit:
         return weights | tables
 
     def take(self, state: dict[str, Tensor]) -> None:
-        """Become what `state` was made of, in place: whoever holds this one has it then."""
+        """Become what `state` was made of, in place: whoever holds this one has it then.
+
+        Raises:
+            UserError: it is of a network of another size.
+        """
         own = {name.removeprefix("network."): v for name, v in state.items() if "." in name}
+        there = {name: value.shape for name, value in self.network.state_dict().items()}
+        if there != {name: value.shape for name, value in own.items()}:
+            raise UserError(
+                "method.value: the checkpoint's log flow has another size than this version makes; "
+                "begin the run anew, in another output_dir"
+            )
         self.network.load_state_dict(own)
         for name in ("gamma", "delta", "explained"):
             getattr(self, name).copy_(state[name])
