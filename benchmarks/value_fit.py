@@ -62,12 +62,12 @@ def nats(
     """What the predicted reward and the fitted mix tell, by level."""
     model, beta = parts.model, parts.config.method.beta
     generator = torch.Generator().manual_seed(3)
-    found = []
+    found, sizes = [], (BATCH, BATCH)
     for k in range(model.process.steps // 2 + 1, model.process.steps + 1):
         told = []
         for place, rows in enumerate(unseen.rows):
             part = unseen.contrast(model.process, beta, place, rows, k, generator)
-            values = contrastive._values(fit.network, model, parts.reward, beta, part, BATCH)
+            values = contrastive._values(fit.network, model, parts.reward, beta, part, sizes)
             pair = torch.tensor([[1.0, 0.0], [fit.gamma[k], fit.delta[k]]]).double()
             told.append([math.log(len(rows)) - part.loss(mix).item() for mix in pair @ values])
         found.append(torch.tensor(told).mean(0).tolist())

@@ -53,6 +53,13 @@ def test_what_the_processes_divide_is_planned_divided(make_parts: MakeParts):
     assert sharded == 4 * size + 16 * size // 4
 
 
+@pytest.mark.parametrize("value", ["contrastive", "forward-looking"])
+def test_the_fit_of_a_value_is_a_stage_where_there_is_one(make_parts: MakeParts, value: str):
+    parts = make_parts(*PLAIN, f"method.value={value}")
+    stages = plan_for(parts.config, parts.model, parts.reward, None, 1e12).stages
+    assert ("fit of the value" in stages) == (value == "contrastive")
+
+
 @pytest.mark.slow
 def test_the_same_budget_is_the_same_batches(make_parts: MakeParts):
     first, again = (make_parts("training.memory_budget_gb=50").config for _ in range(2))

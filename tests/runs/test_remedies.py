@@ -104,3 +104,10 @@ def test_nothing_is_offered_that_would_save_nothing_in_print(parts: Parts):
     trained = PLAN.parts | {"adapter and optimizer": GIB // 500, "weights": 0}
     plan = replace(PLAN, saved=small, parts=trained, encoders={})
     assert offered(parts, plan) == [SMALLER]
+
+
+def test_a_value_that_is_fitted_is_named_where_its_fit_is_the_peak(parts: Parts):
+    plan = replace(PLAN, stages=PLAN.stages | {"fit of the value": 12 * GIB})
+    assert "method.value=forward-looking (2.00 GB)" in offered(parts, plan)
+    below = replace(PLAN, stages=PLAN.stages | {"fit of the value": 9 * GIB})
+    assert not any("method.value" in way for way in offered(parts, below))

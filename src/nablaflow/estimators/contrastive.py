@@ -18,21 +18,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from nablaflow.diffusion.process import ReverseProcess
 from nablaflow.errors import UserError
 from nablaflow.estimators.contrasts import Contrast, ReferenceSamples
 from nablaflow.estimators.measured_gamma import measured_levels
-from nablaflow.memory import in_parts
+from nablaflow.memory import halving, in_parts
 from nablaflow.models import Condition, DiffusionModel, LogFlow
 from nablaflow.progress import Done
 from nablaflow.rewards import NamedReward
-from nablaflow.typing import Latents, Steps
+from nablaflow.typing import Batch, Latents, Steps
 
 PASSES = 150
 """How often each sample is seen: with more of a few hundred their noise is learned by heart."""
@@ -42,6 +43,7 @@ CONTRASTED = 96  # samples in a contrast
 RATE, DECAY = 2e-3, 1e-2
 HELD_OUT = 1 / 4
 AT_ONCE = 32  # samples through the model
+ROLLOUT, DECODE = "training.rollout_batch", "training.decode_batch"
 MOST_TRUST = 4.0
 
 
@@ -114,6 +116,7 @@ def fit_log_flow(
     on_progress: Done = lambda done: None,
     *,
     batch: int = AT_ONCE,
+    decode_batch: int | None = None,
 ) -> LogFlowFit:
     """Fit ``network``, then gamma and delta on samples held out from it.
 
@@ -122,10 +125,12 @@ def fit_log_flow(
         generator: of all noise and draws, on the CPU.
         on_progress: told how many more of `work` are done.
         batch: samples through the model at once; fewer where memory runs out.
+        decode_batch: images decoded and scored at once, likewise; None: as many as ``batch``.
 
     Raises:
         UserError: the reward is the same for all samples of each prompt.
     """
+    sizes = batch, decode_batch or batch
     samples.check(reward)
     first, held_out = samples.split(HELD_OUT)
     _train(network, model, beta, samples, first, generator, on_progress)
@@ -136,7 +141,7 @@ def fit_log_flow(
             samples.contrast(model.process, beta, place, rows, k, generator)
             for place, rows in enumerate(held_out)
         ]
-        values = [_values(network, model, reward, beta, part, batch) for part in contrasts]
+        values = [_values(network, model, reward, beta, part, sizes) for part in contrasts]
         found.append(_mixed(values, contrasts))
         on_progress(1)
     table = torch.tensor(found)  # gamma, delta, explained, explained
@@ -169,8 +174,10 @@ def _train(
     generator: torch.Generator,
     on_progress: Done,
 ) -> None:
-    optimizer = torch.optim.AdamW(network.requires_grad_(True).parameters(), weight_decay=DECAY)
-    count, timestep = iterations(len(samples.x0)), model.process.timestep.to(model.device)
+    parameters = list(network.requires_grad_(True).parameters())
+    optimizer = torch.optim.AdamW(parameters, weight_decay=DECAY)
+    count, at_once = iterations(len(samples.x0)), CONTRASTED
+    timestep = model.process.timestep.to(model.device)
     for iteration in range(count):
         warm = min(1.0, (iteration + 1) / 50)
         rate = RATE * warm * 0.5 * (1.0 + math.cos(math.pi * iteration / count))
@@ -178,11 +185,52 @@ def _train(
         optimizer.zero_grad(set_to_none=True)
         for _ in range(GROUPS):  # one at a time: states of large images are large
             part = _drawn(model.process, beta, samples, rows, generator)
-            value = network(part.x, timestep[part.k], part.condition)
-            (part.loss(value) / GROUPS).backward()
+            found, at_once = halving(
+                partial(contrast_gradient, network, part, timestep), at_once, ROLLOUT
+            )
+            _add(found, parameters)
         optimizer.step()
         on_progress(1)
     network.requires_grad_(False)
+
+
+def contrast_gradient(
+    network: LogFlow, part: Contrast, timestep: Tensor, at_once: int
+) -> list[Tensor | None]:
+    """Of a contrast's share of the loss, by each parameter; None for one that has no part in it.
+
+    It is the same whatever ``at_once``, how many samples pass the network together: where not all
+    do, what their values ask for is found first, without a graph (arXiv 2101.06983).
+
+    Args:
+        timestep: of the sampler, by k.
+    """
+    parameters, n = list(network.parameters()), len(part.x)
+
+    def value(rows: slice) -> Tensor:
+        return network(part.x[rows], timestep[part.k[rows]], part.condition[rows])
+
+    if at_once >= n:
+        loss = part.loss(value(slice(n))) / GROUPS
+        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+    pieces = [slice(start, start + at_once) for start in range(0, n, at_once)]
+    with torch.no_grad():
+        values = torch.cat([value(rows) for rows in pieces])
+    (asked,) = torch.autograd.grad(part.loss(values.requires_grad_()) / GROUPS, values)
+    total: list[Tensor | None] = [None] * len(parameters)
+    for rows in pieces:
+        own = torch.autograd.grad(value(rows), parameters, asked[rows], allow_unused=True)
+        total = [
+            a if b is None else b if a is None else a + b for a, b in zip(total, own, strict=True)
+        ]
+    return total
+
+
+def _add(found: list[Tensor | None], parameters: list[nn.Parameter]) -> None:
+    for gradient, parameter in zip(found, parameters, strict=True):
+        if gradient is not None:
+            own = parameter.grad
+            parameter.grad = gradient if own is None else own.add_(gradient)
 
 
 def _drawn(
@@ -244,18 +292,27 @@ def _values(
     reward: NamedReward,
     beta: float,
     part: Contrast,
-    batch: int,
+    sizes: tuple[int, int],
 ) -> Float[Tensor, "2 sample"]:
-    """Beta r(x0_hat) and h_phi, float64, some samples at a time."""
-    timestep = model.process.timestep.to(model.device)
+    """Beta r(x0_hat) and h_phi, float64, some samples at a time.
 
-    def some(rows: slice) -> Float[Tensor, "2 sample"]:
+    Args:
+        sizes: samples through the networks at once, and images decoded and scored at once.
+    """
+    n, timestep = len(part.x), model.process.timestep.to(model.device)
+
+    def predicted(rows: slice) -> tuple[Latents, Batch]:
         x, k, condition = part.x[rows], part.k[rows], part.condition[rows]
         with model.reference():
             x0_hat = model.predict(x, k, condition).x0_hat
-        ahead = beta * reward(model.decode(x0_hat), [part.prompt] * len(x))
-        own = network(x, timestep[k], condition)
-        return torch.stack([ahead.cpu().double(), own.cpu().double()])
+        return x0_hat, network(x, timestep[k], condition)
 
-    parts = in_parts(some, len(part.x), batch, "training.rollout_batch")
-    return torch.cat(list(parts), 1)
+    heads, own = zip(*in_parts(predicted, n, sizes[0], ROLLOUT), strict=True)
+    x0_hat = torch.cat(heads)
+
+    def scored(rows: slice) -> Batch:
+        images = model.decode(x0_hat[rows])
+        return beta * reward(images, [part.prompt] * len(images))
+
+    ahead = torch.cat(list(in_parts(scored, n, sizes[1], DECODE)))
+    return torch.stack([ahead.cpu().double(), torch.cat(own).cpu().double()])

@@ -19,6 +19,7 @@ from nablaflow.rewards import NamedReward
 from nablaflow.runs.plan import (
     DECODE,
     ESTIMATES,
+    FIT,
     KEPT,
     LOSSES,
     REHEARSAL,
@@ -131,6 +132,8 @@ def plan_for(
     n = counts.trajectories
     micro = chosen(training.micro_batch, needs.loss, min(MOST, counts.transitions))
     stages = {REHEARSAL: needs.rehearsal, LOSSES: needs.loss.at(micro)}
+    if needs.fit is not None:
+        stages[FIT] = needs.fit
     estimate = None
     if needs.estimate is not None:
         estimate = chosen(training.estimate_batch, needs.estimate, n)
@@ -146,7 +149,7 @@ def plan_for(
         "estimate_batch": estimate,
         "decode_batch": decode,
     }
-    order = (REHEARSAL, ROLLOUT, DECODE, LOSSES, ESTIMATES)
+    order = (REHEARSAL, FIT, ROLLOUT, DECODE, LOSSES, ESTIMATES)
     stages = {name: round(factor * stages[name]) for name in order if name in stages}
     largest = max(stages, key=lambda name: stages[name])
     return MemoryPlan(

@@ -8,6 +8,7 @@ from typing import Any
 from nablaflow.training.memory_plan import GIB
 
 REHEARSAL, ROLLOUT, DECODE = "rehearsal", "rollout", "decode and reward"
+FIT = "fit of the value"
 LOSSES, ESTIMATES = "losses and gradients", "value gradients"
 """Stages of a run's memory."""
 WEIGHTS, TRAINED, KEPT = "weights", "adapter and optimizer", "rollout, kept"

@@ -10,6 +10,7 @@ from nablaflow.errors import UserError
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.runs.plan import (
     ESTIMATES,
+    FIT,
     KEPT,
     LOSSES,
     REHEARSAL,
@@ -57,7 +58,12 @@ def too_small(config: Config, model: PipelineModel, least: MemoryPlan, allowed: 
 
 def savings(config: Config, model: PipelineModel, plan: MemoryPlan) -> list[str]:
     """What lowers the peak, with what is known of how much; nothing that saves nothing."""
-    known = (_of_gradients(config, model, plan), _of_encoders(model, plan), _of_all(config, plan))
+    known = (
+        _of_gradients(config, model, plan),
+        _of_fit(plan),
+        _of_encoders(model, plan),
+        _of_all(config, plan),
+    )
     told = [
         f"{setting} ({words.format(f'{held / GIB:.2f} GB')})"
         for setting, words, held in chain.from_iterable(known)
@@ -79,6 +85,13 @@ def _of_gradients(config: Config, model: PipelineModel, plan: MemoryPlan) -> Ite
         yield "training.gradient_checkpointing=true", "a part of {}", held
     if decoded and training.decoder == "full" and model.has_small_decoder:
         yield "training.decoder=tiny", "most of {} or more", saved["decoder"]
+
+
+def _of_fit(plan: MemoryPlan) -> Iterator[Saving]:
+    """Of a value that is fitted, where the peak is in that."""
+    if plan.largest == FIT:
+        below = max(value for name, value in plan.stages.items() if name != FIT)
+        yield "method.value=forward-looking", "{}", plan.stages[FIT] - below
 
 
 def _of_encoders(model: PipelineModel, plan: MemoryPlan) -> Iterator[Saving]:

@@ -103,14 +103,14 @@ class Beginning:
             self.networks.reward,
             prompts,
             self._seeds("gamma", len(prompts)),
-            batch=self._at_once,
+            batch=self._decoded,
             on_progress=on_progress,
         )
 
     def reference_samples(self, on_progress: Done) -> ReferenceSamples:
         """Those that a value is fitted to; each process makes its share, and has all."""
         model, prompts, seed = self.networks.model, self._value_prompts(), self.config.seed
-        given = {"seed": seed, "purpose": VALUE, "batch": self._at_once}
+        given = {"seed": seed, "purpose": VALUE, "batch": self._sampled}
         states = self.samples.sample(prompts, len(prompts), **given, on_progress=on_progress)
         states = states.to(model.device)
         rewards = self._scored(states, prompts, on_progress)
@@ -123,21 +123,24 @@ class Beginning:
         def work(rows: slice) -> Tensor:
             return reward(model.decode(states[rows]), prompts[rows]).cpu().double()
 
-        setting = "training.rollout_batch"
-        return torch.cat(in_shares(work, len(states), self._at_once, setting, on_progress))
+        setting = "training.decode_batch"
+        return torch.cat(in_shares(work, len(states), self._decoded, setting, on_progress))
 
     def _fitted(self, fit: LogFlowFit, samples: ReferenceSamples, on_progress: Done) -> LogFlowFit:
         model, reward, beta = self.networks.model, self.networks.reward, self.config.method.beta
         generator = torch.Generator().manual_seed(stream(self.config.seed, "contrasts"))
         given = fit.network, model, reward, beta, samples, generator, on_progress
-        return fit_log_flow(*given, batch=self._at_once)
+        return fit_log_flow(*given, batch=self._sampled, decode_batch=self._decoded)
 
     @property
-    def _at_once(self) -> int:
-        """Trajectories, which are decoded as they are sampled."""
-        training = self.config.training
-        given = (training.rollout_batch, training.decode_batch)
-        return min([AT_ONCE, *(size for size in given if size is not None)])
+    def _sampled(self) -> int:
+        """Trajectories at once."""
+        return min(AT_ONCE, self.config.training.rollout_batch or AT_ONCE)
+
+    @property
+    def _decoded(self) -> int:
+        """Images at once, or trajectories that are decoded as they are sampled."""
+        return min(self._sampled, self.config.training.decode_batch or AT_ONCE)
 
     def _gamma_prompts(self) -> list[str]:
         return self._repeated(self.config.training.gamma_trajectories, GAMMA_EACH)

@@ -29,6 +29,7 @@ from nablaflow.models.raised import computing_in_float32
 from nablaflow.models.twin import network_without_data, without_data
 from nablaflow.rewards import NamedReward
 from nablaflow.shapes import META, Shapes
+from nablaflow.training.fit_memory import fit_takes
 from nablaflow.training.held import (
     FLOAT,
     encoders_held,
@@ -70,6 +71,7 @@ class Needs:
         estimate: value gradients, by trajectories; None for methods that have no estimator.
         loss: losses and gradients, by transitions.
         rehearsal: before the first update, where resting encoders are at work.
+        fit: then, of a value to the reference; None where there is none.
         encoders: of the text encoders, by name; ``rest``: whether they are not in ``weights``.
         saved: for backward, by part, for one transition.
         rewarded: whether the reward's own is in ``decode``, ``estimate`` and ``loss``.
@@ -83,6 +85,7 @@ class Needs:
     estimate: Line | None
     loss: Line
     rehearsal: int
+    fit: int | None
     encoders: dict[str, int]
     rest: bool
     saved: dict[str, int]
@@ -171,6 +174,7 @@ class _Rehearsal:
             estimate=None if estimator is None else _line(self._estimate),
             loss=_line(self._loss),
             rehearsal=self._rehearsal(),
+            fit=self._fit(),
             encoders=encoders_held(model),
             rest=bool(self._resting),
             saved=self._saved(),
@@ -238,6 +242,10 @@ class _Rehearsal:
         with computing_in_float32(self.model.network):
             drawn = self._predict(1)
         return encoders + stocks_own(self.model) + max(self._embedding, drawn, self._decode(1))
+
+    def _fit(self) -> int | None:
+        fit, samples = self.core.networks.log_flow, self.config.training.value_samples
+        return None if fit is None else fit_takes(self.model, fit.network, samples)
 
     @torch.no_grad()
     def _decode(self, n: int) -> int:
