@@ -21,8 +21,20 @@ def _ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _share_processors() -> None:
+    """Have a thread that waits for the others sleep, where the user has not said how they wait.
+
+    By default it keeps its core busy, and where other programs want that core each waits for the
+    other: beside four of them two threads take five times as long (docs/benchmarks.md). To be said
+    before torch is loaded.
+    """
+    if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def main() -> None:
     """Entry point of both; commands hear signals themselves, as `nablaflow.runs.stopping` says."""
+    _share_processors()
     for number in STOPS:
         kept = number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN  # nohup
         if not kept:
