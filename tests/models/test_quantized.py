@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,21 @@ def test_without_the_package_one_line_names_it(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"model_quantization: .* pip install '.\[bitsandb"):
         load_pipeline(Quantized(str(tmp_path)))
+
+
+def test_an_old_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(__version__="0.45.5"))
+    with pytest.raises(UserError, match=r"0\.49 or newer, and 0\.45\.5 is here"):
+        load_pipeline(Quantized(str(tmp_path)))
+
+
+def test_layers_outside_of_blocks_and_of_odd_sizes_stay_as_they_are() -> None:
+    pytest.importorskip("bitsandbytes")
+    network = NoBlocks()
+    network.blocks = nn.ModuleList([nn.Linear(8, 16), nn.Linear(16, 5), nn.Conv2d(8, 8, 1)])
+    quantize(network)
+    kinds = [type(part) for part in (network.layer, *network.blocks)]
+    assert kinds == [nn.Linear, Linear4bit, nn.Linear, nn.Conv2d]
 
 
 def test_a_network_without_blocks_is_refused() -> None:

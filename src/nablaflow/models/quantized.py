@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 from nablaflow.errors import UserError, installing
-from nablaflow.models.four_bits import Linear4bit, sizes_of
+from nablaflow.models.four_bits import BLOCK, Linear4bit, sizes_of
 from nablaflow.models.fused import WithLora
 from nablaflow.models.live import LivePipeline
 
 SETTING = "model_quantization"
 Quantization = Literal["nf4"]
+LEAST = (0, 49)
+"""Version of bitsandbytes: older ones end the process on a processor, or on shapes."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +33,32 @@ class Quantized:
 
 
 def check_installed() -> None:
-    """Refuse to quantize where the library for it is not there.
+    """Refuse to quantize where the library for it is not there, or too old to do so anywhere.
 
     Raises:
         UserError: so it is.
     """
     try:
-        importlib.import_module("bitsandbytes")
+        found = importlib.import_module("bitsandbytes").__version__
     except ImportError as error:
-        raise UserError(
-            f"{SETTING}: nf4 needs bitsandbytes ({error}); {installing('bitsandbytes')}, or leave "
-            f"{SETTING} out"
-        ) from error
+        raise _needs(str(error)) from error
+    if tuple(map(int, found.split(".")[:2])) < LEAST:
+        raise _needs(f"{'.'.join(map(str, LEAST))} or newer, and {found} is here")
+
+
+def _needs(what: str) -> UserError:
+    return UserError(
+        f"{SETTING}: nf4 needs bitsandbytes ({what}); {installing('bitsandbytes')}, or leave "
+        f"{SETTING} out"
+    )
 
 
 def quantize(network: nn.Module) -> nn.Module:
     """The same network, the linear layers of its blocks in 4 bits.
 
     Those are most of its weights. What is outside of its blocks, where images, texts and times go
-    in and images come out, stays as it is, and so do convolutions, norms and embeddings.
+    in and images come out, stays as it is, and so do convolutions, norms, embeddings, and layers
+    whose weights fill no whole number of blocks of 64.
 
     Raises:
         UserError: it has none, or bitsandbytes is not installed.
@@ -98,5 +107,6 @@ def _of_blocks(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     lists = [name for name, part in network.named_modules() if isinstance(part, nn.ModuleList)]
     for name, part in network.named_modules():
         # Of torch's own class: another computes in another way.
-        if type(part) is nn.Linear and any(name.startswith(f"{place}.") for place in lists):
+        fits = type(part) is nn.Linear and part.weight.numel() % BLOCK == 0
+        if fits and any(name.startswith(f"{place}.") for place in lists):
             yield name, part
