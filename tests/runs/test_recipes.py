@@ -190,8 +190,8 @@ def test_the_recipe_for_flux_on_one_card_is_fluxs_but_for_its_memory() -> None:
         "output_dir",
         "sampler.height",
         "sampler.width",
-        "training.decoder",
         "training.micro_batch",
+        "training.decoder",
         "evaluation.batch",
     ]
 
@@ -213,7 +213,7 @@ def _small_decoder_on_shapes(_: object, channels: int, *more: object) -> Autoenc
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("name", "more", "micro_batch"), [("sdxl", [], 8), ("flux", ["prompts=[a cat]"], 4)]
 )

@@ -106,7 +106,8 @@ def _of_blocks(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """Linear layers inside the lists of blocks that a network is made of, by their paths."""
     lists = [name for name, part in network.named_modules() if isinstance(part, nn.ModuleList)]
     for name, part in network.named_modules():
-        # Of torch's own class: another computes in another way.
-        fits = type(part) is nn.Linear and part.weight.numel() % BLOCK == 0
+        if not isinstance(part, nn.Linear) or type(part) is not nn.Linear:
+            continue  # another than torch's own computes in another way
+        fits = part.weight.numel() % BLOCK == 0
         if fits and any(name.startswith(f"{place}.") for place in lists):
             yield name, part
