@@ -291,6 +291,22 @@ def test_with_a_lora_of_the_users(
     assert any(not torch.equal(without[name], value) for name, value in with_it.items())
 
 
+def test_with_a_base_in_four_bits(
+    make_config: MakeConfig, straight: Callable[..., Path], tmp_path: Path
+):
+    """By the published step, which asks for second derivatives."""
+    pytest.importorskip("bitsandbytes")
+    chosen, halves = "model_quantization=nf4", tmp_path / "halves"
+    align.run(make_config(f"output_dir={halves}", chosen, "training.updates=2"))
+    with pytest.raises(UserError, match="model_quantization: the run to resume has another value"):
+        align.run(make_config(f"output_dir={halves}"), resume=True)
+    align.run(make_config(f"output_dir={halves}", chosen), resume=True)
+    assert_same_run(halves, straight(chosen))
+    with_it, without = (last(straight(*own)).tensors["policy"] for own in ((chosen,), ()))
+    assert with_it.keys() == without.keys()
+    assert any(not torch.equal(without[name], value) for name, value in with_it.items())
+
+
 def test_without_a_checkpoint_it_starts_again(
     make_config: MakeConfig, straight: Callable[..., Path], tmp_path: Path
 ):

@@ -44,6 +44,7 @@ def align(
     model: Model = "nano",
     model_lora: str | Path | None = None,
     model_lora_scale: float = 1.0,
+    model_quantization: str | None = None,
     reward: str | Mapping[str, Any] | Reward,
     prompts: Prompts,
     method: Method | str | Mapping[str, Any],
@@ -73,6 +74,7 @@ def align(
             memory, which stays as it is.
         model_lora: a LoRA that is fused into the model first; the two are then the reference.
         model_lora_scale: strength of that.
+        model_quantization: ``nf4``: the denoiser in 4 bits, which is then the reference.
         reward: name, ``file.py:function``, sum of those, a mapping with ``name`` and settings, or
             a callable ``(images, prompts)``.
         prompts: a list, a file, a set by name, or a mapping of source, column and split; None for
@@ -105,6 +107,7 @@ def align(
         "model": name,
         "model_lora": text_of(model_lora),
         "model_lora_scale": model_lora_scale,
+        "model_quantization": model_quantization,
         "reward": reward_of(reward),
         "prompts": absolute(prompts_of(prompts), Path()),
         "method": method,

@@ -44,6 +44,7 @@ def choose_beta(
     sampler: SamplerSettings | Mapping[str, Any] | None = None,
     model_lora: str | Path | None = None,
     model_lora_scale: float = 1.0,
+    model_quantization: str | None = None,
 ) -> ChosenBeta:
     """A tilt strength for a reward whose unit nobody knows, from a small reference sample.
 
@@ -57,6 +58,7 @@ def choose_beta(
         sampler: as in `nablaflow.align`.
         model_lora: as in `nablaflow.align`: it belongs to the reference.
         model_lora_scale: strength of that.
+        model_quantization: as in `nablaflow.align`.
 
     Returns:
         ``beta``, with what the tilt then is; ``print`` shows it.
@@ -71,6 +73,7 @@ def choose_beta(
             "model": name,
             "model_lora": text_of(model_lora),
             "model_lora_scale": model_lora_scale,
+            "model_quantization": model_quantization,
             "reward": reward_of(reward),
             "prompts": prompts_of(prompts),
             "method": {"name": "residual-nabla-db", "beta": "auto"},  # which has no part in this

@@ -117,6 +117,7 @@ def _check_alike(folders: Sequence[Path], configs: Sequence[Config]) -> None:
     for name, value in (
         ("model", lambda config: config.model),
         ("model_lora", lambda config: (config.model_lora_hash, config.model_lora_scale)),
+        ("model_quantization", lambda config: config.model_quantization),
         ("prompts", lambda config: load_prompts(config.prompts, Path(), config.seed)),
         ("reward", lambda config: config.reward),
         ("sampler", lambda config: config.sampler),

@@ -15,6 +15,7 @@ ALIASES = {
     "guidance": "sampler.guidance_scale",
     "guidance_scale": "sampler.guidance_scale",
     "learning_rate": "optimizer.learning_rate",
+    "load_in_4bit": "model_quantization",
     "lora": "model_lora",
     "lora_alpha": "adapter.alpha",
     "lora_path": "model_lora",

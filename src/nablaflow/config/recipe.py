@@ -24,6 +24,7 @@ from nablaflow.config.settings import (
 from nablaflow.methods import Method
 from nablaflow.methods.contract import check_noise
 from nablaflow.models import AdapterSettings, FlowSettings, SamplerSettings
+from nablaflow.models.quantized import Quantization
 from nablaflow.places import at_home
 from nablaflow.prompts.source import PromptSource
 from nablaflow.settings import Settings
@@ -64,6 +65,13 @@ class Config(Settings):
     model_lora_hash: str | None = Field(
         default=None,
         description="SHA-256 of that file, which a run records, so that another one is noticed",
+    )
+    model_quantization: Quantization | None = Field(
+        default=None,
+        description="nf4: the linear layers of the denoiser's blocks in 4 bits once it is read, as "
+        "a LoRA's base in QLoRA (NF4, double quantization); the quantized network is then the "
+        "reference, which the KL and the tilt are of; it needs the extra bitsandbytes and "
+        "adapter.kind=lora; null: as it is read",
     )
     reward: RewardSpec = Field(
         description="name of a reward, path/to/file.py:function (after trl: with TRL's signature), "
@@ -108,6 +116,22 @@ class Config(Settings):
     def _scale_is_of_a_lora(self) -> Config:
         if self.model_lora is None and self.model_lora_scale != 1.0:
             raise ValueError("model_lora_scale: there is no model_lora to scale; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_lora_trains_on_four_bits(self) -> Config:
+        if self.model_quantization is None:
+            return self
+        if self.adapter.kind != "lora":
+            raise ValueError(
+                f"adapter.kind: {self.adapter.kind} trains the weights that model_quantization="
+                f"{self.model_quantization} leaves 16 levels; use lora, or model_quantization=null"
+            )
+        if self.adapter.dora:
+            raise ValueError(
+                "adapter.dora: it trains the lengths of weights, which model_quantization="
+                f"{self.model_quantization} leaves 16 levels; leave one of the two out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -14,11 +14,13 @@ with quiet_libraries():  # pipelines name optional packages as they are imported
         check_is_there,
         family_of,
         hand_over,
+        in_four_bits,
         load_model,
         load_pipeline,
     )
     from nablaflow.models.log_flow import ConvLogFlow, LogFlow
     from nablaflow.models.old_policy import OldPolicy
+    from nablaflow.models.quantized import Quantized
     from nablaflow.models.random_weights import random
     from nablaflow.models.settings import AdapterSettings, FlowSettings, SamplerSettings
     from nablaflow.models.source import ModelSource, fingerprint, model_source
@@ -36,6 +38,7 @@ __all__ = [
     "LogFlow",
     "ModelSource",
     "OldPolicy",
+    "Quantized",
     "SamplerSettings",
     "UNetFlowScore",
     "WithLora",
@@ -43,6 +46,7 @@ __all__ = [
     "family_of",
     "fingerprint",
     "hand_over",
+    "in_four_bits",
     "load_model",
     "load_pipeline",
     "log_flow_size",

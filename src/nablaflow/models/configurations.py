@@ -66,5 +66,6 @@ def _quantized(part: Path, told: Any) -> UserError:
     kind = told.get("quant_method") if isinstance(told, dict) else told
     return UserError(
         f"model: its {part.name} is quantized ({kind}), and gradients need weights that are "
-        "not; use the model that it was made from"
+        "not; use the model that it was made from (model_quantization=nf4 has its denoiser in 4 "
+        "bits)"
     )

@@ -18,6 +18,7 @@ from nablaflow.errors import UserError
 from nablaflow.models.adapters import ADAPTER, LoraAdapter, trainable_state
 from nablaflow.models.divided import plain_copy
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.quantized import dequantize
 from nablaflow.models.same_image import check_same_image
 from nablaflow.models.source import ModelSource
 from nablaflow.quiet import quiet_libraries
@@ -165,7 +166,8 @@ def _merged(model: PipelineModel) -> Any:
     pipeline = copy.copy(model.pipeline)
     network = plain_copy(model.network, torch.device("cpu"), torch.float32)
     if isinstance(model.adapter, LoraAdapter):
-        network = _unwrap_lora(network)
+        # Of 4 bits the weights that they stand for: an update would not fit between their levels.
+        network = _unwrap_lora(dequantize(network).float())
     pipeline.register_modules(**{model.denoiser: network})
     return pipeline
 

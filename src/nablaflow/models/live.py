@@ -151,7 +151,8 @@ def _check_plain(name: str, network: nn.Module) -> None:
         )
     if getattr(network, "is_quantized", False):
         raise UserError(
-            f"model: the pipeline's {name} is quantized; load it without quantization_config"
+            f"model: the pipeline's {name} is quantized; load it without quantization_config "
+            "(model_quantization=nf4 has a copy of its denoiser in 4 bits)"
         )
     if any(getattr(part, "fused_projections", False) for part in network.modules()):
         # A LoRA on a projection would be beside the one that is computed with.

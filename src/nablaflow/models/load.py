@@ -33,6 +33,7 @@ from nablaflow.models.network_files import (
 )
 from nablaflow.models.parts import check_classes, check_libraries, check_named
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.quantized import Quantized, check_installed, quantize
 from nablaflow.models.qwen_image import QwenImage
 from nablaflow.models.random_weights import RANDOM, random_by_name
 from nablaflow.models.sd3 import StableDiffusion3
@@ -116,6 +117,9 @@ def load_pipeline(model: ModelSource | Path, dtype: torch.dtype = torch.float32)
     Raises:
         UserError: it is missing, truncated, or not of a supported family.
     """
+    if isinstance(model, Quantized):
+        check_installed()  # before any weights are read
+        return in_four_bits(load_pipeline(model.model, dtype))
     if isinstance(model, WithLora):
         return _fused(model, dtype)
     if isinstance(model, LivePipeline):
@@ -176,6 +180,16 @@ def _fused(source: WithLora, dtype: torch.dtype) -> Any:
     exact = torch.float32
     own = base.copy(exact) if isinstance(base, LivePipeline) else load_pipeline(base, exact)
     return fuse(own, family_of(own).part(), source.file, source.scale).to(dtype)
+
+
+def in_four_bits(pipeline: Any) -> Any:
+    """The same pipeline, its denoiser quantized.
+
+    Raises:
+        UserError: it is of none that can be.
+    """
+    quantize(getattr(pipeline, family_of(pipeline).denoiser))
+    return pipeline
 
 
 def _from_hub(model: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from nablaflow.errors import UserError
+from nablaflow.models.four_bits import sizes_of
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of an attention layer, as diffusers calls them."""
@@ -46,12 +47,11 @@ def automatic_targets(network: nn.Module) -> list[str]:
 def _share(network: nn.Module, layers: dict[str, nn.Module]) -> float:
     """Of the parameters, what attention's projections hold."""
     held = sum(
-        parameter.numel()
+        sum(sizes_of(layer).values())
         for name, layer in layers.items()
         if any(_ending(target)(name) for target in ATTENTION)
-        for parameter in layer.parameters()
     )
-    return held / max(1, sum(parameter.numel() for parameter in network.parameters()))
+    return held / max(1, sum(sizes_of(network).values()))
 
 
 def _plain_layers(network: nn.Module) -> dict[str, nn.Module]:
@@ -127,7 +127,7 @@ class Coverage:
 
 def lora_coverage(network: nn.Module, targets: list[str]) -> Coverage:
     """What a LoRA on ``targets`` covers, told from the network that has it."""
-    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    sizes = sizes_of(network)
     added = sum(size for name, size in sizes.items() if ".lora_" in name)
     bases = {name.split(".base_layer.")[0] for name in sizes if ".base_layer." in name}
     adapted = sum(size for name, size in sizes.items() if ".base_layer." in name)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from nablaflow.models.four_bits import Linear4bit
+
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -28,18 +30,27 @@ def computing_in_float32(*networks: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def looking_like_float32(network: nn.Module) -> Iterator[None]:
-    """Within this context weights of half precision look like float32, and hold nothing.
+    """Within this context weights of half precision or 4 bits look like float32, and hold nothing.
 
-    So peft gives a LoRA that is loaded meanwhile float32, as it is in its file.
+    So peft gives a LoRA that is loaded meanwhile float32, as it is in its file, and diffusers finds
+    layers of the shape that it has.
     """
-    held = [(value, value.data) for module in network.modules() for value in _in_half(module)]
+    held = [(value, value.data, shape) for value, shape in _with_shapes(network)]
     try:
-        for value, data in held:
-            value.data = torch.zeros((), device=data.device).expand(data.shape)
+        for value, data, shape in held:
+            value.data = torch.zeros((), device=data.device).expand(shape)
         yield
     finally:
-        for value, data in held:
+        for value, data, _ in held:
             value.data = data
+
+
+def _with_shapes(network: nn.Module) -> Iterator[tuple[Tensor, torch.Size]]:
+    """Values in half precision or 4 bits, and the shapes that they have as numbers."""
+    for module in network.modules():
+        yield from ((value, value.shape) for value in _in_half(module))
+        if isinstance(module, Linear4bit):
+            yield module.weight, torch.Size((module.out_features, module.in_features))
 
 
 @contextmanager

@@ -11,9 +11,10 @@ import torch
 from nablaflow import nano
 from nablaflow.models.fused import WithLora
 from nablaflow.models.live import LivePipeline
+from nablaflow.models.quantized import Quantized
 
-ModelSource = str | LivePipeline | WithLora
-"""A folder or a hub id; or a pipeline that the user holds; or one of them and a LoRA."""
+ModelSource = str | LivePipeline | WithLora | Quantized
+"""A folder or a hub id; or a pipeline that the user holds; or one of them and a LoRA; in 4 bits."""
 
 
 def model_source(model: str) -> str:

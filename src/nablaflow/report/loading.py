@@ -27,6 +27,7 @@ class Saved:
         model: of the configuration, the reference, which a LoRA is loaded onto; where it is an
             absolute path, its last part after `FOLDER_LEFT_OUT`.
         fused: a LoRA that belongs to the reference, and its scale.
+        quantized: how the reference's denoiser was, such as nf4; None: it was not.
         call: arguments by which the pipeline samples as the policy was trained to.
         scheduler: that it takes for it, of diffusers, and settings in place of the folder's own;
             None where its own will do.
@@ -39,6 +40,7 @@ class Saved:
     model: str
     call: Mapping[str, Any]
     fused: tuple[str, float] | None = None
+    quantized: str | None = None
     scheduler: tuple[str, Mapping[str, Any]] | None = None
     absent: Sequence[str] = ()
 
@@ -49,6 +51,7 @@ class Saved:
             loaded = [
                 *base_lines(self.pipeline, self.model, self.absent),
                 *fusing(self.fused),
+                *quantizing(self.quantized),
                 f"pipeline.load_lora_weights({str(self.folder)!r})",
             ]
         else:
@@ -124,6 +127,14 @@ def fusing(lora: tuple[str, float] | None) -> list[str]:
         f"pipeline.fuse_lora(lora_scale={scale!r})",
         "pipeline.unload_lora_weights()",
     ]
+
+
+def quantizing(quantized: str | None) -> list[str]:
+    """A line on what the loaded base is not, where the reference was in 4 bits."""
+    if quantized is None:
+        return []
+    part = f"# It trained on this model's denoiser in {quantized}: on one that is not quantized"
+    return [f"{part}, images are near the run's own."]
 
 
 def loading_section(saved: Saved | None) -> str:

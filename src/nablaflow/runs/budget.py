@@ -14,6 +14,7 @@ import torch
 from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.models import FlowScore
+from nablaflow.models.four_bits import sizes_of
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.plan import (
@@ -76,7 +77,7 @@ def with_batches(
         UserError: not even single rows fit in the budget; it says the least that would.
     """
     training, counts = config.training, _Counts.of(config, processes)
-    size = sum(parameter.numel() for parameter in model.network.parameters())
+    size = sum(sizes_of(model.network).values())
     if training.memory_budget_gb is None and size < PLANNED:
         if training.micro_batch is None and counts.transitions > MOST:
             config = _with_training(config, micro_batch=MOST)

@@ -15,6 +15,7 @@ from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import UserError
 from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.methods import METHODS, Method
+from nablaflow.models.four_bits import sizes_of
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.rewards import NamedReward, probe, require_gradient
 from nablaflow.runs.budget import device_memory
@@ -262,7 +263,7 @@ LARGE = 10**8  # parameters of a denoiser with which an update on a processor ta
 
 def note_on_speed(model: PipelineModel) -> list[str]:
     """A line where a large model would be trained without a GPU, else none."""
-    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    parameters = sum(sizes_of(model.network).values())
     if model.device.type != "cpu" or parameters < LARGE:
         return []
     return [

@@ -14,8 +14,9 @@ from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
 from nablaflow.devices import find_device, is_here, named_device
 from nablaflow.errors import UserError
-from nablaflow.models import load_model
+from nablaflow.models import in_four_bits, load_model
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.quantized import check_installed
 from nablaflow.models.random_weights import RANDOM, random_by_name
 from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import load
@@ -106,11 +107,15 @@ def _memory(config: Config, device: torch.device, gib: float | None) -> float:
 
 
 def _on_shapes(config: Config) -> PipelineModel:
-    dtype = dtype_of(config)
+    """In 4 bits as shapes too, which takes no time where a model's weights would take minutes."""
+    if config.model_quantization is not None:
+        check_installed()
     if config.model.startswith(RANDOM):
-        pipeline = random_by_name(config.model, dtype, META)
+        pipeline = random_by_name(config.model, dtype_of(config), META)
     else:
-        pipeline = load_pretrained(config, None)
+        pipeline = load_pretrained(config.model_copy(update={"model_quantization": None}), None)
+    if config.model_quantization is not None:
+        in_four_bits(pipeline.to(META))
     return load_model(pipeline, config.sampler, config.adapter, META)
 
 

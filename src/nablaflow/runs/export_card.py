@@ -19,7 +19,7 @@ from nablaflow.models.from_hub import at_revision
 from nablaflow.models.load import absent_parts
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.report.card import Card, card_text
-from nablaflow.report.loading import base_lines, folder_lines, fusing
+from nablaflow.report.loading import base_lines, folder_lines, fusing, quantizing
 from nablaflow.report.privacy import without_folders_in
 from nablaflow.runs.belonging import check_figures, is_of
 from nablaflow.runs.pretrained import fused_lora
@@ -66,6 +66,7 @@ def card_of(
         "base model": base,
         "pipeline": kind,
         **_fused_told(lora),
+        **_quantized_told(config, form),
         "reward": _shown(plain["reward"]),
         "method": plain["method"]["name"],
         "beta": f"{config.method.beta:g}" if isinstance(config.method.beta, float) else "none",
@@ -84,7 +85,7 @@ def card_of(
         kind,
         facts,
         figures,
-        _loading(form, model, base, lora, dtype),
+        _loading(form, model, base, lora, dtype, config.model_quantization),
     )
 
 
@@ -125,8 +126,23 @@ def _fused_told(lora: tuple[str, float] | None) -> dict[str, str]:
     return {} if lora is None else {"fused into the base model": f"{lora[0]} at {lora[1]:g}"}
 
 
+def _quantized_told(config: Config, form: str) -> dict[str, str]:
+    """What the adapter trained on, and what became of it in a whole pipeline."""
+    if config.model_quantization is None:
+        return {}
+    told = f"{config.model_quantization}, the linear layers of the denoiser's blocks"
+    if form == "merged":
+        told += "; the weights here are what those 4 bits stand for, with the adapter in them"
+    return {"quantization of the base model": told}
+
+
 def _loading(
-    form: str, model: PipelineModel, base: str, lora: tuple[str, float] | None, dtype: str
+    form: str,
+    model: PipelineModel,
+    base: str,
+    lora: tuple[str, float] | None,
+    dtype: str,
+    quantized: str | None,
 ) -> str:
     """How what was written is loaded, and what has to be loaded besides."""
     if form == "kohya":
@@ -134,12 +150,14 @@ def _loading(
         return (
             f"Put `{KOHYA_FILE}` into the folder of LoRAs (ComfyUI: `models/loras`; A1111: "
             f"`models/Lora`), and load it at strength 1 on the base model{first}."
+            + "".join(f" {line.removeprefix('# ')}" for line in quantizing(quantized))
         )
     kind = type(model.pipeline).__name__
     if form == "merged":
         lines = folder_lines(kind, "this/folder", dtype, absent_parts(model.pipeline))
     else:
         lines = [*base_lines(kind, base, absent_parts(model.pipeline)), *fusing(lora)]
+        lines += quantizing(quantized)
         lines += ['pipeline.load_lora_weights("this/folder")']
     return "\n".join(["```python", *lines, "```"])
 

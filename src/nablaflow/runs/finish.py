@@ -119,6 +119,7 @@ def _write_pictures(
             model=without_folders(pinned(config.model, config.model_hash)),
             call=parts.model.stock_call(evaluation.prompts[0]) | parts.model.stock_steps(),
             fused=fused_lora(parts.source),
+            quantized=config.model_quantization,
             scheduler=parts.model.stock_scheduler(),
             absent=absent_parts(parts.model.pipeline),
         ),

@@ -11,8 +11,10 @@ from nablaflow.errors import UserError
 from nablaflow.models import (
     LivePipeline,
     ModelSource,
+    Quantized,
     WithLora,
     fingerprint,
+    in_four_bits,
     load_pipeline,
     model_source,
 )
@@ -27,10 +29,20 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float1
 
 
 def source_of(config: Config, given: LivePipeline | None) -> ModelSource:
-    """What is given, or else what the configuration names; with its LoRA, if it has one.
+    """What is given, or else what the configuration names; with its LoRA and in its bits.
 
     Raises:
         UserError: there is no such LoRA, or another one than the run was begun with.
+    """
+    plain = as_read(config, given)
+    return plain if config.model_quantization is None else Quantized(plain)
+
+
+def as_read(config: Config, given: LivePipeline | None) -> str | LivePipeline | WithLora:
+    """The same before it is quantized, which is what its hash is of.
+
+    Raises:
+        UserError: as `source_of`.
     """
     base = given or model_source(pinned(config.model, config.model_hash))
     if config.model_lora is None:
@@ -41,13 +53,14 @@ def source_of(config: Config, given: LivePipeline | None) -> ModelSource:
 
 def fused_lora(source: ModelSource) -> tuple[str, float] | None:
     """The LoRA that belongs to a reference, without its folder, and its scale."""
+    source = source.model if isinstance(source, Quantized) else source
     if not isinstance(source, WithLora):
         return None
     return without_folders(str(source.file)), source.scale
 
 
 def copy_of_live(config: Config, live: LivePipeline, dtype: torch.dtype | None) -> Any:
-    """A pipeline of the user's own, copied, with the LoRA of a configuration if it has one.
+    """A pipeline of the user's own, copied, with the LoRA of a configuration, and in its bits.
 
     Args:
         dtype: None: as the user's is.
@@ -55,11 +68,13 @@ def copy_of_live(config: Config, live: LivePipeline, dtype: torch.dtype | None) 
     Raises:
         UserError: as `load_pretrained`: its owner may have loaded a LoRA into it since.
     """
-    load_pretrained(config, live)
-    source = source_of(config, live)
-    if not isinstance(source, WithLora):
-        return live.copy(dtype)
-    return load_pipeline(source, dtype or live.pipeline.dtype)
+    load_pretrained(config.model_copy(update={"model_quantization": None}), live)
+    source = as_read(config, live)
+    if isinstance(source, WithLora):
+        made = load_pipeline(source, dtype or live.pipeline.dtype)
+    else:
+        made = live.copy(dtype)
+    return made if config.model_quantization is None else in_four_bits(made)
 
 
 def dtype_of(config: Config) -> torch.dtype:
@@ -70,7 +85,7 @@ def dtype_of(config: Config) -> torch.dtype:
 
 def of_live(config: Config, pipeline: LivePipeline) -> Config:
     """With the name of a pipeline that is handed over, and what tells it from any other."""
-    made = load_pipeline(source_of(config, pipeline), dtype_of(config))
+    made = load_pipeline(as_read(config, pipeline), dtype_of(config))
     mark = f"{fingerprint(made)}-{schedule_mark(made.scheduler)}"
     return config.model_copy(update={"model": pipeline.name, "model_hash": mark})
 
@@ -83,11 +98,11 @@ def load_pretrained(config: Config, given: LivePipeline | None) -> Any:
     """
     if is_of_files(config.model_hash):
         _check_files(config, given)
+    if config.model_hash is None or is_of_files(config.model_hash):
         return load_pipeline(source_of(config, given), dtype_of(config))
-    pipeline = load_pipeline(source_of(config, given), dtype_of(config))
-    if config.model_hash is not None:
-        _check_weights(pipeline, config, given)
-    return pipeline
+    pipeline = load_pipeline(as_read(config, given), dtype_of(config))
+    _check_weights(pipeline, config, given)
+    return pipeline if config.model_quantization is None else in_four_bits(pipeline)
 
 
 def _check_weights(pipeline: Any, config: Config, given: LivePipeline | None) -> None:

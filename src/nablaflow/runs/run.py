@@ -16,8 +16,9 @@ from nablaflow.config.recipe import Config
 from nablaflow.devices import is_dtype
 from nablaflow.errors import UserError, in_python, show
 from nablaflow.methods import Method
-from nablaflow.models import LivePipeline, load_pipeline
+from nablaflow.models import LivePipeline, family_of, load_pipeline
 from nablaflow.models.file_mark import is_of_files
+from nablaflow.models.quantized import dequantize
 from nablaflow.quiet import quiet_libraries
 from nablaflow.rewards import NamedReward
 from nablaflow.runs.belonging import check_figures, check_saved
@@ -181,6 +182,7 @@ class Run:
             check_saved(self.lora, self.summary)
             return load_pipeline(str(self.lora), dtype or torch.float32)
         pipeline = self._reference(dtype)
+        dequantize(getattr(pipeline, family_of(pipeline).denoiser))  # of a stock pipeline's layers
         file = self.lora / LORA_FILE
         if not (file.is_file() and is_whole(file)):
             raise UserError(f"{file} is damaged; train the run with --resume to write it again")

@@ -19,6 +19,7 @@ from nablaflow.models import (
     FlowScore,
     LivePipeline,
     ModelSource,
+    Quantized,
     WithLora,
     fingerprint,
     load_model,
@@ -26,6 +27,7 @@ from nablaflow.models import (
 )
 from nablaflow.models.lora_loading import is_read_alike
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.quantized import quantized_told
 from nablaflow.progress import StartProgress, unseen
 from nablaflow.prompts.sets import prompt_sets
 from nablaflow.rewards import NamedReward
@@ -150,6 +152,10 @@ def prepare(
 
 def _reference_told(source: ModelSource, model: PipelineModel) -> list[str]:
     """A line about a reference that is not what the model's name says."""
+    if isinstance(source, Quantized):
+        amount = quantized_told(model.network)
+        note = f"reference: {amount}; the KL and the tilt are of the quantized network"
+        return [*_reference_told(source.model, model), note]
     if not isinstance(source, WithLora):
         return []
     told = [f"reference: the model {source}; the KL and the tilt are of the two together"]
