@@ -119,11 +119,15 @@ def rewritten_fault(folder: Path) -> str | None:
 
     What a run writes anew, such as ``lora``, it removes with all that lies in it.
     """
+    run = run_of_part(folder)
+    return None if run is None else f"{folder} is in the run {run}, which writes anew what is there"
+
+
+def run_of_part(folder: Path) -> Path | None:
+    """The run that a folder is or lies in a part of, such as its ``lora``; None: it does not."""
     place = folder.resolve()
-    for run in place.parents:
-        if place.relative_to(run).parts[0] in _REWRITTEN and is_run(run):
-            return f"{folder} is in the run {run}, which writes anew what is there"
-    return None
+    around = (run for run in place.parents if place.relative_to(run).parts[0] in _REWRITTEN)
+    return next(filter(is_run, around), None)
 
 
 def _refuse_links(path: Path) -> None:
