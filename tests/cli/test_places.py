@@ -93,6 +93,22 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     assert "--out: " in text
 
 
+@pytest.mark.parametrize("place", ["lora", "lora/x", "checkpoints/x", "ema/a/b"])
+def test_nothing_is_written_where_a_run_writes_anew(
+    cli: Cli, recipe: Path, trained: Path, here: Path, place: str
+) -> None:
+    """A run that was begun there would be gone when the outer one is resumed."""
+    inside = trained / place
+    for command in ("sample", "export", "gallery", "eval", "exact", "compare"):
+        words = ["exact"] if command == "exact" else READERS[command][:2]
+        text = said(cli(*(str(word).format(run=trained) for word in words), "--out", inside))
+        assert text.startswith(f"nablaflow: --out: {inside} is in the run {trained}")
+    text = said(cli("train", str(recipe), f"output_dir={inside}"))
+    assert text.startswith(f"nablaflow: output_dir: {inside} is in the run {trained}")
+    beside = ("--out", trained / "images", "--overwrite")
+    assert cli("sample", trained, "--n", 1, *beside).exit_code == 0
+
+
 def test_a_folder_may_be_a_link(cli: Cli, recipe: Path, here: Path) -> None:
     """As to a larger disk: begun, replaced, resumed, and images written to one."""
     for name in ("run", "images", "gallery"):

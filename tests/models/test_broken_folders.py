@@ -161,6 +161,24 @@ def test_a_configuration_that_is_none_is_named(folder: Path, name: str, held: st
     assert said.endswith(f"copy the whole {(folder / name).parent.name} folder again")
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("unet/config.json", {"layers_per_block": 10**6}),
+        ("unet/config.json", {"transformer_layers_per_block": [1, 10**6]}),
+        ("vae/config.json", {"layers_per_block": 1e300}),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**30}),
+        ("text_encoder/config.json", {"text_config": {"num_hidden_layers": 10**6}}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}),
+    ],
+)
+def test_counts_that_would_take_hours_are_named(
+    folder: Path, name: str, setting: dict[str, Any]
+) -> None:
+    change(folder / name, **setting)
+    assert f"in {folder / name} asks for more than 1,000" in refused(folder)
+
+
 @pytest.mark.parametrize("most", [10**30, 1, 17])
 def test_a_tokenizer_that_does_not_keep_to_what_the_clip_reads(folder: Path, most: int) -> None:
     change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=most)

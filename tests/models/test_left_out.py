@@ -76,6 +76,29 @@ def test_a_quantized_part_is_named(folder: Path, part: str) -> None:
     assert f"its {part} is quantized (bitsandbytes)" in refused(folder)
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("file", ["unet/diffusion_pytorch_model", "text_encoder/model"])
+def test_weights_that_are_whole_numbers_are_not_taken_for_fractions(
+    folder: Path, file: str, kind: torch.dtype
+) -> None:
+    """As those of a quantized network without its scales: libraries cast them silently."""
+    path = folder / f"{file}.safetensors"
+    state = load_file(path)
+    name = next(name for name in state if name.endswith(".weight"))
+    save_file({**state, name: (20 * state[name]).to(kind)}, path, metadata={"format": "pt"})
+    line = refused(folder)
+    assert line.startswith(f"model: {path} has weights of the kind ")
+    assert f"({name})" in line
+
+
+def test_so_it_is_with_bin_files(folder: Path) -> None:
+    pipeline = load_pipeline(str(folder))
+    state = {name: value.to(torch.int8) for name, value in pipeline.unet.state_dict().items()}
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(state, folder / "unet" / "diffusion_pytorch_model.bin")
+    assert "has weights of the kind int8" in refused(folder)
+
+
 def test_a_part_of_a_folder_is_told_with_the_whole(folder: Path) -> None:
     for part in ("unet", "vae/diffusion_pytorch_model.safetensors", "scheduler", WORDS):
         assert refused(folder / part).endswith(

@@ -1,6 +1,7 @@
 """Folders that cannot be loaded: one line that names what is wrong."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from nablaflow.errors import UserError
 from nablaflow.models import load_pipeline
+from nablaflow.storage.lock import MARKER
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -132,6 +134,22 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("weights")
     with pytest.raises(UserError, match="one file that is not safetensors"):
         load_pipeline(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "notes.TXT", "reward.py"])
+def test_what_holds_no_weights_is_not_to_be_converted(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("a")
+    with pytest.raises(UserError, match=rf"{name} is no file of weights; give a model's folder"):
+        load_pipeline(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("part", ["lora", "checkpoints", "checkpoints/step-000001"])
+def test_a_part_of_a_run_is_told_with_the_run(tmp_path: Path, part: str) -> None:
+    (tmp_path / "run" / part).mkdir(parents=True)
+    (tmp_path / "run" / MARKER).touch()
+    told = f"is a part of the run in {tmp_path / 'run'}; give that folder"
+    with pytest.raises(UserError, match=re.escape(told)):
+        load_pipeline(str(tmp_path / "run" / part))
 
 
 def test_a_hub_id_without_a_network_is_named() -> None:

@@ -53,7 +53,15 @@ def test_the_case_of_a_files_ending_says_nothing(tmp_path, name, content):
     assert load_prompts(name, tmp_path) == ["a cat"]
 
 
-@pytest.mark.parametrize("ending", ["json", "ndjson", "tsv", "yaml", "YML"])
+def test_a_file_of_code_is_not_read_as_prompts(tmp_path):
+    (tmp_path / "p.py").write_text("def prompts():\n    return 'a cat'\n")
+    with pytest.raises(UserError, match=r"p\.py is code.* is trl:.*p\.py:function"):
+        load_prompts("p.py", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "ending", ["json", "ndjson", "tsv", "yaml", "YML", "toml", "html", "ipynb"]
+)
 def test_a_file_whose_lines_are_no_prompts_is_not_read_as_such(tmp_path, ending):
     (tmp_path / f"p.{ending}").write_text('["a cat",\n"a dog"]\n')
     with pytest.raises(UserError, match=r"would be read as one prompt per line; save it as .jsonl"):

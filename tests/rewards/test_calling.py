@@ -33,6 +33,30 @@ def test_sys_exit_is_a_failure(code: object):
         reward(lambda: sys.exit(code), "leaves")(IMAGES, ["a", "b"])
 
 
+def test_leaving_at_once_is_a_failure_too():
+    with pytest.raises(RewardFailed, match=r"sys\.exit\(0\)"):
+        reward(lambda: os._exit(0), "leaves at once")(IMAGES, ["a", "b"])
+
+
+def test_a_process_of_its_own_ends_as_it_likes():
+    def fork() -> None:
+        child = os.fork()
+        if child == 0:
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+    reward(fork, "forks")(IMAGES, ["a", "b"])
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_stream_that_is_closed_is_open_afterwards(
+    stream: str, capsys: pytest.CaptureFixture[str]
+):
+    reward(lambda: getattr(sys, stream).close(), f"closes {stream}")(IMAGES, ["a", "b"])
+    print("told", file=sys.stderr)
+    assert capsys.readouterr().err == "told\n"
+
+
 EFFECTS = {
     "default dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
     "threads": (lambda: torch.set_num_threads(3), torch.get_num_threads),

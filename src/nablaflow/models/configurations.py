@@ -35,6 +35,7 @@ def check_configurations(part: Path) -> None:
             found = _object_in(part / name)
             if name == "config.json" and found.get("quantization_config") is not None:
                 raise _quantized(part, found["quantization_config"])
+            _check_counts(part / name, found)
             if name == "config.json" and "pos_embed_max_size" in found:
                 _check_positions(part, found)
 
@@ -49,6 +50,40 @@ def _object_in(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"model: {path} holds no settings by name; {again}")
     return found
+
+
+MOST_LAYERS = 1000
+"""Of a network; the deepest that are served have a hundred."""
+MOST_TIMESTEPS = 10**6
+
+
+def _check_counts(path: Path, found: Any) -> None:
+    """Refuse more layers or timesteps than any model has: a library would make them for hours.
+
+    Args:
+        found: settings by name, some of which may hold others.
+    """
+    if not isinstance(found, dict) or path.name not in ("config.json", "scheduler_config.json"):
+        return
+    for name, value in found.items():
+        _check_counts(path, value)
+        timesteps = name == "num_train_timesteps"
+        if not timesteps and "layers" not in name:
+            continue
+        most = MOST_TIMESTEPS if timesteps else MOST_LAYERS
+        if any(number > most for number in _numbers(value)):
+            what = "timesteps" if timesteps else "layers"
+            raise UserError(
+                f"model: {name} in {path} asks for more than {most:,} {what}, which no model has; "
+                f"copy the whole {path.parent.name} folder again"
+            )
+
+
+def _numbers(value: Any) -> list[float]:
+    """Those that a setting is, or that are in it."""
+    if isinstance(value, list):
+        return [number for one in value for number in _numbers(one)]
+    return [value] if type(value) in (int, float) else []
 
 
 def _check_positions(part: Path, found: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from nablaflow.errors import UserError
 from nablaflow.models.configurations import check_configurations
 from nablaflow.storage.files import read_text
-from nablaflow.storage.run_folder import INDEX
+from nablaflow.storage.run_folder import INDEX, run_of_part
 
 SAVE = "save a pipeline there with save_pretrained, or give a hub id"
 SHARDS = 1 << 26  # bytes that a list of all weights' names may have
@@ -47,6 +47,9 @@ def check_is_whole(path: Path) -> None:
     part = path if path.is_dir() else path.parent
     if (part.parent / INDEX).is_file() and part.name in parts_in(part.parent / INDEX):
         raise UserError(f"model: {path} is a part of the model in {part.parent}; give that folder")
+    run = run_of_part(path)
+    if run is not None:
+        raise UserError(f"model: {path} is a part of the run in {run}; give that folder")
     inside = sorted(found.parent for found in path.glob(f"snapshots/*/{INDEX}"))
     if inside:
         raise UserError(

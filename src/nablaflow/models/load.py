@@ -42,6 +42,7 @@ from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.single_file import load_single_file
 from nablaflow.models.source import ModelSource
 from nablaflow.models.stable_diffusion import StableDiffusion
+from nablaflow.models.weight_kinds import check_weight_kinds
 from nablaflow.models.z_image import ZImage
 from nablaflow.places import at_home
 from nablaflow.quiet import quiet_libraries
@@ -149,6 +150,7 @@ def load_pipeline(model: ModelSource | Path, dtype: torch.dtype = torch.float32)
     check_no_adapter_files(path, parts)
     check_files(path, parts)
     check_no_lora_inside(path, parts)
+    check_weight_kinds(path, parts)
     check_checksums(path)
     variant = find_variant(path, parts)
     # None: where there are both kinds of files, diffusers still takes safetensors.

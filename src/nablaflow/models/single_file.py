@@ -15,6 +15,7 @@ from nablaflow.errors import UserError
 
 PREFIX = "model.diffusion_model."
 """Before the names of a denoiser that is not alone in its file."""
+NO_WEIGHTS = (".yaml", ".yml", ".json", ".jsonl", ".txt", ".md", ".csv", ".py", ".png", ".jpg")
 
 
 def load_single_file(path: Path, dtype: torch.dtype) -> Any:
@@ -31,6 +32,8 @@ def load_single_file(path: Path, dtype: torch.dtype) -> Any:
             f"model: {path} is quantized (GGUF), and gradients need weights that are not; give a "
             "folder, or a .safetensors, of the same model"
         )
+    if path.suffix.lower() in NO_WEIGHTS:
+        raise UserError(f"model: {path} is no file of weights; give a model's folder, or a hub id")
     if path.suffix != ".safetensors":
         raise UserError(
             f"model: {path} is one file that is not safetensors and may hold code; "

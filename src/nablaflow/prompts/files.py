@@ -16,7 +16,7 @@ from nablaflow.storage import files
 COLUMN = "prompt"
 """Where no column is named."""
 LARGEST = 1 << 28  # bytes of a file
-OTHERS = (".json", ".ndjson", ".tsv", ".yaml", ".yml")
+OTHERS = (".json", ".ndjson", ".tsv", ".yaml", ".yml", ".toml", ".xml", ".html", ".ipynb")
 """Ends of names of files whose lines are no prompts, though they are text."""
 Row = tuple[int, str, Any]
 """A line's number, its prompt, and what stands beside it: a reward's metadata."""
@@ -110,6 +110,11 @@ def read_file(path: Path, column: str | None) -> FoundPrompts:
         return FoundPrompts.of(str(path), _json_lines(path, text, column or COLUMN))
     if kind == ".csv":
         return FoundPrompts.of(str(path), _table(path, text, column or COLUMN))
+    if kind == ".py":
+        raise UserError(
+            f"prompts: {path} is code, and its lines are no prompts; a function in it that makes "
+            f"prompts is trl:{path}:function"
+        )
     if kind in OTHERS:
         raise UserError(
             f"prompts: {path} would be read as one prompt per line; save it as .jsonl, an object "

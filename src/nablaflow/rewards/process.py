@@ -7,7 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -57,6 +57,51 @@ def _flushes_denormals() -> bool:
     return not (torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1).item()
 
 
+class _Kept:
+    """A stream that stays open, whoever closes it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def close(self) -> None:
+        self._stream.flush()
+
+
+@contextmanager
+def _on_standard_error() -> Iterator[None]:
+    """Within it what is printed goes there; other streams that are set meanwhile stay set."""
+    out, error = sys.stdout, sys.stderr
+    told: Any = None if error is None else _Kept(error)
+    sys.stdout = sys.stderr = told
+    try:
+        yield
+    finally:
+        if sys.stdout is told:
+            sys.stdout = out
+        if sys.stderr is told:
+            sys.stderr = error
+
+
+@contextmanager
+def _not_ended_at_once() -> Iterator[None]:
+    """Within it ``os._exit`` is ``sys.exit``, but for processes that the code starts itself."""
+    here, end = os.getpid(), os._exit
+
+    def leave(status: int) -> Any:
+        if os.getpid() != here:
+            end(status)
+        raise SystemExit(status)
+
+    os._exit = leave
+    try:
+        yield
+    finally:
+        os._exit = end
+
+
 _GLOBAL: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's default device": (torch.get_default_device, _put_device),
@@ -99,7 +144,7 @@ def left_as_it_was(who: str) -> Iterator[None]:
     seed, drawn = torch.initial_seed(), torch.get_rng_state()
     changed: list[str] = []
     try:
-        with redirect_stdout(sys.stderr):
+        with _on_standard_error(), _not_ended_at_once():
             yield
     finally:
         for what, (read, put) in _GLOBAL.items():

@@ -36,7 +36,7 @@ from nablaflow.runs.saved_config import check_is_run, load_run_config
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.runs.trust import THE_MODEL, check_trusted, methods_of, parts_of_run
 from nablaflow.storage.files import folder_fault
-from nablaflow.storage.run_folder import CURVES
+from nablaflow.storage.run_folder import CURVES, place_fault
 from nablaflow.storage.whole import checkpoints_before, guards_best, last_whole, steady
 
 
@@ -220,7 +220,7 @@ def check_curves(run: Path, out: Path | None) -> None:
         UserError: the folder holds no run, or nothing can be written there.
     """
     check_is_run(run)
-    fault = folder_fault(out or run)
+    fault = folder_fault(run) if out is None else place_fault(out)
     if fault is not None:
         raise UserError(f"--out: {fault}; give another folder")
 

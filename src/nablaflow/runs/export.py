@@ -25,6 +25,7 @@ from nablaflow.storage.checkpoint import load_calibration
 from nablaflow.storage.files import folder_fault, put_in_place, what_failed, write_whole
 from nablaflow.storage.header import put_in_order
 from nablaflow.storage.manifest import update_of
+from nablaflow.storage.run_folder import rewritten_fault
 from nablaflow.storage.scratch import scratch_folder
 from nablaflow.storage.written import write_checksums
 
@@ -144,9 +145,9 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--out: no folder can have this name ({reason})") from None
-    fault = folder_fault(out.parent)  # it is written beside
+    fault = folder_fault(out.parent) or rewritten_fault(out)  # it is written beside
     if fault is not None:
-        raise UserError(f"--out: {fault}")
+        raise UserError(f"--out: {fault}; give another folder")
     if out.name in ("", ".."):
         raise UserError(f"--out: {out} has no name of its own; give a new folder's")
     if out.suffix == ".safetensors":

@@ -12,7 +12,7 @@ from nablaflow.config.recipe import Config
 from nablaflow.errors import UserError
 from nablaflow.runs.saved_config import check_same
 from nablaflow.runs.trust import paths_read
-from nablaflow.storage.files import folder_fault, write_whole
+from nablaflow.storage.files import write_whole
 from nablaflow.storage.lock import check_free, held, sign_launch
 from nablaflow.storage.manifest import name_in
 from nablaflow.storage.naming import keep_name
@@ -23,6 +23,7 @@ from nablaflow.storage.run_folder import (
     forget_replaced,
     has_checkpoint,
     is_begun,
+    place_fault,
     put_back,
     remove_partial,
     set_aside,
@@ -39,9 +40,9 @@ def check_run(config: Config, *, resume: bool, overwrite: bool) -> None:
             another process writes there.
     """
     run = config.output_dir
-    fault = folder_fault(run)
+    fault = place_fault(run)
     if fault is not None:
-        raise UserError(f"output_dir: {fault}")
+        raise UserError(f"output_dir: {fault}; give another folder")
     if run.is_dir():
         check_free(run)
     _check_content(config, resume=resume, overwrite=overwrite)

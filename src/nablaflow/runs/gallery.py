@@ -27,10 +27,11 @@ from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage import checksums
 from nablaflow.storage.checkpoint import load_policy as read_policy
 from nablaflow.storage.checkpoint import load_trained
-from nablaflow.storage.files import folder_fault, write_whole
+from nablaflow.storage.files import write_whole
 from nablaflow.storage.gallery import GALLERY, REFERENCE
 from nablaflow.storage.lock import alone
 from nablaflow.storage.manifest import list_checkpoints
+from nablaflow.storage.run_folder import place_fault
 from nablaflow.storage.whole import steady, whole_checkpoints
 from nablaflow.typing import Batch, Images
 
@@ -145,9 +146,9 @@ def write_gallery(
     """
     table = out / GALLERY
     _check_new(table, overwrite=overwrite)
-    fault = folder_fault(out)
+    fault = place_fault(out)
     if fault is not None:
-        raise UserError(f"--out: {fault}")
+        raise UserError(f"--out: {fault}; give another folder")
     drawer = _drawer(run, n, seed, settings, trusted=trusted)
     with steady(run) as place, show() as progress:
         checkpoints = [path.name for path in list_checkpoints(place)]

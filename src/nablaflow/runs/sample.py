@@ -36,9 +36,8 @@ from nablaflow.runs.policy import LAST, load_policy
 from nablaflow.runs.run import Run
 from nablaflow.runs.trust import THE_MODEL
 from nablaflow.storage.checkpoint import load_calibration
-from nablaflow.storage.files import folder_fault
 from nablaflow.storage.lock import alone, is_run
-from nablaflow.storage.run_folder import CONFIG
+from nablaflow.storage.run_folder import CONFIG, place_fault
 from nablaflow.typing import Images
 
 BATCH = 16
@@ -274,7 +273,7 @@ def write_images(images: Images, prompts: list[str], out: Path) -> Written:
 
 def check_out(out: Path, *, overwrite: bool) -> None:
     """Find out before the work whether images can be written there."""
-    fault = folder_fault(out)
+    fault = place_fault(out)
     if fault is not None:
         raise UserError(f"--out: {fault}; give another folder")
     if out.is_dir() and not overwrite and (any(out.glob("*.png")) or (out / SHEET).exists()):

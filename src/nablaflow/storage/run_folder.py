@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nablaflow.errors import UserError
-from nablaflow.storage.files import PARTIAL, SET_ASIDE, sync
+from nablaflow.storage.files import PARTIAL, SET_ASIDE, folder_fault, sync
 from nablaflow.storage.lock import MARKER, is_held, is_run
 from nablaflow.storage.scratch import PREFIX
 
@@ -63,7 +63,8 @@ _CONTENT = {
 }
 OWN = tuple(folder + name for folder, names in _CONTENT.items() for name in names)
 """Patterns of every file that a run writes, for one part of its path each."""
-_FOLDERS = (CHECKPOINTS, SAMPLES, LOGS, AVERAGE, "lora", "model", REPLACED, MOVING)
+_REWRITTEN = (CHECKPOINTS, AVERAGE, "lora", "model", REPLACED, MOVING)
+_FOLDERS = (*_REWRITTEN, SAMPLES, LOGS)
 
 
 def own_files(folder: Path) -> Iterator[Path]:
@@ -106,6 +107,27 @@ def check_no_links(run: Path) -> None:
     for name in _FOLDERS:
         if (run / name).is_file():
             raise UserError(f"output_dir: {run / name} is a file, and a run's is a folder; move it")
+
+
+def place_fault(folder: Path) -> str | None:
+    """Why nothing should be written in a folder: `folder_fault`, or `rewritten_fault`."""
+    return folder_fault(folder) or rewritten_fault(folder)
+
+
+def rewritten_fault(folder: Path) -> str | None:
+    """Why what is written in a folder would not stay; None: it would.
+
+    What a run writes anew, such as ``lora``, it removes with all that lies in it.
+    """
+    run = run_of_part(folder)
+    return None if run is None else f"{folder} is in the run {run}, which writes anew what is there"
+
+
+def run_of_part(folder: Path) -> Path | None:
+    """The run that a folder is or lies in a part of, such as its ``lora``; None: it does not."""
+    place = folder.resolve()
+    around = (run for run in place.parents if place.relative_to(run).parts[0] in _REWRITTEN)
+    return next(filter(is_run, around), None)
 
 
 def _refuse_links(path: Path) -> None:

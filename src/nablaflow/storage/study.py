@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from nablaflow.errors import UserError
 from nablaflow.storage import checksums
-from nablaflow.storage.files import folder_fault, write_whole
+from nablaflow.storage.files import write_whole
+from nablaflow.storage.run_folder import place_fault
 
 ALL = "all"
 """Names every one of a list."""
@@ -170,7 +171,7 @@ def check_writable(out: Path) -> None:
     Raises:
         UserError: it cannot.
     """
-    fault = folder_fault(out)
+    fault = place_fault(out)
     if fault is not None:
         raise UserError(f"--out: {fault}; give another folder")
 
