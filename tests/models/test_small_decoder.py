@@ -19,7 +19,7 @@ from nablaflow.diffusion import trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.estimators.reference import reward_gradient
 from nablaflow.hub import fetch
-from nablaflow.models import text_to_image
+from nablaflow.models import decoding
 from nablaflow.models.load import family_of
 from nablaflow.models.random_weights import random_by_name
 from nablaflow.models.small_decoder import load_small_decoder
@@ -145,7 +145,7 @@ def test_the_embedded_models_latents_are_not_those_of_their_family(
     model: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Their shape is Stable Diffusion's: a decoder for its latents would be taken for theirs."""
-    monkeypatch.setattr(text_to_image, "load_small_decoder", _not_asked_for)
+    monkeypatch.setattr(decoding, "load_small_decoder", _not_asked_for)
     monkeypatch.setattr(setup, "settle", _not_asked_for)
     config = parse_config(apply_overrides(demo_settings(), [f"model={model}", TINY]))
     with pytest.raises(UserError, match=OTHER):
@@ -153,7 +153,7 @@ def test_the_embedded_models_latents_are_not_those_of_their_family(
 
 
 def test_a_plan_says_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(text_to_image, "load_small_decoder", _not_asked_for)
+    monkeypatch.setattr(decoding, "load_small_decoder", _not_asked_for)
     recipe = tmp_path / "demo.yaml"
     recipe.write_text(dump_config(parse_config(demo_settings())))
     with pytest.raises(UserError, match=OTHER):
