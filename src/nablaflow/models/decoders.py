@@ -23,6 +23,11 @@ class DecodesImages(DiffusionModel):
     decoder_precision: str = "float32"
 
     @property
+    def has_decoder(self) -> bool:
+        """Whether images are made of states by a network, in a precision of its own."""
+        return False
+
+    @property
     def has_small_decoder(self) -> bool:
         """Whether a small decoder for the latents that this model has is known."""
         return False
@@ -56,7 +61,7 @@ class DecodesImages(DiffusionModel):
         Raises:
             UserError: its own configuration says that it is too narrow, or nothing is decoded.
         """
-        if precision != "float32":
+        if precision != "float32" and not self.has_decoder:
             raise UserError(
                 f"training.decoder_precision: a {type(self.pipeline).__name__} has no decoder; "
                 "leave it out"

@@ -70,6 +70,10 @@ class LatentModel(PipelineModel):
 
     # --- where a run trains -----------------------------------------------------------------------
 
+    @property
+    def has_decoder(self) -> bool:
+        return True
+
     def check_decoder_in(self, precision: str) -> None:
         if precision == "fp16" and self.decoder_is_raised:
             raise UserError(
