@@ -18,6 +18,7 @@ from nablaflow import nano
 from nablaflow.errors import UserError
 from nablaflow.hub import fetch_folder, is_local
 from nablaflow.quiet import quiet_libraries
+from nablaflow.storage.written import check_checksums
 
 FIELD = "training.decoder: tiny"
 FILES = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -38,6 +39,7 @@ def load_small_decoder(source: str, channels: int, factor: int) -> Any:
         UserError: it is not there, is no whole AutoencoderTiny, or is for other latents.
     """
     folder = _folder(source)
+    check_checksums(folder, field=FIELD)
     try:
         config: Any = AutoencoderTiny.load_config(folder)
         loaded: Any = AutoencoderTiny.from_pretrained(
@@ -70,7 +72,7 @@ def embedded_decoder(autoencoder: Any) -> Path | None:
     Of shapes alone it is one if it is built as theirs; else by the decoder's weights, which half
     precision may have rounded.
     """
-    config = AutoencoderKL.load_config(nano.path(), subfolder="vae")
+    config: Any = AutoencoderKL.load_config(nano.path(), subfolder="vae")
     if any(autoencoder.config.get(key) != value for key, value in config.items() if key in BUILT):
         return None
     own = autoencoder.state_dict()
