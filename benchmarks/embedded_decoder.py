@@ -5,7 +5,8 @@
 
 takes x0_hat on trajectories of the embedded model's reference, which no decoder was trained on, at
 several noise levels, and prints the cosine of the two gradients by the state (median and lower
-tenth), the ratio of their norms, and FLOPs of both. `--model flow` is the other embedded model.
+tenth; of all states' gradients as one), the median ratio of their norms, and FLOPs of both.
+`--model flow` is the other embedded model.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def compared(full: Tensor, other: Tensor) -> dict[str, float]:
     ratio = other.norm(dim=1) / full.norm(dim=1)
     return {
         "cosine": float(cosine.median()),
+        "cosine_of_all": float(torch.cosine_similarity(full.flatten(), other.flatten(), dim=0)),
         "cosine_lower_tenth": float(cosine.quantile(0.1)),
         "ratio": float(ratio.median()),
     }
@@ -111,7 +113,8 @@ def main() -> None:
     print("|---" * (len(steps) + 1) + "|")
     for name in REWARDS:
         cells = [
-            f"{row['cosine']:.2f} ({row['cosine_lower_tenth']:.2f}), {row['ratio']:.2f}"
+            f"{row['cosine']:.2f} ({row['cosine_lower_tenth']:.2f}), {row['cosine_of_all']:.2f}, "
+            f"{row['ratio']:.2f}"
             for row in found[name].values()
         ]
         print(f"| {name.split(':')[-1]} | " + " | ".join(cells) + " |")

@@ -102,8 +102,9 @@ def test_its_images_and_its_gradients_are_near_the_full_decoders(shipped: Any):
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_of_decoder, "LESSONS", 4)
-    monkeypatch.setattr(stage_of_decoder, "BATCH", 2)
+    monkeypatch.setattr(stage_of_decoder, "CROPS", 4)
+    monkeypatch.setattr(stage_of_decoder, "WHOLE", 4)
+    monkeypatch.setattr(stage_of_decoder, "BATCH", 1)
 
 
 @pytest.mark.usefixtures("few")

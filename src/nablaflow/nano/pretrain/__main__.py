@@ -62,7 +62,7 @@ def pretrain(
     start: Annotated[
         Path | None, typer.Option(help="a flow pipeline of this command's to train further")
     ] = None,
-    decoder_steps: Annotated[int, typer.Option(min=1, help="of decoder")] = 5000,
+    decoder_steps: Annotated[int, typer.Option(min=1, help="of decoder")] = 7000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     images: Annotated[int, typer.Option(min=8, help="for each figure of the card")] = 1000,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps")] = "cpu",

@@ -8,6 +8,7 @@ noise, since rewards are asked about those.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from nablaflow import nano
 from nablaflow.nano.captions import sample_captions
 from nablaflow.nano.pretrain.stage import run_stage, set_learning_rate, warmup_cosine
-from nablaflow.nano.scenes import IMAGE_SIZE, Scenes, render, sample_scenes
+from nablaflow.nano.scenes import Scenes, centres, render, sample_scenes
 
-BATCH = 4  # pairs
-LEARNING_RATE = 3e-3
+BATCH = 4  # pairs of scenes, or four times as many of crops
+LEARNING_RATE = 2e-3
 EMA_DECAY = 0.995
-LESSONS = 2000  # pairs
+CROPS, WHOLE = 6000, 1500  # pairs that there are
+FACTOR, CROP = 8, 4  # pixels of a latent; latents of a crop
 STEP = 0.1  # of one latent, to either side
 CLEAN = 0.25
 """Of the lessons, the share whose latents are a scene's own, and no x0_hat."""
@@ -76,14 +78,37 @@ def draw_latents(
     return torch.where(kept[:, None, None, None], clean, x0_hat)
 
 
+def crop_at(latents: Tensor, centre: Tensor, generator: torch.Generator) -> Tensor:
+    """Latents of 4 x 4 whose middle is near the object: most of a scene is flat background.
+
+    Args:
+        centre: of each scene's object, (batch, 2), pixels.
+    """
+    jitter = torch.randint(-1, 2, centre.shape, generator=generator)
+    corner = (centre / FACTOR - CROP / 2).round().long() + jitter
+    corner = corner.clamp(0, latents.shape[-1] - CROP)
+    return torch.stack(
+        [
+            part[:, y : y + CROP, x : x + CROP]
+            for part, (x, y) in zip(latents, corner.tolist(), strict=True)
+        ]
+    )
+
+
 def make_lessons(
-    pipeline: Any, n: int, generator: torch.Generator, batch: int = 100
+    pipeline: Any, n: int, generator: torch.Generator, *, cropped: bool = False, batch: int = 100
 ) -> dict[str, Tensor]:
-    """Pairs of latents a step apart, (n, 2, 4, 8, 8), and the full decoder's images of them."""
+    """Pairs of latents a step apart, (n, 2, 4, 8, 8), and the full decoder's images of them.
+
+    Args:
+        cropped: to what is near the object; the images are those of the crops alone.
+    """
     rows: list[dict[str, Tensor]] = []
     for first in track(range(0, n, batch), "lessons", console=Console(stderr=True)):
         scenes = sample_scenes(min(batch, n - first), generator)
         latents = draw_latents(pipeline, scenes, generator)
+        if cropped:
+            latents = crop_at(latents, centres(scenes), generator)
         step = STEP * torch.randn(latents.shape, generator=generator).to(latents)
         pair = torch.stack([latents + step, latents - step], 1)
         with torch.no_grad():
@@ -95,21 +120,53 @@ def make_lessons(
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
-def lessons_of(pipeline: Any, cache: Path, seed: int, n: int) -> dict[str, Tensor]:
-    """The training set, made on the first call and read from ``cache`` afterwards."""
-    if not cache.is_file():
-        save_file(make_lessons(pipeline, n, torch.Generator().manual_seed(seed)), cache)
-    return load_file(cache)
+@dataclass(frozen=True)
+class Lessons:
+    """Pairs of latents and their images, and how many of them a step learns from.
+
+    Attributes:
+        least: see `distillation_loss`.
+    """
+
+    latents: Tensor
+    images: Tensor
+    batch: int
+    least: Float[Tensor, "scale"]
+
+    @staticmethod
+    def of(found: dict[str, Tensor], batch: int) -> Lessons:
+        least = sizes_of_changes(found["images"]).median(1).values / 4
+        return Lessons(found["latents"], found["images"], batch, least)
+
+    def loss(
+        self, model: Any, generator: torch.Generator, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Of some of them, drawn at random."""
+        chosen = torch.randint(len(self.latents), (self.batch,), generator=generator)
+        latents, wanted = self.latents[chosen].to(device), self.images[chosen].to(device)
+        return distillation_loss(model, latents, wanted.float(), self.least.to(device))
+
+
+def lessons_of(device: torch.device, folder: Path, seed: int) -> tuple[Lessons, Lessons]:
+    """Crops, and whole scenes; made on the first call and read from ``folder`` afterwards."""
+    found = []
+    for name, n, cropped in (("crops", CROPS, True), ("whole", WHOLE, False)):
+        cache = folder / f"decoder-{name}.safetensors"
+        if not cache.is_file():
+            generator = torch.Generator().manual_seed(seed + cropped)
+            save_file(make_lessons(embedded_pipeline(device), n, generator, cropped=cropped), cache)
+        found.append(Lessons.of(load_file(cache), 4 * BATCH if cropped else BATCH))
+    return found[0], found[1]
 
 
 def changes(images: Float[Tensor, "pair 2 channel h w"]) -> list[Tensor]:
-    """How images change along their pairs' steps, in squares of 1 to 64 pixels.
+    """How images change along their pairs' steps, in squares from 1 pixel to the whole.
 
     The coarse ones are what a reward of an image's mean is told, and next to nothing of a sum of
     squares by the pixel.
     """
     change = images[:, 0] - images[:, 1]
-    return [F.avg_pool2d(change, 2**level) for level in range(IMAGE_SIZE.bit_length())]
+    return [F.avg_pool2d(change, 2**level) for level in range(change.shape[-1].bit_length())]
 
 
 def sizes_of_changes(images: Tensor) -> Float[Tensor, "scale pair"]:
@@ -142,11 +199,12 @@ def distillation_loss(
 def train_small_decoder(
     folder: Path, steps: int, seed: int, device: torch.device
 ) -> AutoencoderTiny:
-    """Train, or resume, and return the averaged model in float32."""
+    """Train, or resume, and return the averaged model in float32.
+
+    Three quarters of the steps see crops, four for the price of a scene; the rest whole scenes.
+    """
+    crops, whole = lessons_of(device, folder, seed + 10)
     torch.manual_seed(seed)
-    cache = folder / "lessons.safetensors"
-    lessons = lessons_of(embedded_pipeline(device), cache, seed + 1, LESSONS)
-    least = sizes_of_changes(lessons["images"]).median(1).values.to(device) / 4
     generator = torch.Generator().manual_seed(seed + 2)
     model: Any = build_small_decoder()
     model = model.to(device, memory_format=torch.channels_last)
@@ -156,10 +214,9 @@ def train_small_decoder(
     )
 
     def step(index: int) -> dict[str, float]:
-        chosen = torch.randint(len(lessons["latents"]), (BATCH,), generator=generator)
-        latents, images = (lessons[name][chosen].to(device) for name in ("latents", "images"))
         set_learning_rate(optimizer, LEARNING_RATE * warmup_cosine(index, steps, 100))
-        of_images, of_changes = distillation_loss(model, latents, images.float(), least)
+        lessons = crops if index < 0.75 * steps else whole
+        of_images, of_changes = lessons.loss(model, generator, device)
         optimizer.zero_grad(set_to_none=True)
         (of_images + CHANGE_WEIGHT * of_changes).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
