@@ -22,8 +22,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
+from nablaflow.models.decoding import in_units_of
 from nablaflow.models.small_decoder import load_small_decoder
-from nablaflow.models.text_to_image import in_units_of
 from nablaflow.nano.scenes import render, sample_scenes
 from nablaflow.rewards import NamedReward, load
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nablaflow import nano
-from nablaflow.models.text_to_image import in_units_of
+from nablaflow.models.decoding import in_units_of
 from nablaflow.rewards import load
 from nablaflow.shapes import META, Shapes
 

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 
+from nablaflow import nano
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import apply_overrides, dump_config
 from nablaflow.config.parse import parse_config
@@ -19,10 +20,10 @@ from nablaflow.diffusion import trajectory_noise
 from nablaflow.errors import UserError
 from nablaflow.estimators.reference import reward_gradient
 from nablaflow.hub import fetch
-from nablaflow.models import text_to_image
-from nablaflow.models.load import family_of
+from nablaflow.models import decoding
+from nablaflow.models.load import family_of, load_pipeline
 from nablaflow.models.random_weights import random_by_name
-from nablaflow.models.small_decoder import load_small_decoder
+from nablaflow.models.small_decoder import embedded_decoder, load_small_decoder
 from nablaflow.models.stable_diffusion import StableDiffusion
 from nablaflow.runs import setup
 from nablaflow.runs.doctor_recipe import plan_of_recipe
@@ -140,24 +141,45 @@ def test_a_family_without_one_is_refused(monkeypatch: pytest.MonkeyPatch, make_p
 OTHER = r"^training\.decoder: \S+ is for latents scaled by .* by 1; .* training\.decoder=full$"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("model", ["nano", "flow"])
-def test_the_embedded_models_latents_are_not_those_of_their_family(
-    model: str, monkeypatch: pytest.MonkeyPatch
+def test_the_embedded_models_have_the_one_that_ships(model: str, dtype: torch.dtype):
+    """Their latents have the shape of Stable Diffusion's, whose decoder would be taken for it."""
+    autoencoder = _embedded(model, dtype)
+    assert embedded_decoder(autoencoder) == nano.decoder_path()
+
+
+def test_an_autoencoder_that_was_trained_further_has_none():
+    """Another one of the same form: its images are others."""
+    autoencoder: Any = _embedded("nano", torch.float32)
+    autoencoder.decoder.conv_in.weight.data[0, 0] += 0.1
+    assert embedded_decoder(autoencoder) is None
+
+
+def test_of_other_latents_than_the_familys_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    """Their shape is Stable Diffusion's: a decoder for its latents would be taken for theirs."""
-    monkeypatch.setattr(text_to_image, "load_small_decoder", _not_asked_for)
+    monkeypatch.setattr(decoding, "load_small_decoder", _not_asked_for)
     monkeypatch.setattr(setup, "settle", _not_asked_for)
-    config = parse_config(apply_overrides(demo_settings(), [f"model={model}", TINY]))
+    pipeline: Any = load_pipeline(str(nano.path()))
+    pipeline.vae.decoder.conv_in.weight.data[0, 0] += 0.1
+    pipeline.save_pretrained(tmp_path / "other")
+    config = parse_config(apply_overrides(demo_settings(), [f"model={tmp_path / 'other'}", TINY]))
     with pytest.raises(UserError, match=OTHER):
         setup.prepare(config, config.output_dir)
 
 
-def test_a_plan_says_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(text_to_image, "load_small_decoder", _not_asked_for)
+def test_a_plan_is_by_the_one_that_ships(tmp_path: Path):
     recipe = tmp_path / "demo.yaml"
     recipe.write_text(dump_config(parse_config(demo_settings())))
-    with pytest.raises(UserError, match=OTHER):
-        plan_of_recipe(recipe, [TINY], trusted=True)
+    full, tiny = (plan_of_recipe(recipe, more, trusted=True) for more in ([], [TINY]))
+    saved = [plan["saved_per_transition"]["decoder"] for plan in (full, tiny)]
+    assert 0 < saved[1] < saved[0] / 2
+
+
+def _embedded(model: str, dtype: torch.dtype) -> AutoencoderKL:
+    folder = nano.path(model)
+    return AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype).float()
 
 
 def _not_asked_for(*_: object, **__: object) -> None:

@@ -309,3 +309,22 @@ def test_memory_is_flat_over_200_updates():
     small = ["training.images_per_prompt=1", "sampler.steps=5", "training.micro_batch=4"]
     peaks = measured("run", 200, *small)["peaks"]
     assert peaks[-1] < 1.05 * peaks[19]  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("no_card")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_decoder_in_half_precision_keeps_half(recipe: Callable[..., Path], precision: str):
+    """And is held beside the one in float32, which measures."""
+    path = recipe(*PLAIN, "model=random:sd15", "sampler.height=64", "sampler.width=64")
+    own, half = (
+        plan_of_recipe(path, more, trusted=True, elsewhere="cuda", memory=24)
+        for more in ([], [f"training.decoder_precision={precision}"])
+    )
+    saved = [plan["saved_per_transition"]["decoder"] for plan in (own, half)]
+    assert saved[1] == pytest.approx(saved[0] / 2, rel=0.03)
+    more = half["parts"]["weights"] - own["parts"]["weights"]
+    assert more * GIB == pytest.approx(2 * 49.5e6, rel=0.01)  # of the decoder, no encoder
+    stages = [plan["stages"] for plan in (own, half)]
+    assert stages[1]["losses and gradients"] < stages[0]["losses and gradients"]
+    assert stages[1]["decode and reward"] < stages[0]["decode and reward"]
+    assert stages[1]["rehearsal"] == stages[0]["rehearsal"], "a stock image is compared in float32"

@@ -224,7 +224,7 @@ def test_a_recipe_fits_on_a_card_of_24_gb_with_its_scorer(
     if name == "flux":
         pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(Aesthetic, "network", _clip_on_shapes)
-    decoder = "nablaflow.models.text_to_image.load_small_decoder"
+    decoder = "nablaflow.models.decoding.load_small_decoder"
     monkeypatch.setattr(decoder, _small_decoder_on_shapes)
     recipe = tmp_path / "recipe.yaml"
     text = (RECIPES / f"{name}_24gb.yaml").read_text()

@@ -48,6 +48,7 @@ def test_all_that_helps_where_the_peak_is_in_the_gradients(parts: Parts):
     assert offered(parts, PLAN) == [
         "training.gradient_checkpointing=true (a part of 8.00 GB)",
         "training.decoder=tiny (most of 5.00 GB or more)",
+        "training.decoder_precision=bf16 (half of 5.00 GB or more)",
         "training.offload_encoders=true (6.00 GB of an accelerator)",
         "training.precision=bf16 (up to 4.00 GB)",
         "a lower adapter.rank (a part of 0.25 GB)",
@@ -61,6 +62,11 @@ def test_what_is_so_already_is_no_remedy(parts: Parts):
         "a lower adapter.rank (a part of 0.25 GB)",
         SMALLER,
     ]
+
+
+def test_a_decoder_in_half_precision_is_not_offered_again(parts: Parts):
+    ways = offered(parts, PLAN, decoder_precision="bf16")
+    assert not any("decoder_precision" in way for way in ways)
 
 
 def test_encoders_of_a_processor_have_nowhere_to_rest(parts: Parts):

@@ -35,6 +35,15 @@ def test_a_changed_setting_is_refused_and_nothing_changes(make_config: MakeConfi
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+def test_a_decoders_precision_is_kept(make_config: MakeConfig):
+    half = "training.decoder_precision=bf16"
+    align.run(make_config("training.updates=1", half))
+    with pytest.raises(UserError, match=r"^training\.decoder_precision: .*--overwrite"):
+        align.run(make_config("training.updates=2"), resume=True)
+    run = align.run(make_config("training.updates=2", half), resume=True)
+    assert run.config.training.decoder_precision == "bf16"
+
+
 def test_settings_that_leave_the_figures_alone_may_change(make_config: MakeConfig, tmp_path: Path):
     align.run(make_config("training.updates=1"))
     changed = ("training.updates=2", "training.micro_batch=3", "training.checkpoint_every=1")

@@ -123,8 +123,14 @@ class TrainingSettings(Settings):
     decoder: Literal["full", "tiny"] = Field(
         default="full",
         description="what rewards' gradients are taken through: the model's own decoder, or tiny, "
-        "a small one for the latents of Stable Diffusion, XL, 3 and FLUX; a rollout's images and "
-        "their scores are always of the model's own",
+        "a small one for the latents of Stable Diffusion, XL, 3, FLUX or the embedded models; a "
+        "rollout's images and their scores are always of the model's own",
+    )
+    decoder_precision: Literal["float32", "bf16", "fp16"] = Field(
+        default="float32",
+        description="precision in which the model's own decoder makes a rollout's images, and "
+        "takes rewards' gradients where they are taken through it; images and gradients outside "
+        "it are float32, and what is measured, sampled and shown is always decoded in float32",
     )
     gradient_checkpointing: bool = Field(
         default=False,

@@ -52,7 +52,7 @@ def reward_of(networks: Networks, x0: Latents, prompts: list[str]) -> Float[Tens
     Raises:
         UserError: it is not finite.
     """
-    decode = networks.model.decode
+    decode = networks.model.decode_in_training
     return torch.cat(
         [networks.reward(decode(x0[rows]), prompts[rows]) for rows in _parts(networks, x0)]
     )

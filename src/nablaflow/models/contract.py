@@ -72,6 +72,13 @@ class DiffusionModel(abc.ABC):
 
     def decode_for_gradient(self, x0: Latents) -> Images:
         """What a reward's gradient at a predicted state is taken through: `decode`, or near it."""
+        return self.decode_in_training(x0)
+
+    def decode_in_training(self, x0: Latents) -> Images:
+        """What makes the images that an update's rewards are of: `decode`, or near it.
+
+        What is measured, shown and compared is made by `decode`.
+        """
         return self.decode(x0)
 
     @abc.abstractmethod

@@ -18,12 +18,13 @@ from nablaflow.diffusion.samplers import build_process
 from nablaflow.errors import UserError
 from nablaflow.models.condition import PaddedCondition
 from nablaflow.models.cut_prompts import Reader, called
+from nablaflow.models.decoding import in_units_of
 from nablaflow.models.kohya import Layout
 from nablaflow.models.long_prompts import before
 from nablaflow.models.parts import check_read_width
 from nablaflow.models.settings import MOST_TOKENS, AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import sides
-from nablaflow.models.text_to_image import TextToImage, in_units_of
+from nablaflow.models.text_to_image import TextToImage
 from nablaflow.typing import Latents
 
 EULER = "FlowMatchEuler"

@@ -21,19 +21,19 @@ from nablaflow.errors import UserError
 from nablaflow.models.adapters import Adapter, FullAdapter, LoraAdapter
 from nablaflow.models.attention import fused_attention, use_plain_attention
 from nablaflow.models.conditioning import check_network
-from nablaflow.models.contract import DiffusionModel
+from nablaflow.models.decoders import DecodesImages
 from nablaflow.models.kohya import Layout
 from nablaflow.models.lora_places import Denoiser
 from nablaflow.models.lora_start import begin_at, read_start, targets_of
 from nablaflow.models.lora_targets import automatic_targets
 from nablaflow.models.parts import check_scheduler
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
-from nablaflow.typing import Images, Latents
+from nablaflow.typing import Images
 
 PLAIN_ATTENTION_UP_TO = 1024  # tokens
 
 
-class PipelineModel(DiffusionModel):
+class PipelineModel(DecodesImages):
     """A family of diffusers pipelines.
 
     A family is a subclass in a file of its own, and a line in `nablaflow.models.load.FAMILIES`. It
@@ -66,7 +66,6 @@ class PipelineModel(DiffusionModel):
     )
     published_layers: ClassVar[Layout | None] = None
 
-    pipeline: Any
     left_open: Float[Tensor, "levels"] | None
 
     def __init__(
@@ -219,46 +218,6 @@ class PipelineModel(DiffusionModel):
 
     def offload_encoders(self) -> None:
         """From now on keep `encoders` on the CPU, but for the time that they embed a prompt."""
-
-    @property
-    def has_small_decoder(self) -> bool:
-        """Whether a small decoder for the latents that this model has is known."""
-        return False
-
-    def check_small_decoder(self) -> None:
-        """Refuse to take rewards' gradients through a small decoder where there is none.
-
-        Raises:
-            UserError: none is known for the family, or for the latents of its autoencoder.
-        """
-        if not self.has_small_decoder:
-            raise UserError(
-                f"training.decoder: no tiny decoder is known for a {type(self.pipeline).__name__}; "
-                "use training.decoder=full"
-            )
-
-    def use_small_decoder(self) -> None:
-        """From now on take rewards' gradients through a small decoder, see `decode_for_gradient`.
-
-        Raises:
-            UserError: there is none, see `check_small_decoder`, or it cannot be loaded.
-        """
-        self.check_small_decoder()
-
-    @property
-    def decoded_floats(self) -> int:
-        """Numbers that decoding one image has in memory at once, at the very least."""
-        height, width = self.image_size
-        return 3 * height * width
-
-    @property
-    def decoder_is_raised(self) -> bool:
-        """Whether a stock pipeline in fp16 decodes in float32 all the same."""
-        return False
-
-    def overflows(self, x0: Latents, dtype: torch.dtype) -> bool:
-        """Whether the pipeline's own decoder, float32 here, is not finite in a precision."""
-        return False
 
     # --- in stock form ----------------------------------------------------------------------------
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition, PaddedCondition
+from nablaflow.models.decoding import with_statistics
 from nablaflow.models.packed_latents import PATCH, PackedLatents, packed, unpacked
 from nablaflow.models.parts import check_statistics
 from nablaflow.models.pipelines import PipelineModel
-from nablaflow.models.text_to_image import with_statistics
 from nablaflow.typing import Images, Latents
 
 OTHER_KINDS = ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope", "guidance_embeds")

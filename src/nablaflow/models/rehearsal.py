@@ -13,6 +13,7 @@ from nablaflow.diffusion import kernel_mean
 from nablaflow.diffusion.schedule import WHERE
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.models.adapters import LoraAdapter, swapped, trainable_state
+from nablaflow.models.decoder_precision import PRECISIONS
 from nablaflow.models.export import save_policy
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.same_image import CHECK_PROMPT, few_steps
@@ -39,6 +40,7 @@ def rehearse(model: PipelineModel, source: ModelSource, place: Path) -> str | No
     """
     with folders_fault(model):
         x0_hat = sample_a_little(model)
+        _check_decoder_in_training(model, x0_hat)
         with scratch_folder(place) as folder, _moved(model):
             _save(model, source, folder)
     return _overflow(model, x0_hat)
@@ -161,6 +163,26 @@ def _precision(model: PipelineModel) -> torch.dtype:
     return next(
         part for name, part in model.network.named_parameters() if "lora_" not in name
     ).dtype
+
+
+def _check_decoder_in_training(model: PipelineModel, x0: Latents) -> None:
+    """Try the decoder in the precision that updates have it in, with a gradient.
+
+    Raises:
+        UserError: an image or a gradient is not finite.
+    """
+    precision = model.decoder_precision
+    if precision == "float32":
+        return
+    leaf = x0.detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(model.decode_in_training(leaf).mean(), leaf)
+    if model.overflows(x0, PRECISIONS[precision]) or not gradient.isfinite().all():
+        others = "bf16 or float32" if precision == "fp16" else "float32"
+        raise UserError(
+            f"training.decoder_precision: the model's decoder overflows in {precision}, before "
+            f"any training; use {others}"
+        )
 
 
 def _overflow(model: PipelineModel, x0: Latents) -> str | None:

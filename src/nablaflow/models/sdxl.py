@@ -12,11 +12,12 @@ from torch import Tensor
 from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
 from nablaflow.models.conditioning import check_network, check_widths
+from nablaflow.models.decoding import with_statistics
 from nablaflow.models.long_prompts import pieces
 from nablaflow.models.parts import check_statistics
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.stable_diffusion import StableDiffusion
-from nablaflow.models.text_to_image import TextToImage, with_statistics
+from nablaflow.models.text_to_image import TextToImage
 from nablaflow.typing import Latents
 
 

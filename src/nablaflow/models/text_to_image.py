@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import abc
-import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
 
-from nablaflow.devices import without_autocast
-from nablaflow.errors import UserError
 from nablaflow.models.condition import Condition
 from nablaflow.models.conditioning import check_clip_skip
 from nablaflow.models.cut_prompts import Reader, called, is_silent, note_cuts, note_negative
+from nablaflow.models.decoding import LatentModel
 from nablaflow.models.embeddings import Embeddings
 from nablaflow.models.parts import (
     check_decoder,
@@ -29,14 +27,13 @@ from nablaflow.models.parts import (
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.settings import AdapterSettings, SamplerSettings
 from nablaflow.models.sizes import latent_size
-from nablaflow.models.small_decoder import load_small_decoder
 from nablaflow.models.source import fingerprint_of
 from nablaflow.models.stored_embeddings import StoredEmbeddings, described
 from nablaflow.quiet import quiet_libraries
-from nablaflow.typing import Images, Latents
+from nablaflow.typing import Images
 
 
-class TextToImage(PipelineModel):
+class TextToImage(LatentModel):
     """What the families with text encoders and an autoencoder share.
 
     Attributes:
@@ -45,8 +42,6 @@ class TextToImage(PipelineModel):
         cut_by_first: whether each CLIP is given as many tokens as the first tokenizer's length.
         scales: the autoencoder's settings that its latents are divided by.
         shifts: and those that are added.
-        small_decoder: hub id of an AutoencoderTiny for the family's latents; None: none is known.
-        small_decoder_scale: ``scaling_factor`` of the autoencoder whose latents it was trained on.
     """
 
     heavy_from: ClassVar[int] = 10**9
@@ -55,8 +50,6 @@ class TextToImage(PipelineModel):
     cut_by_first: ClassVar[bool] = False
     scales: ClassVar[tuple[str, ...]] = ("scaling_factor",)
     shifts: ClassVar[tuple[str, ...]] = ()
-    small_decoder: ClassVar[str | None] = None
-    small_decoder_scale: ClassVar[float] = 1.0
     reads: ClassVar[frozenset[str]] = PipelineModel.reads | {"guidance_scale", "negative_prompt"}
 
     def __init__(
@@ -73,13 +66,7 @@ class TextToImage(PipelineModel):
         config = pipeline.vae.config
         check_latents(self.denoiser, self.state_shape[0], self.channels_of_latents(config))
         check_scales(config, self.scales, self.shifts)
-        # Rewards look at pixels: the decoder stays in float32 whatever the denoiser's precision.
-        self._autoencoder: Any = pipeline.vae.float().eval().requires_grad_(False)
-        for part in self._autoencoder.modules():
-            if isinstance(part, torch.nn.Conv2d):  # a film's autoencoder has others besides
-                flat: Any = part
-                flat.to(memory_format=torch.channels_last)
-        self._small_decoder: Any = None
+        self._take_autoencoder(pipeline.vae)
         for encoder in self._encoders():
             encoder.eval().requires_grad_(False)
         self._rest = device  # of the encoders while they have nothing to do
@@ -200,80 +187,6 @@ class TextToImage(PipelineModel):
         count = self._sampler.prompt_chunks or 1
         return Reader(words, count, name=called(network), part=encoder)
 
-    def checkpoint_activations(self) -> None:
-        """The decoder's too: in float32, under a reward's gradient, they are the largest."""
-        super().checkpoint_activations()
-        self._autoencoder.enable_gradient_checkpointing()
-
-    # --- images -----------------------------------------------------------------------------------
-
-    def decode(self, x0: Latents) -> Images:
-        with without_autocast(x0.device):
-            return self.pixels_of(self.to_autoencoder(x0.float()))
-
-    @property
-    def decoded_floats(self) -> int:
-        """What the decoder's last layer reads, and what the activation before it made that of."""
-        last = getattr(getattr(self._autoencoder, "decoder", None), "conv_out", None)
-        height, width = self.image_size
-        return super().decoded_floats if last is None else 2 * last.in_channels * height * width
-
-    @property
-    def has_small_decoder(self) -> bool:
-        return self.small_decoder is not None and self._latents_scale == self.small_decoder_scale
-
-    @property
-    def _latents_scale(self) -> float:
-        return float(self._autoencoder.config.get("scaling_factor", 1.0))
-
-    def check_small_decoder(self) -> None:
-        if self.small_decoder is not None and not self.has_small_decoder:
-            raise UserError(
-                f"training.decoder: {self.small_decoder} is for latents scaled by "
-                f"{self.small_decoder_scale:g}, and this model's autoencoder scales its own by "
-                f"{self._latents_scale:g}; no tiny decoder is known for them, use "
-                "training.decoder=full"
-            )
-        super().check_small_decoder()
-
-    def use_small_decoder(self) -> None:
-        self.check_small_decoder()
-        assert self.small_decoder is not None
-        channels, factor = (
-            self._autoencoder.config["latent_channels"],
-            self.pipeline.vae_scale_factor,
-        )
-        found = load_small_decoder(self.small_decoder, channels, factor)
-        self._small_decoder = found.to(self.device)
-
-    def decode_for_gradient(self, x0: Latents) -> Images:
-        small = self._small_decoder
-        if small is None:
-            return self.decode(x0)
-        with without_autocast(x0.device):
-            pixels = self._decoded(small, in_units_of(small, x0.float()))
-        return (pixels / 2 + 0.5).clamp(0.0, 1.0)
-
-    def pixels_of(self, latents: Latents) -> Images:
-        """The autoencoder's latents as images in [0, 1]."""
-        pixels = self._decoded(self._autoencoder, latents)
-        return (pixels / 2 + 0.5).clamp(0.0, 1.0)
-
-    @staticmethod
-    def _decoded(autoencoder: Any, latents: Latents) -> Images:
-        return autoencoder.decode(latents, return_dict=False)[0]
-
-    def to_autoencoder(self, x0: Latents) -> Latents:
-        """Clean states in the units of the autoencoder's latents."""
-        return x0 / self._autoencoder.config["scaling_factor"]
-
-    @quiet_libraries()
-    @torch.no_grad()
-    def overflows(self, x0: Latents, dtype: torch.dtype) -> bool:
-        decoder = copy.deepcopy(self._autoencoder).to(dtype)
-        pixels = self._decoded(decoder, self.to_autoencoder(x0).to(dtype))
-        return not bool(pixels.isfinite().all())
-
     # --- in stock form ----------------------------------------------------------------------------
 
     def stock_call(self, prompt: str) -> dict[str, Any]:
@@ -296,15 +209,3 @@ class TextToImage(PipelineModel):
     @torch.no_grad()
     def stock_image_by_its_own_decoder(self, pipeline: Any, prompt: str, **options: Any) -> Images:
         return self.call_stock(pipeline, prompt, output_type="pt", **options).float()
-
-
-def in_units_of(autoencoder: Any, x0: Latents) -> Latents:
-    """Clean states as the latents of an autoencoder with a shift, or of a small one."""
-    config = autoencoder.config
-    return x0 / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
-
-
-def with_statistics(config: Mapping[str, Any], x0: Latents) -> Latents:
-    """Clean states with the mean and the standard deviation that an autoencoder's latents have."""
-    mean, deviation = (x0.new_tensor(config[f"latents_{name}"]) for name in ("mean", "std"))
-    return x0 * deviation.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)

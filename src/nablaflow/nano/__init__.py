@@ -25,6 +25,11 @@ def path(model: str = "nano") -> Path:
     return _FOLDER / MODELS[model]
 
 
+def decoder_path() -> Path:
+    """Folder of the small decoder for both models' latents, for ``training.decoder: tiny``."""
+    return _FOLDER / "decoder"
+
+
 def bank_path(model: str = "nano") -> Path:
     """File of the reference samples that ship with a model, for the demo's prompts."""
     return _FOLDER / {"nano": "bank.safetensors", "flow": "flow_bank.safetensors"}[model]
@@ -50,4 +55,13 @@ def kernels_path(model: str = "nano") -> Path:
     return _FOLDER / {"nano": "kernels.safetensors", "flow": "flow_kernels.safetensors"}[model]
 
 
-__all__ = ["MODELS", "bank_path", "guard_path", "kernels_path", "path", "scores_path", "value_path"]
+__all__ = [
+    "MODELS",
+    "bank_path",
+    "decoder_path",
+    "guard_path",
+    "kernels_path",
+    "path",
+    "scores_path",
+    "value_path",
+]

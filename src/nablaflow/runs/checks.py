@@ -56,6 +56,7 @@ def check_model(
     check_prompts(config, model)
     if training.decoder == "tiny":
         model.check_small_decoder()
+    model.check_decoder_in(training.decoder_precision)
     on_policy = training.data == "on-policy" and training.steps_per_rollout == 1
     method.check(model.process, flow=config.flow is not None, on_policy=on_policy)
     check_reward(method, reward, model, prompts)

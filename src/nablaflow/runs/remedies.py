@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from nablaflow.config.recipe import Config
+from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import UserError
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.runs.plan import (
@@ -85,6 +86,12 @@ def _of_gradients(config: Config, model: PipelineModel, plan: MemoryPlan) -> Ite
         yield "training.gradient_checkpointing=true", "a part of {}", held
     if decoded and training.decoder == "full" and model.has_small_decoder:
         yield "training.decoder=tiny", "most of {} or more", saved["decoder"]
+    if decoded and training.decoder == "full" and _may_be_halved(training, model):
+        yield "training.decoder_precision=bf16", "half of {} or more", saved["decoder"]
+
+
+def _may_be_halved(training: TrainingSettings, model: PipelineModel) -> bool:
+    return training.decoder_precision == "float32" and model.has_decoder
 
 
 def _of_fit(plan: MemoryPlan) -> Iterator[Saving]:

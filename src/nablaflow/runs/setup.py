@@ -189,6 +189,7 @@ def suit(model: PipelineModel, config: Config) -> None:
         model.allow_second_derivatives()
     if config.training.decoder == "tiny":
         model.use_small_decoder()
+    model.use_decoder_in(config.training.decoder_precision)
     if config.training.gradient_checkpointing:
         model.checkpoint_activations()
 

@@ -39,7 +39,7 @@ from nablaflow.training.held import (
     weights_held,
 )
 from nablaflow.training.update import Update
-from nablaflow.typing import Batch, Images
+from nablaflow.typing import Batch, Images, Latents
 
 GIB = 2**30
 
@@ -241,16 +241,21 @@ class _Rehearsal:
         encoders = sum(encoders_held(self.model).values()) if self._resting else 0
         with computing_in_float32(self.model.network):
             drawn = self._predict(1)
-        return encoders + stocks_own(self.model) + max(self._embedding, drawn, self._decode(1))
+        return (
+            encoders
+            + stocks_own(self.model)
+            + max(self._embedding, drawn, self._decode(1, self.model.decode))
+        )
 
     def _fit(self) -> int | None:
         fit, samples = self.core.networks.log_flow, self.config.training.value_samples
         return None if fit is None else fit_takes(self.model, fit.network, samples)
 
     @torch.no_grad()
-    def _decode(self, n: int) -> int:
+    def _decode(self, n: int, decode: Callable[[Latents], Images] | None = None) -> int:
+        decode = decode or self.model.decode_in_training
         with self._counting() as shapes:
-            self.core.networks.reward(self.model.decode(self._empty(n)), ["a"] * n)
+            self.core.networks.reward(decode(self._empty(n)), ["a"] * n)
         return shapes.peak
 
     def _estimate(self, n: int) -> int:

@@ -81,7 +81,7 @@ class ScoringAhead:
         if stop == self._done or len(part) < stop - self._done or not part.isfinite().all():
             return False
         prompts = self.prompts[self._done : stop]
-        images = self.networks.model.decode(part)
+        images = self.networks.model.decode_in_training(part)
         self._begun.append(self.networks.reward.begin(images, prompts, self._queue))
         self._states, self._done = self._states[len(part) :], stop
         return True

@@ -128,7 +128,9 @@ class Update:
     def scored(self, path: Path, size: int | None = None) -> Rollout:
         """The second half of `rollout`, on ``size`` images at a time."""
         found = [
-            self.networks.reward.detailed(self.model.decode(path.x0[part]), path.prompts[part])
+            self.networks.reward.detailed(
+                self.model.decode_in_training(path.x0[part]), path.prompts[part]
+            )
             for part in _rows(len(path), size or len(path))
         ]
         return self.with_scores(path, found)

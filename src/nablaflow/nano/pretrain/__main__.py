@@ -2,8 +2,9 @@
 
     python -m nablaflow.nano.pretrain                 # the diffusion model, from scratch
     python -m nablaflow.nano.pretrain --model flow    # the flow-matching one, on its autoencoder
+    python -m nablaflow.nano.pretrain --model decoder # the small decoder for gradients, of both
 
-takes about an hour each on 2 cores with bfloat16 instructions.
+takes about an hour each on 2 cores with bfloat16 instructions, and the decoder some minutes.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from nablaflow import nano
 from nablaflow.errors import UserError
 from nablaflow.nano.pretrain.autoencoder import standardize_latents, train_autoencoder
 from nablaflow.nano.pretrain.card import DIFFUSION, FLOW, further, write_card
+from nablaflow.nano.pretrain.decoder_card import write_decoder_card
 from nablaflow.nano.pretrain.denoiser import train_denoiser
-from nablaflow.nano.pretrain.export import export, export_flow
+from nablaflow.nano.pretrain.export import export, export_decoder, export_flow
+from nablaflow.nano.pretrain.small_decoder import train_small_decoder
 from nablaflow.nano.pretrain.stage import claim
 from nablaflow.nano.pretrain.text import build_tokenizer
 from nablaflow.nano.pretrain.velocity import (
@@ -38,11 +41,13 @@ from nablaflow.storage.checksums import of_file
 class Embedded(str, Enum):
     nano = "nano"
     flow = "flow"
+    decoder = "decoder"
 
 
 def pretrain(
     model: Annotated[
-        Embedded, typer.Option(help="flow takes the autoencoder of the nano that is there")
+        Embedded,
+        typer.Option(help="flow and decoder take the autoencoder of the nano that is there"),
     ] = Embedded.nano,
     work: Annotated[Path, typer.Option(help="checkpoints and logs; a second run resumes")] = Path(
         "runs/pretrain"
@@ -57,22 +62,31 @@ def pretrain(
     start: Annotated[
         Path | None, typer.Option(help="a flow pipeline of this command's to train further")
     ] = None,
+    decoder_steps: Annotated[int, typer.Option(min=1, help="of decoder")] = 7000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     images: Annotated[int, typer.Option(min=8, help="for each figure of the card")] = 1000,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps")] = "cpu",
-    bfloat16: Annotated[bool, typer.Option(help="train under bfloat16 autocast")] = True,
+    bfloat16: Annotated[
+        bool, typer.Option(help="train under bfloat16 autocast; not decoder")
+    ] = True,
 ) -> None:
     """Train a model, write its pipeline and its card."""
     check_start(model, start)
     work.mkdir(parents=True, exist_ok=True)
     begun = {"seed": seed, "bfloat16": bfloat16}
-    if model == Embedded.flow:
+    if model == Embedded.decoder:
+        begun = {"seed": seed, "steps": decoder_steps}
+    elif model == Embedded.flow:
         begun |= {"steps": flow_steps, "start": start and of_file(start / NETWORK_FILES[0])}
     else:
         begun |= {"autoencoder_steps": autoencoder_steps, "denoiser_steps": denoiser_steps}
     claim(work, model.value, begun)
     out = out or Path("runs") / model.value
     place = torch.device(device)
+    if model == Embedded.decoder:
+        export_decoder(train_small_decoder(work, decoder_steps, seed, place), out)
+        write_decoder_card(out, seed)
+        return
     tokenizer = build_tokenizer()
     if model == Embedded.flow:
         vae = shipped_autoencoder(place)

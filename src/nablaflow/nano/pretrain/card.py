@@ -106,6 +106,15 @@ def _commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
+def made_with() -> dict[str, str]:
+    """What a card says of the code and the machine."""
+    return {
+        "commit": _commit(),
+        "machine": f"{platform.machine()} with {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+    }
+
+
 def _rows(figures: dict[str, Any]) -> str:
     flat: dict[str, float] = {}
     for name, value in figures.items():
@@ -137,10 +146,8 @@ def write_card(folder: Path, subject: CardSubject, seed: int, images: int = 1000
         command="python -m nablaflow.nano.pretrain"
         + subject.arguments
         + (f" --seed {seed}" if seed else ""),
-        commit=_commit(),
-        machine=f"{platform.machine()} with {torch.get_num_threads()} threads",
-        torch=torch.__version__,
         rows=_rows(figures),
+        **made_with(),
     )
     (folder / "README.md").write_text(text)
     (folder / "quality.json").write_text(json.dumps(figures, indent=2) + "\n")

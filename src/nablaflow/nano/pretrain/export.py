@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+)
 from transformers import CLIPTokenizer
 
 from nablaflow.nano.pretrain import denoiser, velocity
@@ -55,6 +60,13 @@ def export_flow(
         scheduler=scheduler,
     )
     _write(pipeline, out)
+
+
+def export_decoder(decoder: AutoencoderTiny, out: Path) -> None:
+    """Write ``out`` so that ``AutoencoderTiny.from_pretrained(out)`` loads it."""
+    whole: Any = decoder
+    whole.to("cpu", torch.float16).save_pretrained(out)
+    write_checksums(out)
 
 
 def _write(pipeline: Any, out: Path) -> None:
