@@ -8,7 +8,7 @@ PYTEST := $(VENV)/bin/python -m pytest
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow browser screenshots check docs reference format clean
+.PHONY: help demo test test-slow test-four-bits browser screenshots check docs reference format clean
 
 help:  ## show this list
 	@echo "make TARGET [PYTHON=python3.11]"
@@ -22,6 +22,10 @@ test: $(VENV)/.test  ## all tests but the slow ones, on WORKERS=2 processes
 
 test-slow: $(VENV)/.test  ## the tests that take minutes each
 	$(PYTEST) -m slow --timeout 3600
+
+test-four-bits: $(VENV)/.four-bits  ## what needs bitsandbytes, which every other start would load for a second
+	PYTHONPATH=$(VENV)/four-bits $(PYTEST) -n $(WORKERS) tests/models/test_four_bits.py \
+	    tests/models/test_quantized.py tests/runs/test_quantized_base.py
 
 browser: $(VENV)/.browser  ## what the tests in a real browser need besides Chromium itself
 
@@ -58,6 +62,10 @@ $(VENV)/.package: $(INPUTS) | $(VENV)/bin/pip
 $(VENV)/.test: $(INPUTS) | $(VENV)/bin/pip
 	$(install) -e '.[test]'
 	@touch $(VENV)/.package $@
+
+$(VENV)/.four-bits: $(INPUTS) | $(VENV)/.test
+	$(install) --no-deps --upgrade --target $(VENV)/four-bits bitsandbytes
+	@touch $@
 
 $(VENV)/.browser: $(INPUTS) | $(VENV)/bin/pip
 	$(install) -e '.[test-browser]'
