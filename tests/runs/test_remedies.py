@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,7 @@ PLAN = MemoryPlan(
     device="cuda",
     rewarded=True,
 )
+FOUR_BITS = "model_quantization=nf4 (a part of 8.00 GB)"
 SMALLER = "smaller images than 16 x 16 (sampler.height, sampler.width)"
 
 
@@ -51,6 +53,7 @@ def test_all_that_helps_where_the_peak_is_in_the_gradients(parts: Parts):
         "training.decoder_precision=bf16 (half of 5.00 GB or more)",
         "training.offload_encoders=true (6.00 GB of an accelerator)",
         "training.precision=bf16 (up to 4.00 GB)",
+        FOUR_BITS,
         "a lower adapter.rank (a part of 0.25 GB)",
         SMALLER,
     ]
@@ -59,9 +62,23 @@ def test_all_that_helps_where_the_peak_is_in_the_gradients(parts: Parts):
 def test_what_is_so_already_is_no_remedy(parts: Parts):
     so = {"gradient_checkpointing": True, "decoder": "tiny", "precision": "bf16"}
     assert offered(parts, replace(PLAN, rest=True), **so) == [
+        FOUR_BITS,
         "a lower adapter.rank (a part of 0.25 GB)",
         SMALLER,
     ]
+
+
+def test_a_base_in_4_bits_is_for_a_plain_lora_that_has_none(parts: Parts):
+    for other in (
+        {"model_quantization": "nf4"},
+        {"adapter": {"kind": "full"}},
+        {"adapter": {"dora": True}},
+    ):
+        values: dict[str, Any] = dict(other)
+        if "adapter" in values:
+            values["adapter"] = parts.config.adapter.model_copy(update=values["adapter"])
+        config = parts.config.model_copy(update=values)
+        assert not any("quantization" in way for way in savings(config, parts.model, PLAN))
 
 
 def test_a_decoder_in_half_precision_is_not_offered_again(parts: Parts):
@@ -97,10 +114,11 @@ def test_a_peak_in_the_rehearsal_with_resting_encoders_is_lowered_by_what_may_be
     stages = PLAN.stages | {"rehearsal": 12 * GIB}
     plan = replace(PLAN, rest=True, stages=stages)
     rank = "a lower adapter.rank (a part of 0.25 GB)"
-    assert offered(parts, plan, precision="bf16") == [rank]
+    assert offered(parts, plan, precision="bf16") == [FOUR_BITS, rank]
     monkeypatch.setattr(type(parts.model), "may_lack", ("text_encoder_3", "tokenizer_3"))
     assert offered(parts, plan, precision="bf16") == [
         "a folder of the model without its text_encoder_3 (up to 2.00 GB)",
+        FOUR_BITS,
         rank,
     ]
 

@@ -119,6 +119,8 @@ def _of_all(config: Config, plan: MemoryPlan) -> Iterator[Saving]:
     lora, exact = config.adapter.kind == "lora", config.method.needs_path_ratio
     if lora and not exact and config.training.precision == "float32":
         yield "training.precision=bf16", "up to {}", plan.parts[WEIGHTS] // 2
+    if lora and not config.adapter.dora and config.model_quantization is None:
+        yield "model_quantization=nf4", "a part of {}", plan.parts[WEIGHTS]
     if lora and config.adapter.rank > 1:
         yield "a lower adapter.rank", "a part of {}", plan.parts[TRAINED]
     if config.training.prompts_per_update > 1:
