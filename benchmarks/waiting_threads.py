@@ -2,8 +2,9 @@
 
     python benchmarks/waiting_threads.py --beside 0 4
 
-times the gradient of a log flow's kind of network, two threads, by each of libgomp's policies; each
-in a process of its own, beside so many others that do the same on one thread.
+times the gradient of a log flow's kind of network, two threads that wait awake for libgomp's own
+number of turns, for fewer, and for none; each in a process of its own, beside so many others that
+do the same on one thread.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ while rounds:
     rounds -= 1
 print(time.perf_counter() - begun)
 """
-ROUNDS = 150
+ROUNDS = 60
 
 
-def begin(threads: int, rounds: int, policy: str | None = None) -> subprocess.Popen[str]:
+def begin(threads: int, rounds: int, spins: int | None = None) -> subprocess.Popen[str]:
     """A process that has begun its work."""
     own = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    own |= {"OMP_WAIT_POLICY": policy} if policy else {}
+    own |= {"GOMP_SPINCOUNT": str(spins)} if spins is not None else {}
     command = [sys.executable, "-c", WORK, str(threads), str(rounds)]
     made = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True)
     assert made.stdout is not None
@@ -52,8 +53,8 @@ def begin(threads: int, rounds: int, policy: str | None = None) -> subprocess.Po
     return made
 
 
-def seconds(policy: str | None) -> float:
-    made = begin(2, ROUNDS, policy)
+def seconds(spins: int | None) -> float:
+    made = begin(2, ROUNDS, spins)
     told, _ = made.communicate()
     return float(told)
 
@@ -66,9 +67,11 @@ def main() -> None:
     for beside in asked.beside:
         others = [begin(1, -1) for _ in range(beside)]
         try:
-            for policy in (None, "PASSIVE"):
-                found = sorted(seconds(policy) for _ in range(asked.repeats))
-                print(f"beside {beside}: {policy or 'default'} {[round(s, 2) for s in found]} s")
+            for spins in (None, 10_000, 1_000, 0):
+                found = sorted(seconds(spins) for _ in range(asked.repeats))
+                print(
+                    f"beside {beside}: {'own' if spins is None else spins} {[round(s, 2) for s in found]} s"
+                )
         finally:
             for other in others:
                 other.kill()

@@ -21,15 +21,19 @@ def _ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+SPINS = "10000"
+"""Turns that a thread waits awake: a fraction of a millisecond; libgomp's own are 300,000."""
+
+
 def _share_processors() -> None:
-    """Have a thread that waits for the others sleep, where the user has not said how they wait.
+    """Have a thread that waits long for the others sleep, where the user has not said how they wait.
 
     By default it keeps its core busy, and where other programs want that core each waits for the
-    other: beside four of them two threads take five times as long (docs/benchmarks.md). To be said
+    other: beside four of them two threads take four times as long (docs/benchmarks.md). To be said
     before torch is loaded.
     """
-    if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def main() -> None:

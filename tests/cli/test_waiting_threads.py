@@ -1,4 +1,4 @@
-"""Threads wait asleep beside other programs, unless the user has said how they wait."""
+"""Threads soon wait asleep, for other programs' sake, unless the user has said how they wait."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import nablaflow.__main__ as program
 early = "torch" not in sys.modules
 program._share_processors()
 import os
-print(early, os.environ.get("OMP_WAIT_POLICY"))
+print(early, os.environ.get("GOMP_SPINCOUNT"))
 """
 
 
 @pytest.mark.parametrize(
     ("said", "then"),
     [
-        ({}, "PASSIVE"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
-        ({"GOMP_SPINCOUNT": "10000"}, "None"),
+        ({}, "10000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
         ({"KMP_BLOCKTIME": "200"}, "None"),
     ],
 )
