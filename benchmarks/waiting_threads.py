@@ -69,9 +69,8 @@ def main() -> None:
         try:
             for spins in (None, 10_000, 1_000, 0):
                 found = sorted(seconds(spins) for _ in range(asked.repeats))
-                print(
-                    f"beside {beside}: {'own' if spins is None else spins} {[round(s, 2) for s in found]} s"
-                )
+                times = ", ".join(f"{time:.2f}" for time in found)
+                print(f"beside {beside}, {'own' if spins is None else spins} turns: {times} s")
         finally:
             for other in others:
                 other.kill()

@@ -26,7 +26,7 @@ SPINS = "10000"
 
 
 def _share_processors() -> None:
-    """Have a thread that waits long for the others sleep, where the user has not said how they wait.
+    """Have a thread that waits long for others sleep, where the user has not said how they wait.
 
     By default it keeps its core busy, and where other programs want that core each waits for the
     other: beside four of them two threads take four times as long (docs/benchmarks.md). To be said
