@@ -78,7 +78,8 @@ def test_a_budget_that_nothing_fits_in_says_the_least_that_would(make_parts: Mak
     said = str(caught.value)
     assert "smaller images than 16 x 16 (sampler.height, sampler.width)" in said
     least, asked = (float(value) for value in re.match(line, said).groups())  # type: ignore[union-attr]
-    assert 0.9 * asked == pytest.approx(least, rel=0.02)
+    # Half a percent and half a hundredth more, and both are told to a hundredth.
+    assert least - 0.01 <= 0.9 * asked <= 1.005 * least + 0.015
     assert make_parts(*PLAIN, f"training.memory_budget_gb={2 * asked}").config.training.micro_batch
     assert "0.00 GB" not in said, "what a setting of such a small model saves"
     assert "offload_encoders" not in said, "they would rest where they are"
