@@ -28,7 +28,7 @@ from nablaflow.models.formats import write_policy
 from nablaflow.models.four_bits import Linear4bit
 from nablaflow.models.live import LivePipeline
 from nablaflow.models.pipelines import PipelineModel
-from nablaflow.models.quantized import quantize, quantized_told
+from nablaflow.models.quantized import quantize, quantized_told, saved_by_quantizing
 from nablaflow.models.twin import without_data
 from tests.support.flow_parts import SMALL
 from tests.support.loras import FILE, stock_lora
@@ -249,3 +249,22 @@ def test_its_twin_has_shapes_alone(folders: dict[str, Path]) -> None:
     assert all(value.is_meta for value in held)
     layers = [part for part in twin.network.modules() if isinstance(part, Linear4bit)]
     assert layers[0].weights().dtype == torch.bfloat16
+
+
+def test_what_would_be_saved_is_what_is_saved():
+    """By the bytes of a network before and after, but for a table of 1,028 bytes a layer."""
+    pytest.importorskip("bitsandbytes")
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(512, 1024) for _ in range(3))
+            self.outside = nn.Linear(512, 512)
+
+    def held(network: nn.Module) -> int:
+        return sum(value.numel() * value.element_size() for value in network.state_dict().values())
+
+    network = Blocks().bfloat16()
+    would, before = saved_by_quantizing(network), held(network)
+    assert would == pytest.approx(before - held(quantize(network)), abs=3 * 1028 + 3)
+    assert saved_by_quantizing(network) == saved_by_quantizing(NoBlocks()) == 0

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nablaflow.config.recipe import Config
+from nablaflow.runs import remedies
 from nablaflow.runs.plan import MemoryPlan
 from nablaflow.runs.remedies import savings
 from nablaflow.runs.setup import Parts
@@ -31,12 +32,14 @@ PLAN = MemoryPlan(
     device="cuda",
     rewarded=True,
 )
-FOUR_BITS = "model_quantization=nf4 (a part of 8.00 GB)"
+FOUR_BITS = "model_quantization=nf4 (6.00 GB)"
 SMALLER = "smaller images than 16 x 16 (sampler.height, sampler.width)"
 
 
 @pytest.fixture
-def parts(make_parts: Callable[..., Parts]) -> Parts:
+def parts(make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch) -> Parts:
+    """Of a small model, in whose place the plan is that of a large one."""
+    monkeypatch.setattr(remedies, "saved_by_quantizing", lambda network: 6 * GIB)
     return make_parts(*PLAIN)
 
 
@@ -123,7 +126,10 @@ def test_a_peak_in_the_rehearsal_with_resting_encoders_is_lowered_by_what_may_be
     ]
 
 
-def test_nothing_is_offered_that_would_save_nothing_in_print(parts: Parts):
+def test_nothing_is_offered_that_would_save_nothing_in_print(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(remedies, "saved_by_quantizing", lambda network: GIB // 500)
     small = dict.fromkeys(PLAN.saved, 0)
     trained = PLAN.parts | {"adapter and optimizer": GIB // 500, "weights": 0}
     plan = replace(PLAN, saved=small, parts=trained, encoders={})

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 BLOCK, BLOCKS = 64, 256
 """Weights that share a scale, and scales that share one of their own (QLoRA, section 3)."""
+BITS = 4 + 8 / BLOCK + 32 / (BLOCK * BLOCKS)
+"""Of a weight, its part of the scales included."""
 
 
 class Linear4bit(nn.Linear):

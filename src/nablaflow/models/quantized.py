@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nablaflow.errors import UserError, installing
-from nablaflow.models.four_bits import BLOCK, Linear4bit, sizes_of
+from nablaflow.models.four_bits import BITS, BLOCK, Linear4bit, sizes_of
 from nablaflow.models.fused import WithLora
 from nablaflow.models.live import LivePipeline
 
@@ -73,6 +73,17 @@ def quantize(network: nn.Module) -> nn.Module:
     for path, layer in found.items():
         _put(network, path, Linear4bit(layer, _at_work(layer)))
     return network
+
+
+def saved_by_quantizing(network: nn.Module) -> int:
+    """Bytes that a network would take less; 0 of one that has no layer for it.
+
+    Args:
+        network: with or without a LoRA, whose own weights stay as they are.
+    """
+    layers = [layer for name, layer in _of_blocks(network) if ".lora_" not in name]
+    bits = sum(layer.weight.numel() * (8 * layer.weight.element_size() - BITS) for layer in layers)
+    return round(bits / 8)
 
 
 def dequantize(network: nn.Module) -> nn.Module:

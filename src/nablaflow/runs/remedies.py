@@ -9,6 +9,7 @@ from nablaflow.config.recipe import Config
 from nablaflow.config.settings import TrainingSettings
 from nablaflow.errors import UserError
 from nablaflow.models.pipelines import PipelineModel
+from nablaflow.models.quantized import saved_by_quantizing
 from nablaflow.runs.plan import (
     ESTIMATES,
     FIT,
@@ -63,7 +64,7 @@ def savings(config: Config, model: PipelineModel, plan: MemoryPlan) -> list[str]
         _of_gradients(config, model, plan),
         _of_fit(plan),
         _of_encoders(model, plan),
-        _of_all(config, plan),
+        _of_all(config, model, plan),
     )
     told = [
         f"{setting} ({words.format(f'{held / GIB:.2f} GB')})"
@@ -114,13 +115,13 @@ def _of_encoders(model: PipelineModel, plan: MemoryPlan) -> Iterator[Saving]:
             yield f"a folder of the model without its {name}", "up to {}", less
 
 
-def _of_all(config: Config, plan: MemoryPlan) -> Iterator[Saving]:
+def _of_all(config: Config, model: PipelineModel, plan: MemoryPlan) -> Iterator[Saving]:
     """Of what is there all the time."""
     lora, exact = config.adapter.kind == "lora", config.method.needs_path_ratio
     if lora and not exact and config.training.precision == "float32":
         yield "training.precision=bf16", "up to {}", plan.parts[WEIGHTS] // 2
     if lora and not config.adapter.dora and config.model_quantization is None:
-        yield "model_quantization=nf4", "a part of {}", plan.parts[WEIGHTS]
+        yield "model_quantization=nf4", "{}", saved_by_quantizing(model.network)
     if lora and config.adapter.rank > 1:
         yield "a lower adapter.rank", "a part of {}", plan.parts[TRAINED]
     if config.training.prompts_per_update > 1:
