@@ -171,3 +171,13 @@ def test_no_flipped_bit_goes_unnoticed(run: Path):
 @pytest.mark.slow
 def test_no_flipped_bit_of_a_thousand_goes_unnoticed(run: Path):
     assert flips(run, 1000) == []
+
+
+@pytest.mark.parametrize("line", ["model_lora_hash: null", "  start_hash: null"])
+def test_a_checksum_of_no_file_is_told(run: Path, line: str):
+    path = run / "config.yaml"
+    wanted = _read(run, path)
+    whole = path.read_text()
+    assert f"\n{line}\n" in whole
+    path.write_text(whole.replace(f"\n{line}\n", f"\n{line[:-1]}m\n"))
+    assert _noticed(run, path, wanted)

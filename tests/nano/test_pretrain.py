@@ -28,6 +28,7 @@ from nablaflow.nano.pretrain.export import export
 from nablaflow.nano.pretrain.stage import claim, run_stage, warmup_cosine
 from nablaflow.nano.pretrain.text import build_tokenizer
 from nablaflow.nano.scenes import centres, render, sample_scenes
+from tests.support.stages import check_it_resumes
 
 
 class Stopped(Exception):
@@ -131,28 +132,12 @@ def test_the_autoencoders_stage_resumes_to_the_same_weights(
 ):
     monkeypatch.setattr(stage_one, "BATCH", 2)
     cpu = torch.device("cpu")
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    straight = train_autoencoder(tmp_path / "a", 3, 0, cpu, autocast=False)
-    whole = stage.run_stage
-
-    def short(*arguments: Any, **options: Any) -> None:
-        whole(*arguments, **{**options, "save_every": 1})
-
-    monkeypatch.setattr(stage_one, "run_stage", short)
-    steps = iter(range(2))
-
-    def stop(*arguments: Any) -> Any:
-        next(steps)  # the third step finds none
-        return autoencoder_loss(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage_one, "autoencoder_loss", stop)
-        with pytest.raises(StopIteration):
-            train_autoencoder(tmp_path / "b", 3, 0, cpu, autocast=False)
-    resumed = train_autoencoder(tmp_path / "b", 3, 0, cpu, autocast=False)
-    for name, value in straight.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], value), name
+    check_it_resumes(
+        stage_one,
+        "autoencoder_loss",
+        lambda folder: train_autoencoder(folder, 3, 0, cpu, autocast=False),
+        tmp_path,
+    )
 
 
 @pytest.fixture(scope="module")

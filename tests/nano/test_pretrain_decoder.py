@@ -18,7 +18,6 @@ from nablaflow.errors import UserError
 from nablaflow.models.flops import counted
 from nablaflow.models.small_decoder import load_small_decoder
 from nablaflow.nano.pretrain import small_decoder as stage_of_decoder
-from nablaflow.nano.pretrain import stage
 from nablaflow.nano.pretrain.__main__ import shipped_autoencoder
 from nablaflow.nano.pretrain.decoder_card import write_decoder_card
 from nablaflow.nano.pretrain.export import export_decoder
@@ -31,6 +30,7 @@ from nablaflow.nano.pretrain.small_decoder import (
     train_small_decoder,
 )
 from nablaflow.nano.scenes import render, sample_scenes
+from tests.support.stages import check_it_resumes
 
 CPU = torch.device("cpu")
 
@@ -108,29 +108,13 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_its_stage_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    straight = train_small_decoder(tmp_path / "a", 3, 0, CPU)
-    whole = stage.run_stage
-
-    def short(*arguments: Any, **options: Any) -> None:
-        whole(*arguments, **{**options, "save_every": 1})
-
-    monkeypatch.setattr(stage_of_decoder, "run_stage", short)
-    steps = iter(range(2))
-
-    def stop(*arguments: Any) -> Any:
-        next(steps)  # the third step finds none
-        return distillation_loss(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage_of_decoder, "distillation_loss", stop)
-        with pytest.raises(StopIteration):
-            train_small_decoder(tmp_path / "b", 3, 0, CPU)
-    resumed = train_small_decoder(tmp_path / "b", 3, 0, CPU)
-    for name, value in straight.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], value), name
+def test_its_stage_resumes_to_the_same_weights(tmp_path: Path):
+    check_it_resumes(
+        stage_of_decoder,
+        "distillation_loss",
+        lambda folder: train_small_decoder(folder, 3, 0, CPU),
+        tmp_path,
+    )
 
 
 def test_the_full_decoder_itself_has_no_loss():

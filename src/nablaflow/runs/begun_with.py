@@ -28,12 +28,14 @@ MARKED = {
 def newly_marked(old: Any, new: Any) -> Iterator[str]:
     """The marks of files that a run did not record when it was begun, and has now.
 
+    One of no file is none: it was written there by accident.
+
     Args:
         old: its settings as plain data then.
         new: and now.
     """
-    for mark in MARKED.values():
-        found = value_at(new, mark)
+    for name, mark in MARKED.items():
+        found = value_at(new, mark) if value_at(new, name) is not None else None
         of_weights = mark == "model_hash" and not is_of_files(found)
         if found is not None and value_at(old, mark) is None and not of_weights:
             yield mark

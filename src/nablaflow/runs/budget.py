@@ -112,8 +112,7 @@ def plan_for(
         sharded: whether the processes divide what trains among them.
     """
     device = device or model.device
-    training, counts = config.training, _Counts.of(config, processes)
-    decode = training.decode_batch
+    counts, decode = _Counts.of(config, processes), config.training.decode_batch
     if decode is None and model.image_size[0] * model.image_size[1] >= LARGE_IMAGE:
         decode = 1
     with weights_come_back():
@@ -126,11 +125,36 @@ def plan_for(
         always["the reward's weights"] = of_reward
     factor = HEAP if device.type == "cpu" else 1.0
     room = (allowed - sum(always.values())) / factor
+    batches, stages = _fitting(config, counts, needs, decode, room)
+    order = (REHEARSAL, FIT, ROLLOUT, DECODE, LOSSES, ESTIMATES)
+    stages = {name: round(factor * stages[name]) for name in order if name in stages}
+    largest = max(stages, key=lambda name: stages[name])
+    return MemoryPlan(
+        parts={**always, f"largest stage: {largest}": stages[largest]},
+        stages=stages,
+        saved=needs.saved,
+        encoders=needs.encoders,
+        rest=needs.rest,
+        batches=batches,
+        device=device.type,
+        rewarded=needs.rewarded,
+    )
+
+
+def _fitting(
+    config: Config, counts: _Counts, needs: Needs, decode: int | None, room: float
+) -> tuple[dict[str, int | None], dict[str, int]]:
+    """The largest batches in ``room``, or those that are given; and the stages' bytes with them.
+
+    Args:
+        decode: images decoded at once, where that is settled.
+        room: bytes of tensors.
+    """
+    training, n = config.training, counts.trajectories
 
     def chosen(given: int | None, line: Line, most: int, within: float = room) -> int:
         return min(most, given) if given else max(1, min(most, line.rows_in(within)))
 
-    n = counts.trajectories
     micro = chosen(training.micro_batch, needs.loss, min(MOST, counts.transitions))
     stages = {REHEARSAL: needs.rehearsal, LOSSES: needs.loss.at(micro)}
     if needs.fit is not None:
@@ -150,19 +174,7 @@ def plan_for(
         "estimate_batch": estimate,
         "decode_batch": decode,
     }
-    order = (REHEARSAL, FIT, ROLLOUT, DECODE, LOSSES, ESTIMATES)
-    stages = {name: round(factor * stages[name]) for name in order if name in stages}
-    largest = max(stages, key=lambda name: stages[name])
-    return MemoryPlan(
-        parts={**always, f"largest stage: {largest}": stages[largest]},
-        stages=stages,
-        saved=needs.saved,
-        encoders=needs.encoders,
-        rest=needs.rest,
-        batches=batches,
-        device=device.type,
-        rewarded=needs.rewarded,
-    )
+    return batches, stages
 
 
 def _always(needs: Needs, counts: _Counts, device: torch.device, here: int) -> dict[str, int]:

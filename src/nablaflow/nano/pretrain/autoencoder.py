@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from nablaflow.nano.pretrain.stage import run_stage, set_learning_rate, warmup_cosine
+from nablaflow.nano.pretrain.stage import run_stage, set_learning_rate, take_step, warmup_cosine
 from nablaflow.nano.scenes import IMAGE_SIZE, centres, render, sample_scenes
 
 BATCH = 32
@@ -93,15 +93,11 @@ def train_autoencoder(
         set_learning_rate(optimizer, LEARNING_RATE * warmup_cosine(index, steps, 200))
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             reconstruction, divergence = autoencoder_loss(model, images, noise)
-        optimizer.zero_grad(set_to_none=True)
-        (reconstruction + KL_WEIGHT * divergence).backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(model)
+        norm = take_step(reconstruction + KL_WEIGHT * divergence, model, optimizer, average)
         return {
             "reconstruction": reconstruction.item(),
             "kl": divergence.item(),
-            "gradient_norm": norm.item(),
+            "gradient_norm": norm,
         }
 
     state = {"model": model, "average": average, "optimizer": optimizer}

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from nablaflow.nano.captions import sample_captions
-from nablaflow.nano.pretrain.stage import run_stage, set_learning_rate, warmup_cosine
+from nablaflow.nano.pretrain.stage import run_stage, set_learning_rate, take_step, warmup_cosine
 from nablaflow.nano.pretrain.text import TEXT_LENGTH, TEXT_WIDTH, build_text_encoder
 from nablaflow.nano.scenes import Scenes, render, sample_scenes
 
@@ -149,12 +149,8 @@ def train_denoiser(
             predicted = model(x, timestep.to(device), tokens.to(device))
         error = (predicted.float() - noise.to(device)).square().mean((1, 2, 3))
         loss = (min_snr_weight(alpha_bar).to(device) * error).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(model)
-        return {"loss": loss.item(), "error": error.mean().item(), "gradient_norm": norm.item()}
+        norm = take_step(loss, model, optimizer, average)
+        return {"loss": loss.item(), "error": error.mean().item(), "gradient_norm": norm}
 
     state = {"model": model, "average": average, "optimizer": optimizer}
     run_stage("denoiser", steps, step, state=state, generator=generator, folder=folder)

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nablaflow import nano
 from nablaflow.nano.captions import sample_captions
-from nablaflow.nano.pretrain.stage import run_stage, set_learning_rate, warmup_cosine
+from nablaflow.nano.pretrain.stage import run_stage, set_learning_rate, take_step, warmup_cosine
 from nablaflow.nano.scenes import Scenes, centres, render, sample_scenes
 
 BATCH = 4  # pairs of scenes, or four times as many of crops
@@ -217,15 +217,11 @@ def train_small_decoder(
         set_learning_rate(optimizer, LEARNING_RATE * warmup_cosine(index, steps, 100))
         lessons = crops if index < 0.75 * steps else whole
         of_images, of_changes = lessons.loss(model, generator, device)
-        optimizer.zero_grad(set_to_none=True)
-        (of_images + CHANGE_WEIGHT * of_changes).backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(model)
+        norm = take_step(of_images + CHANGE_WEIGHT * of_changes, model, optimizer, average)
         return {
             "images": of_images.item(),
             "changes": of_changes.item(),
-            "gradient_norm": norm.item(),
+            "gradient_norm": norm,
         }
 
     state = {"model": model, "average": average, "optimizer": optimizer}

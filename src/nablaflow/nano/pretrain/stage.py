@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from nablaflow.errors import UserError
 
@@ -33,6 +35,18 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+def take_step(
+    loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel
+) -> float:
+    """Down the loss, by a gradient of norm 1 at most, and on with the average; its norm before."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    average.update_parameters(model)
+    return norm.item()
 
 
 def _save(path: Path, step: int, state: Mapping[str, Stateful], generator: torch.Generator) -> None:

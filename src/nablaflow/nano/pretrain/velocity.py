@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer
 
 from nablaflow.nano.captions import sample_captions
 from nablaflow.nano.pretrain.denoiser import encoded_scenes
-from nablaflow.nano.pretrain.stage import run_stage, set_learning_rate, warmup_cosine
+from nablaflow.nano.pretrain.stage import run_stage, set_learning_rate, take_step, warmup_cosine
 from nablaflow.nano.pretrain.text import TEXT_LENGTH, build_projecting_encoder
 from nablaflow.nano.scenes import Scenes
 
@@ -212,12 +212,8 @@ def train_flow(
             timestep = (TRAIN_TIMESTEPS * shown.s).to(device)
             predicted = model(shown.x.to(device), timestep, shown.tokens.to(device), shown.empty)
         loss = F.mse_loss(predicted.float(), shown.velocity.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(model)
-        return {"loss": loss.item(), "gradient_norm": norm.item()}
+        norm = take_step(loss, model, optimizer, average)
+        return {"loss": loss.item(), "gradient_norm": norm}
 
     state = {"model": model, "average": average, "optimizer": optimizer}
     run_stage("flow", steps, step, state=state, generator=generator, folder=folder)
