@@ -13,7 +13,7 @@ from nablaflow.errors import UserError
 from nablaflow.models import AdapterSettings, SamplerSettings, load_model, load_pipeline
 from nablaflow.models.adapters import LoraAdapter, trainable_state
 from nablaflow.models.export import save_policy
-from nablaflow.models.formats import check_format, write_policy
+from nablaflow.models.formats import write_policy
 from nablaflow.models.pipelines import PipelineModel
 from tests.support.flow_parts import SMALL
 from tests.support.pipelines import perturb, render
@@ -72,12 +72,6 @@ def test_a_merged_export_has_dora_in_its_weights(folders: dict[str, Path], tmp_p
     with model.as_in_stock():
         expected = render(model.pipeline)
     torch.testing.assert_close(render(stock), expected, rtol=0, atol=1e-4)
-
-
-def test_kohyas_readers_do_not_agree_on_dora(folders: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"--format: .*adapter\.dora=true.*use diffusers or merged"):
-        check_format(policy(folders["sd"], dora=True), "kohya")
-    check_format(policy(folders["sd"], rslora=True), "kohya")
 
 
 @pytest.mark.parametrize("rslora", [False, True])

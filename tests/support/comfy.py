@@ -171,6 +171,9 @@ def updates(
     found, left = {}, set(lora)
     for name, place in layers.items():
         key = "lora_unet_" + name.replace(".", "_")
+        if f"{key}.diff" in lora:
+            found[place] = lora[f"{key}.diff"].flatten(1).float()
+            left.remove(f"{key}.diff")
         up, down = f"{key}.lora_up.weight", f"{key}.lora_down.weight"
         if up not in lora:
             continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,10 +13,11 @@ from nablaflow.models.adapters import LoraAdapter
 from nablaflow.models.export import (
     lora_layers,
     rounded,
+    weight_updates,
     write_lora,
     write_merged,
 )
-from nablaflow.models.kohya import by_kohyas_names
+from nablaflow.models.kohya import by_kohyas_names, whole_by_kohyas_names
 from nablaflow.models.pipelines import PipelineModel
 from nablaflow.models.rehearsal import sample_a_little
 from nablaflow.models.same_image import check_same_image
@@ -30,14 +30,21 @@ KOHYA_FILE = "kohya_lora.safetensors"
 
 
 def write_kohya(model: PipelineModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the LoRA by kohya's names.
+    """Write the LoRA by kohya's names, a DoRA as the updates of its layers' whole weights.
+
+    The readers do not agree on a DoRA's lengths: ComfyUI divides by those of the weight's rows,
+    some by those of the updated weight's, A1111 by those of its columns, and diffusers leaves them
+    out.
 
     Raises:
         UserError: a layer has no such name, or a value is too large for ``dtype``.
     """
-    layers = lora_layers(model)
-    network: Any = model.network
-    named = by_kohyas_names(layers, network, model.published_layers)
+    network, layout = model.network, model.published_layers
+    assert isinstance(model.adapter, LoraAdapter)
+    if model.adapter.config.use_dora:
+        named = whole_by_kohyas_names(weight_updates(model), network, layout)
+    else:
+        named = by_kohyas_names(lora_layers(model), network, layout)
     exact = {name: value for name, value in named.items() if name.endswith(".alpha")}
     folder.mkdir(parents=True)
     tensors = {**rounded(named, dtype), **exact}
@@ -59,8 +66,7 @@ def check_format(model: PipelineModel, name: str) -> None:
     """Refuse what cannot be written so.
 
     Raises:
-        UserError: the policy is no LoRA, no pipeline of its class takes one, or the format's
-            readers would not agree on it.
+        UserError: the policy is no LoRA, or no pipeline of its class takes one.
     """
     if name == "merged":
         return
@@ -72,13 +78,6 @@ def check_format(model: PipelineModel, name: str) -> None:
     if not model.saves_lora:
         kind = type(model.pipeline).__name__
         raise UserError(f"--format: nothing reads a LoRA of a {kind}; use merged, not {name}")
-    if name == "kohya" and model.adapter.config.use_dora:
-        # ComfyUI divides by the lengths of the weight's rows, others by those of the updated
-        # weight's, A1111 by those of its columns, and diffusers leaves the lengths out.
-        raise UserError(
-            "--format: the readers of kohya's names do not agree on what DoRA's lengths are "
-            "(adapter.dora=true); use diffusers or merged"
-        )
 
 
 def check_decodes(model: PipelineModel, dtype: torch.dtype) -> None:

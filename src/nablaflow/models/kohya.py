@@ -1,7 +1,8 @@
 """A LoRA by the names of kohya's scripts, which ComfyUI, A1111 and their kin read.
 
 A layer is ``lora_unet_`` and its path with underscores. It has the tensors ``lora_down.weight``,
-``lora_up.weight`` and ``alpha``, whose update is (alpha / rank) up down. Of a UNet the path is that
+``lora_up.weight`` and ``alpha``, whose update is (alpha / rank) up down, or ``diff``, the update
+itself, where it is no product of two factors. Of a UNet the path is that
 of diffusers, which those readers know. Of a transformer it is that of the published checkpoint,
 where query, key and value are one layer: see `Layout`.
 """
@@ -9,8 +10,8 @@ where query, key and value are one layer: see `Layout`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,30 +43,59 @@ def by_kohyas_names(
     paths = [name.removesuffix(_A) for name in layers if name.endswith(_A)]
     factors = {path: (layers[path + _A], layers[path + _B]) for path in paths}
     if layout is not None:
-        factors = _published(factors, network, layout)
+        factors = _published(factors, network, layout, _side_by_side)
     tensors: dict[str, Tensor] = {}
     for path, (down, up) in factors.items():
-        name = PREFIX + path.replace(".", "_")
+        name = _name(path)
         tensors[f"{name}.lora_down.weight"] = down.contiguous()
         tensors[f"{name}.lora_up.weight"] = up.contiguous()
         tensors[f"{name}.alpha"] = torch.tensor(float(len(down)))
     return tensors
 
 
+def whole_by_kohyas_names(
+    updates: Mapping[str, Tensor], network: nn.Module, layout: Layout | None
+) -> dict[str, Tensor]:
+    """The tensors of a file with the updates of whole weights.
+
+    Args:
+        updates: by diffusers' path of a layer, each in the shape of its weight.
+        network: that they are of, for the rows of layers without one.
+        layout: None: the paths are diffusers' own.
+
+    Raises:
+        UserError: a layer has no place in the layout.
+    """
+    if layout is not None:
+        updates = _published(updates, network, layout, _stacked)
+    return {f"{_name(path)}.diff": update.contiguous() for path, update in updates.items()}
+
+
+def _name(path: str) -> str:
+    return PREFIX + path.replace(".", "_")
+
+
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 Factors = tuple[Tensor, Tensor]  # (rank, in, …) and (out, rank, …)
 
 
+Given = TypeVar("Given")
+Join = Callable[[tuple[str, ...], Mapping[str, Given], nn.Module], Given]
+
+
 def _published(
-    factors: Mapping[str, Factors], network: nn.Module, layout: Layout
-) -> dict[str, Factors]:
-    """The factors of the checkpoint's layers."""
-    targets = {path: _place(path, layout) for path in factors}
-    found: dict[str, Factors] = {}
+    given: Mapping[str, Given], network: nn.Module, layout: Layout, join: Join[Given]
+) -> dict[str, Given]:
+    """What the layers have as the checkpoint's layers have it.
+
+    Args:
+        join: makes one of what a layer's parts have, in the order of its rows.
+    """
+    targets = {path: _place(path, layout) for path in given}
+    found: dict[str, Given] = {}
     for path, (target, parts) in targets.items():
         if target not in found:
-            alone = len(parts) == 1
-            found[target] = factors[path] if alone else _side_by_side(parts, factors, network)
+            found[target] = given[path] if len(parts) == 1 else join(parts, given, network)
     return found
 
 
@@ -107,6 +137,13 @@ def _side_by_side(
             column += own.shape[1]
         row += rows
     return down, up
+
+
+def _stacked(parts: tuple[str, ...], updates: Mapping[str, Tensor], network: nn.Module) -> Tensor:
+    """Updates of parts as one of the whole; those without one stay as they are."""
+    some = next(updates[part] for part in parts if part in updates)
+    rows = {part: (_rows(network, part), *some.shape[1:]) for part in parts}
+    return torch.cat([updates.get(part, some.new_zeros(rows[part])) for part in parts])
 
 
 def _rows(network: nn.Module, path: str) -> int:

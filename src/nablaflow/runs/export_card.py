@@ -81,7 +81,7 @@ def card_of(
     return Card(
         f"the embedded model {base}" if base in nano.MODELS else base,
         hub_id,
-        _CONTENT[form],
+        _content(form, config),
         kind,
         facts,
         figures,
@@ -94,6 +94,12 @@ _CONTENT = {
     "kohya": f"A LoRA by kohya's names, `{KOHYA_FILE}`, for ComfyUI and A1111.",
     "merged": "A whole pipeline in diffusers format; nothing has to be loaded beside it.",
 }
+
+
+def _content(form: str, config: Config) -> str:
+    whole = form == "kohya" and config.adapter.dora
+    kept = " A DoRA: it has what is added to each whole weight (`diff`)." if whole else ""
+    return _CONTENT[form] + kept
 
 
 def _guidance_told(config: Config) -> str:
