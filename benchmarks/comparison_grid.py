@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from nablaflow.storage.files import write_whole
 
 SEED = 1000  # not among those of the comparison
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+BANK = "bank.safetensors"  # with its scores, the same for every run
 START = (4, 5)  # places on the ladder; the same for every entrant
 
 OWN: Mapping[str, tuple[str, tuple[Any, Any]]] = {
@@ -124,8 +126,13 @@ def run(method: str, rate: float, minutes: float, out: Path, change: str = "") -
         measurements=1,
         change=change,
     )
+    shared, own = out / BANK, study.out / "warmth" / BANK
+    if shared.is_file() and not own.is_file():
+        own.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(shared, own)
     with show() as progress:
         (outcome,) = race(study, progress)
+    shutil.copyfile(own, shared)
     (row,) = [row for row in outcome.rows() if row["method"] == method]
     return dict(row)
 
