@@ -85,6 +85,7 @@ def test_prompts_are_shortened_to_the_width():
     assert text.endswith("…")
     assert 150 < font.getlength(text) <= 200
     assert shorten("wide", font, 0) == "…"
+    assert shorten("a very long prompt " * 50_000, font, 200) == text
 
 
 def test_another_number_of_prompts_is_refused():

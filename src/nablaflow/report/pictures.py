@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -130,9 +130,14 @@ def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
-    ends = np.arange(len(text))
-    fits = [font.getlength(text[:end].rstrip() + "…") <= width for end in ends]
-    return text[: ends[fits].max(initial=0)].rstrip() + "…"
+    # Of a prompt of a million characters one look at each of its beginnings would take minutes.
+    fits = bisect_right(range(len(text)), width, key=lambda end: _cut(text, end, font))
+    return text[: max(fits - 1, 0)].rstrip() + "…"
+
+
+def _cut(text: str, end: int, font: ImageFont.FreeTypeFont) -> float:
+    """Pixels of what is left of a text that is cut."""
+    return font.getlength(text[:end].rstrip() + "…")
 
 
 @cache
