@@ -241,7 +241,10 @@ def load_group(folder: Path, group: str) -> dict[str, Tensor]:
 
 
 def _check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> None:
-    if checksums.of_file(folder / name) != manifest["files"][name]:
+    path = folder / name
+    if not path.exists():
+        raise damaged(folder, f"it has no {name}")
+    if checksums.of_file(path) != manifest["files"][name]:
         raise damaged(folder, f"{name} is not what was written")
 
 

@@ -60,6 +60,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         DamagedCheckpoint: it does not.
     """
+    if not (folder / MANIFEST).exists():
+        raise damaged(folder, f"it has no {MANIFEST}")
     try:
         manifest = checksums.unseal(read_text(folder / MANIFEST))
         _check_form(manifest)
