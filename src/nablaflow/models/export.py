@@ -160,15 +160,16 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 def weight_updates(model: PipelineModel) -> dict[str, Tensor]:
     """What a LoRA, or a DoRA, adds to the weight of each of its layers, by the layer's path."""
-    policy = _unwrap_lora(plain_copy(model.network, torch.device("cpu"), torch.float32))
     layers: list[tuple[str, Any]] = list(model.network.named_modules())
-    reference = {
-        name: layer.get_base_layer().weight.detach().to("cpu", torch.float32)
-        for name, layer in layers
-        if hasattr(layer, "get_base_layer")
-    }
-    found = {name: policy.get_submodule(name).weight.detach() for name in reference}
-    return {name: found[name] - weight for name, weight in reference.items()}
+    return {name: _update(layer) for name, layer in layers if hasattr(layer, "get_base_layer")}
+
+
+def _update(layer: Any) -> Tensor:
+    """What is added to one layer's weight, float32, on the processor; the layer is left alone."""
+    merged = copy.deepcopy(layer).to("cpu", torch.float32)
+    reference = merged.get_base_layer().weight.detach().clone()
+    merged.merge()
+    return merged.get_base_layer().weight.detach() - reference
 
 
 def _merged(model: PipelineModel) -> Any:
