@@ -102,3 +102,16 @@ def test_a_run_that_diverged_at_once_has_no_figures_and_is_counted():
     (row,) = comparison_rows([cell("a", 0, diverged="loss")], REFERENCE, TILT, front=1.0)
     assert row["reward_mean"] is None
     assert row["diverged"] == 1
+
+
+def test_what_was_calibrated_is_a_row_of_its_own_where_every_run_was():
+    ends = [point(reward, 3.0, strength=0.5, strength_se=0.01) for reward in (1.9, 2.1)]
+    cells = [cell("a", seed, point(4.0, 2.0), calibrated=end) for seed, end in enumerate(ends)]
+    trained, own = comparison_rows(cells, REFERENCE, TILT, front=1.0)
+    assert (trained["method"], trained["strength"]) == ("a", None)
+    assert trained["reward_mean"] == 4.0
+    assert (own["method"], own["strength"], own["strength_se"]) == ("a at its strength", 0.5, 0.0)
+    assert own["closing"] == pytest.approx(1.0)
+    assert own["closing_se"] == pytest.approx(0.05)  # (2.1 - 1.9) / 2, of a way of 2
+    cells.append(cell("a", 2, point(1.0), diverged="loss"))
+    assert [row["method"] for row in comparison_rows(cells, REFERENCE, TILT, front=1.0)] == ["a"]

@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
-from nablaflow.comparison import BYSTANDERS, ComparisonStudy
+from nablaflow.comparison import BYSTANDERS, ComparisonStudy, strength
 from nablaflow.comparison.outcome import Outcome
 from nablaflow.errors import TrainingStopped, UserError
+from nablaflow.evaluation.calibration import Calibration
+from nablaflow.evaluation.measure import Subject
 from nablaflow.methods import BestOfN
+from nablaflow.metrics import Estimate
 from nablaflow.progress import Progress
 from nablaflow.runs.stopping import Interrupted
 from nablaflow.storage.checkpoint import load_checkpoint, save_checkpoint
@@ -162,3 +165,29 @@ def test_points_are_the_runs_own(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "b" / "points.json", tmp_path / "a")
     with pytest.raises(UserError, match=r"points\.json is of another run; remove .*a, and it is"):
         race._points(tmp_path / "a")
+
+
+def test_a_method_at_its_strength_stands_below_it(
+    small_race: Race, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """At strength 0 the policy is the reference, whatever was trained."""
+    found = []
+
+    def none_of_it(subject: Subject, *_: Any, up: bool) -> Calibration:
+        subject.model.adapter.settle(0.0)
+        found.append((subject, up))
+        return Calibration(Estimate(2.0, 0.1), Estimate(0.0, 0.1))
+
+    monkeypatch.setattr(strength, "calibrate", none_of_it)
+    monkeypatch.setitem(BYSTANDERS, "best-of-n", lambda beta: [BestOfN(n=1)])
+    (outcome,) = small_race("refl", "best-of-n", calibrate=True)
+    *_, trained, own, untrained = outcome.rows()
+    assert [row["method"] for row in (trained, own)] == ["refl", "refl at its strength"]
+    assert (own["strength"], own["updates"]) == (0.0, 1)
+    assert own["reward_mean"] == pytest.approx(untrained["reward_mean"], abs=1e-5)
+    assert own["reward_mean"] != trained["reward_mean"]
+    assert [up for _, up in found] == [True]
+    small_race("refl", calibrate=True)
+    assert len(found) == 1
+    with pytest.raises(UserError, match=r"other settings \(calibrate: True there, None here\)"):
+        small_race("refl")

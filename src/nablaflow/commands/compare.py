@@ -63,6 +63,13 @@ def compare(
     metrics: Annotated[
         list[str] | None, typer.Option(help="further figures, as eval has them")
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="each method besides at the strength that has the exact tilt's mean reward",
+        ),
+    ] = False,
     out: Annotated[
         Path, typer.Option(callback=home, help="folder for runs, figures, pictures")
     ] = Path("runs/comparison"),
@@ -82,7 +89,7 @@ def compare(
         with importing():
             from nablaflow.comparison import compare_asked
 
-        given = {"seeds": seeds, "minutes": minutes, "beta": beta}
+        given = {"seeds": seeds, "minutes": minutes, "beta": beta, "calibrate": calibrate or None}
         folders, changed = _parted(runs or [])
         outcomes = compare_asked(
             folders,

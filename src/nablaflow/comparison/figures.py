@@ -21,7 +21,7 @@ MEASURED = ("reward_mean", "diversity", "distance_to_reference", "distance_to_ti
 def comparison_rows(
     cells: Sequence[Mapping[str, Any]], reference: Column, tilt: Column | None, front: float
 ) -> list[dict[str, Any]]:
-    """A row for each method: every figure with its ``_se``.
+    """A row for each method: every figure with its ``_se``; another at its strength, where known.
 
     Over several seeds the error is that of the mean of the runs; of a single run it is that of its
     images. Of an untrained reference the row is its setting of most reward up to the tilt's.
@@ -33,10 +33,22 @@ def comparison_rows(
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for cell in cells:
         groups.setdefault(cell["method"], []).append(cell)
+    every = [part for found in groups.items() for part in (found, _calibrated(*found))]
     return [
         {"method": method, "seeds": len(found), **_row(found, reference, tilt, front)}
-        for method, found in groups.items()
+        for method, found in every
+        if found
     ]
+
+
+def _calibrated(
+    method: str, cells: Sequence[Mapping[str, Any]]
+) -> tuple[str, list[Mapping[str, Any]]]:
+    """The same runs as they are at their strength; none where one of them has no such figures."""
+    if not all(cell.get("calibrated") for cell in cells):
+        return method, []
+    ends = [{**cell, "points": [*cell["points"], cell["calibrated"]]} for cell in cells]
+    return f"{method} at its strength", ends
 
 
 def _row(
@@ -45,7 +57,7 @@ def _row(
     last = [_last(cell, tilt) for cell in cells]
     row: dict[str, Any] = {"n": last[0]["n"]}
     further = [name for name in METRICS if any(f"{name}_se" in point for point in last)]
-    for name in dict.fromkeys([*MEASURED, *further]):
+    for name in dict.fromkeys([*MEASURED, *further, "strength"]):
         _put(row, name, over_seeds([(point.get(name), point.get(f"{name}_se")) for point in last]))
     _put(row, "closing", _closing(row, reference, tilt))
     areas = [front_area(cell["points"], reference, tilt) for cell in cells]

@@ -52,7 +52,7 @@ class Outcome:
 
     def as_data(self) -> dict[str, Any]:
         """For a file: rows, curves and points."""
-        names = ("method", "seed", "points", "curve", "diverged")
+        names = ("method", "seed", "points", "calibrated", "curve", "diverged")
         return {
             "reward": self.reward,
             "beta": self.beta,

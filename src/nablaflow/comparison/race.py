@@ -14,6 +14,7 @@ from nablaflow.comparison.curve import by_rollout, curve_of_run
 from nablaflow.comparison.entrants import BYSTANDERS, ENTRANTS, entrant_method
 from nablaflow.comparison.gauge import Gauge, scored_bank
 from nablaflow.comparison.outcome import Outcome, outcome_of, tilt_curve
+from nablaflow.comparison.strength import at_its_strength
 from nablaflow.comparison.study import ComparisonCell, ComparisonStudy
 from nablaflow.errors import TrainingStopped, UserError
 from nablaflow.evaluation.bank import spread
@@ -171,8 +172,12 @@ def _train(
         )
         diverged = _train_in(study, parts, gauge, work, folder, points)
         work.end()
+    own = {}
+    if study.calibrate and points and not diverged:
+        own = {"calibrated": at_its_strength(parts, gauge, points[-1], progress.start)}
     return {
         "points": points,
+        **own,
         "curve": curve_of_run(folder, parts.config.updates_per_rollout, parts.trainer.seconds),
         "updates": parts.trainer.update,
         "seconds": parts.trainer.seconds,

@@ -63,6 +63,8 @@ class ComparisonStudy(Study[ComparisonCell]):
             usual ``n`` fewer of them, see `BankSize`.
         held_out: spec of a reward that nothing is trained on; None: whether the shape is shown.
         metrics: further figures, by name.
+        calibrate: whether each is measured at the strength that has the exact tilt's mean reward,
+            too, see `nablaflow.comparison.strength`.
         out: folder; cells are ``<reward>/<method>/seed-<s>``.
 
     Raises:
@@ -84,6 +86,7 @@ class ComparisonStudy(Study[ComparisonCell]):
     first_seed: int = 0
     bank: int = BANK
     metrics: tuple[str, ...] = ()
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         for method in self.methods:
@@ -175,6 +178,8 @@ class ComparisonStudy(Study[ComparisonCell]):
             assert self.beta is not None
             config["method"] = [m.model_dump_named() for m in BYSTANDERS[cell.method](self.beta)]
         whole = config | {"measurements": self.measurements, "held_out": self.held_out}
+        if self.calibrate and cell.trained:
+            whole |= {"calibrate": True}
         files = marks([*self._method_of(cell), *references([cell.reward, self.held_out])])
         return whole | ({FILES: files} if files else {})
 
@@ -205,8 +210,8 @@ class ComparisonStudy(Study[ComparisonCell]):
 def _compared(settings: dict[str, Any]) -> dict[str, Any]:
     """Without what has no part in a cell.
 
-    That is ``training.calibrate``, since every method is measured as it was trained, and what a
-    value is fitted to where none is.
+    That is ``training.calibrate``, since a cell's run ends as it was trained, and what a value is
+    fitted to where none is.
     """
     training, method = settings.get("training"), settings.get("method")
     if not isinstance(training, dict):

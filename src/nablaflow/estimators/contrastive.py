@@ -45,6 +45,7 @@ HELD_OUT = 1 / 4
 AT_ONCE = 32  # samples through the model
 ROLLOUT, DECODE = "training.rollout_batch", "training.decode_batch"
 MOST_TRUST = 4.0
+LEVEL = 20  # iterations that a level of the fit's second part counts for, as progress goes
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def fit_log_flow(
         ]
         values = [_values(network, model, reward, beta, part, sizes) for part in contrasts]
         found.append(_mixed(values, contrasts))
-        on_progress(1)
+        on_progress(LEVEL)
     table = torch.tensor(found)  # gamma, delta, explained, explained
     every = np.arange(model.process.steps + 1)
     at_image = (1.0, 0.0, table[0, 2].item(), table[0, 3].item())
@@ -156,7 +157,7 @@ def fit_log_flow(
 
 def work(steps: int, samples: int) -> int:
     """What `fit_log_flow` has to do, as its progress counts it."""
-    return iterations(samples) + len(measured_levels(steps))
+    return iterations(samples) + LEVEL * len(measured_levels(steps))
 
 
 def iterations(samples: int) -> int:

@@ -61,13 +61,17 @@ HEADINGS = (
     Heading("upd-\nates", "updates", _plain(0)),
 )
 
+STRENGTH = Heading("streng-\nth", "strength", _with_error(2))
+
 
 def headings(rows: Sequence[Row]) -> list[Heading]:
-    """Of every comparison, then of the metrics that were asked for."""
+    """Of every comparison, then the strength where it was found, and the metrics asked for."""
     known = {heading.key for heading in HEADINGS}
+    found = any(row.get(STRENGTH.key) is not None for row in rows)
     further = [name for name in METRICS.keys() - known if any(f"{name}_se" in row for row in rows)]
     words = {name: METRICS[name].label.replace(" ", "\n") for name in further}
-    return [*HEADINGS, *(Heading(words[name], name, _with_error(3)) for name in sorted(further))]
+    own = [STRENGTH] if found else []
+    return [*HEADINGS, *own, *(Heading(words[name], name, _with_error(3)) for name in sorted(further))]
 
 
 def comparison_table(title: str, rows: Sequence[Row]) -> Table:

@@ -73,12 +73,11 @@ class Beginning:
 
     @property
     def log_flow_work(self) -> int:
-        """Samples, scores and iterations that the log flow takes; 0 where nothing is to be done."""
+        """What its fit takes, as `fit_work` counts it; 0 where nothing is to be done."""
         fit = self.networks.log_flow
         if fit is None or fit.fitted:
             return 0
-        samples = len(self._value_prompts())
-        return 2 * samples + fit_work(self.networks.model.process.steps, samples)
+        return fit_work(self.networks.model.process.steps, len(self._value_prompts()))
 
     def find(self, start: StartProgress) -> None:
         """Find what is not there yet; every process must call it.
@@ -92,8 +91,9 @@ class Beginning:
                 by_main(self.accelerator, lambda: self._measured(start("measure gamma", work)))
             )
         if fit is not None and (work := self.log_flow_work):
+            images = 2 * len(self._value_prompts())  # sampled, and scored
+            samples = self.reference_samples(start("sample the reference for its value", images))
             done = start("fit method.value to the reference", work)
-            samples = self.reference_samples(done)
             fit.take(by_main(self.accelerator, lambda: self._fitted(fit, samples, done).state()))
 
     def _measured(self, on_progress: Done) -> Tensor:
