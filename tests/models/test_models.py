@@ -372,6 +372,34 @@ def test_encoders_that_are_moved_off_are_back_for_a_prompt_alone(
     assert torch.equal(found.negative.hidden, wanted.negative.hidden)
 
 
+def test_encoders_leave_a_stock_pipelines_call_before_its_denoiser_is_at_work(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the largest of both is held at once, and not their sum."""
+    model = load(folders["sd"], guidance_scale=3.0)
+    events: list[str] = []
+    pipeline = model.pipeline
+    monkeypatch.setattr(pipeline.text_encoder, "to", lambda place: events.append(str(place)))
+    model._rest = torch.device("meta")  # type: ignore[attr-defined]
+    encode = pipeline.encode_prompt
+
+    def encoding(*given: Any, **options: Any) -> Any:
+        events.append("encoder")
+        return encode(*given, **options)
+
+    monkeypatch.setattr(pipeline, "encode_prompt", encoding)
+    forward = model.network.forward
+
+    def denoising(*given: Any, **options: Any) -> Any:
+        events.append("denoiser")
+        return forward(*given, **options)
+
+    monkeypatch.setattr(model.network, "forward", denoising)
+    model.stock_image(pipeline, PROMPT, num_inference_steps=2)
+    assert events == ["cpu", "encoder", "meta", "denoiser", "meta", "denoiser", "meta"]
+    assert not model.network._forward_pre_hooks
+
+
 def test_a_network_that_learns_its_variance_is_refused() -> None:
     pipeline = unconditional()
     pipeline.unet.register_to_config(out_channels=6)

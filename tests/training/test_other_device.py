@@ -85,11 +85,11 @@ def test_a_rehearsal_needs_no_second_model(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "side"), [("sdxl", 64), ("sd35", 32), ("flux", 64)])
-@pytest.mark.parametrize("checkpointing", ["false", "true"])
-def test_the_plan_is_what_an_update_takes(family: str, side: int, checkpointing: str):
+@pytest.mark.parametrize("saving", [["training.gradient_checkpointing=false"], SAVING])
+def test_the_plan_is_what_an_update_takes(family: str, side: int, saving: list[str]):
     asked = [f"sampler.{name}={side}" for name in ("height", "width")]
     asked += ["reward=brightness", "training.images_per_prompt=4", "training.micro_batch=8"]
-    asked.append(f"training.gradient_checkpointing={checkpointing}")
+    asked += saving
     (found,) = memory(f"random:{family}-small", [asked])
     assert found["planned update"] == pytest.approx(found["update"], rel=0.02)
     assert found["planned rehearsal"] == pytest.approx(found["rehearsal"], rel=0.05)

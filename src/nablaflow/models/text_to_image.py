@@ -144,8 +144,11 @@ class TextToImage(LatentModel):
             with torch.no_grad(), quiet_libraries():  # what is cut is said once, by `note_on`
                 yield
         finally:
-            for encoder in self._encoders():
-                encoder.to(self._rest)
+            self._rest_encoders()
+
+    def _rest_encoders(self) -> None:
+        for encoder in self._encoders():
+            encoder.to(self._rest)
 
     def _encoders(self) -> list[Any]:
         parts = (getattr(self.pipeline, name, None) for name in self.encoders)
@@ -153,8 +156,7 @@ class TextToImage(LatentModel):
 
     def offload_encoders(self) -> None:
         self._rest = torch.device("cpu")
-        for encoder in self._encoders():
-            encoder.to(self._rest)
+        self._rest_encoders()
 
     def note_on(self, prompts: Sequence[str], *, trains: bool = True) -> str | None:
         readers, s = self.readers(), self._sampler
@@ -201,10 +203,15 @@ class TextToImage(LatentModel):
             call["guidance_rescale"] = self.guidance_rescale
         return call
 
-    @contextmanager
-    def as_in_stock(self) -> Iterator[None]:
-        with super().as_in_stock(), self._encoders_at_work():
-            yield
+    def call_stock(self, pipeline: Any, prompt: str, **options: Any) -> Any:
+        """Likewise; encoders that rest elsewhere leave when the denoiser is asked first."""
+        denoiser = getattr(pipeline, self.denoiser)
+        leave = denoiser.register_forward_pre_hook(lambda *_: self._rest_encoders())
+        try:
+            with self._encoders_at_work():
+                return super().call_stock(pipeline, prompt, **options)
+        finally:
+            leave.remove()
 
     @torch.no_grad()
     def stock_image_by_its_own_decoder(self, pipeline: Any, prompt: str, **options: Any) -> Images:

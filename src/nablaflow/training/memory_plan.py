@@ -70,7 +70,7 @@ class Needs:
         rollout: a step of the sampler, by trajectories; ``decode``: their images and rewards.
         estimate: value gradients, by trajectories; None for methods that have no estimator.
         loss: losses and gradients, by transitions.
-        rehearsal: before the first update, where resting encoders are at work.
+        rehearsal: before the first update, where resting encoders are at work for a while.
         fit: then, of a value to the reference; None where there is none.
         encoders: of the text encoders, by name; ``rest``: whether they are not in ``weights``.
         saved: for backward, by part, for one transition.
@@ -241,11 +241,8 @@ class _Rehearsal:
         encoders = sum(encoders_held(self.model).values()) if self._resting else 0
         with computing_in_float32(self.model.network):
             drawn = self._predict(1)
-        return (
-            encoders
-            + stocks_own(self.model)
-            + max(self._embedding, drawn, self._decode(1, self.model.decode))
-        )
+        stages = encoders + self._embedding, drawn, self._decode(1, self.model.decode)
+        return stocks_own(self.model) + max(stages)
 
     def _fit(self) -> int | None:
         fit, samples = self.core.networks.log_flow, self.config.training.value_samples
