@@ -193,7 +193,8 @@ def test_all_that_reads_a_run_takes_its_kernels(
 def test_a_checkpoint_without_them_is_named(finished: Config) -> None:
     path = list_checkpoints(finished.output_dir)[-1] / "kernels.safetensors"
     path.unlink()
-    with pytest.raises(UserError, match=r"step-000001 cannot be used \(it has no kernels\.safetensors\)"):
+    told = r"step-000001 cannot be used \(it has no kernels\.safetensors\)"
+    with pytest.raises(UserError, match=told):
         policy.load_policy(finished.output_dir)
 
 

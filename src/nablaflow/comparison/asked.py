@@ -49,8 +49,8 @@ def compare_asked(
             raise UserError("--overwrite: it is for methods, and runs are trained; leave it out")
         if methods or rewards or training:
             raise UserError(
-                "compare: runs have their methods, rewards, seeds, minutes, beta and strength already; "
-                "give runs or --method, not both"
+                "compare: runs have their methods, rewards, seeds, minutes, beta and strength "
+                "already; give runs or --method, not both"
             )
         own = {"n": n, "held_out": held_out, "metrics": metrics or None, "settings": settings}
         return [compare_runs(runs, out, progress, trusted=trusted, **own)]

@@ -47,7 +47,9 @@ def _calibrated(
     """The same runs as they are at their strength; none where one of them has no such figures."""
     if not all(cell.get("calibrated") for cell in cells):
         return method, []
-    ends = [{**cell, "points": [*cell["points"], cell["calibrated"]]} for cell in cells]
+    ends: list[Mapping[str, Any]] = [
+        {**cell, "points": [*cell["points"], cell["calibrated"]]} for cell in cells
+    ]
     return f"{method} at its strength", ends
 
 

@@ -70,8 +70,8 @@ def headings(rows: Sequence[Row]) -> list[Heading]:
     found = any(row.get(STRENGTH.key) is not None for row in rows)
     further = [name for name in METRICS.keys() - known if any(f"{name}_se" in row for row in rows)]
     words = {name: METRICS[name].label.replace(" ", "\n") for name in further}
-    own = [STRENGTH] if found else []
-    return [*HEADINGS, *own, *(Heading(words[name], name, _with_error(3)) for name in sorted(further))]
+    more = [Heading(words[name], name, _with_error(3)) for name in sorted(further)]
+    return [*HEADINGS, *([STRENGTH] if found else []), *more]
 
 
 def comparison_table(title: str, rows: Sequence[Row]) -> Table:
