@@ -14,10 +14,11 @@ from nablaflow import nano
 from nablaflow.config.defaults import demo_settings
 from nablaflow.config.overrides import load_config
 from nablaflow.errors import UserError
-from nablaflow.evaluation import reference_states
+from nablaflow.evaluation import measure, reference_states
 from nablaflow.evaluation.bank import sample_states
 from nablaflow.evaluation.reference_states import ReferenceStates
 from nablaflow.models import SamplerSettings
+from nablaflow.progress import unseen
 from nablaflow.runs.setup import Parts, prepare
 from nablaflow.storage.cached import read_cached
 
@@ -137,3 +138,18 @@ def test_the_demos_value_is_fitted_to_what_is_shipped(
     assert not cache.exists()
     prompts = [samples.prompts[0]] * 2
     shipped(nano.value_path(model), parts, prompts, "value", config.seed)
+
+
+@pytest.mark.parametrize("model", nano.MODELS)
+def test_the_demos_figures_are_of_what_is_shipped(
+    model: str, cache: Path, no_sampling: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+):
+    config = load_config(None, [], demo_settings(model=model))
+    parts = prepare(config, config.output_dir)
+    settings, seen = config.evaluation, []
+    monkeypatch.setattr(measure, "measure_states", lambda *given, **_: seen.append(given[2]))
+    no_sampling()
+    measure.measure_reference(parts.subject, None, unseen, "reference")
+    assert [len(states) for states in seen] == [settings.n]
+    assert not cache.exists()
+    shipped(nano.evaluation_path(model), parts, parts.evaluated, "evaluation", settings.seed)

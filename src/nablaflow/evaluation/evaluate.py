@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nablaflow.evaluation.bank_size import bank_for_tilt
-from nablaflow.evaluation.measure import SECOND, Subject, bank_of, sample_and_measure
+from nablaflow.evaluation.measure import (
+    SECOND,
+    Subject,
+    bank_of,
+    measure_reference,
+    sample_and_measure,
+)
 from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.sampled import ImageLook, Sampled
 from nablaflow.metrics.summary import Column, SampleSet, Summary, Yardstick, add_figures
@@ -73,10 +79,7 @@ def evaluate(
     prompts, config = subject.prompts, subject.config
     plan = EvaluationPlan.of_summary(config.evaluation, len(prompts), model.device)
     looks = {**plan.looks(), **(looks or {})}
-    with model.reference():
-        reference = sample_and_measure(
-            model, reward, prompts, config, progress, "reference", looks=looks
-        )
+    reference = measure_reference(subject, reward, progress, "reference", looks=looks)
     policy = sample_and_measure(
         model, reward, prompts, config, progress, "aligned model", looks=looks
     )
@@ -92,10 +95,9 @@ def evaluate(
     looked_at = 0 if bank is None else len(bank)
     if not plan.metrics:
         return Evaluation(summary, reference, policy, looked_at, yardstick)
-    with model.reference():
-        second = sample_and_measure(
-            model, None, prompts, config, progress, "reference again", looks=looks, purpose=SECOND
-        )
+    second = measure_reference(
+        subject, None, progress, "reference again", looks=looks, purpose=SECOND
+    )
     told = progress("measure the metrics", 2 * len(plan.metrics))
     both = [plan.measure(own, second, config.evaluation.seed, told) for own in (reference, policy)]
     summary["reference"] = add_figures(summary["reference"], both[0])

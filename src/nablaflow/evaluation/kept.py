@@ -35,6 +35,7 @@ def _cached(purpose: str, key: str) -> Path:
 
 
 def _shipped(key: str) -> Path | None:
-    ship = (nano.bank_path, nano.guard_path, nano.kernels_path, nano.value_path)
+    own = nano.evaluation_path, nano.guard_path, nano.value_path
+    ship = (nano.bank_path, nano.kernels_path, *own)
     paths = (path(model) for model in nano.MODELS for path in ship)
     return next((path for path in paths if path.is_file() and key_of(path) == key), None)

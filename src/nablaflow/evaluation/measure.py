@@ -18,6 +18,7 @@ from nablaflow.evaluation.bank import (
     states_key,
 )
 from nablaflow.evaluation.bank_size import BankSize, look_at_bank
+from nablaflow.evaluation.reference_states import ReferenceStates
 from nablaflow.evaluation.sampled import ImageLook, Sampled
 from nablaflow.evaluation.scored import shipped_scores
 from nablaflow.evaluation.shares import in_shares
@@ -30,6 +31,8 @@ from nablaflow.typing import Latents
 
 SHOWN = 8  # images of each prompt that the report shows
 MOST_SHOWN = 64
+EVALUATION = "evaluation"
+"""Names the noise of the samples that figures are of."""
 SECOND = "yardstick"
 """Names the noise of the samples that distances are measured from."""
 
@@ -93,7 +96,7 @@ def sample_and_measure(
     what: str,
     *,
     looks: Mapping[str, ImageLook] | None = None,
-    purpose: str = "evaluation",
+    purpose: str = EVALUATION,
 ) -> Sampled:
     """The evaluation's own samples of whichever network is active.
 
@@ -141,6 +144,41 @@ class Subject:
     fingerprint: str
     beta: float
     bank: BankSize
+
+
+def measure_reference(
+    subject: Subject,
+    reward: NamedReward | None,
+    progress: StartProgress,
+    what: str,
+    *,
+    looks: Mapping[str, ImageLook] | None = None,
+    purpose: str = EVALUATION,
+) -> Sampled:
+    """`sample_and_measure` of the reference, whose samples other runs of the model may have made.
+
+    Args:
+        reward: None as in `measure_states`.
+        purpose: names the noise.
+    """
+    settings, sampler = subject.config.evaluation, subject.config.sampler
+    states = ReferenceStates(subject.model, sampler, subject.fingerprint).sample(
+        subject.prompts,
+        settings.n,
+        seed=settings.seed,
+        purpose=purpose,
+        batch=settings.batch,
+        on_progress=progress(f"sample the {what}", settings.n),
+    )
+    return measure_states(
+        subject.model,
+        reward,
+        states,
+        subject.prompts,
+        batch=settings.batch,
+        on_progress=progress(f"score the {what}", settings.n),
+        looks=looks,
+    )
 
 
 def bank_of(subject: Subject, progress: StartProgress) -> SampleSet | None:

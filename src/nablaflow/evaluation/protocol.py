@@ -16,13 +16,13 @@ from typing import Any
 from torch import Tensor
 
 from nablaflow.evaluation.evaluate import Evaluation, evaluate
-from nablaflow.evaluation.measure import SECOND, Subject, sample_and_measure
+from nablaflow.evaluation.measure import SECOND, Subject, measure_reference, sample_and_measure
 from nablaflow.evaluation.plan import EvaluationPlan
 from nablaflow.evaluation.policy_state import LastPolicy, put_policy
 from nablaflow.evaluation.sampled import Sampled
 from nablaflow.metrics.estimate import Estimate
 from nablaflow.progress import StartProgress
-from nablaflow.rewards import NamedReward, recall
+from nablaflow.rewards import recall
 from nablaflow.storage.checkpoint import load_trained
 from nablaflow.storage.manifest import policy_mark, update_of
 from nablaflow.storage.whole import each_whole
@@ -133,7 +133,7 @@ def _rows(
     for folder, policy in each_whole(folders, lambda path: known.get(path) or load_trained(path)):
         if (mark := _mark(folder)) not in figures:
             put_policy(subject.model.network, policy, folder, subject.config.model)
-            own = _sampled(subject, plan, progress, folder.name, reward=subject.reward)
+            own = _sampled(subject, plan, progress, folder.name)
             figures[mark] = plan.measure(own, second, seed, told)
         name = GUARD_BEST if folder in known else folder.name
         yield ProtocolRow(name, update_of(folder), figures[mark])
@@ -154,26 +154,19 @@ def _mark(folder: Path, *, trained: bool = True) -> str:
 
 
 def _second(subject: Subject, plan: EvaluationPlan, progress: StartProgress) -> Sampled:
-    with subject.model.reference():
-        return _sampled(subject, plan, progress, "reference again", reward=None, purpose=SECOND)
+    looks = plan.looks()
+    return measure_reference(
+        subject, None, progress, "reference again", looks=looks, purpose=SECOND
+    )
 
 
-def _sampled(
-    subject: Subject,
-    plan: EvaluationPlan,
-    progress: StartProgress,
-    what: str,
-    *,
-    reward: NamedReward | None,
-    purpose: str = "evaluation",
-) -> Sampled:
+def _sampled(subject: Subject, plan: EvaluationPlan, progress: StartProgress, what: str) -> Sampled:
     return sample_and_measure(
         subject.model,
-        reward,
+        subject.reward,
         subject.prompts,
         subject.config,
         progress,
         what,
         looks=plan.looks(),
-        purpose=purpose,
     )

@@ -45,6 +45,13 @@ def value_path(model: str = "nano") -> Path:
     return _FOLDER / {"nano": "value.safetensors", "flow": "flow_value.safetensors"}[model]
 
 
+def evaluation_path(model: str = "nano") -> Path:
+    """File of the reference's samples that the demo's figures are of, likewise."""
+    return (
+        _FOLDER / {"nano": "evaluation.safetensors", "flow": "flow_evaluation.safetensors"}[model]
+    )
+
+
 def scores_path(model: str = "nano") -> Path:
     """File of the features and scores of those samples, by rewards of the package."""
     return _FOLDER / {"nano": "scores.safetensors", "flow": "flow_scores.safetensors"}[model]
@@ -59,6 +66,7 @@ __all__ = [
     "MODELS",
     "bank_path",
     "decoder_path",
+    "evaluation_path",
     "guard_path",
     "kernels_path",
     "path",
