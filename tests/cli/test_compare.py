@@ -42,6 +42,7 @@ def assert_refused(result: Result, *words: str) -> None:
         (["--metrics", ""], ["--metrics:", "is empty"]),
         (["--methods", "ddpo", "--held-out", ""], ["reward"]),
         (["nowhere", "--methods", "refl"], ["runs or --method,"]),
+        (["nowhere", "--calibrate"], ["runs or --method,"]),
         (["nowhere"], ["nowhere", "no run"]),
     ],
 )

@@ -86,6 +86,7 @@ def test_evaluate_refuses_in_one_line(given: dict[str, Any], line: str, tmp_path
         ({"beta": -1.0}, "beta: must be greater than 0, not -1.0"),
         ({"n": "8"}, "n: must be a valid integer, not '8'"),
         ({"methods": 3}, "methods: must be a valid list, not 3"),
+        ({"calibrate": 1}, "calibrate: must be a valid boolean, not 1"),
     ],
     ids=str,
 )

@@ -26,6 +26,7 @@ def compare(
     n: int | None = None,
     held_out: str | None = None,
     metrics: Iterable[str] | str = (),
+    calibrate: bool = False,
     out: str | Path = "runs/comparison",
     overwrite: bool = False,
     trusted: bool = False,
@@ -44,6 +45,8 @@ def compare(
         n: images that are measured.
         held_out: a reward to measure only; default, on the embedded model: is the shape shown.
         metrics: further figures, by name, as `evaluate` has them.
+        calibrate: whether each method is measured besides at the strength that has the exact tilt's
+            mean reward.
         out: folder for figures, tables and pictures, and for the methods' runs.
         overwrite: replace figures of other settings there.
         trusted: whether your word is given for what the runs ask for.
@@ -57,13 +60,14 @@ def compare(
     folder = place("out", out)
     lists = {"methods": names(methods), "reward": names(reward), "metrics": names(metrics)}
     given = {"seeds": seeds, "minutes": minutes, "beta": beta, "n": n, "held_out": held_out}
-    asked = checked(CompareArguments, **lists, **given)
+    asked = checked(CompareArguments, **lists, **given, calibrate=calibrate)
+    own = {"seeds": asked.seeds, "minutes": asked.minutes, "beta": asked.beta}
     outcomes = compare_asked(
         [parts_of(run)[0] for run in runs],
         asked.methods,
         asked.reward,
         folder,
-        training=those_given(seeds=asked.seeds, minutes=asked.minutes, beta=asked.beta),
+        training=those_given(**own, calibrate=asked.calibrate or None),
         n=asked.n,
         held_out=asked.held_out,
         metrics=asked.metrics,

@@ -57,6 +57,7 @@ class CompareArguments(Settings):
     n: Count | None
     held_out: str | None
     metrics: list[str]
+    calibrate: bool
 
 
 class ProblemArguments(Settings):
