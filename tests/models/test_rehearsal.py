@@ -26,7 +26,7 @@ from tests.support.pipelines import render, stable_diffusion
 def model_of(folder: Path, dtype: torch.dtype = torch.float32, **adapter: Any) -> PipelineModel:
     torch.manual_seed(0)
     return load_model(
-        load_pipeline(str(folder), dtype),
+        load_pipeline(str(folder), dtype, exact_decoder=True),
         SamplerSettings(steps=4),
         AdapterSettings(**adapter),
         torch.device("cpu"),

@@ -77,7 +77,7 @@ def test_pretrained_weights_that_have_moved_are_no_base_for_a_lora(
 ) -> None:
     folder = tmp_path / "model"
     stable_diffusion().save_pretrained(folder)
-    pipeline = load_pipeline(str(folder), dtype)
+    pipeline = load_pipeline(str(folder), dtype, exact_decoder=True)
     model = load_model(pipeline, SamplerSettings(), AdapterSettings(), CPU)
     perturb(model.network)
     lora = save_policy(model, str(folder), tmp_path)

@@ -36,6 +36,8 @@ AnyPipeline = DiffusionPipeline
 FREE_U = ("s1", "s2", "b1", "b2")
 """Attributes that `enable_freeu` gives a UNet's blocks; without FreeU they are None or absent."""
 
+DECODER = "vae"
+"""The autoencoder's name in a pipeline."""
 LIVE = "python:"
 """Begins the name that a saved configuration has for a pipeline without a folder or a hub id."""
 
@@ -88,18 +90,25 @@ class LivePipeline:
         made = type(self.pipeline)(**{**self.pipeline.components, "scheduler": own})
         return schedule_mark(made.scheduler) == schedule_mark(self.scheduler)
 
-    def borrow(self, dtype: torch.dtype) -> Any:
-        """A pipeline of its own around the same weights; for what leaves the weights alone."""
-        return self._made_of(with_the_same_weights, dtype)
+    def borrow(self, dtype: torch.dtype, of_decoder: torch.dtype | None = None) -> Any:
+        """A pipeline of its own around the same weights; for what leaves the weights alone.
+
+        Args:
+            of_decoder: precision of the autoencoder; None: ``dtype``.
+        """
+        return self._made_of(with_the_same_weights, dtype, of_decoder or dtype)
 
     def copy(self, dtype: torch.dtype | None = None) -> Any:
         """A pipeline that shares nothing with the user's; in its precision without ``dtype``."""
-        return self._made_of(copy.deepcopy, dtype)
+        return self._made_of(copy.deepcopy, dtype, dtype)
 
     @quiet_libraries()
-    def _made_of(self, make: Any, dtype: torch.dtype | None) -> Any:
+    def _made_of(self, make: Any, dtype: torch.dtype | None, of_decoder: torch.dtype | None) -> Any:
         # To eval, as what is read from a folder: dropout would be other noise at each image.
-        parts = {name: make(part).to(dtype).eval() for name, part in self._networks()}
+        parts = {
+            name: make(part).to(of_decoder if name == DECODER else dtype).eval()
+            for name, part in self._networks()
+        }
         unused = {name: None for name in self.unused if name in self.pipeline.components}
         made = copy.copy(self.pipeline)
         # Its state is a number of steps; tokenizers are set anew at each call.

@@ -23,7 +23,7 @@ from nablaflow.models.folder import (
 )
 from nablaflow.models.from_hub import folder_from_hub, index_on_hub, is_hub_id
 from nablaflow.models.fused import WithLora, fuse
-from nablaflow.models.live import LIVE, LivePipeline, check_has_parts
+from nablaflow.models.live import DECODER, LIVE, LivePipeline, check_has_parts
 from nablaflow.models.lora_inside import check_no_adapter_files, check_no_lora_inside
 from nablaflow.models.network_files import (
     check_finite,
@@ -109,22 +109,28 @@ def hand_over(pipeline: Any) -> LivePipeline:
 
 
 @quiet_libraries()
-def load_pipeline(model: ModelSource | Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_pipeline(
+    model: ModelSource | Path, dtype: torch.dtype = torch.float32, *, exact_decoder: bool = False
+) -> Any:
     """A diffusers pipeline from a folder, a file or a hub id; no pickle, no remote code.
 
     Weights in ``.bin`` files are read with ``weights_only``, and only where there are no others.
     One that the user holds gives another around the same weights: see `LivePipeline.borrow`.
 
+    Args:
+        exact_decoder: read the autoencoder in float32 whatever ``dtype`` is, without its rounding.
+
     Raises:
         UserError: it is missing, truncated, or not of a supported family.
     """
+    of_decoder = torch.float32 if exact_decoder else dtype
     if isinstance(model, Quantized):
         check_installed()  # before any weights are read
-        return in_four_bits(load_pipeline(model.model, dtype))
+        return in_four_bits(load_pipeline(model.model, dtype, exact_decoder=exact_decoder))
     if isinstance(model, WithLora):
-        return _fused(model, dtype)
+        return _fused(model, dtype, of_decoder)
     if isinstance(model, LivePipeline):
-        return model.borrow(dtype)
+        return model.borrow(dtype, of_decoder)
     if isinstance(model, Path):  # which no hub id is
         model = str(at_home(model).absolute())
     if not isinstance(model, str):
@@ -140,7 +146,7 @@ def load_pipeline(model: ModelSource | Path, dtype: torch.dtype = torch.float32)
     check_is_whole(path)
     is_here = check_is_there(model)
     if path.is_file():
-        pipeline = load_single_file(path, dtype)
+        pipeline = load_single_file(path, dtype, of_decoder)
         _check_finite(model, pipeline)
         return pipeline
     if not is_here:
@@ -155,7 +161,7 @@ def load_pipeline(model: ModelSource | Path, dtype: torch.dtype = torch.float32)
     variant = find_variant(path, parts)
     # None: where there are both kinds of files, diffusers still takes safetensors.
     safe = True if all_safetensors(path, parts) else None
-    return _load(str(path), dtype, parts, use_safetensors=safe, variant=variant)
+    return _load(str(path), dtype, of_decoder, parts, use_safetensors=safe, variant=variant)
 
 
 def check_is_there(model: str) -> bool:
@@ -175,13 +181,17 @@ def check_is_there(model: str) -> bool:
     return False
 
 
-def _fused(source: WithLora, dtype: torch.dtype) -> Any:
+def _fused(source: WithLora, dtype: torch.dtype, of_decoder: torch.dtype) -> Any:
     """In float32: half precision would round away what a LoRA adds to a weight."""
     base = source.model
     # Not into the weights of a pipeline that the user holds.
     exact = torch.float32
     own = base.copy(exact) if isinstance(base, LivePipeline) else load_pipeline(base, exact)
-    return fuse(own, family_of(own).part(), source.file, source.scale).to(dtype)
+    made = fuse(own, family_of(own).part(), source.file, source.scale)
+    for name, part in made.components.items():
+        if isinstance(part, torch.nn.Module):
+            part.to(of_decoder if name == DECODER else dtype)
+    return made
 
 
 def in_four_bits(pipeline: Any) -> Any:
@@ -214,13 +224,18 @@ def _check_index(parts: dict[str, Any]) -> None:
 
 
 def _load(
-    source: str, dtype: torch.dtype, parts: dict[str, Any], **options: Any
+    source: str,
+    dtype: torch.dtype,
+    of_decoder: torch.dtype,
+    parts: dict[str, Any],
+    **options: Any,
 ) -> DiffusionPipeline:
     family, kind = _serving(parts["_class_name"])
     options |= family.load_options
     options |= {name: None for name in family.may_lack if (parts.get(name) or [None])[0] is None}
     try:
-        networks = load_own(source, parts, (family.denoiser, "vae"), dtype)
+        networks = load_own(source, parts, (family.denoiser,), dtype)
+        networks |= load_own(source, parts, (DECODER,), of_decoder)
         networks |= load_encoders(source, parts, family.encoders, dtype)
         pipeline = kind.from_pretrained(source, torch_dtype=dtype, **options, **networks)
     except UserError:

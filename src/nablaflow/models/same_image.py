@@ -46,7 +46,7 @@ def check_same_image(
     """
     # In float32, from weights that were rounded alike: half precision would hide a fault.
     dtype = next(model.network.parameters()).dtype if as_lora else torch.float32
-    stock = load_pipeline(source if as_lora else str(folder), dtype)
+    stock = load_pipeline(source if as_lora else str(folder), dtype, exact_decoder=True)
     _share(stock, model, as_lora=as_lora)
     with model.as_in_stock(), _full_float32(), computing_in_float32(*_networks(model, stock)):
         if as_lora:

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from safetensors import SafetensorError, safe_open
 
 from nablaflow.errors import UserError
@@ -18,11 +23,14 @@ PREFIX = "model.diffusion_model."
 NO_WEIGHTS = (".yaml", ".yml", ".json", ".jsonl", ".txt", ".md", ".csv", ".py", ".png", ".jpg")
 
 
-def load_single_file(path: Path, dtype: torch.dtype) -> Any:
+def load_single_file(path: Path, dtype: torch.dtype, of_decoder: torch.dtype) -> Any:
     """The Stable Diffusion 1, 2, XL or 3 in a ``.safetensors``, if its configuration is here.
 
     The file has none of its own; diffusers takes that of the published model it resembles from the
     hub's cache on this machine, or from the hub.
+
+    Args:
+        of_decoder: precision of the autoencoder.
 
     Raises:
         UserError: it is another thing, or its configuration could not be downloaded.
@@ -44,9 +52,14 @@ def load_single_file(path: Path, dtype: torch.dtype) -> Any:
     _check_not_quantized(path, kinds)
     _check_whole(path, names)
     kind, options = _kind(path, names)
+    given: dict[str, Any] = {"local_files_only": True}
     try:
+        if of_decoder != dtype:
+            options["vae"] = AutoencoderKL.from_single_file(
+                str(path), torch_dtype=of_decoder, **given
+            )
         return kind.from_single_file(
-            str(path), torch_dtype=dtype, local_files_only=True, feature_extractor=None, **options
+            str(path), torch_dtype=dtype, feature_extractor=None, **given, **options
         )
     except Exception as error:  # the libraries raise many kinds for one cause: no configuration
         reason = " ".join(str(error).split())[:100]

@@ -91,7 +91,7 @@ def of_live(config: Config, pipeline: LivePipeline) -> Config:
 
 
 def load_pretrained(config: Config, given: LivePipeline | None) -> Any:
-    """The pipeline, in the precision of the run.
+    """The pipeline, in the precision of the run; its autoencoder, which measures, in float32.
 
     Raises:
         UserError: it cannot be loaded, or has other weights than the run was begun with.
@@ -99,9 +99,12 @@ def load_pretrained(config: Config, given: LivePipeline | None) -> Any:
     if is_of_files(config.model_hash):
         _check_files(config, given)
     if config.model_hash is None or is_of_files(config.model_hash):
-        return load_pipeline(source_of(config, given), dtype_of(config))
-    pipeline = load_pipeline(as_read(config, given), dtype_of(config))
+        return load_pipeline(source_of(config, given), dtype_of(config), exact_decoder=True)
+    source, dtype = as_read(config, given), dtype_of(config)
+    pipeline = load_pipeline(source, dtype)
     _check_weights(pipeline, config, given)
+    if dtype != torch.float32:
+        pipeline = load_pipeline(source, dtype, exact_decoder=True)
     return pipeline if config.model_quantization is None else in_four_bits(pipeline)
 
 
