@@ -5,18 +5,22 @@
 trains each entrant of `FOUND` with its learning rate and the value of its own setting that were
 nearest to the tilt in `comparison_grid.py`, for two minutes, measures it, finds the strength at
 which its images have the exact tilt's mean reward, and measures it again. Finished runs are not
-run again.
+run again. ``--steps 50`` has all of them, what measures too, take as many steps of the sampler as
+DDPO, DRaFT and AlignProp were published with (ReFL and adjoint matching: 40).
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from nablaflow.comparison import ComparisonStudy, race
+from nablaflow.comparison.entrants import SAMPLER
 from nablaflow.comparison.study import ComparisonCell
 from nablaflow.comparison.writing import write_outcome
+from nablaflow.config.defaults import BANK
 from nablaflow.config.overrides import load_config
 from nablaflow.config.recipe import Config
 from nablaflow.methods.own import load_method
@@ -38,14 +42,20 @@ FOUND: Mapping[str, str | None] = {
 """By entrant, what its search changes of how it competes; None: nothing."""
 
 
+@dataclass(frozen=True)
 class AsFound(ComparisonStudy):
-    """A comparison whose entrants have what their searches found."""
+    """A comparison whose entrants have what their searches found.
+
+    Attributes:
+        steps: of the sampler.
+    """
+
+    steps: int = SAMPLER["steps"]
 
     def config(self, cell: ComparisonCell) -> Config:
         config, change = super().config(cell), FOUND.get(cell.method)
-        if change is None:
-            return config
-        return load_config(None, [change], config.model_dump(mode="json"), load_method)
+        changes = [f"sampler.steps={self.steps}", *([] if change is None else [change])]
+        return load_config(None, changes, config.model_dump(mode="json"), load_method)
 
 
 def main() -> None:
@@ -57,6 +67,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=SAMPLER["steps"])
+    parser.add_argument("--measurements", type=int, default=3)
+    parser.add_argument("--bank", type=int, default=BANK)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/comparison_at_strength"))
     given = parser.parse_args()
     study = AsFound(
@@ -68,7 +81,10 @@ def main() -> None:
         minutes=given.minutes,
         beta=given.beta,
         held_out=given.held_out,
+        bank=given.bank,
+        measurements=given.measurements,
         calibrate=True,
+        steps=given.steps,
     )
     with show() as progress:
         (outcome,) = race(study, progress)
