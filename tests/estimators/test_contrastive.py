@@ -236,4 +236,4 @@ def test_time_and_prompt_reach_the_network():
 def test_few_samples_are_not_learned_by_heart(samples: int, iterations: int):
     """288 in each iteration, and each of the three quarters that are fitted to 150 times."""
     assert contrastive.iterations(samples) == iterations
-    assert contrastive.work(10, samples) == iterations + 10
+    assert contrastive.work(10, samples) == iterations + 10 * contrastive.LEVEL

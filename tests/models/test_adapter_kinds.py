@@ -34,7 +34,7 @@ def policy(
 ) -> PipelineModel:
     torch.manual_seed(0)
     settings = AdapterSettings(**{"rank": 4, "alpha": 3.0, **adapter})
-    pipeline = load_pipeline(str(folder), dtype)
+    pipeline = load_pipeline(str(folder), dtype, exact_decoder=True)
     model = load_model(pipeline, sampler or SamplerSettings(), settings, CPU)
     perturb(model.network, scale=0.1)
     return model

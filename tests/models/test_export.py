@@ -22,7 +22,7 @@ SAME = 1e-4
 def trained(folder: Path, dtype: torch.dtype = torch.float32, **adapter: Any) -> PipelineModel:
     torch.manual_seed(0)
     model = load_model(
-        load_pipeline(str(folder), dtype),
+        load_pipeline(str(folder), dtype, exact_decoder=True),
         SamplerSettings(steps=4),
         AdapterSettings(**adapter),
         torch.device("cpu"),

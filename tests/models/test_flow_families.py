@@ -43,7 +43,7 @@ def load(
         given["guidance_scale"] = GUIDANCE[folder.name]
     torch.manual_seed(0)
     return load_model(
-        load_pipeline(str(folder), dtype),
+        load_pipeline(str(folder), dtype, exact_decoder=True),
         SamplerSettings(**{**given, **sampler}),
         AdapterSettings(**{"rank": 2, **(adapter or {})}),
         CPU,

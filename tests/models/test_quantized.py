@@ -77,7 +77,7 @@ def model_of(
     source: str | LivePipeline | WithLora, dtype: torch.dtype = torch.float32, **sampler: Any
 ) -> PipelineModel:
     settings = SamplerSettings(name="memoryless", **SMALL, **sampler)
-    pipeline = load_pipeline(Quantized(source), dtype)
+    pipeline = load_pipeline(Quantized(source), dtype, exact_decoder=True)
     return load_model(pipeline, settings, AdapterSettings(rank=2), CPU)
 
 
