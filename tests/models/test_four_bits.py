@@ -41,7 +41,7 @@ def layer(rows: int = 24, columns: int = 32, *, bias: bool = True) -> nn.Linear:
     return nn.Linear(columns, rows, bias=bias)
 
 
-@pytest.mark.parametrize("shape", [(24, 32), (64, 128)])
+@pytest.mark.parametrize("shape", [(24, 32), (64, 128), (24, 96), (25, 30), (7, 9)])
 def test_its_weights_are_the_published_levels(shape: tuple[int, int]):
     """The scales are in 8 bits, a hundredth of the largest of them off at most."""
     plain = layer(*shape)

@@ -60,14 +60,16 @@ class Linear4bit(nn.Linear):
         nested = library.QuantState(scale, code=levels, blocksize=BLOCKS, dtype=exact)
         state = library.QuantState(
             self.scales,
-            shape=torch.Size((self.out_features, self.in_features)),
+            # In one row: some kernels take wrong scales where rows are no whole blocks.
+            shape=torch.Size((self.out_features * self.in_features,)),
             blocksize=BLOCK,
             quant_type="nf4",
             dtype=self.precision,
             offset=offset,
             state2=nested,
         )
-        return library.dequantize_4bit(self.weight, state)
+        flat = library.dequantize_4bit(self.weight, state)
+        return flat.view(self.out_features, self.in_features)
 
     def plain(self) -> nn.Linear:
         """A layer of the same weights, each by itself."""
