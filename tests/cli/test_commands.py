@@ -129,7 +129,7 @@ def test_the_exact_tilt_is_of_the_bank_reweighted(run: Path):
     from nablaflow.runs.policy import load_policy
 
     summary = json.loads((run / "summary.json").read_text())
-    (bank,) = (run.parent / "cache").iterdir()
+    (bank,) = (run.parent / "cache").glob("bank-*")
     model, config, _ = load_policy(run)
     prompts = config.prompts
     images = model.decode(load_file(bank)["states"].float())

@@ -45,7 +45,7 @@ def made_once(tiny_model: Path) -> Iterator[None]:
     """
     index = json.loads((tiny_model / "model_index.json").read_text())
     read = load._load
-    whole = LivePipeline(read(str(tiny_model), torch.float32, index, use_safetensors=True))
+    whole = LivePipeline(read(str(tiny_model), *[torch.float32] * 2, index, use_safetensors=True))
 
     def copied(source: str, dtype: torch.dtype, *rest: Any, **options: Any) -> Any:
         here = source == str(tiny_model)
